@@ -1,0 +1,19 @@
+//! upres trains object detectors from scratch by direct detection pre-training (arXiv 2106.03112).
+//!
+//! Dependencies flow one way: `bin → train, eval, report → models → detection, nn → ops → tape → device → tensor`.
+//! Start reading at docs/architecture.md.
+
+pub mod data;
+pub mod detection;
+pub mod device;
+pub mod error;
+pub mod eval;
+pub mod models;
+pub mod nn;
+pub mod ops;
+pub mod report;
+pub mod tape;
+pub mod tensor;
+pub mod train;
+
+pub use error::{Error, Result};

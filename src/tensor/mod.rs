@@ -1,0 +1,3 @@
+//! Tensors: shape, element type, storage; and the counter-based random numbers.
+
+pub mod philox;

@@ -1,1 +1,148 @@
-//! Module device.
+//! Devices: where tensors live and where their memory comes from.
+//!
+//! [`Device::Cpu`] computes; [`Device::Plan`] has shapes and no data: running a step on it gives the step's memory plan.
+//! Ops match the device once, inside the op, with `on_device!`. Nothing above `ops` knows which one it runs on.
+
+mod arena;
+mod plan;
+mod scope;
+
+use std::fmt;
+use std::rc::Rc;
+
+pub use arena::Buf;
+pub use plan::{LiveAtPeak, StepPlan};
+pub use scope::{OpTime, Scope, op_times, profile_enabled, reset_op_times};
+
+use crate::error::Result;
+
+/// Every buffer begins at a multiple of this: a cache line, and the widest vector.
+pub const ALIGN_BYTES: usize = 64;
+
+/// A place for tensors.
+#[derive(Clone)]
+pub enum Device {
+    /// The host: f32 arithmetic with rayon threads.
+    Cpu(Rc<arena::Cpu>),
+    /// Shapes only: records allocations and frees.
+    Plan(Rc<plan::Tracer>),
+}
+
+impl Device {
+    /// A new CPU device with an empty arena.
+    pub fn cpu() -> Device {
+        Device::Cpu(Rc::new(arena::Cpu::default()))
+    }
+
+    /// A new plan device.
+    pub fn plan() -> Device {
+        Device::Plan(Rc::new(plan::Tracer::default()))
+    }
+
+    /// False on the plan device: there is nothing to read or write.
+    pub fn has_data(&self) -> bool {
+        matches!(self, Device::Cpu(_))
+    }
+
+    /// Memory for `bytes`: from the running step's plan, or from the heap outside a step.
+    pub(crate) fn alloc(&self, bytes: usize) -> Result<Buf> {
+        match self {
+            Device::Cpu(cpu) => arena::alloc(cpu, bytes),
+            Device::Plan(tracer) => Ok(plan::alloc(tracer, bytes)),
+        }
+    }
+
+    /// One allocation cut into aligned pieces of the given sizes.
+    pub(crate) fn alloc_split(&self, total: usize, sizes: &[usize]) -> Result<Vec<Buf>> {
+        let whole = Rc::new(self.alloc(total)?);
+        let mut offset = 0;
+        Ok(sizes
+            .iter()
+            .map(|&bytes| {
+                let piece = arena::piece(&whole, offset, bytes);
+                offset += bytes.next_multiple_of(ALIGN_BYTES);
+                piece
+            })
+            .collect())
+    }
+
+    /// Runs one step. On the plan device the step's plan comes back; on the CPU `plan` is followed to the byte: the
+    /// n-th allocation gets the n-th planned offset, and a step that allocates otherwise is an error.
+    ///
+    /// Errors: `Plan` if the step departs from its plan or leaves memory behind; whatever `step` returns.
+    pub fn step<R>(&self, plan: Option<&Rc<StepPlan>>, step: impl FnOnce() -> Result<R>) -> Result<(R, Rc<StepPlan>)> {
+        match self {
+            Device::Cpu(cpu) => {
+                let plan =
+                    plan.ok_or_else(|| crate::Error::Plan { message: "the CPU runs planned steps only".into() })?;
+                let out = arena::run(cpu, plan, step)?;
+                Ok((out, plan.clone()))
+            }
+            Device::Plan(tracer) => plan::trace(tracer, step),
+        }
+    }
+
+    /// Makes the arena at its final size, so that a larger bucket met later never holds two at once.
+    pub fn reserve_arena(&self, bytes: usize) {
+        if let Device::Cpu(cpu) = self {
+            arena::reserve(cpu, bytes);
+        }
+    }
+
+    /// Bytes that live outside steps (parameters, optimizer state, inputs).
+    pub fn persistent_bytes(&self) -> usize {
+        match self {
+            Device::Cpu(cpu) => cpu.persistent_bytes(),
+            Device::Plan(tracer) => tracer.persistent_bytes(),
+        }
+    }
+
+    /// Highest byte of the arena that a step has touched since the arena was made, 0 on the plan device.
+    pub fn arena_high_water(&self) -> usize {
+        match self {
+            Device::Cpu(cpu) => cpu.high_water(),
+            Device::Plan(_) => 0,
+        }
+    }
+
+    /// Names what follows until the guard is dropped: for plans, profiles and errors.
+    pub fn enter(&self, name: &str) -> Scope {
+        let tracer = match self {
+            Device::Cpu(_) => None,
+            Device::Plan(tracer) => Some(tracer.clone()),
+        };
+        Scope::enter(name, tracer)
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Device::Cpu(_) => "cpu",
+            Device::Plan(_) => "plan",
+        })
+    }
+}
+
+/// Same device: same arena.
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Device::Cpu(a), Device::Cpu(b)) => Rc::ptr_eq(a, b),
+            (Device::Plan(a), Device::Plan(b)) => Rc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+/// Dispatches an op: the CPU's expression runs on the CPU; on the plan device nothing is computed (outputs and
+/// workspaces exist already, so their memory is in the plan).
+#[macro_export]
+macro_rules! on_device {
+    ($device:expr, cpu => $cpu:expr) => {
+        match $device {
+            $crate::device::Device::Cpu(_) => $cpu,
+            $crate::device::Device::Plan(_) => {}
+        }
+    };
+}

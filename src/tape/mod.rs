@@ -1,1 +1,273 @@
-//! Module tape.
+//! The autograd tape: creation order is topological order, a rule is a struct, `backward` is one reverse scan that
+//! consumes the tape and frees saved memory as it goes.
+//!
+//! Main types: [`Tape`], [`Var`], [`Param`], [`Backward`].
+
+mod param;
+
+use std::rc::Rc;
+
+pub use param::{Param, Role};
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::ops::elementwise;
+use crate::tensor::Tensor;
+
+/// A tensor and its place on a tape, if it has one. Only [`Tape`] makes them.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Tensor,
+    node: Option<usize>,
+}
+
+impl Var {
+    /// The data.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// Dimensions.
+    pub fn shape(&self) -> &[usize] {
+        self.value.shape()
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        self.value.device()
+    }
+
+    /// True if a gradient will be asked for.
+    pub fn needs_grad(&self) -> bool {
+        self.node.is_some()
+    }
+}
+
+/// How an op's output gradient becomes its inputs' gradients. Holds what the forward pass saved.
+pub trait Backward {
+    /// Name of the op.
+    fn op(&self) -> &'static str;
+    /// Bytes kept alive for the backward pass.
+    fn saved_bytes(&self) -> usize;
+    /// Adds to the gradients of the inputs. `dy` has the output's shape and may be reused if it is unique.
+    fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()>;
+}
+
+enum Kind {
+    Rule(Box<dyn Backward>),
+    Param(Param),
+    Leaf,
+}
+
+struct Node {
+    kind: Kind,
+    inputs: Vec<Option<usize>>,
+    scope: Option<Rc<str>>,
+}
+
+/// Records what a backward pass needs.
+pub struct Tape {
+    device: Device,
+    nodes: Vec<Node>,
+    recording: bool,
+    scopes: Vec<Rc<str>>,
+}
+
+impl Tape {
+    /// A tape that records.
+    pub fn new(device: &Device) -> Tape {
+        Tape { device: device.clone(), nodes: Vec::new(), recording: true, scopes: Vec::new() }
+    }
+
+    /// A tape that records nothing: the same `forward` code, without memory kept for gradients.
+    pub fn inference(device: &Device) -> Tape {
+        Tape { recording: false, ..Tape::new(device) }
+    }
+
+    /// Where ops run.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// False for [`Tape::inference`].
+    pub fn is_recording(&self) -> bool {
+        self.recording
+    }
+
+    /// Names what `f` runs: in the memory plan, in profiles and in errors, forward and backward.
+    pub fn scope<R>(&mut self, name: &str, f: impl FnOnce(&mut Tape) -> R) -> R {
+        let _scope = self.device.enter(name);
+        let path = self.scopes.last().map_or_else(|| name.to_string(), |top| format!("{top}/{name}"));
+        self.scopes.push(path.into());
+        let out = f(self);
+        self.scopes.pop();
+        out
+    }
+
+    fn push(&mut self, kind: Kind, inputs: Vec<Option<usize>>) -> usize {
+        self.nodes.push(Node { kind, inputs, scope: self.scopes.last().cloned() });
+        self.nodes.len() - 1
+    }
+
+    /// A value whose gradient is wanted in [`Grads`].
+    pub fn leaf(&mut self, value: Tensor) -> Var {
+        let node = self.recording.then(|| self.push(Kind::Leaf, Vec::new()));
+        Var { value, node }
+    }
+
+    /// A value without gradient.
+    pub fn constant(&mut self, value: Tensor) -> Var {
+        Var { value, node: None }
+    }
+
+    /// A parameter: a leaf that adds to the parameter's own gradient, or a constant if it is frozen.
+    pub fn param(&mut self, param: &Param) -> Var {
+        let node = (self.recording && param.is_trainable()).then(|| self.push(Kind::Param(param.clone()), Vec::new()));
+        Var { value: param.value(), node }
+    }
+
+    /// The output of a differentiable op. The rule is dropped if no input needs a gradient.
+    pub fn record<const N: usize>(&mut self, inputs: [&Var; N], y: Tensor, rule: impl Backward + 'static) -> Var {
+        self.record_all(&inputs, y, rule)
+    }
+
+    /// As [`Tape::record`], for ops with any number of inputs.
+    pub fn record_all(&mut self, inputs: &[&Var], y: Tensor, rule: impl Backward + 'static) -> Var {
+        if !self.recording || inputs.iter().all(|v| v.node.is_none()) {
+            return Var { value: y, node: None };
+        }
+        let node = self.push(Kind::Rule(Box::new(rule)), inputs.iter().map(|v| v.node).collect());
+        Var { value: y, node: Some(node) }
+    }
+
+    /// The output of an op without gradient.
+    ///
+    /// Errors: `NotDifferentiable` if a gradient is due for an input; say [`Tape::detach`] where that is meant.
+    pub fn record_no_grad(&mut self, op: &'static str, inputs: &[&Var], y: Tensor) -> Result<Var> {
+        if self.recording && inputs.iter().any(|v| v.node.is_some()) {
+            return Err(Error::NotDifferentiable { op });
+        }
+        Ok(Var { value: y, node: None })
+    }
+
+    /// The same value without its place on the tape: gradients stop here.
+    pub fn detach(&self, v: &Var) -> Var {
+        Var { value: v.value.clone(), node: None }
+    }
+
+    /// True if the rule of an op on these inputs will be kept: an op may skip what only its gradient needs.
+    pub fn will_record(&self, inputs: &[&Var]) -> bool {
+        self.recording && inputs.iter().any(|v| v.node.is_some())
+    }
+
+    /// Bytes kept for the backward pass, shared tensors counted once for each rule that holds them.
+    pub fn saved_bytes(&self) -> usize {
+        self.nodes.iter().map(|n| if let Kind::Rule(r) = &n.kind { r.saved_bytes() } else { 0 }).sum()
+    }
+
+    /// Runs the rules in reverse from `roots`, each with its gradient. Parameters' gradients are added to the parameters,
+    /// leaves' come back.
+    pub fn backward(self, roots: Vec<(Var, Tensor)>) -> Result<Grads> {
+        let mut nodes = self.nodes;
+        let mut grads: Vec<Option<Tensor>> = Vec::new();
+        grads.resize_with(nodes.len(), || None);
+        let mut leaves = Vec::new();
+        let all = self.device.enter("backward");
+        for (var, dy) in roots {
+            dy.expect_shape("backward: gradient of the root", var.shape())?;
+            if let Some(n) = var.node {
+                accumulate(&mut grads[n], dy)?;
+            }
+        }
+        while let Some(node) = nodes.pop() {
+            let Some(dy) = grads.pop().flatten() else { continue };
+            match node.kind {
+                Kind::Rule(rule) => {
+                    let _module = node.scope.as_ref().map(|s| self.device.enter(s));
+                    let _op = self.device.enter(rule.op());
+                    let mut sink = Sink { inputs: &node.inputs, nodes: &nodes, grads: &mut grads };
+                    rule.backward(dy, &mut sink)?;
+                }
+                Kind::Leaf => leaves.push((nodes.len(), dy)),
+                Kind::Param(p) => p.accumulate(&dy)?,
+            }
+        }
+        drop(all);
+        Ok(Grads(leaves))
+    }
+}
+
+fn accumulate(slot: &mut Option<Tensor>, g: Tensor) -> Result<()> {
+    *slot = Some(match slot.take() {
+        None => g,
+        Some(mut old) if old.is_unique() => {
+            elementwise::add_assign(&mut old, &g)?;
+            old
+        }
+        Some(old) if g.is_unique() => {
+            let mut g = g;
+            elementwise::add_assign(&mut g, &old)?;
+            g
+        }
+        Some(old) => {
+            let mut sum = Tensor::empty(old.device(), old.shape(), old.dtype())?;
+            elementwise::copy(&mut sum, &old)?;
+            elementwise::add_assign(&mut sum, &g)?;
+            sum
+        }
+    });
+    Ok(())
+}
+
+/// Gradients of the leaves made by [`Tape::leaf`].
+pub struct Grads(Vec<(usize, Tensor)>);
+
+impl Grads {
+    /// The gradient of a leaf; none if the roots do not depend on it.
+    pub fn get(&self, leaf: &Var) -> Option<&Tensor> {
+        let n = leaf.node?;
+        self.0.iter().find(|(m, _)| *m == n).map(|(_, g)| g)
+    }
+}
+
+/// Where a rule puts its inputs' gradients.
+pub struct Sink<'a> {
+    inputs: &'a [Option<usize>],
+    nodes: &'a [Node],
+    grads: &'a mut Vec<Option<Tensor>>,
+}
+
+impl Sink<'_> {
+    /// True if the gradient of input `i` is wanted.
+    pub fn needs(&self, i: usize) -> bool {
+        self.inputs.get(i).is_some_and(|n| n.is_some())
+    }
+
+    /// Adds to the gradient of input `i`; dropped if it is not wanted. The first gradient is moved, later ones are
+    /// added in place.
+    pub fn add(&mut self, i: usize, g: Tensor) -> Result<()> {
+        let Some(n) = self.inputs[i] else { return Ok(()) };
+        if let Kind::Param(p) = &self.nodes[n].kind {
+            return p.accumulate(&g);
+        }
+        accumulate(&mut self.grads[n], g)
+    }
+
+    /// Lets `f` write the gradient of input `i` where it belongs: `f(target, accumulate)` overwrites the target, or adds to
+    /// it if `accumulate`. For a parameter the target is the parameter's gradient itself. Skipped if it is not wanted.
+    pub fn write(
+        &mut self,
+        i: usize,
+        device: &Device,
+        shape: &[usize],
+        f: impl FnOnce(&mut Tensor, bool) -> Result<()>,
+    ) -> Result<()> {
+        let Some(n) = self.inputs[i] else { return Ok(()) };
+        if let Kind::Param(p) = &self.nodes[n].kind {
+            return p.write_grad(f);
+        }
+        let mut g = Tensor::empty(device, shape, crate::tensor::DType::F32)?;
+        f(&mut g, false)?;
+        accumulate(&mut self.grads[n], g)
+    }
+}

@@ -1,3 +1,260 @@
-//! Tensors: shape, element type, storage; and the counter-based random numbers.
+//! Tensors: a shape, an element type and a shared, contiguous buffer on a device. Data only; gradients are the tape's.
+//!
+//! Not for arithmetic (that is `ops`). Main type: [`Tensor`].
 
+mod dtype;
 pub mod philox;
+
+use std::fmt;
+use std::rc::Rc;
+
+pub use dtype::{DType, Element};
+
+use crate::device::{Buf, Device};
+use crate::error::{Error, Result};
+
+/// A contiguous, row-major array. Cloning shares the buffer; writing needs the only reference to it.
+#[derive(Clone)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    dtype: DType,
+    device: Device,
+    buf: Rc<Buf>,
+    /// First element of this view, in bytes.
+    offset: usize,
+}
+
+impl Tensor {
+    /// An uninitialised tensor: in a step its memory comes from the planned arena, otherwise from the heap.
+    ///
+    /// Errors: `Plan` if the running step was planned with another allocation at this place.
+    pub fn empty(device: &Device, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let bytes = shape.iter().product::<usize>() * dtype.bytes();
+        let buf = Rc::new(device.alloc(bytes)?);
+        Ok(Tensor { shape: shape.to_vec(), dtype, device: device.clone(), buf, offset: 0 })
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(device: &Device, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let mut t = Tensor::empty(device, shape, dtype)?;
+        t.fill_bytes(0);
+        Ok(t)
+    }
+
+    /// A tensor with the given contents. On the plan device the contents are dropped.
+    pub fn from_slice<T: Element>(device: &Device, shape: &[usize], data: &[T]) -> Result<Tensor> {
+        let n: usize = shape.iter().product();
+        if n != data.len() {
+            return Err(Error::Shape {
+                what: "from_slice".into(),
+                want: format!("{} elements", data.len()),
+                got: shape.to_vec(),
+            });
+        }
+        let mut t = Tensor::empty(device, shape, T::DTYPE)?;
+        t.write(data);
+        Ok(t)
+    }
+
+    /// Overwrites the contents from host memory. Nothing happens on the plan device.
+    ///
+    /// # Panics
+    /// If the lengths differ or the buffer is shared.
+    pub fn write<T: Element>(&mut self, data: &[T]) {
+        if self.device.has_data() {
+            self.slice_mut::<T>().copy_from_slice(data);
+        }
+    }
+
+    fn fill_bytes(&mut self, byte: u8) {
+        if self.device.has_data() {
+            let n = self.bytes();
+            Rc::get_mut(&mut self.buf).expect("tensor: writing to a shared buffer").bytes_mut()[self.offset..][..n]
+                .fill(byte);
+        }
+    }
+
+    /// Dimensions.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Dimension `i`.
+    pub fn dim(&self, i: usize) -> usize {
+        self.shape[i]
+    }
+
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Size of the contents.
+    pub fn bytes(&self) -> usize {
+        self.numel() * self.dtype.bytes()
+    }
+
+    /// Where the contents live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// True if no other tensor shares the buffer, so that it may be written in place.
+    pub fn is_unique(&self) -> bool {
+        Rc::strong_count(&self.buf) == 1
+    }
+
+    /// The elements.
+    ///
+    /// # Panics
+    /// If `T` is not the element type or the tensor is on the plan device: both are checked where the op dispatches.
+    pub fn slice<T: Element>(&self) -> &[T] {
+        assert_eq!(T::DTYPE, self.dtype, "tensor: read as another element type");
+        bytemuck::cast_slice(&self.buf.bytes()[self.offset..][..self.bytes()])
+    }
+
+    /// The elements, to be written.
+    ///
+    /// # Panics
+    /// As [`Tensor::slice`], and if the buffer is shared.
+    pub fn slice_mut<T: Element>(&mut self) -> &mut [T] {
+        assert_eq!(T::DTYPE, self.dtype, "tensor: written as another element type");
+        let (offset, n) = (self.offset, self.bytes());
+        let buf = Rc::get_mut(&mut self.buf).expect("tensor: writing to a shared buffer");
+        bytemuck::cast_slice_mut(&mut buf.bytes_mut()[offset..][..n])
+    }
+
+    /// [`Tensor::slice`] of f32.
+    pub fn f32s(&self) -> &[f32] {
+        self.slice()
+    }
+
+    /// [`Tensor::slice_mut`] of f32.
+    pub fn f32s_mut(&mut self) -> &mut [f32] {
+        self.slice_mut()
+    }
+
+    /// [`Tensor::slice`] of i32.
+    pub fn i32s(&self) -> &[i32] {
+        self.slice()
+    }
+
+    /// [`Tensor::slice_mut`] of i32.
+    pub fn i32s_mut(&mut self) -> &mut [i32] {
+        self.slice_mut()
+    }
+
+    /// The same elements under another shape; shares the buffer.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
+        if shape.iter().product::<usize>() != self.numel() {
+            return Err(Error::Shape {
+                what: "reshape".into(),
+                want: format!("{} elements", self.numel()),
+                got: shape.to_vec(),
+            });
+        }
+        let mut t = self.clone();
+        t.shape = shape.to_vec();
+        Ok(t)
+    }
+
+    /// Rows `start..start + len` of the first dimension; shares the buffer.
+    pub fn narrow(&self, start: usize, len: usize) -> Result<Tensor> {
+        if self.shape.is_empty() || start + len > self.shape[0] {
+            return Err(Error::Shape {
+                what: "narrow".into(),
+                want: format!("at least {} rows", start + len),
+                got: self.shape.clone(),
+            });
+        }
+        let row = self.bytes() / self.shape[0].max(1);
+        let mut t = self.clone();
+        t.shape[0] = len;
+        t.offset += start * row;
+        Ok(t)
+    }
+
+    /// Splits one zeroed buffer into tensors of the given shapes, each writable on its own: parameters' gradients live so.
+    pub fn flat(device: &Device, shapes: &[Vec<usize>], dtype: DType) -> Result<Vec<Tensor>> {
+        const ALIGN: usize = crate::device::ALIGN_BYTES;
+        let sizes: Vec<usize> = shapes.iter().map(|s| s.iter().product::<usize>() * dtype.bytes()).collect();
+        let total: usize = sizes.iter().map(|b| b.next_multiple_of(ALIGN)).sum();
+        let bufs = device.alloc_split(total, &sizes)?;
+        let mut out = Vec::with_capacity(shapes.len());
+        for (shape, buf) in shapes.iter().zip(bufs) {
+            let mut t = Tensor { shape: shape.clone(), dtype, device: device.clone(), buf: Rc::new(buf), offset: 0 };
+            t.fill_bytes(0);
+            out.push(t);
+        }
+        Ok(out)
+    }
+
+    /// Err if the shape is not `want`.
+    pub fn expect_shape(&self, what: &str, want: &[usize]) -> Result<()> {
+        if self.shape == want {
+            return Ok(());
+        }
+        Err(Error::Shape { what: what.into(), want: format!("{want:?}"), got: self.shape.clone() })
+    }
+
+    /// The dimensions as an array. Err if there are not `R` of them.
+    pub fn dims<const R: usize>(&self, what: &str) -> Result<[usize; R]> {
+        <[usize; R]>::try_from(self.shape.as_slice()).map_err(|_| Error::Shape {
+            what: what.into(),
+            want: format!("{R} dimensions"),
+            got: self.shape.clone(),
+        })
+    }
+
+    /// Err if the element type is not `want`.
+    pub fn expect_dtype(&self, what: &str, want: DType) -> Result<()> {
+        if self.dtype == want {
+            return Ok(());
+        }
+        Err(Error::Dtype { what: what.into(), want: want.name().into(), got: self.dtype.name().into() })
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:?}", self.dtype.name(), self.shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrow_and_reshape_share_the_buffer() {
+        let dev = Device::cpu();
+        let t = Tensor::from_slice(&dev, &[3, 2], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+        let r = t.narrow(1, 2).unwrap();
+        assert_eq!(r.f32s(), &[3.0, 4.0, 5.0, 6.0]);
+        assert_eq!(r.reshape(&[4]).unwrap().f32s(), r.f32s());
+        assert!(!t.is_unique());
+        assert!(t.narrow(2, 2).is_err() && t.reshape(&[5]).is_err());
+    }
+
+    #[test]
+    fn flat_tensors_are_disjoint_and_zero() {
+        let dev = Device::cpu();
+        let mut ts = Tensor::flat(&dev, &[vec![3], vec![0], vec![2, 2]], DType::F32).unwrap();
+        ts[0].f32s_mut().fill(1.0);
+        assert!(ts[1].f32s().is_empty());
+        assert_eq!(ts[2].f32s(), &[0.0; 4]);
+    }
+
+    #[test]
+    #[should_panic(expected = "shared buffer")]
+    fn a_shared_buffer_cannot_be_written() {
+        let mut t = Tensor::zeros(&Device::cpu(), &[2], DType::F32).unwrap();
+        let _other = t.clone();
+        t.f32s_mut()[0] = 1.0;
+    }
+}

@@ -1,0 +1,227 @@
+//! Memory of the CPU device: heap buffers outside a step, planned offsets of one arena inside it.
+
+use std::alloc::{self, Layout};
+use std::cell::{Cell, RefCell};
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use super::plan::{StepPlan, Tracer};
+use super::{ALIGN_BYTES, scope};
+use crate::error::{Error, Result};
+
+/// State of the CPU device.
+#[derive(Default)]
+pub struct Cpu {
+    arena: RefCell<Option<Rc<Block>>>,
+    running: RefCell<Option<Running>>,
+    live: Cell<usize>,
+    high_water: Cell<usize>,
+    persistent: Rc<Cell<usize>>,
+}
+
+struct Running {
+    plan: Rc<StepPlan>,
+    next: usize,
+    arena: Rc<Block>,
+}
+
+impl Cpu {
+    pub(super) fn persistent_bytes(&self) -> usize {
+        self.persistent.get()
+    }
+
+    pub(super) fn high_water(&self) -> usize {
+        self.high_water.get()
+    }
+}
+
+/// One heap allocation.
+struct Block {
+    ptr: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Block {
+    fn new(bytes: usize) -> Block {
+        let layout =
+            Layout::from_size_align(bytes.max(1), ALIGN_BYTES).expect("arena: size overflows the address space");
+        // SAFETY: the layout's size is at least 1 (line above), as `alloc::alloc` demands.
+        let raw = unsafe { alloc::alloc(layout) };
+        let Some(ptr) = NonNull::new(raw) else { alloc::handle_alloc_error(layout) };
+        Block { ptr, layout }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: `ptr` came from `alloc::alloc` with this very layout in `new`, and is freed once, here.
+        unsafe { alloc::dealloc(self.ptr.as_ptr(), self.layout) }
+    }
+}
+
+/// Contiguous memory of a tensor; returns to where it came from when dropped.
+pub struct Buf {
+    ptr: NonNull<u8>,
+    bytes: usize,
+    home: Home,
+}
+
+enum Home {
+    Heap { _block: Block, persistent: Rc<Cell<usize>> },
+    Arena { cpu: Rc<Cpu>, _arena: Rc<Block> },
+    Plan { tracer: Rc<Tracer>, id: Option<usize> },
+    Piece(#[allow(dead_code, reason = "keeps the memory alive")] Rc<Buf>),
+}
+
+impl Buf {
+    pub(super) fn planned(tracer: Rc<Tracer>, id: Option<usize>, bytes: usize) -> Buf {
+        Buf { ptr: NonNull::dangling(), bytes, home: Home::Plan { tracer, id } }
+    }
+
+    fn is_planned(&self) -> bool {
+        match &self.home {
+            Home::Plan { .. } => true,
+            Home::Piece(whole) => whole.is_planned(),
+            _ => false,
+        }
+    }
+
+    /// The contents.
+    ///
+    /// # Panics
+    /// On the plan device, which has no contents.
+    pub fn bytes(&self) -> &[u8] {
+        assert!(!self.is_planned(), "device: the plan device has no data to read");
+        // SAFETY: `ptr` is valid for `bytes` for as long as `home` lives: `alloc` and `piece` checked the range against the
+        // block, u8 has no invalid values and the blocks were written by `fresh`. Exclusive writers hold `&mut Buf`.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.bytes) }
+    }
+
+    /// The contents, to be written.
+    ///
+    /// # Panics
+    /// On the plan device.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        assert!(!self.is_planned(), "device: the plan device has no data to write");
+        // SAFETY: as `bytes`; and no other Buf covers this range: planned lifetimes that meet in time never overlap in
+        // space (checked by `StepPlan::verify`), and pieces of one block are disjoint by construction in `alloc_split`.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        match &self.home {
+            Home::Heap { persistent, .. } => persistent.set(persistent.get() - self.bytes),
+            Home::Arena { cpu, .. } => cpu.live.set(cpu.live.get() - 1),
+            Home::Plan { tracer, id } => tracer.free(*id, self.bytes),
+            Home::Piece(_) => {}
+        }
+    }
+}
+
+/// Memory outside or inside a step.
+pub(super) fn alloc(cpu: &Rc<Cpu>, bytes: usize) -> Result<Buf> {
+    let mut running = cpu.running.borrow_mut();
+    let Some(run) = running.as_mut() else {
+        let block = Block::new(bytes);
+        cpu.persistent.set(cpu.persistent.get() + bytes);
+        let home = Home::Heap { persistent: cpu.persistent.clone(), _block: block };
+        let Home::Heap { _block: block, .. } = &home else { unreachable!("just made") };
+        return Ok(fresh(block.ptr, bytes, home));
+    };
+    let n = run.next;
+    let planned = run.plan.allocs.get(n).filter(|a| a.bytes == bytes).ok_or_else(|| Error::Plan {
+        message: format!(
+            "the step departs from its plan at allocation {n} in {}: it wants {bytes} bytes, planned {}",
+            scope::current(),
+            run.plan.allocs.get(n).map_or("none".into(), |a| format!("{} in {}", a.bytes, a.scope)),
+        ),
+    })?;
+    run.next += 1;
+    assert!(planned.offset + bytes <= run.arena.layout.size(), "arena: a plan larger than its arena");
+    // SAFETY: offset + bytes lies inside the arena's block, asserted on the line above.
+    let ptr = unsafe { run.arena.ptr.add(planned.offset) };
+    cpu.live.set(cpu.live.get() + 1);
+    cpu.high_water.set(cpu.high_water.get().max(planned.offset + bytes));
+    let home = Home::Arena { cpu: cpu.clone(), _arena: run.arena.clone() };
+    Ok(fresh(ptr, bytes, home))
+}
+
+/// Fresh memory holds a signalling pattern in debug builds, so that reading before writing shows as NaN. In release
+/// builds it holds whatever an earlier tensor left there (initialised memory: the arena is zeroed once when it is made).
+fn fresh(ptr: NonNull<u8>, bytes: usize, home: Home) -> Buf {
+    let poison = match &home {
+        Home::Heap { .. } => true,
+        _ => cfg!(debug_assertions) || scope::poison_enabled(),
+    };
+    if poison {
+        // SAFETY: `ptr` is valid for `bytes` writes: `alloc` made or checked the range just before.
+        unsafe { ptr.as_ptr().write_bytes(0xFF, bytes) };
+    }
+    Buf { ptr, bytes, home }
+}
+
+/// Bytes `offset..offset + bytes` of `whole`.
+pub(super) fn piece(whole: &Rc<Buf>, offset: usize, bytes: usize) -> Buf {
+    assert!(offset + bytes <= whole.bytes, "arena: a piece beyond its block");
+    // SAFETY: inside the block, asserted above (a dangling planned pointer is never read: `is_planned`); wrapping_add
+    // keeps even that case defined.
+    let ptr = NonNull::new(whole.ptr.as_ptr().wrapping_add(offset)).expect("arena: a null piece");
+    Buf { ptr, bytes, home: Home::Piece(whole.clone()) }
+}
+
+/// Runs a step under its plan.
+pub(super) fn run<R>(cpu: &Rc<Cpu>, plan: &Rc<StepPlan>, step: impl FnOnce() -> Result<R>) -> Result<R> {
+    if cpu.running.borrow().is_some() {
+        return Err(Error::Plan { message: "a step inside a step".into() });
+    }
+    let arena = {
+        let mut slot = cpu.arena.borrow_mut();
+        let large_enough = slot.as_ref().is_some_and(|a| a.layout.size() >= plan.peak_bytes);
+        if !large_enough {
+            *slot = None; // free the old one first: two arenas at once would not be the plan
+            let block = Block::new(plan.peak_bytes);
+            // SAFETY: the block was just made with at least `peak_bytes` bytes.
+            unsafe { block.ptr.as_ptr().write_bytes(0, plan.peak_bytes) };
+            *slot = Some(Rc::new(block));
+            cpu.high_water.set(0);
+        }
+        slot.clone().expect("arena: made above")
+    };
+    *cpu.running.borrow_mut() = Some(Running { plan: plan.clone(), next: 0, arena });
+    let guard = StepGuard(cpu);
+    let out = step()?;
+    let done = cpu.running.borrow().as_ref().map_or(0, |r| r.next);
+    drop(guard);
+    if done != plan.allocs.len() {
+        return Err(Error::Plan {
+            message: format!("the step made {done} allocations, planned {}", plan.allocs.len()),
+        });
+    }
+    if cpu.live.get() != 0 {
+        return Err(Error::Plan { message: format!("the step left {} buffers behind", cpu.live.get()) });
+    }
+    Ok(out)
+}
+
+/// Ends the step also when it fails.
+struct StepGuard<'a>(&'a Cpu);
+
+impl Drop for StepGuard<'_> {
+    fn drop(&mut self) {
+        *self.0.running.borrow_mut() = None;
+    }
+}
+
+/// Makes the arena at once at its final size, so that growing never holds two.
+pub(super) fn reserve(cpu: &Cpu, bytes: usize) {
+    let mut slot = cpu.arena.borrow_mut();
+    if slot.as_ref().is_none_or(|a| a.layout.size() < bytes) {
+        *slot = None;
+        let block = Block::new(bytes);
+        // SAFETY: the block was just made with at least `bytes` bytes.
+        unsafe { block.ptr.as_ptr().write_bytes(0, bytes) };
+        *slot = Some(Rc::new(block));
+    }
+}

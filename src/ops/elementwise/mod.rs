@@ -1,0 +1,30 @@
+//! Elementwise helpers of the tape and the optimizer: add in place, copy, fill. Not ops of a model: they have no gradient.
+
+mod cpu;
+
+use crate::error::Result;
+use crate::on_device;
+use crate::tensor::{DType, Tensor};
+
+/// `y += x`, f32, same shape.
+pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
+    x.expect_shape("add_assign", y.shape())?;
+    x.expect_dtype("add_assign", DType::F32)?;
+    on_device!(x.device(), cpu => cpu::add_assign(y.f32s_mut(), x.f32s()));
+    Ok(())
+}
+
+/// `y = x`, f32, same shape.
+pub fn copy(y: &mut Tensor, x: &Tensor) -> Result<()> {
+    x.expect_shape("copy", y.shape())?;
+    x.expect_dtype("copy", DType::F32)?;
+    on_device!(x.device(), cpu => cpu::copy(y.f32s_mut(), x.f32s()));
+    Ok(())
+}
+
+/// `y = value`, f32.
+pub fn fill(y: &mut Tensor, value: f32) -> Result<()> {
+    y.expect_dtype("fill", DType::F32)?;
+    on_device!(y.device().clone(), cpu => y.f32s_mut().fill(value));
+    Ok(())
+}

@@ -1,1 +1,3 @@
-//! Module train.
+//! Training: the recipe, its stages, the schedule, checkpoints, the run directory and the log.
+
+pub mod recipe;

@@ -3,8 +3,12 @@
 //! An op allocates its outputs and workspaces in `mod.rs`, then dispatches; so the plan device, which computes nothing,
 //! sees the same allocations as the CPU. docs/adding_an_op.md walks through one.
 
+pub mod batch_norm_relu;
+pub mod concat_rows;
 pub mod elementwise;
+pub mod image_normalize;
 pub mod max_pool;
+pub mod upsample_add;
 
 /// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
 #[derive(Clone, Copy, Debug)]
@@ -25,4 +29,5 @@ pub enum Gradient {
 }
 
 /// All ops.
-pub const OPS: &[OpInfo] = &[max_pool::INFO];
+pub const OPS: &[OpInfo] =
+    &[batch_norm_relu::INFO, concat_rows::INFO, image_normalize::INFO, max_pool::INFO, upsample_add::INFO];

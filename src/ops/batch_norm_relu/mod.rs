@@ -1,0 +1,194 @@
+//! Batch normalisation with the residual sum and the ReLU that follow it, in one op.
+
+mod cpu;
+
+use super::{Gradient, OpInfo};
+use crate::error::{Error, Result};
+use crate::on_device;
+use crate::tape::{Backward, Param, Sink, Tape, Var};
+use crate::tensor::{DType, Tensor};
+
+/// Registry entry.
+pub const INFO: OpInfo = OpInfo { name: "batch_norm_relu", gradient: Gradient::Yes };
+
+/// Where mean and variance come from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BnMode {
+    /// From the batch; the running statistics move by `momentum` towards it (the variance unbiased).
+    Train {
+        /// Share of the new batch, 0.1 in torch.
+        momentum: f32,
+    },
+    /// From the running statistics, which stay as they are: fine-tuning with frozen batch norm, and evaluation.
+    Frozen,
+}
+
+/// `y = relu((x - mean) * rstd * gamma + beta + residual)` over N, H, W; residual and ReLU are optional.
+///
+/// Shapes: x, residual, y `[N,H,W,C]` f32; gamma, beta, running mean and variance `[C]` f32.
+/// Saves: x, y (for the ReLU's mask; the next op keeps it anyway), mean and rstd `[C]`. Frozen without a gradient for gamma
+/// and beta: y and `[C]` only.
+/// Gradient: x, gamma, beta, residual; written over the incoming gradient and over x where nobody else holds them.
+/// Cost: training reads x twice and writes y, backward reads dy, x, y twice and writes dx; frozen one pass each; memory-bound.
+/// Errors: `Shape`; `Value` for training on one value a channel, whose variance is 0.
+/// Reference: Ioffe and Szegedy 2015, algorithm 1; running statistics as torch.nn.BatchNorm2d.
+pub fn batch_norm_relu(
+    tape: &mut Tape,
+    x: &Var,
+    gamma: &Var,
+    beta: &Var,
+    running: (&Param, &Param),
+    mode: BnMode,
+    eps: f32,
+    residual: Option<&Var>,
+    relu: bool,
+) -> Result<Var> {
+    let device = x.device();
+    let _op = device.enter("batch_norm_relu");
+    let [n, h, w, c] = x.value().dims("batch_norm_relu: x")?;
+    x.value().expect_dtype("batch_norm_relu: x", DType::F32)?;
+    gamma.value().expect_shape("batch_norm_relu: gamma", &[c])?;
+    beta.value().expect_shape("batch_norm_relu: beta", &[c])?;
+    running.0.value().expect_shape("batch_norm_relu: running mean", &[c])?;
+    running.1.value().expect_shape("batch_norm_relu: running variance", &[c])?;
+    if let Some(r) = residual {
+        r.value().expect_shape("batch_norm_relu: residual", x.shape())?;
+        r.value().expect_dtype("batch_norm_relu: residual", DType::F32)?;
+    }
+    let split = cpu::Split::new(n * h * w, c);
+    let mut y = Tensor::empty(device, x.shape(), DType::F32)?;
+    let mut stats = Tensor::empty(device, &[2, c], DType::F32)?;
+    match mode {
+        BnMode::Train { .. } if split.m == 1 => {
+            return Err(Error::value(
+                "batch_norm_relu",
+                format!("one value a channel in {:?} has no variance: use more images or freeze batch norm", x.shape()),
+            ));
+        }
+        BnMode::Train { momentum } => {
+            let mut partial = Tensor::empty(device, &[split.chunks(), 3, split.wide], DType::F32)?;
+            let (mut mean, mut var) = (running.0.value_mut(), running.1.value_mut());
+            on_device!(device, cpu => cpu::batch_stats(
+                stats.f32s_mut(), mean.f32s_mut(), var.f32s_mut(), partial.f32s_mut(), x.value().f32s(), momentum, eps, &split));
+        }
+        BnMode::Frozen => {
+            let (mean, var) = (running.0.value(), running.1.value());
+            on_device!(device, cpu => cpu::running_stats(stats.f32s_mut(), mean.f32s(), var.f32s(), eps));
+        }
+    }
+    let mut coef = Tensor::empty(device, &[3, split.wide], DType::F32)?;
+    on_device!(device, cpu => {
+        cpu::forward_coef(coef.f32s_mut(), stats.f32s(), gamma.value().f32s(), beta.value().f32s(), &split);
+        cpu::forward(y.f32s_mut(), x.value().f32s(), residual.map(|r| r.value().f32s()), relu, coef.f32s(), &split);
+    });
+    drop(coef);
+    let inputs = [x, gamma, beta, residual.unwrap_or(x)];
+    let inputs = if residual.is_some() { &inputs[..] } else { &inputs[..3] };
+    if !tape.will_record(inputs) {
+        return Ok(tape.constant(y));
+    }
+    let train = matches!(mode, BnMode::Train { .. });
+    let affine = gamma.needs_grad() || beta.needs_grad();
+    let rule = BatchNormReluBwd {
+        x: (train || affine).then(|| x.value().clone()),
+        y: relu.then(|| y.clone()),
+        gamma: gamma.value().clone(),
+        stats,
+        train,
+        split,
+    };
+    Ok(tape.record_all(inputs, y, rule))
+}
+
+struct BatchNormReluBwd {
+    x: Option<Tensor>,
+    y: Option<Tensor>,
+    gamma: Tensor,
+    stats: Tensor,
+    train: bool,
+    split: cpu::Split,
+}
+
+impl Backward for BatchNormReluBwd {
+    fn op(&self) -> &'static str {
+        "batch_norm_relu"
+    }
+
+    fn saved_bytes(&self) -> usize {
+        let tensor = |t: &Option<Tensor>| t.as_ref().map_or(0, Tensor::bytes);
+        tensor(&self.x) + tensor(&self.y) + self.stats.bytes()
+    }
+
+    fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
+        let BatchNormReluBwd { x, y, gamma, stats, train, split } = *self;
+        let (device, shape) = (dy.device().clone(), dy.shape().to_vec());
+        let (needs_x, needs_residual) = (sink.needs(0), sink.needs(3));
+        let y_values = || y.as_ref().map(Tensor::f32s);
+        let mut coef = Tensor::empty(&device, &[4, split.wide], DType::F32)?;
+
+        let reduced = x.as_ref().filter(|_| sink.needs(1) || sink.needs(2) || (train && needs_x));
+        if let Some(x) = reduced {
+            let mut sums = Tensor::empty(&device, &[2, split.c], DType::F32)?;
+            let mut partial = Tensor::empty(&device, &[split.chunks(), 2, split.wide], DType::F32)?;
+            on_device!(&device, cpu => {
+                cpu::reduce(partial.f32s_mut(), dy.f32s(), x.f32s(), y_values(), stats.f32s(), coef.f32s_mut(), &split);
+                cpu::fold(sums.f32s_mut(), partial.f32s(), &split);
+            });
+            drop(partial);
+            for i in 0..2 {
+                sink.write(1 + i, &device, &[split.c], |target, add| {
+                    on_device!(&device, cpu => cpu::put(target.f32s_mut(), &sums.f32s()[i * split.c..][..split.c], add));
+                    Ok(())
+                })?;
+            }
+            on_device!(&device, cpu => cpu::backward_coef(
+                coef.f32s_mut(), stats.f32s(), gamma.f32s(), train.then(|| sums.f32s()), &split));
+        } else {
+            on_device!(&device, cpu => cpu::backward_coef(coef.f32s_mut(), stats.f32s(), gamma.f32s(), None, &split));
+        }
+
+        match (needs_x, needs_residual, x) {
+            (false, false, _) => Ok(()),
+            (true, false, Some(x)) if train => {
+                let (mut dx, dy) = own(dy)?;
+                on_device!(&device, cpu => cpu::backward_train(
+                    dx.f32s_mut(), dy.as_ref().map(Tensor::f32s), x.f32s(), y_values(), coef.f32s(), &split));
+                sink.add(0, dx)
+            }
+            (true, true, Some(x)) if train => {
+                let (mut dresidual, dy) = own(dy)?;
+                let (mut dx, x) = own(x)?;
+                on_device!(&device, cpu => cpu::backward_train_residual(
+                    dresidual.f32s_mut(), dy.as_ref().map(Tensor::f32s), dx.f32s_mut(), x.as_ref().map(Tensor::f32s),
+                    y_values(), coef.f32s(), &split));
+                sink.add(0, dx)?;
+                sink.add(3, dresidual)
+            }
+            (true, false, _) => {
+                let (mut dx, dy) = own(dy)?;
+                on_device!(&device, cpu => cpu::backward_frozen(
+                    dx.f32s_mut(), dy.as_ref().map(Tensor::f32s), y_values(), coef.f32s(), &split));
+                sink.add(0, dx)
+            }
+            (needs_x, true, _) => {
+                let (mut dresidual, dy) = own(dy)?;
+                let mut dx = needs_x.then(|| Tensor::empty(&device, &shape, DType::F32)).transpose()?;
+                on_device!(&device, cpu => cpu::backward_frozen_residual(
+                    dresidual.f32s_mut(), dy.as_ref().map(Tensor::f32s), dx.as_mut().map(Tensor::f32s_mut),
+                    y_values(), coef.f32s(), &split));
+                if let Some(dx) = dx {
+                    sink.add(0, dx)?;
+                }
+                sink.add(3, dresidual)
+            }
+        }
+    }
+}
+
+/// A tensor to be overwritten: `t` itself if nobody else holds it, else a fresh one and `t` to be copied from.
+fn own(t: Tensor) -> Result<(Tensor, Option<Tensor>)> {
+    if t.is_unique() {
+        return Ok((t, None));
+    }
+    Ok((Tensor::empty(t.device(), t.shape(), t.dtype())?, Some(t)))
+}

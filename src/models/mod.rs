@@ -1,3 +1,5 @@
-//! Models: what a recipe's `[model]` table describes, and the networks built from it.
+//! Detectors, each readable like its paper's figure.
 
 pub mod config;
+
+pub use config::ModelConfig;

@@ -1,1 +1,9 @@
-//! Module nn.
+//! Layers: parameters with names, initial values and the op they feed. Each layer is a plain struct with a `forward`.
+//!
+//! Names and layouts: those of mmdetection's state dict, weights in `[O,KH,KW,I]`.
+
+mod init;
+mod store;
+
+pub use init::Init;
+pub use store::{Builder, ParamStore};

@@ -246,7 +246,7 @@ impl Sink<'_> {
     /// Adds to the gradient of input `i`; dropped if it is not wanted. The first gradient is moved, later ones are
     /// added in place.
     pub fn add(&mut self, i: usize, g: Tensor) -> Result<()> {
-        let Some(n) = self.inputs[i] else { return Ok(()) };
+        let Some(n) = self.inputs.get(i).copied().flatten() else { return Ok(()) };
         if let Kind::Param(p) = &self.nodes[n].kind {
             return p.accumulate(&g);
         }
@@ -262,7 +262,7 @@ impl Sink<'_> {
         shape: &[usize],
         f: impl FnOnce(&mut Tensor, bool) -> Result<()>,
     ) -> Result<()> {
-        let Some(n) = self.inputs[i] else { return Ok(()) };
+        let Some(n) = self.inputs.get(i).copied().flatten() else { return Ok(()) };
         if let Kind::Param(p) = &self.nodes[n].kind {
             return p.write_grad(f);
         }

@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""torchvision's Faster R-CNN on a small ResNet-FPN, trained from scratch for a given time, then evaluated with pycocotools.
+
+Batch norm is trained, as one must without pre-trained weights; everything else is torchvision's default but the input size.
+Pictures are flipped half the time. The schedule follows the clock: a linear warm-up in steps, then a cosine or steps at 8/12 and
+11/12 of the budget (the usual 1x). The clock counts training only, reading included. Progress goes to stderr, one JSON line to stdout.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import pathlib
+import random
+import time
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+from common import emit, note, peak_rss_mib
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+class CocoBoxes(torch.utils.data.Dataset):
+    """Pictures in [0, 1] and boxes of a COCO file; classes 1 … n in the order of its categories, 0 is background."""
+
+    def __init__(self, images, annotations, flip):
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.coco = COCO(str(annotations))
+        self.folder, self.flip = pathlib.Path(images), flip
+        self.label = {c: i + 1 for i, c in enumerate(sorted(self.coco.getCatIds()))}
+        self.ids = sorted(i for i in self.coco.getImgIds() if not flip or self.boxes_of(i))
+
+    def boxes_of(self, image_id):
+        anns = self.coco.loadAnns(self.coco.getAnnIds(image_id, iscrowd=False))
+        return [a for a in anns if a["bbox"][2] >= 1 and a["bbox"][3] >= 1]
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        image_id = self.ids[index]
+        path = self.folder / self.coco.imgs[image_id]["file_name"]
+        image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
+        anns = self.boxes_of(image_id)
+        boxes = torch.tensor([a["bbox"] for a in anns], dtype=torch.float32).view(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        if self.flip and random.random() < 0.5:
+            image, width = image.flip(-1), image.shape[-1]
+            boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+        labels = torch.tensor([self.label[a["category_id"]] for a in anns], dtype=torch.int64)
+        return image, {"boxes": boxes, "labels": labels, "image_id": image_id}
+
+
+def rate(progress, step, a):
+    """Factor of the learning rate at a share of the budget."""
+    warm = min(1.0, (step + 1) / max(a.warmup, 1))
+    if a.schedule == "cosine":
+        return warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+    if a.schedule == "step":
+        return warm * 0.1 ** sum(progress >= m for m in (8 / 12, 11 / 12))
+    return warm
+
+
+def train(model, data, a):
+    groups = [p for p in model.parameters() if p.requires_grad]
+    sgd = torch.optim.SGD(groups, lr=a.lr, momentum=0.9, weight_decay=a.weight_decay)
+    loader = torch.utils.data.DataLoader(data, a.batch, shuffle=True, drop_last=True, collate_fn=lambda b: tuple(zip(*b)))
+    model.train()
+    start, step, seen, epoch, recent = time.perf_counter(), 0, 0, 0, []
+    while True:
+        for images, targets in loader:
+            elapsed = time.perf_counter() - start
+            if elapsed >= 60 * a.minutes or step == a.max_steps:
+                return step, seen, elapsed
+            for group in sgd.param_groups:
+                group["lr"] = a.lr * rate(elapsed / (60 * a.minutes), step, a)
+            losses = model(images, targets)
+            loss = sum(losses.values())
+            if not torch.isfinite(loss):
+                raise SystemExit(f"step {step}: loss is {loss.item()}: {losses}")
+            sgd.zero_grad(set_to_none=True)
+            loss.backward()
+            if a.clip:
+                torch.nn.utils.clip_grad_norm_(groups, a.clip)
+            sgd.step()
+            recent.append(loss.item())
+            step, seen = step + 1, seen + len(images)
+            if step % 20 == 0:
+                done, recent = sum(recent) / len(recent), []
+                note(f"epoch {epoch} step {step} {elapsed:.0f} s loss {done:.3f} lr {sgd.param_groups[0]['lr']:.4g} {seen / elapsed:.2f} images/s")
+        epoch += 1
+
+
+def evaluate(model, data):
+    category = {label: c for c, label in data.label.items()}
+    model.eval()
+    found = []
+    with torch.no_grad():
+        for image, target in (data[i] for i in range(len(data))):
+            out = model([image])[0]
+            boxes = out["boxes"].clone()
+            boxes[:, 2:] -= boxes[:, :2]
+            found += [{"image_id": target["image_id"], "category_id": category[int(c)], "bbox": b, "score": s}
+                      for b, c, s in zip(boxes.tolist(), out["labels"], out["scores"].tolist())]
+    if not found:
+        return dict.fromkeys(NAMES, 0.0)
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        coco = COCOeval(data.coco, data.coco.loadRes(found), "bbox")
+        coco.evaluate()
+        coco.accumulate()
+        coco.summarize()
+    note(text.getvalue())
+    return dict(zip(NAMES, map(float, coco.stats)))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--images", type=pathlib.Path, required=True, help="folder of the pictures")
+    p.add_argument("--train", type=pathlib.Path, required=True, help="COCO file to train on")
+    p.add_argument("--test", type=pathlib.Path, required=True, help="COCO file to evaluate on")
+    p.add_argument("--minutes", type=float, default=21)
+    p.add_argument("--max-steps", type=int, default=-1, help="end earlier, whatever the clock says")
+    p.add_argument("--backbone", default="resnet18")
+    p.add_argument("--height", type=int, default=240)
+    p.add_argument("--width", type=int, default=320)
+    p.add_argument("--batch", type=int, default=2)
+    p.add_argument("--lr", type=float, default=0.01)
+    p.add_argument("--weight-decay", type=float, default=1e-4)
+    p.add_argument("--warmup", type=int, default=50, help="steps")
+    p.add_argument("--schedule", choices=("cosine", "step", "constant"), default="cosine")
+    p.add_argument("--clip", type=float, default=0, help="largest gradient norm, 0: no clipping")
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--nchw", action="store_true", help="torch's default layout instead of channels_last")
+    p.add_argument("--out", type=pathlib.Path, help="write the result there too")
+    a = p.parse_args()
+
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(a.seed)
+    random.seed(a.seed)
+    data, test = CocoBoxes(a.images, a.train, flip=True), CocoBoxes(a.images, a.test, flip=False)
+    backbone = resnet_fpn_backbone(backbone_name=a.backbone, weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5)
+    short, long = sorted((a.height, a.width))
+    model = FasterRCNN(backbone, num_classes=len(data.label) + 1, min_size=short, max_size=long)
+    if not a.nchw:
+        model = model.to(memory_format=torch.channels_last)
+    note(f"{len(data)} pictures to train on, {len(test)} to test, {sum(q.numel() for q in model.parameters()) / 1e6:.1f} M parameters")
+    steps, seen, seconds = train(model, data, a)
+    peak = peak_rss_mib()
+    t = time.perf_counter()
+    metrics = evaluate(model, test)
+    line = emit("bccd", f"faster_rcnn_{a.backbone}_fpn_{a.width}x{a.height}", "torchvision", train_s=seconds, steps=steps,
+                epochs=seen / len(data), images_per_s=seen / seconds, eval_s=time.perf_counter() - t, peak_rss_mib=peak, threads=a.threads,
+                batch=a.batch, lr=a.lr, schedule=a.schedule, seed=a.seed, torch=torch.__version__, torchvision=torchvision.__version__,
+                **metrics)
+    if a.out:
+        a.out.write_text(json.dumps(line, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

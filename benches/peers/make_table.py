@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Joins our benchmarks' JSON lines with the peers' into a markdown table of ratios.
+
+    make_table.py ours.jsonl peers.jsonl ... > table.md
+
+A line: {"bench", "name", "pass" (may be absent), "impl", "median_ms", "min_ms", …}. Lines that agree in bench, name and pass are one row;
+"impl": "upres" is ours. The ratio of times is peer / ours (2.00 = ours is twice as fast), of memory ours / peer (0.60 = ours needs 60 %).
+Where lines carry `count` (how often the network has this shape) each pass gets a total, weighted by it. A row that one side lacks is
+listed below the table, never dropped silently. Repeated lines for the same row: the last one counts. Non-JSON lines are ignored.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+
+OURS = "upres"
+METRICS = ("AP", "AP50", "AP75")
+
+
+def read(paths):
+    """{(bench, name, pass): {impl: line}}, in order of appearance."""
+    rows = {}
+    for path in paths:
+        for number, text in enumerate(path.read_text().splitlines(), 1):
+            if not text.lstrip().startswith("{"):
+                continue
+            try:
+                line = json.loads(text)
+                key = (line["bench"], line["name"], line.get("pass", ""))
+                rows.setdefault(key, {})[line["impl"]] = line
+            except (json.JSONDecodeError, KeyError) as e:
+                sys.exit(f"{path}:{number}: not a result line ({e!r}): {text[:100]}")
+    return rows
+
+
+def cell(value, digits=2):
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def ratio(a, b):
+    return None if a is None or not b else a / b
+
+
+def time_table(bench, rows, peer, field):
+    """Rows of one bench against one peer, with weighted totals."""
+    gflops = any("gflops" in line for row in rows.values() for line in row.values())
+    head = ["name", "pass", f"{OURS} ms", f"{peer} ms", "ratio"] + ([f"{OURS} GFLOP/s", f"{peer} GFLOP/s"] if gflops else [])
+    out = [f"### {bench}: {OURS} beside {peer} ({field.removesuffix('_ms')})", "", "| " + " | ".join(head) + " |",
+           "|---|---|" + "---:|" * (len(head) - 2)]
+    totals = {}
+    for (_, name, step), row in rows.items():
+        ours, theirs = row[OURS], row[peer]
+        cells = [name, step, cell(ours[field]), cell(theirs[field]), cell(ratio(theirs[field], ours[field]))]
+        if gflops:
+            cells += [cell(ours.get("gflops"), 0), cell(theirs.get("gflops"), 0)]
+        out.append("| " + " | ".join(cells) + " |")
+        if count := ours.get("count", theirs.get("count")):
+            total = totals.setdefault(step, [0.0, 0.0, []])
+            total[0] += count * ours[field]
+            total[1] += count * theirs[field]
+            total[2] += [theirs[field] / ours[field]]
+    for step, (ours, theirs, ratios) in totals.items():
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        out.append(f"| **whole network** (geometric mean of shapes {mean:.2f}) | {step} | {ours:.1f} | {theirs:.1f} | **{theirs / ours:.2f}** |"
+                   + " | |" * gflops)
+    return out + [""]
+
+
+def extra_table(bench, rows, impls):
+    """Memory and metrics, where lines have them."""
+    fields = [f for f in ("peak_rss_mib", "images_per_s", "train_s", "epochs", *METRICS)
+              if any(f in line for row in rows.values() for line in row.values())]
+    if not fields:
+        return []
+    out = [f"### {bench}: memory and metrics", "", "| name | " + " | ".join(f"{f} ({i})" for f in fields for i in impls) + " | memory |",
+           "|---|" + "---:|" * (len(fields) * len(impls) + 1)]
+    for (_, name, step), row in rows.items():
+        cells = [cell(row.get(i, {}).get(f), 3 if f in METRICS else 2) for f in fields for i in impls]
+        peaks = [row[i]["peak_rss_mib"] for i in impls if i != OURS and "peak_rss_mib" in row.get(i, {})]
+        memory = ratio(row.get(OURS, {}).get("peak_rss_mib"), min(peaks, default=None))
+        out.append(f"| {name} {step}".rstrip() + " | " + " | ".join([*cells, cell(memory)]) + " |")
+    return out + [""]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("files", nargs="+", type=pathlib.Path)
+    p.add_argument("--time", choices=("median", "min"), default="median")
+    a = p.parse_args()
+    field = f"{a.time}_ms"
+    rows, out, lacking = read(a.files), [], []
+    for bench in dict.fromkeys(key[0] for key in rows):
+        here = {k: v for k, v in rows.items() if k[0] == bench}
+        impls = list(dict.fromkeys(i for row in here.values() for i in row))
+        for peer in (i for i in impls if i != OURS):
+            timed = {k: v for k, v in here.items() if all(field in v.get(i, {}) for i in (OURS, peer))}
+            if timed:
+                out += time_table(bench, timed, peer, field)
+        out += extra_table(bench, here, [i for i in (OURS, *(i for i in impls if i != OURS)) if i in impls])
+        lacking += [f"{' '.join(k).rstrip()}: only {', '.join(v)}" for k, v in here.items() if OURS not in v or len(v) == 1]
+    if lacking:
+        out += ["Without a counterpart:", "", *(f"* {text}" for text in lacking), ""]
+    print("\n".join(out))
+
+
+if __name__ == "__main__":
+    main()

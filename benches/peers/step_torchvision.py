@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""One training step of torchvision's Faster R-CNN R50-FPN: forward, backward, SGD. Prints one JSON line.
+
+The paper's pre-training: no weights, so torchvision builds BatchNorm2d (batch statistics) and trains all 5 backbone stages.
+Images come in the size of the network input: nothing is resized. The head is torchvision's own, two fully connected layers.
+"""
+
+import argparse
+
+import torch
+import torchvision
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+from common import emit, hash_uniform, measure, note, peak_rss_mib
+
+
+def batch(images, height, width, objects, classes):
+    """Noise with `objects` boxes an image, 16 px to half the image, the same in every run."""
+    inputs, targets = [], []
+    for i in range(images):
+        noise = hash_uniform(f"bench.step.image{i}", 3 * height * width).reshape(3, height, width)
+        inputs.append(torch.from_numpy((0.5 + 0.5 * noise).astype("float32")))
+        u = torch.from_numpy(0.5 + 0.5 * hash_uniform(f"bench.step.boxes{i}", 4 * objects)).float().view(objects, 4)
+        wh = 16 + u[:, 2:] * (torch.tensor([width, height]) / 2 - 16)
+        x0y0 = u[:, :2] * (torch.tensor([width, height]) - wh)
+        labels = 1 + torch.arange(i * objects, (i + 1) * objects) % (classes - 1)
+        targets.append({"boxes": torch.cat([x0y0, x0y0 + wh], 1), "labels": labels})
+    return inputs, targets
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--images", type=int, default=2)
+    p.add_argument("--height", type=int, default=448)
+    p.add_argument("--width", type=int, default=448)
+    p.add_argument("--objects", type=int, default=8, help="a picture")
+    p.add_argument("--classes", type=int, default=81, help="with background")
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--steps", type=int, default=5, help="measured, after one to warm up")
+    p.add_argument("--nchw", action="store_true", help="torch's default layout instead of channels_last")
+    a = p.parse_args()
+
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(0)
+    base = peak_rss_mib()
+    # _skip_resize: without it the transform would resample 448² to 448².
+    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=a.classes,
+                                    min_size=a.height, max_size=a.width, _skip_resize=True)
+    if not a.nchw:
+        model = model.to(memory_format=torch.channels_last)
+    model.train()
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == 53 and all(q.requires_grad for q in model.parameters()), "batch norm and every stage must train"
+    sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    inputs, targets = batch(a.images, a.height, a.width, a.objects, a.classes)
+    losses = []
+
+    def step():
+        loss = sum(model(inputs, targets).values())
+        sgd.zero_grad(set_to_none=True)
+        loss.backward()
+        sgd.step()
+        losses.append(loss.item())
+        note(f"loss {losses[-1]:.4f}")
+
+    times = measure(step, min_reps=a.steps, min_seconds=0, warmup=1)
+    assert all(map(torch.isfinite, torch.tensor(losses))), losses
+    emit("step", f"faster_rcnn_r50_fpn_2fc_{a.images}x{a.height}x{a.width}", "torchvision", times,
+         images_per_s=a.images * len(times) / sum(times), peak_rss_mib=peak_rss_mib(), rss_before_model_mib=base,
+         threads=a.threads, torch=torch.__version__, torchvision=torchvision.__version__)
+
+
+if __name__ == "__main__":
+    main()

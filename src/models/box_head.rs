@@ -1,0 +1,198 @@
+//! Second stage of Faster R-CNN: samples of proposals, RoI features, a head of shared layers, classes and class-specific
+//! deltas, losses and detections.
+
+use super::config::{BoxHeadConfig, BoxHeadKind};
+use super::inputs::Inputs;
+use super::rpn::Proposals;
+use super::{Loss, Sampling};
+use crate::error::Result;
+use crate::nn::{Builder, Conv2d, Init, Linear};
+use crate::ops::bce::rpn_targets;
+use crate::ops::box_encode::{box_encode, labels};
+use crate::ops::class_candidates::{class_candidates, detections};
+use crate::ops::conv2d::Activation;
+use crate::ops::gather_rows::{row_image, take};
+use crate::ops::match_boxes::{Matcher, match_boxes};
+use crate::ops::nms::{Nms, nms};
+use crate::ops::roi_align::{RoiAlign, roi_align};
+use crate::ops::sample::{Sampler, boxes_with_gt, sample, with_gt};
+use crate::ops::smooth_l1::smooth_l1;
+use crate::ops::softmax::softmax;
+use crate::ops::softmax_ce::{AvgFactor, avg_factor, softmax_ce};
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+use crate::tensor::philox::Purpose;
+
+/// The head.
+pub struct BoxHead {
+    convs: Vec<Conv2d>,
+    fcs: Vec<Linear>,
+    cls: Linear,
+    reg: Linear,
+    cfg: BoxHeadConfig,
+    strides: Vec<usize>,
+    classes: usize,
+}
+
+/// Sampled RoIs of a training pass and what they should become.
+pub struct RoiSamples {
+    /// `[B,S,4]`.
+    pub rois: Tensor,
+    /// Row among ground truth then proposals, i32 `[B,S]`; -1 is padding.
+    pub idx: Tensor,
+    /// Matched ground truth, i32 `[B,S]`; -1 for negatives and padding.
+    pub gt: Tensor,
+    /// Positives and negatives, i32 `[B,2]`.
+    pub counts: Tensor,
+}
+
+/// Raw outputs of the head.
+pub struct BoxOutput {
+    /// `[R,K+1]`, background last.
+    pub logits: Var,
+    /// `[R,4K]`, or `[R,4]` if class-agnostic.
+    pub deltas: Var,
+}
+
+/// Final boxes, best first.
+pub struct Detections {
+    /// `[B,D,4]`, in original pixels if the pass rescaled, else in network pixels.
+    pub boxes: Tensor,
+    /// `[B,D]`.
+    pub scores: Tensor,
+    /// i32 `[B,D]`, -1 behind the last.
+    pub classes: Tensor,
+}
+
+impl BoxHead {
+    /// On RoI features of `c_in` channels from levels of the given strides.
+    pub fn new(b: &mut Builder<'_>, cfg: &BoxHeadConfig, c_in: usize, strides: &[usize], classes: usize) -> Result<Self> {
+        let (convs, fcs) = match cfg.kind {
+            BoxHeadKind::Shared4Conv1Fc => (4, 1),
+            BoxHeadKind::Shared2Fc => (0, 2),
+        };
+        let mut c = c_in;
+        let mut conv_layers = Vec::new();
+        for i in 0..convs {
+            let mut s = b.sub(format!("shared_convs.{i}.conv"));
+            conv_layers.push(Conv2d::new(&mut s, c, cfg.conv_channels, 3, 1, true, Init::KaimingFanOut)?);
+            c = cfg.conv_channels;
+        }
+        let mut width = c * cfg.pool * cfg.pool;
+        let mut fc_layers = Vec::new();
+        for i in 0..fcs {
+            let mut s = b.sub(format!("shared_fcs.{i}"));
+            fc_layers.push(Linear::new(&mut s, width, cfg.fc_channels, Init::XavierUniform)?);
+            width = cfg.fc_channels;
+        }
+        let sets = if cfg.class_agnostic { 1 } else { classes };
+        Ok(BoxHead {
+            convs: conv_layers,
+            fcs: fc_layers,
+            cls: Linear::new(&mut b.sub("fc_cls"), width, classes + 1, Init::Normal(0.01))?,
+            reg: Linear::new(&mut b.sub("fc_reg"), width, 4 * sets, Init::Normal(0.001))?,
+            cfg: cfg.clone(),
+            strides: strides.to_vec(),
+            classes,
+        })
+    }
+
+    /// Classes, without background.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// Matches proposals to the ground truth, puts the ground truth in front and samples.
+    pub fn sample(&self, proposals: &Proposals, inputs: &Inputs, how: Sampling) -> Result<RoiSamples> {
+        let cfg = &self.cfg;
+        let matcher = Matcher {
+            pos_iou: cfg.pos_iou,
+            neg_iou: cfg.neg_iou,
+            min_pos_iou: cfg.min_pos_iou,
+            low_quality: cfg.match_low_quality,
+        };
+        let valid = Some(&proposals.valid);
+        let mut assigned = match_boxes(&proposals.boxes, valid, &inputs.gt_boxes, &inputs.gt_count, matcher)?;
+        let sampler = Sampler { num: cfg.samples, pos_fraction: cfg.pos_fraction, mode: how.mode(Purpose::SampleRoi) };
+        let candidates = if cfg.add_gt {
+            assigned = with_gt(&assigned, &inputs.gt_count, inputs.gt_boxes.dim(1))?;
+            boxes_with_gt(&proposals.boxes, &inputs.gt_boxes)?
+        } else {
+            proposals.boxes.clone()
+        };
+        let s = sample(&assigned, &sampler, &inputs.key)?;
+        let rois = take(&candidates, &s.idx)?;
+        Ok(RoiSamples { rois, idx: s.idx, gt: s.gt, counts: s.counts })
+    }
+
+    /// P2 to P5 and RoIs `[B,S,4]` in; classes and deltas out. Rows whose `idx` is -1 are not computed from features.
+    pub fn forward(&self, tape: &mut Tape, features: &[Var], rois: &Tensor, idx: &Tensor) -> Result<BoxOutput> {
+        let x = self.pool(tape, features, rois, idx)?;
+        self.head(tape, x)
+    }
+
+    /// RoI features `[R,P,P,C]`.
+    pub fn pool(&self, tape: &mut Tape, features: &[Var], rois: &Tensor, idx: &Tensor) -> Result<Var> {
+        let cfg = &self.cfg;
+        let rois = rois.reshape(&[rois.dim(0) * rois.dim(1), 4])?;
+        let image = row_image(idx)?;
+        let how = RoiAlign {
+            sampling_ratio: cfg.sampling_ratio,
+            finest_scale: cfg.finest_scale,
+            ..RoiAlign::new(cfg.pool, cfg.pool)
+        };
+        let levels = &features[..self.strides.len()];
+        roi_align(tape, levels, &rois, &image, &self.strides, how)
+    }
+
+    /// RoI features to classes and deltas.
+    pub fn head(&self, tape: &mut Tape, mut x: Var) -> Result<BoxOutput> {
+        for conv in &self.convs {
+            x = conv.forward(tape, &x, Activation::Relu)?;
+        }
+        for fc in &self.fcs {
+            x = fc.forward(tape, &x, Activation::Relu)?;
+        }
+        let logits = self.cls.forward(tape, &x, Activation::None)?;
+        let deltas = self.reg.forward(tape, &x, Activation::None)?;
+        Ok(BoxOutput { logits, deltas })
+    }
+
+    /// Classification and box losses, both divided by the number of sampled RoIs.
+    pub fn losses(&self, tape: &mut Tape, out: &BoxOutput, samples: &RoiSamples, inputs: &Inputs) -> Result<Vec<Loss>> {
+        let cfg = &self.cfg;
+        let rows = samples.idx.numel();
+        let avg = avg_factor(&samples.counts, AvgFactor::Roi)?;
+        let class = labels(&samples.gt, &samples.idx, &inputs.gt_labels, self.classes as i32)?.reshape(&[rows])?;
+        let targets = box_encode(&samples.rois, &inputs.gt_boxes, &samples.gt, cfg.stds)?.reshape(&[rows, 4])?;
+        let cls = softmax_ce(tape, &out.logits, &class, &avg, cfg.cls_loss_weight)?;
+        let box_label = if cfg.class_agnostic { rpn_targets(&samples.gt, &samples.idx)?.1 } else { class };
+        let reg = smooth_l1(tape, &out.deltas, &targets, &box_label, cfg.smooth_l1_beta, &avg, cfg.box_loss_weight)?;
+        Ok(vec![Loss { name: "roi_cls", value: cls }, Loss { name: "roi_box", value: reg }])
+    }
+
+    /// Scores above the threshold, NMS within classes, the best `max_detections`. With `rescale`, boxes are divided by the
+    /// image's scale before NMS (as mmdetection does where there is no mask head).
+    pub fn detections(&self, out: &BoxOutput, proposals: &Proposals, inputs: &Inputs, rescale: bool) -> Result<Detections> {
+        let cfg = &self.cfg;
+        let (b, r) = (proposals.boxes.dim(0), proposals.boxes.dim(1));
+        let probs = softmax(out.logits.value())?.reshape(&[b, r, self.classes + 1])?;
+        let deltas = out.deltas.value();
+        let deltas = deltas.reshape(&[b, r, deltas.dim(1)])?;
+        let scale = rescale.then_some(&inputs.scale);
+        let c = class_candidates(
+            &probs,
+            &deltas,
+            &proposals.boxes,
+            &proposals.valid,
+            &inputs.sizes,
+            cfg.stds,
+            cfg.score_threshold,
+            scale,
+        )?;
+        let how = Nms { iou: cfg.nms_iou, max_out: cfg.max_detections, offset: true };
+        let keep = nms(&c.boxes, &c.scores, &c.classes, how)?;
+        let (boxes, scores, classes) = detections(&c, &keep)?;
+        Ok(Detections { boxes, scores, classes })
+    }
+}

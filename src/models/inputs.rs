@@ -1,0 +1,79 @@
+//! What a forward pass reads: tensors at fixed addresses that the host fills before each pass.
+
+use crate::detection::anchors::Anchors;
+use crate::device::Device;
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
+
+/// Inputs of one shape bucket.
+pub struct Inputs {
+    /// Pixels, RGB `[B,H,W,3]` u8.
+    pub images: Tensor,
+    /// `(img_h, img_w, pad_h, pad_w)` of each image, `[B,4]` f32.
+    pub sizes: Tensor,
+    /// Network pixels per original pixel, `(w, h)`, `[B,2]` f32.
+    pub scale: Tensor,
+    /// Ground truth `[B,G,4]` f32.
+    pub gt_boxes: Tensor,
+    /// Classes `[B,G]` i32, -1 behind the last.
+    pub gt_labels: Tensor,
+    /// Number of boxes `[B]` i32.
+    pub gt_count: Tensor,
+    /// Key of the pass's random numbers, i32 `[6]`: seed (low, high), stage, step (low, high), first image.
+    pub key: Tensor,
+    /// Anchors of this shape.
+    pub anchors: Anchors,
+}
+
+/// Host data for [`Inputs::load`], in the same layouts.
+pub struct HostBatch<'a> {
+    /// See [`Inputs::images`].
+    pub images: &'a [u8],
+    /// See [`Inputs::sizes`].
+    pub sizes: &'a [[f32; 4]],
+    /// See [`Inputs::scale`].
+    pub scale: &'a [[f32; 2]],
+    /// See [`Inputs::gt_boxes`].
+    pub gt_boxes: &'a [f32],
+    /// See [`Inputs::gt_labels`].
+    pub gt_labels: &'a [i32],
+    /// See [`Inputs::gt_count`].
+    pub gt_count: &'a [i32],
+}
+
+impl Inputs {
+    /// For `b` images of `h`×`w` with room for `g` boxes each.
+    pub fn new(device: &Device, b: usize, h: usize, w: usize, g: usize, anchors: Anchors) -> Result<Inputs> {
+        Ok(Inputs {
+            images: Tensor::zeros(device, &[b, h, w, 3], DType::U8)?,
+            sizes: Tensor::zeros(device, &[b, 4], DType::F32)?,
+            scale: Tensor::zeros(device, &[b, 2], DType::F32)?,
+            gt_boxes: Tensor::zeros(device, &[b, g, 4], DType::F32)?,
+            gt_labels: Tensor::zeros(device, &[b, g], DType::I32)?,
+            gt_count: Tensor::zeros(device, &[b], DType::I32)?,
+            key: Tensor::zeros(device, &[6], DType::I32)?,
+            anchors,
+        })
+    }
+
+    /// Images in a pass.
+    pub fn batch(&self) -> usize {
+        self.images.dim(0)
+    }
+
+    /// Fills the tensors.
+    pub fn load(&mut self, batch: &HostBatch<'_>) {
+        self.images.write(batch.images);
+        self.sizes.write(batch.sizes.as_flattened());
+        self.scale.write(batch.scale.as_flattened());
+        self.gt_boxes.write(batch.gt_boxes);
+        self.gt_labels.write(batch.gt_labels);
+        self.gt_count.write(batch.gt_count);
+    }
+
+    /// Sets the key of the pass's random numbers.
+    pub fn set_key(&mut self, seed: u64, stage: u8, step: u64, first_image: u32) {
+        let parts = [seed as u32, (seed >> 32) as u32, u32::from(stage), step as u32, (step >> 32) as u32, first_image];
+        self.key.write(&parts.map(|v| v as i32));
+    }
+}

@@ -1,0 +1,136 @@
+//! ResNet (He et al. 2016), "pytorch style": the stride of a bottleneck is in its 3×3 convolution.
+//!
+//! ```text
+//! image [N,H,W,3] → 7×7/2 → BN ReLU → 3×3/2 max → layer1 (C2, /4) → layer2 (C3, /8) → layer3 (C4, /16) → layer4 (C5, /32)
+//! basic:       x → 3×3/s → BN ReLU → 3×3 → BN → + x → ReLU
+//! bottleneck:  x → 1×1 → BN ReLU → 3×3/s → BN ReLU → 1×1 (×4) → BN → + x → ReLU
+//! ```
+
+use super::config::BackboneConfig;
+use crate::error::Result;
+use crate::nn::{BatchNorm, Builder, Conv2d, Init, NormMode};
+use crate::ops::conv2d::Activation;
+use crate::ops::max_pool::max_pool;
+use crate::tape::{Tape, Var};
+
+/// How the backbone runs in a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackboneMode {
+    /// Batch norm of the trained part.
+    pub norm: NormMode,
+    /// -1: everything is trained; 0: the stem is frozen; n: the stem and layers 1 to n are. Frozen parts use running
+    /// statistics.
+    pub frozen_stages: i32,
+}
+
+impl BackboneMode {
+    /// Running statistics everywhere.
+    pub const EVALUATION: BackboneMode = BackboneMode { norm: NormMode::Frozen, frozen_stages: -1 };
+
+    fn norm_of(&self, layer: i32) -> NormMode {
+        if layer <= self.frozen_stages { NormMode::Frozen } else { self.norm }
+    }
+}
+
+/// The network.
+pub struct ResNet {
+    conv1: Conv2d,
+    bn1: BatchNorm,
+    layers: Vec<Vec<Block>>,
+}
+
+struct Block {
+    /// Two 3×3, or 1×1, 3×3, 1×1: each with its batch norm.
+    convs: Vec<(Conv2d, BatchNorm)>,
+    downsample: Option<(Conv2d, BatchNorm)>,
+}
+
+impl ResNet {
+    /// Parameters under the builder's prefix, named as torchvision and mmdetection name them.
+    pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig) -> Result<Self> {
+        let stem = cfg.channels(64);
+        let conv1 = Conv2d::new(&mut b.sub("conv1"), 3, stem, 7, 2, false, Init::KaimingFanOut)?;
+        let bn1 = BatchNorm::new(&mut b.sub("bn1"), stem, cfg.norm_eps, cfg.norm_momentum, 1.0)?;
+        let mut layers = Vec::new();
+        let mut c_in = stem;
+        for (i, &blocks) in cfg.kind.blocks().iter().enumerate() {
+            let mut layer = b.sub(format!("layer{}", i + 1));
+            let stride_px = if i == 0 { 1 } else { 2 };
+            let mut v = Vec::new();
+            for j in 0..blocks {
+                v.push(Block::new(&mut layer.sub(j), cfg, c_in, cfg.channels(64 << i), if j == 0 { stride_px } else { 1 })?);
+                c_in = cfg.out_channels()[i];
+            }
+            layers.push(v);
+        }
+        Ok(ResNet { conv1, bn1, layers })
+    }
+
+    /// `[N,H,W,3]` to C2, C3, C4, C5.
+    pub fn forward(&self, tape: &mut Tape, image: &Var, mode: BackboneMode) -> Result<[Var; 4]> {
+        let mut x = tape.scope("stem", |tape| {
+            let x = self.conv1.forward(tape, image, Activation::None)?;
+            let x = self.bn1.forward(tape, &x, None, true, mode.norm_of(0))?;
+            max_pool(tape, &x, 3, 2, 1)
+        })?;
+        let mut out = Vec::with_capacity(4);
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = tape.scope(&format!("layer{}", i + 1), |tape| {
+                let mut x = x.clone();
+                for block in layer {
+                    x = block.forward(tape, x, mode.norm_of(i as i32 + 1))?;
+                }
+                Ok::<_, crate::Error>(x)
+            })?;
+            out.push(x.clone());
+        }
+        Ok(out.try_into().unwrap_or_else(|_| unreachable!("four layers")))
+    }
+}
+
+impl Block {
+    fn new(b: &mut Builder<'_>, cfg: &BackboneConfig, c_in: usize, c: usize, stride_px: usize) -> Result<Self> {
+        let c_out = c * cfg.kind.expansion();
+        let plan: &[(usize, usize, usize, usize)] = if cfg.kind.bottleneck() {
+            &[(c_in, c, 1, 1), (c, c, 3, stride_px), (c, c_out, 1, 1)]
+        } else {
+            &[(c_in, c, 3, stride_px), (c, c, 3, 1)]
+        };
+        let mut convs = Vec::new();
+        for (i, &(ci, co, k, s)) in plan.iter().enumerate() {
+            let last = i + 1 == plan.len();
+            let gamma = if last && cfg.zero_init_residual { 0.0 } else { 1.0 };
+            let conv = Conv2d::new(&mut b.sub(format!("conv{}", i + 1)), ci, co, k, s, false, Init::KaimingFanOut)?;
+            let bn = BatchNorm::new(&mut b.sub(format!("bn{}", i + 1)), co, cfg.norm_eps, cfg.norm_momentum, gamma)?;
+            convs.push((conv, bn));
+        }
+        let downsample = (stride_px != 1 || c_in != c_out)
+            .then(|| -> Result<_> {
+                let mut d = b.sub("downsample");
+                let conv = Conv2d::new(&mut d.sub(0), c_in, c_out, 1, stride_px, false, Init::KaimingFanOut)?;
+                let bn = BatchNorm::new(&mut d.sub(1), c_out, cfg.norm_eps, cfg.norm_momentum, 1.0)?;
+                Ok((conv, bn))
+            })
+            .transpose()?;
+        Ok(Block { convs, downsample })
+    }
+
+    fn forward(&self, tape: &mut Tape, x: Var, norm: NormMode) -> Result<Var> {
+        let identity = match &self.downsample {
+            None => x.clone(),
+            Some((conv, bn)) => {
+                let d = conv.forward(tape, &x, Activation::None)?;
+                bn.forward(tape, &d, None, false, norm)?
+            }
+        };
+        let (last, first) = self.convs.split_last().unwrap_or_else(|| unreachable!("a block has convolutions"));
+        let mut x = x;
+        for (conv, bn) in first {
+            x = conv.forward(tape, &x, Activation::None)?;
+            x = bn.forward(tape, &x, None, true, norm)?;
+        }
+        let y = last.0.forward(tape, &x, Activation::None)?;
+        drop(x);
+        last.1.forward(tape, &y, Some(&identity), true, norm)
+    }
+}

@@ -1,0 +1,141 @@
+//! Region proposal network (Ren et al. 2015) on a feature pyramid: objectness and box deltas for each anchor, proposals
+//! from the best of them, losses from a sample of them.
+
+use super::config::RpnConfig;
+use super::inputs::Inputs;
+use super::{Loss, Sampling};
+use crate::detection::anchors;
+use crate::error::Result;
+use crate::nn::{Builder, Conv2d, Init};
+use crate::ops::bce::{bce, rpn_targets};
+use crate::ops::box_decode::{box_decode, valid_groups};
+use crate::ops::box_encode::box_encode;
+use crate::ops::concat_rows::concat_rows;
+use crate::ops::conv2d::Activation;
+use crate::ops::gather_rows::{gather_rows, take};
+use crate::ops::match_boxes::{Matcher, match_boxes};
+use crate::ops::nms::{Nms, nms};
+use crate::ops::sample::{Sampler, sample};
+use crate::ops::smooth_l1::smooth_l1;
+use crate::ops::softmax_ce::{AvgFactor, avg_factor};
+use crate::ops::top_k::top_k;
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+use crate::tensor::philox::Purpose;
+
+/// The head, shared by all levels.
+pub struct Rpn {
+    conv: Conv2d,
+    cls: Conv2d,
+    reg: Conv2d,
+    cfg: RpnConfig,
+}
+
+/// Raw outputs for all anchors, level after level.
+pub struct RpnOutput {
+    /// Objectness `[B,N,1]`.
+    pub logits: Var,
+    /// Deltas `[B,N,4]`.
+    pub deltas: Var,
+}
+
+/// Boxes for the second stage.
+pub struct Proposals {
+    /// `[B,P,4]`, best first.
+    pub boxes: Tensor,
+    /// Objectness logits `[B,P]`.
+    pub logits: Tensor,
+    /// 1, or -1 where there is no box; i32 `[B,P]`.
+    pub valid: Tensor,
+}
+
+impl Rpn {
+    /// On features of `c_in` channels.
+    pub fn new(b: &mut Builder<'_>, cfg: &RpnConfig, c_in: usize) -> Result<Self> {
+        let init = Init::Normal(0.01);
+        let a = cfg.anchors_per_cell();
+        Ok(Rpn {
+            conv: Conv2d::new(&mut b.sub("rpn_conv"), c_in, cfg.channels, 3, 1, true, init)?,
+            cls: Conv2d::new(&mut b.sub("rpn_cls"), cfg.channels, a, 1, 1, true, init)?,
+            reg: Conv2d::new(&mut b.sub("rpn_reg"), cfg.channels, 4 * a, 1, 1, true, init)?,
+            cfg: cfg.clone(),
+        })
+    }
+
+    /// P2 to P6 in; logits and deltas of every anchor out.
+    pub fn forward(&self, tape: &mut Tape, features: &[Var]) -> Result<RpnOutput> {
+        let (mut logits, mut deltas) = (Vec::new(), Vec::new());
+        for x in features {
+            let t = self.conv.forward(tape, x, Activation::Relu)?;
+            logits.push(self.cls.forward(tape, &t, Activation::None)?);
+            deltas.push(self.reg.forward(tape, &t, Activation::None)?);
+        }
+        Ok(RpnOutput {
+            logits: concat_rows(tape, &logits.iter().collect::<Vec<_>>(), 1)?,
+            deltas: concat_rows(tape, &deltas.iter().collect::<Vec<_>>(), 4)?,
+        })
+    }
+
+    /// The `nms_pre` best anchors of each level, decoded, without empty boxes, after NMS within levels: the `max` best.
+    pub fn proposals(&self, out: &RpnOutput, inputs: &Inputs, nms_pre: usize, max: usize) -> Result<Proposals> {
+        let b = inputs.batch();
+        let (logits, deltas) = (out.logits.value(), out.deltas.value());
+        let n = logits.dim(1);
+        let (mut segments, mut groups, mut start) = (Vec::new(), Vec::new(), 0);
+        for (level, len) in inputs.anchors.level_sizes().into_iter().enumerate() {
+            let k = nms_pre.min(len);
+            segments.push((start, len, k));
+            groups.push((k, level as i32));
+            start += len;
+        }
+        let best = top_k(&logits.reshape(&[b, n])?, &segments)?;
+        let boxes = box_decode(&inputs.anchors.boxes, deltas, Some(&best), &inputs.sizes, self.cfg.stds)?;
+        let groups = valid_groups(&boxes, &best, &groups)?;
+        let k = best.dim(1);
+        let scores = take(logits, &best)?.reshape(&[b, k])?;
+        let keep = nms(&boxes, &scores, &groups, Nms { iou: self.cfg.nms_iou, max_out: max, offset: true })?;
+        let boxes = take(&boxes, &keep)?;
+        let logits = take(&scores.reshape(&[b, k, 1])?, &keep)?.reshape(&[b, max])?;
+        let valid = valid_groups(&boxes, &keep, &[(max, 1)])?;
+        Ok(Proposals { boxes, logits, valid })
+    }
+
+    /// Proposals of a training pass.
+    pub fn train_proposals(&self, out: &RpnOutput, inputs: &Inputs) -> Result<Proposals> {
+        self.proposals(out, inputs, self.cfg.train_nms_pre, self.cfg.train_max)
+    }
+
+    /// Proposals of an evaluation pass.
+    pub fn test_proposals(&self, out: &RpnOutput, inputs: &Inputs) -> Result<Proposals> {
+        self.proposals(out, inputs, self.cfg.test_nms_pre, self.cfg.test_max)
+    }
+
+    /// Objectness and box losses of the sampled anchors. Both are divided by the number of samples, counted as mmdetection
+    /// counts it: `sum over images of max(1, positives) + max(1, negatives)`.
+    pub fn losses(&self, tape: &mut Tape, out: &RpnOutput, inputs: &Inputs, how: Sampling) -> Result<Vec<Loss>> {
+        let cfg = &self.cfg;
+        let valid = anchors::valid(&inputs.anchors, &inputs.sizes, cfg.allowed_border)?;
+        let assigned = match_boxes(
+            &inputs.anchors.boxes,
+            Some(&valid),
+            &inputs.gt_boxes,
+            &inputs.gt_count,
+            Matcher { pos_iou: cfg.pos_iou, neg_iou: cfg.neg_iou, min_pos_iou: cfg.min_pos_iou, low_quality: true },
+        )?;
+        drop(valid);
+        let sampler = Sampler { num: cfg.samples, pos_fraction: cfg.pos_fraction, mode: how.mode(Purpose::SampleRpn) };
+        let samples = sample(&assigned, &sampler, &inputs.key)?;
+        drop(assigned);
+        let avg = avg_factor(&samples.counts, AvgFactor::Rpn)?;
+        let rows = samples.idx.numel();
+        let chosen = take(&inputs.anchors.boxes, &samples.idx)?;
+        let targets = box_encode(&chosen, &inputs.gt_boxes, &samples.gt, cfg.stds)?;
+        let (object, box_label) = rpn_targets(&samples.gt, &samples.idx)?;
+        let logits = gather_rows(tape, &out.logits, &samples.idx)?;
+        let deltas = gather_rows(tape, &out.deltas, &samples.idx)?;
+        let cls = bce(tape, &logits, &object, &avg, cfg.cls_loss_weight)?;
+        let targets = targets.reshape(&[rows, 4])?;
+        let reg = smooth_l1(tape, &deltas, &targets, &box_label, cfg.smooth_l1_beta, &avg, cfg.box_loss_weight)?;
+        Ok(vec![Loss { name: "rpn_cls", value: cls }, Loss { name: "rpn_box", value: reg }])
+    }
+}

@@ -1,0 +1,95 @@
+//! Initial values, drawn from the parameter's name and the seed: adding a layer does not change the others.
+
+use rayon::prelude::*;
+
+use crate::tensor::philox::{Purpose, Stream};
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All elements equal.
+    Constant(f32),
+    /// Normal with the given standard deviation.
+    Normal(f32),
+    /// Normal with variance 2 / fan_out (He et al. 2015, eq. 14): convolutions before a ReLU.
+    KaimingFanOut,
+    /// Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 16).
+    XavierUniform,
+}
+
+impl Init {
+    /// Values for a weight `[O,KH,KW,I]` or `[O,I]` (or any shape, for constants).
+    pub fn values(self, shape: &[usize], name: &str, seed: u64) -> Vec<f32> {
+        let n: usize = shape.iter().product();
+        let out = shape.first().copied().unwrap_or(1) as f32;
+        let inp = shape.last().copied().unwrap_or(1) as f32;
+        let taps = if shape.len() == 4 { (shape[1] * shape[2]) as f32 } else { 1.0 };
+        match self {
+            Init::Constant(v) => vec![v; n],
+            Init::Normal(std) => normal(n, std, name, seed),
+            Init::KaimingFanOut => normal(n, (2.0 / (out * taps)).sqrt(), name, seed),
+            Init::XavierUniform => {
+                let bound = (6.0 / ((inp + out) * taps)).sqrt();
+                blocks(n, name, seed, |b| b.map(|u| ((u >> 8) as f32 / 8_388_608.0 - 1.0) * bound))
+            }
+        }
+    }
+}
+
+fn normal(n: usize, std: f32, name: &str, seed: u64) -> Vec<f32> {
+    blocks(n, name, seed, |b| {
+        let pair = |u1: u32, u2: u32| {
+            let r = (-2.0 * ((f64::from(u1) + 1.0) / 4_294_967_296.0).ln()).sqrt(); // Box and Muller 1958
+            let a = std::f64::consts::TAU * f64::from(u2) / 4_294_967_296.0;
+            [(r * a.cos()) as f32 * std, (r * a.sin()) as f32 * std]
+        };
+        let ([a, b], [c, d]) = (pair(b[0], b[1]), pair(b[2], b[3]));
+        [a, b, c, d]
+    })
+}
+
+fn blocks(n: usize, name: &str, seed: u64, f: impl Fn([u32; 4]) -> [f32; 4] + Sync) -> Vec<f32> {
+    let stream = Stream::new(seed, 0, fnv1a(name) & 0xFFFF_FFFF_FFFF, 0, Purpose::Init);
+    let mut v = vec![0.0; n];
+    v.par_chunks_mut(4096).enumerate().for_each(|(chunk, v)| {
+        for (i, v) in v.chunks_mut(4).enumerate() {
+            let four = f(stream.block((chunk * 1024 + i) as u32));
+            v.copy_from_slice(&four[..v.len()]);
+        }
+    });
+    v
+}
+
+/// FNV-1a, 64 bits.
+pub(crate) fn fnv1a(s: &str) -> u64 {
+    s.bytes().fold(0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn std_of(v: &[f32]) -> f64 {
+        let n = v.len() as f64;
+        let mean = v.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+        (v.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n).sqrt()
+    }
+
+    #[test]
+    fn deviations_are_those_of_mmdetection() {
+        // init_stats of mmdetection: backbone.layer1.0.conv2 0.0588, neck.lateral_convs.1 0.0509, shared_fcs.0 0.01214.
+        let close = |v: Vec<f32>, want: f64| assert!((std_of(&v) / want - 1.0).abs() < 0.02, "{} {want}", std_of(&v));
+        close(Init::KaimingFanOut.values(&[64, 3, 3, 64], "a", 1), 0.0588);
+        close(Init::XavierUniform.values(&[256, 1, 1, 512], "b", 1), 0.0509);
+        close(Init::XavierUniform.values(&[1024, 12544], "c", 1), 0.01214);
+        close(Init::Normal(0.01).values(&[81, 1024], "d", 1), 0.01);
+    }
+
+    #[test]
+    fn names_and_seeds_give_different_values() {
+        let v = |name, seed| Init::Normal(1.0).values(&[7], name, seed);
+        assert_ne!(v("a", 1), v("b", 1));
+        assert_ne!(v("a", 1), v("a", 2));
+        assert_eq!(v("a", 1), v("a", 1));
+    }
+}

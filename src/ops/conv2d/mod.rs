@@ -1,0 +1,121 @@
+//! Convolution, with the bias and the ReLU that usually follow it.
+
+pub mod cpu;
+
+use super::{Gradient, OpInfo};
+use crate::error::{Error, Result};
+use crate::on_device;
+use crate::tape::{Backward, Sink, Tape, Var};
+use crate::tensor::{DType, Tensor};
+pub use cpu::ConvShape;
+
+/// Registry entry.
+pub const INFO: OpInfo = OpInfo { name: "conv2d", gradient: Gradient::Yes };
+
+/// What is applied to a convolution's or linear layer's output in the same pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// `max(0, y)`.
+    Relu,
+}
+
+/// `y[n,oy,ox,o] = act(b[o] + sum_{ky,kx,c} x[n, oy s + ky - p, ox s + kx - p, c] w[o,ky,kx,c])`, zeros outside the image.
+///
+/// Shapes: x `[N,H,W,C]`, w `[O,KH,KW,C]`, bias `[O]`, y `[N,OH,OW,O]`, f32; `OH = (H + 2 pad - KH) / stride + 1`.
+/// Saves: x, w, and y if there is a ReLU.
+/// Gradient: x, w, bias.
+/// Cost: 2·N·OH·OW·O·KH·KW·C flops each for y, dx and dw; 3×3 stride 1 by Winograd's minimal filtering, the rest by GEMM.
+/// Errors: `Shape` if the channels of x and w or the length of the bias differ, `Value` if the stride is 0.
+/// Reference: Lavin and Gray 2016 (arXiv 1509.09308) for the Winograd form.
+pub fn conv2d(
+    tape: &mut Tape,
+    x: &Var,
+    w: &Var,
+    bias: Option<&Var>,
+    stride_px: usize,
+    pad: usize,
+    activation: Activation,
+) -> Result<Var> {
+    let device = x.device().clone();
+    let _op = device.enter("conv2d");
+    let [n, h, wd, c] = x.value().dims("conv2d: x")?;
+    let [o, kh, kw, wc] = w.value().dims("conv2d: w")?;
+    x.value().expect_dtype("conv2d: x", DType::F32)?;
+    w.value().expect_dtype("conv2d: w", DType::F32)?;
+    if wc != c {
+        return Err(Error::Shape { what: "conv2d: w".into(), want: format!("[O,KH,KW,{c}]"), got: w.shape().to_vec() });
+    }
+    if let Some(b) = bias {
+        b.value().expect_shape("conv2d: bias", &[o])?;
+    }
+    if stride_px == 0 || kh == 0 || kw == 0 || h + 2 * pad < kh || wd + 2 * pad < kw {
+        return Err(Error::value(
+            "conv2d",
+            format!("a {kh}x{kw} kernel with stride {stride_px} and padding {pad} does not fit a {h}x{wd} map"),
+        ));
+    }
+    let s = ConvShape { n, h, w: wd, c, o, kh, kw, stride: stride_px, pad };
+    let relu = activation == Activation::Relu;
+    let mut y = Tensor::empty(&device, &[n, s.oh(), s.ow(), o], DType::F32)?;
+    {
+        let mut ws = Tensor::empty(&device, &[cpu::forward_workspace(&s)], DType::F32)?;
+        let (x, w, b) = (x.value(), w.value(), bias.map(Var::value));
+        on_device!(&device, cpu => {
+            cpu::forward(y.f32s_mut(), x.f32s(), w.f32s(), b.map(Tensor::f32s), relu, ws.f32s_mut(), &s);
+        });
+    }
+    if !tape.will_record(&[x, w]) && !bias.is_some_and(|b| b.needs_grad()) {
+        return Ok(tape.constant(y));
+    }
+    let rule = Conv2dBwd {
+        x: x.value().clone(),
+        w: w.value().clone(),
+        y: relu.then(|| y.clone()),
+        s,
+    };
+    Ok(match bias {
+        Some(b) => tape.record([x, w, b], y, rule),
+        None => tape.record([x, w], y, rule),
+    })
+}
+
+struct Conv2dBwd {
+    x: Tensor,
+    w: Tensor,
+    y: Option<Tensor>,
+    s: ConvShape,
+}
+
+impl Backward for Conv2dBwd {
+    fn op(&self) -> &'static str {
+        "conv2d"
+    }
+    fn saved_bytes(&self) -> usize {
+        self.x.bytes() + self.w.bytes() + self.y.as_ref().map_or(0, Tensor::bytes)
+    }
+    fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
+        let Conv2dBwd { x, w, y, s } = *self;
+        let device = dy.device().clone();
+        let dy = super::relu_gradient(dy, y)?;
+        sink.write(2, &device, &[s.o], |db, accumulate| {
+            on_device!(&device, cpu => cpu::bias_grad(db.f32s_mut(), accumulate, dy.f32s()));
+            Ok(())
+        })?;
+        sink.write(1, &device, w.shape(), |dw, accumulate| {
+            let mut ws = Tensor::empty(&device, &[cpu::backward_weights_workspace(&s)], DType::F32)?;
+            on_device!(&device, cpu => {
+                cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), ws.f32s_mut(), &s);
+            });
+            Ok(())
+        })?;
+        let shape = x.shape().to_vec();
+        drop(x); // may be the last reference: its memory can serve dx
+        sink.write(0, &device, &shape, |dx, _| {
+            let mut ws = Tensor::empty(&device, &[cpu::backward_data_workspace(&s)], DType::F32)?;
+            on_device!(&device, cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), ws.f32s_mut(), &s));
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,88 @@
+//! Fully connected layer.
+
+pub mod cpu;
+
+use super::conv2d::Activation;
+use super::{Gradient, OpInfo};
+use crate::error::{Error, Result};
+use crate::on_device;
+use crate::tape::{Backward, Sink, Tape, Var};
+use crate::tensor::{DType, Tensor};
+
+/// Registry entry.
+pub const INFO: OpInfo = OpInfo { name: "linear", gradient: Gradient::Yes };
+
+/// `y = act(x wᵀ + b)`.
+///
+/// Shapes: x `[M, ...]` with `C` elements a row, w `[O,C]`, bias `[O]`, y `[M,O]`, f32.
+/// Saves: x, w, and y if there is a ReLU.
+/// Gradient: x, w, bias.
+/// Cost: 2·M·O·C flops each for y, dx and dw, as one GEMM each.
+/// Errors: `Shape` if a row of x has not as many elements as a row of w, or the bias another length than w has rows.
+/// Reference: none needed.
+pub fn linear(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation: Activation) -> Result<Var> {
+    let device = x.device().clone();
+    let _op = device.enter("linear");
+    let [o, c] = w.value().dims("linear: w")?;
+    x.value().expect_dtype("linear: x", DType::F32)?;
+    w.value().expect_dtype("linear: w", DType::F32)?;
+    let m = x.shape().first().copied().unwrap_or(0);
+    if x.value().numel() != m * c {
+        return Err(Error::Shape { what: "linear: x".into(), want: format!("[M,{c}]"), got: x.shape().to_vec() });
+    }
+    if let Some(b) = bias {
+        b.value().expect_shape("linear: bias", &[o])?;
+    }
+    let relu = activation == Activation::Relu;
+    let mut y = Tensor::empty(&device, &[m, o], DType::F32)?;
+    {
+        let (x, w, b) = (x.value(), w.value(), bias.map(Var::value));
+        on_device!(&device, cpu => {
+            cpu::forward(y.f32s_mut(), x.f32s(), w.f32s(), b.map(Tensor::f32s), relu, m, o, c);
+        });
+    }
+    let rule = LinearBwd { x: x.value().clone(), w: w.value().clone(), y: relu.then(|| y.clone()), m, o, c };
+    Ok(match bias {
+        Some(b) => tape.record([x, w, b], y, rule),
+        None => tape.record([x, w], y, rule),
+    })
+}
+
+struct LinearBwd {
+    x: Tensor,
+    w: Tensor,
+    y: Option<Tensor>,
+    m: usize,
+    o: usize,
+    c: usize,
+}
+
+impl Backward for LinearBwd {
+    fn op(&self) -> &'static str {
+        "linear"
+    }
+    fn saved_bytes(&self) -> usize {
+        self.x.bytes() + self.w.bytes() + self.y.as_ref().map_or(0, Tensor::bytes)
+    }
+    fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
+        let LinearBwd { x, w, y, m, o, c } = *self;
+        let device = dy.device().clone();
+        let dy = super::relu_gradient(dy, y)?;
+        sink.write(2, &device, &[o], |db, accumulate| {
+            on_device!(&device, cpu => super::conv2d::cpu::bias_grad(db.f32s_mut(), accumulate, dy.f32s()));
+            Ok(())
+        })?;
+        sink.write(1, &device, &[o, c], |dw, accumulate| {
+            on_device!(&device, cpu => {
+                cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), m, o, c);
+            });
+            Ok(())
+        })?;
+        let shape = x.shape().to_vec();
+        drop(x);
+        sink.write(0, &device, &shape, |dx, _| {
+            on_device!(&device, cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), m, o, c));
+            Ok(())
+        })
+    }
+}

@@ -207,10 +207,35 @@ impl StageConfig {
         }
     }
 
+    /// `optimizer.lr` scaled linearly from the batch it is stated for to the batch of this stage (Goyal et al. 2017).
+    pub fn effective_lr(&self) -> f64 {
+        match self.optimizer.lr_batch {
+            0 => self.optimizer.lr,
+            batch => self.optimizer.lr * self.images_per_step as f64 / batch as f64,
+        }
+    }
+
+    /// What to tell the user where [`StageConfig::effective_lr`] differs from `optimizer.lr`.
+    pub fn lr_sentence(&self) -> Option<String> {
+        let (lr, batch, images) = (self.optimizer.lr, self.optimizer.lr_batch, self.images_per_step);
+        (batch != 0 && batch != images).then(|| {
+            let scaled = short(self.effective_lr());
+            format!(
+                "{}: learning rate {lr} is stated for steps of {batch} images; scaled to {scaled} for steps of {images}",
+                self.name
+            )
+        })
+    }
+
     /// Forward and backward passes of one optimizer step.
     pub fn accumulate(&self) -> usize {
         self.images_per_step / self.micro_batch
     }
+}
+
+/// At most six significant digits, without trailing zeros.
+fn short(value: f64) -> String {
+    format!("{value:.5e}").parse::<f64>().map_or_else(|_| value.to_string(), |rounded| rounded.to_string())
 }
 
 impl Default for StageConfig {

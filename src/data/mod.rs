@@ -1,1 +1,3 @@
 //! Module data.
+
+pub mod loader;

@@ -1,1 +1,2 @@
 //! Module data.
+pub mod shapes;

@@ -1,3 +1,4 @@
 //! Module data.
 
 pub mod loader;
+pub mod shapes;

@@ -2,7 +2,8 @@
 """One training step of torchvision's Faster R-CNN R50-FPN: forward, backward, SGD. Prints one JSON line.
 
 The paper's pre-training: no weights, so torchvision builds BatchNorm2d (batch statistics) and trains all 5 backbone stages.
-Images come in the size of the network input: nothing is resized. The head is torchvision's own, two fully connected layers.
+Images come in the size of the network input: nothing is resized. The head is torchvision's own, two fully connected layers, or
+the paper's: four convolutions and one fully connected layer, no norm.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import argparse
 import torch
 import torchvision
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 
 from common import emit, hash_uniform, measure, note, peak_rss_mib
 
@@ -35,6 +37,7 @@ def main():
     p.add_argument("--width", type=int, default=448)
     p.add_argument("--objects", type=int, default=8, help="a picture")
     p.add_argument("--classes", type=int, default=81, help="with background")
+    p.add_argument("--head", choices=("2fc", "4conv1fc"), default="2fc")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--steps", type=int, default=5, help="measured, after one to warm up")
     p.add_argument("--nchw", action="store_true", help="torch's default layout instead of channels_last")
@@ -46,6 +49,9 @@ def main():
     # _skip_resize: without it the transform would resample 448² to 448².
     model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=a.classes,
                                     min_size=a.height, max_size=a.width, _skip_resize=True)
+    if a.head == "4conv1fc":
+        model.roi_heads.box_head = FastRCNNConvFCHead((256, 7, 7), [256] * 4, [1024])
+        model.roi_heads.box_predictor = FastRCNNPredictor(1024, a.classes)
     if not a.nchw:
         model = model.to(memory_format=torch.channels_last)
     model.train()
@@ -65,7 +71,7 @@ def main():
 
     times = measure(step, min_reps=a.steps, min_seconds=0, warmup=1)
     assert all(map(torch.isfinite, torch.tensor(losses))), losses
-    emit("step", f"faster_rcnn_r50_fpn_2fc_{a.images}x{a.height}x{a.width}", "torchvision", times,
+    emit("step", f"faster_rcnn_r50_fpn_{a.head}_{a.images}x{a.height}x{a.width}", "torchvision", times,
          images_per_s=a.images * len(times) / sum(times), peak_rss_mib=peak_rss_mib(), rss_before_model_mib=base,
          threads=a.threads, torch=torch.__version__, torchvision=torchvision.__version__)
 

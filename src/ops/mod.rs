@@ -6,8 +6,11 @@
 pub mod batch_norm_relu;
 pub mod concat_rows;
 pub mod elementwise;
+pub mod ema;
+pub mod grad_norm;
 pub mod image_normalize;
 pub mod max_pool;
+pub mod sgd;
 pub mod upsample_add;
 
 /// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.

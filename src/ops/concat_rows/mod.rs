@@ -33,7 +33,7 @@ pub fn concat_rows(tape: &mut Tape, inputs: &[&Var], width: usize) -> Result<Var
     for (i, v) in inputs.iter().enumerate() {
         v.value().expect_dtype("concat_rows", DType::F32)?;
         let an_image: usize = v.shape().iter().skip(1).product();
-        if v.shape().first() != Some(&n) || an_image % width != 0 {
+        if v.shape().first() != Some(&n) || !an_image.is_multiple_of(width) {
             return Err(Error::Shape {
                 what: format!("concat_rows: input {i}"),
                 want: format!("[{n}, …] in rows of {width}"),

@@ -1,18 +1,27 @@
-//! CPU loops, in fixed chunks on rayon threads.
+//! CPU loops, in fixed chunks on rayon threads; a single chunk stays on the caller's.
 
 use rayon::prelude::*;
 
-/// Elements of one parallel task: 64 KiB of f32, half of a second-level cache way.
-const CHUNK: usize = 16 * 1024;
+use super::CHUNK;
+
+fn each(y: &mut [f32], x: &[f32], run: impl Fn((&mut [f32], &[f32])) + Sync + Send) {
+    if y.len() <= CHUNK {
+        return run((y, x));
+    }
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(run);
+}
 
 pub(super) fn add_assign(y: &mut [f32], x: &[f32]) {
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-        for (y, x) in y.iter_mut().zip(x) {
-            *y += x;
-        }
-    });
+    each(y, x, |(y, x)| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
 }
 
 pub(super) fn copy(y: &mut [f32], x: &[f32]) {
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| y.copy_from_slice(x));
+    each(y, x, |(y, x)| y.copy_from_slice(x));
+}
+
+pub(super) fn fill(y: &mut [f32], value: f32) {
+    if y.len() <= CHUNK {
+        return y.fill(value);
+    }
+    y.par_chunks_mut(CHUNK).for_each(|y| y.fill(value));
 }

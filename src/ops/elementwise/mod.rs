@@ -6,10 +6,14 @@ use crate::error::Result;
 use crate::on_device;
 use crate::tensor::{DType, Tensor};
 
+/// Elements of one parallel task of a pointwise loop: 64 KiB of f32.
+pub(crate) const CHUNK: usize = 16 * 1024;
+
 /// `y += x`, f32, same shape.
 pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
     x.expect_shape("add_assign", y.shape())?;
     x.expect_dtype("add_assign", DType::F32)?;
+    y.expect_dtype("add_assign", DType::F32)?;
     on_device!(x.device(), cpu => cpu::add_assign(y.f32s_mut(), x.f32s()));
     Ok(())
 }
@@ -18,6 +22,7 @@ pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
 pub fn copy(y: &mut Tensor, x: &Tensor) -> Result<()> {
     x.expect_shape("copy", y.shape())?;
     x.expect_dtype("copy", DType::F32)?;
+    y.expect_dtype("copy", DType::F32)?;
     on_device!(x.device(), cpu => cpu::copy(y.f32s_mut(), x.f32s()));
     Ok(())
 }
@@ -25,6 +30,6 @@ pub fn copy(y: &mut Tensor, x: &Tensor) -> Result<()> {
 /// `y = value`, f32.
 pub fn fill(y: &mut Tensor, value: f32) -> Result<()> {
     y.expect_dtype("fill", DType::F32)?;
-    on_device!(y.device().clone(), cpu => y.f32s_mut().fill(value));
+    on_device!(y.device().clone(), cpu => cpu::fill(y.f32s_mut(), value));
     Ok(())
 }

@@ -1,0 +1,55 @@
+//! The length of all gradients together, and the factor that clips it.
+
+mod cpu;
+
+use super::{Gradient, OpInfo};
+use crate::device::Device;
+use crate::error::Result;
+use crate::on_device;
+use crate::tensor::{DType, Tensor};
+
+/// Registry entry.
+pub const INFO: OpInfo =
+    OpInfo { name: "grad_norm", gradient: Gradient::No("it measures gradients after the backward pass") };
+
+/// `norm = sqrt(Σ g²)` over all elements of all gradients.
+///
+/// Shapes: grads any, f32; norm `[1]` f32.
+/// Saves: nothing.
+/// Gradient: none: it comes after the backward pass.
+/// Cost: reads every gradient once; memory-bound.
+/// Errors: `Dtype`, naming the place in the list.
+/// Reference: torch.nn.utils.clip_grad_norm_, norm_type 2.
+pub fn grad_norm(device: &Device, grads: &[&Tensor]) -> Result<Tensor> {
+    let _op = device.enter("grad_norm");
+    for (i, g) in grads.iter().enumerate() {
+        g.expect_dtype(&format!("grad_norm: gradient {i}"), DType::F32)?;
+    }
+    let chunks = grads.iter().map(|g| cpu::chunks(g.numel())).sum();
+    let mut partial = Tensor::empty(device, &[chunks, 2], DType::F32)?;
+    let mut norm = Tensor::empty(device, &[1], DType::F32)?;
+    on_device!(device, cpu => {
+        let mut rest = partial.f32s_mut();
+        for g in grads {
+            let (p, tail) = rest.split_at_mut(2 * cpu::chunks(g.numel()));
+            cpu::chunk_norms(p, g.f32s());
+            rest = tail;
+        }
+        norm.f32s_mut()[0] = cpu::total(partial.f32s());
+    });
+    Ok(norm)
+}
+
+/// `scale = min(1, max_norm / (norm + 1e-6))`, to be given to the optimizer: gradients are clipped without a host read.
+///
+/// Errors: `Shape` if norm is not `[1]`.
+pub fn clip_scale(norm: &Tensor, max_norm: f32) -> Result<Tensor> {
+    let _op = norm.device().enter("clip_scale");
+    norm.expect_shape("clip_scale: norm", &[1])?;
+    let mut scale = Tensor::empty(norm.device(), &[1], DType::F32)?;
+    on_device!(norm.device(), cpu => {
+        let s = max_norm / (norm.f32s()[0] + 1e-6);
+        scale.f32s_mut()[0] = if s > 1.0 { 1.0 } else { s }; // NaN stays
+    });
+    Ok(scale)
+}

@@ -6,6 +6,7 @@
 pub mod batch_norm_relu;
 pub mod concat_rows;
 pub mod elementwise;
+pub mod gather_rows;
 pub mod image_normalize;
 pub mod max_pool;
 pub mod upsample_add;
@@ -29,5 +30,11 @@ pub enum Gradient {
 }
 
 /// All ops.
-pub const OPS: &[OpInfo] =
-    &[batch_norm_relu::INFO, concat_rows::INFO, image_normalize::INFO, max_pool::INFO, upsample_add::INFO];
+pub const OPS: &[OpInfo] = &[
+    batch_norm_relu::INFO,
+    concat_rows::INFO,
+    gather_rows::INFO,
+    image_normalize::INFO,
+    max_pool::INFO,
+    upsample_add::INFO,
+];

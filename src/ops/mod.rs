@@ -4,6 +4,7 @@
 //! sees the same allocations as the CPU. docs/adding_an_op.md walks through one.
 
 pub mod batch_norm_relu;
+pub mod box_decode;
 pub mod concat_rows;
 pub mod elementwise;
 pub mod gather_rows;
@@ -32,6 +33,7 @@ pub enum Gradient {
 /// All ops.
 pub const OPS: &[OpInfo] = &[
     batch_norm_relu::INFO,
+    box_decode::INFO,
     concat_rows::INFO,
     gather_rows::INFO,
     image_normalize::INFO,

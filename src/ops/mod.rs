@@ -5,6 +5,7 @@
 
 pub mod batch_norm_relu;
 pub mod box_decode;
+pub mod box_encode;
 pub mod concat_rows;
 pub mod elementwise;
 pub mod gather_rows;
@@ -34,6 +35,7 @@ pub enum Gradient {
 pub const OPS: &[OpInfo] = &[
     batch_norm_relu::INFO,
     box_decode::INFO,
+    box_encode::INFO,
     concat_rows::INFO,
     gather_rows::INFO,
     image_normalize::INFO,

@@ -11,6 +11,7 @@ pub mod elementwise;
 pub mod gather_rows;
 pub mod image_normalize;
 pub mod max_pool;
+pub mod softmax;
 pub mod upsample_add;
 
 /// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
@@ -40,5 +41,6 @@ pub const OPS: &[OpInfo] = &[
     gather_rows::INFO,
     image_normalize::INFO,
     max_pool::INFO,
+    softmax::INFO,
     upsample_add::INFO,
 ];

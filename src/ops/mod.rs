@@ -4,6 +4,7 @@
 //! sees the same allocations as the CPU. docs/adding_an_op.md walks through one.
 
 pub mod batch_norm_relu;
+pub mod bce;
 pub mod box_decode;
 pub mod box_encode;
 pub mod concat_rows;
@@ -35,6 +36,7 @@ pub enum Gradient {
 /// All ops.
 pub const OPS: &[OpInfo] = &[
     batch_norm_relu::INFO,
+    bce::INFO,
     box_decode::INFO,
     box_encode::INFO,
     concat_rows::INFO,

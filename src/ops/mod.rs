@@ -13,6 +13,7 @@ pub mod gather_rows;
 pub mod image_normalize;
 pub mod max_pool;
 pub mod softmax;
+pub mod softmax_ce;
 pub mod upsample_add;
 
 /// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
@@ -44,5 +45,6 @@ pub const OPS: &[OpInfo] = &[
     image_normalize::INFO,
     max_pool::INFO,
     softmax::INFO,
+    softmax_ce::INFO,
     upsample_add::INFO,
 ];

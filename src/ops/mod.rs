@@ -12,6 +12,7 @@ pub mod elementwise;
 pub mod gather_rows;
 pub mod image_normalize;
 pub mod max_pool;
+pub mod smooth_l1;
 pub mod softmax;
 pub mod softmax_ce;
 pub mod upsample_add;
@@ -44,6 +45,7 @@ pub const OPS: &[OpInfo] = &[
     gather_rows::INFO,
     image_normalize::INFO,
     max_pool::INFO,
+    smooth_l1::INFO,
     softmax::INFO,
     softmax_ce::INFO,
     upsample_add::INFO,

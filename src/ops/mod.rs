@@ -7,6 +7,7 @@ pub mod batch_norm_relu;
 pub mod bce;
 pub mod box_decode;
 pub mod box_encode;
+pub mod class_candidates;
 pub mod concat_rows;
 pub mod elementwise;
 pub mod gather_rows;
@@ -41,6 +42,7 @@ pub const OPS: &[OpInfo] = &[
     bce::INFO,
     box_decode::INFO,
     box_encode::INFO,
+    class_candidates::INFO,
     concat_rows::INFO,
     gather_rows::INFO,
     image_normalize::INFO,

@@ -4,6 +4,10 @@
 //! sees the same allocations as the CPU. docs/adding_an_op.md walks through one.
 
 pub mod batch_norm_relu;
+pub mod bce;
+pub mod box_decode;
+pub mod box_encode;
+pub mod class_candidates;
 pub mod concat_rows;
 pub mod elementwise;
 pub mod ema;
@@ -11,6 +15,12 @@ pub mod grad_norm;
 pub mod image_normalize;
 pub mod max_pool;
 pub mod sgd;
+pub mod gather_rows;
+pub mod image_normalize;
+pub mod max_pool;
+pub mod smooth_l1;
+pub mod softmax;
+pub mod softmax_ce;
 pub mod upsample_add;
 
 /// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
@@ -32,5 +42,18 @@ pub enum Gradient {
 }
 
 /// All ops.
-pub const OPS: &[OpInfo] =
-    &[batch_norm_relu::INFO, concat_rows::INFO, image_normalize::INFO, max_pool::INFO, upsample_add::INFO];
+pub const OPS: &[OpInfo] = &[
+    batch_norm_relu::INFO,
+    bce::INFO,
+    box_decode::INFO,
+    box_encode::INFO,
+    class_candidates::INFO,
+    concat_rows::INFO,
+    gather_rows::INFO,
+    image_normalize::INFO,
+    max_pool::INFO,
+    smooth_l1::INFO,
+    softmax::INFO,
+    softmax_ce::INFO,
+    upsample_add::INFO,
+];

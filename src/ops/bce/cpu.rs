@@ -1,0 +1,48 @@
+//! CPU kernels of binary cross-entropy.
+
+use rayon::prelude::*;
+
+/// Elements of one parallel task: fixed, so that the sum does not depend on the number of threads.
+const CHUNK: usize = 4 * 1024;
+
+pub(super) fn forward(loss: &mut [f32], x: &[f32], target: &[i32], avg: &[f32], weight: f32) {
+    let chunk_sum = |(x, target): (&[f32], &[i32])| -> f64 {
+        let counted = x.iter().zip(target).filter(|(_, t)| matches!(t, 0 | 1));
+        counted
+            .map(|(&x, &t)| {
+                let x = f64::from(x);
+                // softplus(x) = ln(1 + e^x), written so that e^|x| never overflows.
+                x.max(0.0) + (-x.abs()).exp().ln_1p() - f64::from(t) * x
+            })
+            .sum()
+    };
+    let sums: Vec<f64> = x.par_chunks(CHUNK).zip(target.par_chunks(CHUNK)).map(chunk_sum).collect();
+    loss[0] = (f64::from(weight) * sums.iter().sum::<f64>() / f64::from(avg[0])) as f32;
+}
+
+pub(super) fn backward(dx: &mut [f32], dy: &[f32], x: &[f32], target: &[i32], avg: &[f32], weight: f32) {
+    let scale = dy[0] * weight / avg[0];
+    dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(target.par_chunks(CHUNK)).for_each(|((dx, x), target)| {
+        for ((dx, &x), &t) in dx.iter_mut().zip(x).zip(target) {
+            *dx = match t {
+                0 => scale * sigmoid(x),
+                1 => -scale * sigmoid(-x), // sigmoid(x) - 1 without the cancellation
+                _ => 0.0,
+            };
+        }
+    });
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp()) // e^-x = inf gives 0
+}
+
+pub(super) fn rpn_targets(target: &mut [i32], label: &mut [i32], gt: &[i32], idx: &[i32]) {
+    for (((target, label), &gt), &i) in target.iter_mut().zip(label).zip(gt).zip(idx) {
+        (*target, *label) = match (i >= 0, gt >= 0) {
+            (true, true) => (1, 0),
+            (true, false) => (0, -1),
+            (false, _) => (-1, -1),
+        };
+    }
+}

@@ -1,0 +1,75 @@
+//! Binary cross-entropy from logits: object or not, in the region proposal network.
+
+mod cpu;
+
+use super::{Gradient, OpInfo};
+use crate::error::Result;
+use crate::on_device;
+use crate::tape::{Backward, Sink, Tape, Var};
+use crate::tensor::{DType, Tensor};
+
+/// Registry entry.
+pub const INFO: OpInfo = OpInfo { name: "bce", gradient: Gradient::Yes };
+
+/// `loss = weight / avg * sum over target in {0,1} of (softplus(x) - target x)`, the cross-entropy of `sigmoid(x)`;
+/// other targets (-1) are ignored.
+///
+/// Shapes: logits f32, any shape of M elements; target `[M]` i32; avg `[1]` f32; loss `[1]` f32, summed in f64.
+/// Saves: logits, target, avg.
+/// Gradient: logits: `weight / avg * (sigmoid(x) - target)`, 0 where ignored.
+/// Cost: reads 2·M; one exponential and one logarithm an element.
+/// Errors: `Shape` if logits and target differ in size.
+/// Reference: Ren et al. 2015, eq. 1; the divisor is `softmax_ce`'s `AvgFactor::Rpn`.
+pub fn bce(tape: &mut Tape, logits: &Var, target: &Tensor, avg: &Tensor, weight: f32) -> Result<Var> {
+    let _op = logits.device().enter("bce");
+    logits.value().expect_dtype("bce: logits", DType::F32)?;
+    target.expect_dtype("bce: target", DType::I32)?;
+    target.reshape(&[target.numel()])?.expect_shape("bce: target", &[logits.value().numel()])?;
+    avg.expect_shape("bce: avg", &[1])?;
+    avg.expect_dtype("bce: avg", DType::F32)?;
+    let mut loss = Tensor::empty(logits.device(), &[1], DType::F32)?;
+    on_device!(logits.device(), cpu =>
+        cpu::forward(loss.f32s_mut(), logits.value().f32s(), target.i32s(), avg.f32s(), weight));
+    let rule = BceBwd { logits: logits.value().clone(), target: target.clone(), avg: avg.clone(), weight };
+    Ok(tape.record([logits], loss, rule))
+}
+
+struct BceBwd {
+    logits: Tensor,
+    target: Tensor,
+    avg: Tensor,
+    weight: f32,
+}
+
+impl Backward for BceBwd {
+    fn op(&self) -> &'static str {
+        "bce"
+    }
+    fn saved_bytes(&self) -> usize {
+        self.logits.bytes() + self.target.bytes() + self.avg.bytes()
+    }
+    fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
+        let mut dx = Tensor::empty(dy.device(), self.logits.shape(), DType::F32)?;
+        on_device!(dy.device(), cpu => cpu::backward(
+            dx.f32s_mut(), dy.f32s(), self.logits.f32s(), self.target.i32s(), self.avg.f32s(), self.weight));
+        sink.add(0, dx)
+    }
+}
+
+/// Targets of the region proposal network: for [`bce`] 1 (positive), 0 (negative) or -1 (padding), and for `smooth_l1`
+/// the column group of the box: 0 (positive) or -1 (no box target).
+///
+/// Shapes: gt `[B,S]` (-1 = not positive), idx `[B,S]` (-1 = padding), target `[M]`, box label `[M]`, all i32, M = B·S.
+/// Cost: reads 2·M, writes 2·M.
+/// Errors: `Shape` if gt and idx differ in shape.
+pub fn rpn_targets(gt: &Tensor, idx: &Tensor) -> Result<(Tensor, Tensor)> {
+    let _op = gt.device().enter("rpn_targets");
+    let [b, s] = gt.dims("rpn_targets: gt")?;
+    idx.expect_shape("rpn_targets: idx", &[b, s])?;
+    gt.expect_dtype("rpn_targets: gt", DType::I32)?;
+    idx.expect_dtype("rpn_targets: idx", DType::I32)?;
+    let mut target = Tensor::empty(gt.device(), &[b * s], DType::I32)?;
+    let mut label = Tensor::empty(gt.device(), &[b * s], DType::I32)?;
+    on_device!(gt.device(), cpu => cpu::rpn_targets(target.i32s_mut(), label.i32s_mut(), gt.i32s(), idx.i32s()));
+    Ok((target, label))
+}

@@ -1,0 +1,67 @@
+//! CPU kernels of softmax cross-entropy.
+
+use rayon::prelude::*;
+
+use super::AvgFactor;
+
+/// Elements of one parallel task: fixed, so that the sum does not depend on the number of threads.
+const CHUNK: usize = 4 * 1024;
+
+fn class(label: i32, c: usize) -> Option<usize> {
+    usize::try_from(label).ok().filter(|&l| l < c)
+}
+
+fn max(x: &[f32]) -> f32 {
+    x.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+pub(super) fn forward(loss: &mut [f32], x: &[f32], labels: &[i32], avg: &[f32], c: usize, weight: f32) {
+    let row_loss = |x: &[f32], label: i32| -> f64 {
+        let Some(label) = class(label, c) else { return 0.0 };
+        let max = max(x);
+        let sum: f64 = x.iter().map(|x| f64::from((x - max).exp())).sum();
+        sum.ln() + f64::from(max) - f64::from(x[label])
+    };
+    let rows = (CHUNK / c).max(1);
+    let sums: Vec<f64> = x
+        .par_chunks(rows * c)
+        .zip(labels.par_chunks(rows))
+        .map(|(x, labels)| x.chunks_exact(c).zip(labels).map(|(x, &label)| row_loss(x, label)).sum())
+        .collect();
+    let total: f64 = sums.iter().sum();
+    loss[0] = (f64::from(weight) * total / f64::from(avg[0])) as f32;
+}
+
+pub(super) fn backward(dx: &mut [f32], dy: &[f32], x: &[f32], labels: &[i32], avg: &[f32], c: usize, weight: f32) {
+    let scale = dy[0] * weight / avg[0];
+    let rows = (CHUNK / c).max(1);
+    let chunks = dx.par_chunks_mut(rows * c).zip(x.par_chunks(rows * c)).zip(labels.par_chunks(rows));
+    chunks.for_each(|((dx, x), labels)| {
+        for ((dx, x), &label) in dx.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(labels) {
+            let Some(label) = class(label, c) else {
+                dx.fill(0.0);
+                continue;
+            };
+            let max = max(x);
+            let (mut sum, mut others) = (0.0, 0.0);
+            for (i, (dx, x)) in dx.iter_mut().zip(x).enumerate() {
+                *dx = (x - max).exp();
+                sum += *dx;
+                others += if i == label { 0.0 } else { *dx };
+            }
+            for dx in dx.iter_mut() {
+                *dx *= scale / sum;
+            }
+            dx[label] = -scale * (others / sum); // p - 1 without the cancellation
+        }
+    });
+}
+
+pub(super) fn avg_factor(y: &mut [f32], counts: &[i32], kind: AvgFactor) {
+    let each = counts.chunks_exact(2).map(|c| (i64::from(c[0]), i64::from(c[1])));
+    let total: i64 = match kind {
+        AvgFactor::Rpn => each.map(|(pos, neg)| pos.max(1) + neg.max(1)).sum(),
+        AvgFactor::Roi => each.map(|(pos, neg)| pos + neg).sum(),
+    };
+    y[0] = total.max(1) as f32;
+}

@@ -5,6 +5,9 @@
 
 pub mod elementwise;
 pub mod max_pool;
+pub mod roi_align;
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
 #[derive(Clone, Copy, Debug)]

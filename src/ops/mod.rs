@@ -28,4 +28,4 @@ pub enum Gradient {
 }
 
 /// All ops.
-pub const OPS: &[OpInfo] = &[max_pool::INFO];
+pub const OPS: &[OpInfo] = &[max_pool::INFO, roi_align::INFO];

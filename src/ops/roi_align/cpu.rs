@@ -18,23 +18,32 @@ const CHANNELS: usize = 64;
 
 /// One pyramid level `[N,H,W,C]`.
 #[derive(Clone, Copy, Debug)]
-pub struct LevelShape {
-    /// Rows.
+pub(super) struct LevelShape {
     pub h: usize,
-    /// Columns.
     pub w: usize,
-    /// Pixels of the network input per feature pixel.
     pub stride_px: f32,
 }
 
-/// `y [R,PH,PW,C]` from `xs[l] [N,H_l,W_l,C]`.
-pub fn forward(
+/// `S` boxes for each image, `[N,S,4]`.
+pub(super) struct Rois<'a> {
+    pub boxes: &'a [f32],
+    /// `[N,S]`: negative: skipped, its output is 0.
+    pub valid: &'a [i32],
+    pub per_image: usize,
+}
+
+impl Rois<'_> {
+    fn get(&self, r: usize) -> [f32; 4] {
+        self.boxes[4 * r..4 * r + 4].try_into().expect("four numbers")
+    }
+}
+
+/// `y [N·S,PH,PW,C]` from `xs[l] [N,H_l,W_l,C]`.
+pub(super) fn forward(
     y: &mut [f32],
     xs: &[&[f32]],
     levels: &[LevelShape],
-    rois: &[f32],
-    roi_batch: &[i32],
-    n: usize,
+    rois: &Rois,
     c: usize,
     p: &RoiAlign,
 ) {
@@ -46,16 +55,15 @@ pub fn forward(
         let mut scratch = Scratch::default();
         for (i, y) in y.chunks_exact_mut(row).enumerate() {
             let r = task * ROIS_PER_TASK + i;
-            let batch = roi_batch[r];
-            if batch < 0 || batch as usize >= n {
+            if rois.valid[r] < 0 {
                 y.fill(0.0);
                 continue;
             }
-            let roi = roi_at(rois, r);
+            let roi = rois.get(r);
             let l = p.level(roi, levels.len());
             let size = levels[l].h * levels[l].w * c;
             scratch.place(roi, &levels[l], p);
-            forward_roi(y, &xs[l][batch as usize * size..][..size], levels[l].w, c, p, &mut scratch);
+            forward_roi(y, &xs[l][r / rois.per_image * size..][..size], levels[l].w, c, p, &mut scratch);
         }
     });
 }
@@ -76,13 +84,12 @@ fn forward_roi(y: &mut [f32], x: &[f32], w: usize, c: usize, p: &RoiAlign, s: &m
     }
 }
 
-/// `dxs[l] [N,H_l,W_l,C]`, overwritten, from `dy [R,PH,PW,C]`.
-pub fn backward(
+/// `dxs[l] [N,H_l,W_l,C]`, overwritten, from `dy [N·S,PH,PW,C]`.
+pub(super) fn backward(
     dxs: &mut [&mut [f32]],
     levels: &[LevelShape],
     dy: &[f32],
-    rois: &[f32],
-    roi_batch: &[i32],
+    rois: &Rois,
     c: usize,
     p: &RoiAlign,
 ) {
@@ -97,9 +104,9 @@ pub fn backward(
         let mut scratch = Scratch::default();
         let row0 = band * BAND_ROWS;
         let row1 = row0 + dx.len() / (levels[l].w * c);
-        for (r, &b) in roi_batch.iter().enumerate() {
-            let roi = roi_at(rois, r);
-            if b == batch as i32 && touches(roi, &levels[l], row0, row1, p) && p.level(roi, levels.len()) == l {
+        for r in batch * rois.per_image..(batch + 1) * rois.per_image {
+            let roi = rois.get(r);
+            if rois.valid[r] >= 0 && touches(roi, &levels[l], row0, row1, p) && p.level(roi, levels.len()) == l {
                 let dy = &dy[r * p.ph * p.pw * c..][..p.ph * p.pw * c];
                 scratch.place(roi, &levels[l], p);
                 backward_roi(dx, row0, row1, dy, levels[l].w, c, p, &mut scratch);
@@ -135,10 +142,6 @@ fn touches(roi: [f32; 4], level: &LevelShape, row0: usize, row1: usize, p: &RoiA
     let first = start.min(start + size).clamp(-1.0, level.h as f32);
     let last = start.max(start + size).clamp(-1.0, level.h as f32);
     first - 2.0 <= row1 as f32 && last + 2.0 >= row0 as f32
-}
-
-fn roi_at(rois: &[f32], r: usize) -> [f32; 4] {
-    [rois[4 * r], rois[4 * r + 1], rois[4 * r + 2], rois[4 * r + 3]]
 }
 
 /// `out = Σ weight · x[offset..]`, or `out += …`, over the length of `out`.

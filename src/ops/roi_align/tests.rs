@@ -1,5 +1,5 @@
-use super::cpu::{LevelShape, backward, forward};
 use super::*;
+use crate::device::Device;
 use crate::ops::testing::{Fixture, assert_close, boxes, uniform};
 
 /// Sample by sample in f64, as the definition says; `add(offset, weight)` for each of the four neighbours.
@@ -38,12 +38,13 @@ fn samples(roi: &[f32], level: &LevelShape, p: &RoiAlign, i: usize, j: usize, mu
     }
 }
 
+/// Boxes `[N,S,4]`, some of them not valid.
 struct Problem {
     levels: Vec<LevelShape>,
     n: usize,
     c: usize,
     rois: Vec<f32>,
-    batch: Vec<i32>,
+    valid: Vec<i32>,
     p: RoiAlign,
 }
 
@@ -52,23 +53,37 @@ impl Problem {
         self.levels.iter().map(|l| self.n * l.h * l.w * self.c).collect()
     }
 
-    fn forward(&self, xs: &[Vec<f32>]) -> Vec<f32> {
-        let xs: Vec<&[f32]> = xs.iter().map(Vec::as_slice).collect();
-        let mut y = vec![f32::NAN; self.batch.len() * self.p.ph * self.p.pw * self.c];
-        forward(&mut y, &xs, &self.levels, &self.rois, &self.batch, self.n, self.c, &self.p);
-        y
+    fn per_image(&self) -> usize {
+        self.valid.len() / self.n
     }
 
-    fn backward(&self, dy: &[f32]) -> Vec<Vec<f32>> {
-        let mut dxs: Vec<Vec<f32>> = self.sizes().iter().map(|&s| vec![f32::NAN; s]).collect();
-        let mut views: Vec<&mut [f32]> = dxs.iter_mut().map(Vec::as_mut_slice).collect();
-        backward(&mut views, &self.levels, dy, &self.rois, &self.batch, self.c, &self.p);
-        dxs
+    /// y and the gradients of the levels for `dy`, through the tape.
+    fn run(&self, xs: &[Vec<f32>], dy: &[f32]) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let dev = Device::cpu();
+        let mut tape = Tape::new(&dev);
+        let (n, s, c, p) = (self.n, self.per_image(), self.c, self.p);
+        let levels: Vec<Var> = (self.levels.iter().zip(xs))
+            .map(|(l, x)| tape.leaf(Tensor::from_slice(&dev, &[n, l.h, l.w, c], x).unwrap()))
+            .collect();
+        let rois = Tensor::from_slice(&dev, &[n, s, 4], &self.rois).unwrap();
+        let valid = Tensor::from_slice(&dev, &[n, s], &self.valid).unwrap();
+        let strides: Vec<f32> = self.levels.iter().map(|l| l.stride_px).collect();
+        let refs: Vec<&Var> = levels.iter().collect();
+        let y = roi_align(&mut tape, &refs, &strides, &rois, &valid, p).unwrap();
+        let out = y.value().f32s().to_vec();
+        let dy = Tensor::from_slice(&dev, y.shape(), dy).unwrap();
+        let grads = tape.backward(vec![(y, dy)]).unwrap();
+        (out, levels.iter().map(|x| grads.get(x).unwrap().f32s().to_vec()).collect())
+    }
+
+    fn outputs(&self) -> usize {
+        self.valid.len() * self.p.ph * self.p.pw * self.c
     }
 
     /// `visit(output element of channel 0, level, input element of channel 0, weight)` for each non-zero weight.
     fn each_weight(&self, mut visit: impl FnMut(usize, usize, usize, f64)) {
-        for (r, &b) in self.batch.iter().enumerate().filter(|(_, b)| **b >= 0) {
+        for r in (0..self.valid.len()).filter(|&r| self.valid[r] >= 0) {
+            let b = r / self.per_image();
             let roi = &self.rois[4 * r..4 * r + 4];
             let l = self.p.level(roi.try_into().unwrap(), self.levels.len());
             let level = &self.levels[l];
@@ -76,7 +91,7 @@ impl Problem {
                 for j in 0..self.p.pw {
                     let out = ((r * self.p.ph + i) * self.p.pw + j) * self.c;
                     samples(roi, level, &self.p, i, j, |y, x, weight| {
-                        visit(out, l, ((b as usize * level.h + y) * level.w + x) * self.c, weight);
+                        visit(out, l, ((b * level.h + y) * level.w + x) * self.c, weight);
                     });
                 }
             }
@@ -85,7 +100,7 @@ impl Problem {
 
     fn check(&self, seed: u64) {
         let xs: Vec<Vec<f32>> = self.sizes().iter().enumerate().map(|(l, &s)| uniform(seed + l as u64, s, -1.0, 1.0)).collect();
-        let ny = self.batch.len() * self.p.ph * self.p.pw * self.c;
+        let ny = self.outputs();
         let dy = uniform(seed + 99, ny, -1.0, 1.0);
         let mut y = vec![0.0f64; ny];
         let mut dxs: Vec<Vec<f64>> = self.sizes().iter().map(|&s| vec![0.0; s]).collect();
@@ -97,8 +112,9 @@ impl Problem {
         });
         let as_f32 = |v: &[f64]| v.iter().map(|&v| v as f32).collect::<Vec<_>>();
         // Positions are f32 and up to the size of the map: a weight is good to about 1e-5.
-        assert_close(&self.forward(&xs), &as_f32(&y), 5e-5, 1e-5);
-        for (got, want) in self.backward(&dy).iter().zip(&dxs) {
+        let (got_y, got_dxs) = self.run(&xs, &dy);
+        assert_close(&got_y, &as_f32(&y), 5e-5, 1e-5);
+        for (got, want) in got_dxs.iter().zip(&dxs) {
             assert_close(got, &as_f32(want), 2e-4, 1e-4);
         }
     }
@@ -121,9 +137,9 @@ fn equals_the_definition_in_f64() {
     ] {
         let n = 2;
         let rois = boxes(seed, 40, 150.0, 30.0);
-        let batch = (0..40).map(|r| if r % 7 == 3 { -1 } else { r % n }).collect();
+        let valid = (0..40).map(|r| if r % 7 == 3 { -1 } else { r }).collect();
         let p = RoiAlign { ph, pw, sampling_ratio, aligned, finest_scale_px: 28.0 };
-        Problem { levels: pyramid(120, 161, 4), n: n as usize, c, rois, batch, p }.check(seed);
+        Problem { levels: pyramid(120, 161, 4), n, c, rois, valid, p }.check(seed);
     }
 }
 
@@ -131,9 +147,11 @@ fn equals_the_definition_in_f64() {
 fn equals_mmcv() {
     let f = Fixture::ops("roi_align");
     let x = f.nhwc("x");
+    // mmcv's boxes name their image; ours come by image: each image gets all of them, its own are valid.
     let rows = f.f32s("rois");
-    let rois: Vec<f32> = rows.chunks(5).flat_map(|r| r[1..].to_vec()).collect();
-    let batch: Vec<i32> = rows.chunks(5).map(|r| r[0] as i32).collect();
+    let boxes: Vec<f32> = rows.chunks(5).flat_map(|r| r[1..].to_vec()).collect();
+    let image: Vec<usize> = rows.chunks(5).map(|r| r[0] as usize).collect();
+    let valid: Vec<i32> = (0..24).map(|r| if image[r % 12] == r / 12 { 0 } else { -1 }).collect();
     let mut cases = 0;
     for (scale, stride_px) in [("0.25", 4.0), ("0.125", 8.0)] {
         for (ph, pw) in [(7, 7), (14, 14), (3, 5)] {
@@ -148,12 +166,15 @@ fn equals_mmcv() {
                         levels: vec![LevelShape { h: 13, w: 17, stride_px }],
                         n: 2,
                         c: 5,
-                        rois: rois.clone(),
-                        batch: batch.clone(),
+                        rois: [boxes.clone(), boxes.clone()].concat(),
+                        valid: valid.clone(),
                         p: RoiAlign { ph, pw, sampling_ratio, aligned, finest_scale_px: 56.0 },
                     };
-                    assert_close(&problem.forward(&[x.clone()]), &f.nhwc(&format!("{key}.y")), 3e-6, 1e-5);
-                    let dx = problem.backward(&f.nhwc(&format!("gout.{ph}x{pw}")));
+                    let dy = f.nhwc(&format!("gout.{ph}x{pw}"));
+                    let (y, dx) = problem.run(std::slice::from_ref(&x), &[dy.clone(), dy].concat());
+                    let row = ph * pw * 5;
+                    let own: Vec<f32> = (0..12).flat_map(|r| y[(image[r] * 12 + r) * row..][..row].to_vec()).collect();
+                    assert_close(&own, &f.nhwc(&format!("{key}.y")), 3e-6, 1e-5);
                     assert_close(&dx[0], &f.nhwc(&format!("{key}.dx")), 1e-5, 1e-5);
                 }
             }
@@ -178,25 +199,39 @@ fn hostile_boxes_give_finite_numbers() {
     for sampling_ratio in [0, 2] {
         for aligned in [false, true] {
             let p = RoiAlign { sampling_ratio, aligned, ..RoiAlign::new(7, 7) };
-            let batch = vec![0, 0, 0, 0, 0, 0, 0, 5];
-            let problem = Problem { levels: pyramid(60, 60, 2), n: 1, c: 3, rois: rois.clone(), batch, p };
+            let problem = Problem { levels: pyramid(60, 60, 2), n: 1, c: 3, rois: rois.clone(), valid: vec![0; 8], p };
             let xs: Vec<Vec<f32>> = problem.sizes().iter().map(|&s| vec![1.0; s]).collect();
-            let y = problem.forward(&xs);
+            let (y, dx) = problem.run(&xs, &vec![1.0; problem.outputs()]);
             assert!(y.iter().all(|v| v.is_finite() && v.abs() <= 1.0001));
-            assert!(y[7 * 147..].iter().all(|&v| v == 0.0), "an image that is not there");
-            assert!(problem.backward(&y).iter().flatten().all(|v| v.is_finite()));
+            assert!(dx.iter().flatten().all(|v| v.is_finite()));
         }
     }
 }
 
 #[test]
 fn empty_inputs() {
-    let none = |n, c, levels| Problem { levels, n, c, rois: vec![], batch: vec![], p: RoiAlign::new(7, 7) };
-    assert!(none(2, 3, pyramid(20, 20, 2)).forward(&[vec![0.0; 150], vec![0.0; 54]]).is_empty());
-    let dx = none(2, 3, pyramid(20, 20, 2)).backward(&[]);
-    assert!(dx.iter().flatten().all(|&v| v == 0.0) && dx[0].len() == 150);
-    none(0, 3, pyramid(20, 20, 2)).backward(&[]);
-    none(2, 0, pyramid(20, 20, 2)).backward(&[]);
+    let none = |n, c| Problem { levels: pyramid(20, 20, 2), n, c, rois: vec![], valid: vec![], p: RoiAlign::new(7, 7) };
+    let (y, dx) = none(2, 3).run(&[vec![1.0; 150], vec![1.0; 54]], &[]);
+    assert!(y.is_empty() && dx[0].len() == 150 && dx.iter().flatten().all(|&v| v == 0.0));
+    let (y, _) = Problem { rois: vec![0.0; 8], valid: vec![0; 2], ..none(2, 0) }.run(&[vec![], vec![]], &[]);
+    assert!(y.is_empty());
+}
+
+#[test]
+fn wrong_shapes_are_errors() {
+    let dev = Device::cpu();
+    let mut tape = Tape::inference(&dev);
+    let x = tape.constant(Tensor::zeros(&dev, &[2, 5, 5, 3], DType::F32).unwrap());
+    let rois = Tensor::zeros(&dev, &[2, 6, 4], DType::F32).unwrap();
+    let valid = Tensor::zeros(&dev, &[2, 6], DType::I32).unwrap();
+    let five = Tensor::zeros(&dev, &[2, 6, 5], DType::F32).unwrap();
+    let p = RoiAlign::new(7, 7);
+    assert!(roi_align(&mut tape, &[&x], &[4.0], &rois, &valid, p).is_ok());
+    let e = roi_align(&mut tape, &[&x], &[4.0], &five, &valid, p).unwrap_err().to_string();
+    assert_eq!(e, "roi_align: rois: want [2, 6, 4], got [2, 6, 5]");
+    assert!(roi_align(&mut tape, &[&x], &[4.0, 8.0], &rois, &valid, p).is_err());
+    assert!(roi_align(&mut tape, &[], &[], &rois, &valid, p).is_err());
+    assert!(roi_align(&mut tape, &[&x], &[4.0], &rois, &rois, p).is_err());
 }
 
 #[test]
@@ -210,19 +245,19 @@ fn level_rule_is_mmdetections() {
 
 #[test]
 fn result_does_not_depend_on_threads() {
-    let n = 2;
     let problem = Problem {
         levels: pyramid(120, 161, 3),
-        n,
+        n: 2,
         c: 33,
         rois: boxes(9, 60, 150.0, 10.0),
-        batch: (0..60).map(|r| r % 2).collect(),
+        valid: vec![0; 60],
         p: RoiAlign::new(7, 7),
     };
+    let xs: Vec<Vec<f32>> = problem.sizes().iter().map(|&s| uniform(4, s, -1.0, 1.0)).collect();
     let dy = uniform(3, 60 * 49 * 33, -1.0, 1.0);
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| problem.backward(&dy))
+        pool.install(|| problem.run(&xs, &dy))
     };
     assert_eq!(run(1), run(3));
 }

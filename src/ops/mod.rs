@@ -22,6 +22,9 @@ pub mod smooth_l1;
 pub mod softmax;
 pub mod softmax_ce;
 pub mod upsample_add;
+pub mod roi_align;
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
 #[derive(Clone, Copy, Debug)]
@@ -57,3 +60,4 @@ pub const OPS: &[OpInfo] = &[
     softmax_ce::INFO,
     upsample_add::INFO,
 ];
+pub const OPS: &[OpInfo] = &[max_pool::INFO, roi_align::INFO];

@@ -1,0 +1,170 @@
+//! Time of RoIAlign and NMS, in the arena as in a training step: `cargo bench --bench detection -- [--json FILE]`.
+//!
+//! The inputs are those of benches/peers/ops_torch.py, which measures torchvision: same numbers from the same names, so
+//! `checksum` and `kept` must agree with its output.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use upres::device::Device;
+use upres::ops::roi_align::{RoiAlign, roi_align};
+use upres::tape::Tape;
+use upres::tensor::{DType, Tensor};
+use upres::{Error, Result};
+
+const SIDE: f32 = 448.0;
+const IMAGES: usize = 2;
+const ROIS: usize = 512;
+const C: usize = 256;
+const STRIDES: [f32; 4] = [4.0, 8.0, 16.0, 32.0];
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().collect();
+    let json = args.iter().position(|a| a == "--json").and_then(|i| args.get(i + 1));
+    let mut out = Report { json: json.map(File::create).transpose()? };
+    bench_roi_align(&mut out)?;
+    Ok(())
+}
+
+/// Prints a line for people and, if asked, one for machines.
+struct Report {
+    json: Option<File>,
+}
+
+impl Report {
+    fn line(&mut self, name: &str, pass: Option<&str>, mut times: Vec<Duration>, more: &[(&str, f64)]) -> Result<()> {
+        times.sort();
+        let ms = |t: Duration| (t.as_secs_f64() * 1e7).round() / 1e4;
+        let (median, min, reps) = (ms(times[times.len() / 2]), ms(times[0]), times.len());
+        let mut line = json!({"bench": "ops", "name": name, "impl": "upres", "median_ms": median, "min_ms": min,
+            "reps": reps, "threads": rayon::current_num_threads()});
+        if let Some(pass) = pass {
+            line["pass"] = json!(pass);
+        }
+        let mut notes = String::new();
+        for (key, value) in more {
+            line[key] = json!(value);
+            notes += &format!("  {key} {value}");
+        }
+        println!("{name:<40} {:<8} median {median:>9.3} ms  min {min:>9.3} ms{notes}", pass.unwrap_or(""));
+        if let Some(f) = &mut self.json {
+            writeln!(f, "{line}").map_err(|e| Error::io("--json", e))?;
+        }
+        Ok(())
+    }
+}
+
+/// Plans `step` on the plan device, then repeats it in the CPU's arena for at least two seconds; `step` returns the time of
+/// its part that counts, and a number.
+fn measure(step: impl Fn(&Device) -> Result<Box<dyn Fn() -> Result<(Duration, f64)>>>) -> Result<(Vec<Duration>, f64)> {
+    let traced = Device::plan();
+    let on_plan = step(&traced)?;
+    let ((_, _), plan) = traced.step(None, || on_plan())?;
+    let cpu = Device::cpu();
+    let on_cpu = step(&cpu)?;
+    let (mut times, mut check) = (Vec::new(), 0.0);
+    let start = Instant::now();
+    while times.len() < 11 || start.elapsed() < Duration::from_secs(2) {
+        let ((time, value), _) = cpu.step(Some(&plan), || on_cpu())?;
+        times.push(time);
+        check = value;
+    }
+    Ok((times.split_off(2), check))
+}
+
+/// The i-th number of a name, in (-1, 1): the rule of tests/fixtures/README.md.
+fn hash_uniform(name: &str) -> impl FnMut() -> f32 + use<> {
+    let h = name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
+    let mut i = 0u64;
+    move || {
+        i += 1;
+        let mut z = h.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^= z >> 31;
+        (2.0 * (z >> 40) as f64 + 1.0 - 16_777_216.0) as f32 / 16_777_216.0
+    }
+}
+
+/// Σ x · u(name), with `x [N,H,W,C]` read in the order N C H W, as the other side does.
+fn checksum(name: &str, x: &Tensor) -> f64 {
+    if !x.device().has_data() {
+        return 0.0;
+    }
+    let [n, h, w, c] = x.dims("checksum").expect("four dimensions");
+    let (x, mut u) = (x.f32s(), hash_uniform(name));
+    let mut sum = 0.0;
+    for i in 0..n {
+        for k in 0..c {
+            for p in 0..h * w {
+                sum += f64::from(x[(i * h * w + p) * c + k]) * f64::from(u());
+            }
+        }
+    }
+    sum
+}
+
+fn bench_roi_align(out: &mut Report) -> Result<()> {
+    for side in [7, 14] {
+        for (sampling_ratio, aligned) in [(0, true), (2, false)] {
+            let p = RoiAlign { sampling_ratio, aligned, ..RoiAlign::new(side, side) };
+            let name = format!("roi_align_1024_{side}x{side}_ratio{sampling_ratio}_aligned{}", u8::from(aligned));
+            for backward in [false, true] {
+                let (times, check) = measure(|dev| roi_step(dev, p, backward))?;
+                let pass = if backward { "backward" } else { "forward" };
+                out.line(&name, Some(pass), times, &[("checksum", (check * 1e4).round() / 1e4)])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn roi_step(dev: &Device, p: RoiAlign, backward: bool) -> Result<Box<dyn Fn() -> Result<(Duration, f64)>>> {
+    let mut levels = Vec::new();
+    for (l, stride) in STRIDES.iter().enumerate() {
+        let side = (SIDE / stride) as usize;
+        let mut u = hash_uniform(&format!("bench.roi.level{l}"));
+        let x: Vec<f32> = (0..IMAGES * side * side * C).map(|_| u()).collect();
+        levels.push(Tensor::from_slice(dev, &[IMAGES, side, side, C], &x)?);
+    }
+    let mut boxes = Vec::new();
+    for image in 0..IMAGES {
+        let mut u = hash_uniform(&format!("bench.roi.rois.{image}"));
+        for _ in 0..ROIS {
+            let u = [u(), u(), u(), u()];
+            let (w, h) = (16.0 * 24f32.powf((1.0 + u[2]) / 2.0), 16.0 * 24f32.powf((1.0 + u[3]) / 2.0));
+            let (x, y) = ((SIDE - w) * (1.0 + u[0]) / 2.0, (SIDE - h) * (1.0 + u[1]) / 2.0);
+            boxes.extend([x, y, x + w, y + h]);
+        }
+    }
+    let rois = Tensor::from_slice(dev, &[IMAGES, ROIS, 4], &boxes)?;
+    let valid = Tensor::zeros(dev, &[IMAGES, ROIS], DType::I32)?;
+    let dev = dev.clone();
+    let ones = Tensor::from_slice(&dev, &[IMAGES * ROIS, p.ph, p.pw, C], &vec![1.0; IMAGES * ROIS * p.ph * p.pw * C])?;
+    let check = Cell::new(f64::NAN);
+    Ok(Box::new(move || {
+        let mut tape = if backward { Tape::new(&dev) } else { Tape::inference(&dev) };
+        let xs: Vec<_> = levels.iter().map(|x| tape.leaf(x.clone())).collect();
+        let refs: Vec<_> = xs.iter().collect();
+        let start = Instant::now();
+        let y = roi_align(&mut tape, &refs, &STRIDES, &rois, &valid, p)?;
+        let forward = start.elapsed();
+        if !backward {
+            if check.get().is_nan() {
+                check.set(checksum("check", y.value()));
+            }
+            return Ok((forward, check.get()));
+        }
+        let start = Instant::now();
+        let grads = tape.backward(vec![(y, ones.clone())])?;
+        let time = start.elapsed();
+        if check.get().is_nan() {
+            let dx = |x| grads.get(x).expect("a gradient");
+            check.set(xs.iter().enumerate().map(|(l, x)| checksum(&format!("check{l}"), dx(x))).sum());
+        }
+        Ok((time, check.get()))
+    }))
+}

@@ -1,0 +1,263 @@
+use super::*;
+use crate::device::Device;
+use crate::ops::testing::{Fixture, assert_close, boxes, uniform};
+
+/// Sample by sample in f64, as the definition says; `add(offset, weight)` for each of the four neighbours.
+fn samples(roi: &[f32], level: &LevelShape, p: &RoiAlign, i: usize, j: usize, mut add: impl FnMut(usize, usize, f64)) {
+    let off = if p.aligned { 0.5 } else { 0.0 };
+    let s = 1.0 / f64::from(level.stride_px);
+    let at = |v: f32| f64::from(v) * s - off;
+    let (x0, y0) = (at(roi[0]), at(roi[1]));
+    let (mut rw, mut rh) = (at(roi[2]) - x0, at(roi[3]) - y0);
+    if !p.aligned {
+        (rw, rh) = (rw.max(1.0), rh.max(1.0));
+    }
+    let (bh, bw) = (rh / p.ph as f64, rw / p.pw as f64);
+    let grid = |b: f64| if p.sampling_ratio > 0 { p.sampling_ratio as i64 } else { b.ceil() as i64 };
+    let (gh, gw) = (grid(bh), grid(bw));
+    let count = (gh * gw).max(1) as f64;
+    for a in 0..gh {
+        let y = y0 + i as f64 * bh + (a as f64 + 0.5) * bh / gh as f64;
+        for b in 0..gw {
+            let x = x0 + j as f64 * bw + (b as f64 + 0.5) * bw / gw as f64;
+            if y < -1.0 || y > level.h as f64 || x < -1.0 || x > level.w as f64 {
+                continue;
+            }
+            let axis = |v: f64, n: usize| {
+                let v = v.max(0.0);
+                let low = (v as usize).min(n - 1);
+                let high = (low + 1).min(n - 1);
+                (low, high, if low == high { 0.0 } else { v - low as f64 })
+            };
+            let ((yl, yh, fy), (xl, xh, fx)) = (axis(y, level.h), axis(x, level.w));
+            add(yl, xl, (1.0 - fy) * (1.0 - fx) / count);
+            add(yl, xh, (1.0 - fy) * fx / count);
+            add(yh, xl, fy * (1.0 - fx) / count);
+            add(yh, xh, fy * fx / count);
+        }
+    }
+}
+
+/// Boxes `[N,S,4]`, some of them not valid.
+struct Problem {
+    levels: Vec<LevelShape>,
+    n: usize,
+    c: usize,
+    rois: Vec<f32>,
+    valid: Vec<i32>,
+    p: RoiAlign,
+}
+
+impl Problem {
+    fn sizes(&self) -> Vec<usize> {
+        self.levels.iter().map(|l| self.n * l.h * l.w * self.c).collect()
+    }
+
+    fn per_image(&self) -> usize {
+        self.valid.len() / self.n
+    }
+
+    /// y and the gradients of the levels for `dy`, through the tape.
+    fn run(&self, xs: &[Vec<f32>], dy: &[f32]) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let dev = Device::cpu();
+        let mut tape = Tape::new(&dev);
+        let (n, s, c, p) = (self.n, self.per_image(), self.c, self.p);
+        let levels: Vec<Var> = (self.levels.iter().zip(xs))
+            .map(|(l, x)| tape.leaf(Tensor::from_slice(&dev, &[n, l.h, l.w, c], x).unwrap()))
+            .collect();
+        let rois = Tensor::from_slice(&dev, &[n, s, 4], &self.rois).unwrap();
+        let valid = Tensor::from_slice(&dev, &[n, s], &self.valid).unwrap();
+        let strides: Vec<f32> = self.levels.iter().map(|l| l.stride_px).collect();
+        let refs: Vec<&Var> = levels.iter().collect();
+        let y = roi_align(&mut tape, &refs, &strides, &rois, &valid, p).unwrap();
+        let out = y.value().f32s().to_vec();
+        let dy = Tensor::from_slice(&dev, y.shape(), dy).unwrap();
+        let grads = tape.backward(vec![(y, dy)]).unwrap();
+        (out, levels.iter().map(|x| grads.get(x).unwrap().f32s().to_vec()).collect())
+    }
+
+    fn outputs(&self) -> usize {
+        self.valid.len() * self.p.ph * self.p.pw * self.c
+    }
+
+    /// `visit(output element of channel 0, level, input element of channel 0, weight)` for each non-zero weight.
+    fn each_weight(&self, mut visit: impl FnMut(usize, usize, usize, f64)) {
+        for r in (0..self.valid.len()).filter(|&r| self.valid[r] >= 0) {
+            let b = r / self.per_image();
+            let roi = &self.rois[4 * r..4 * r + 4];
+            let l = self.p.level(roi.try_into().unwrap(), self.levels.len());
+            let level = &self.levels[l];
+            for i in 0..self.p.ph {
+                for j in 0..self.p.pw {
+                    let out = ((r * self.p.ph + i) * self.p.pw + j) * self.c;
+                    samples(roi, level, &self.p, i, j, |y, x, weight| {
+                        visit(out, l, ((b * level.h + y) * level.w + x) * self.c, weight);
+                    });
+                }
+            }
+        }
+    }
+
+    fn check(&self, seed: u64) {
+        let xs: Vec<Vec<f32>> = self.sizes().iter().enumerate().map(|(l, &s)| uniform(seed + l as u64, s, -1.0, 1.0)).collect();
+        let ny = self.outputs();
+        let dy = uniform(seed + 99, ny, -1.0, 1.0);
+        let mut y = vec![0.0f64; ny];
+        let mut dxs: Vec<Vec<f64>> = self.sizes().iter().map(|&s| vec![0.0; s]).collect();
+        self.each_weight(|out, l, at, weight| {
+            for k in 0..self.c {
+                y[out + k] += weight * f64::from(xs[l][at + k]);
+                dxs[l][at + k] += weight * f64::from(dy[out + k]);
+            }
+        });
+        let as_f32 = |v: &[f64]| v.iter().map(|&v| v as f32).collect::<Vec<_>>();
+        // Positions are f32 and up to the size of the map: a weight is good to about 1e-5.
+        let (got_y, got_dxs) = self.run(&xs, &dy);
+        assert_close(&got_y, &as_f32(&y), 5e-5, 1e-5);
+        for (got, want) in got_dxs.iter().zip(&dxs) {
+            assert_close(got, &as_f32(want), 2e-4, 1e-4);
+        }
+    }
+}
+
+fn pyramid(h: usize, w: usize, levels: usize) -> Vec<LevelShape> {
+    (0..levels)
+        .map(|l| LevelShape { h: h.div_ceil(4 << l), w: w.div_ceil(4 << l), stride_px: (4 << l) as f32 })
+        .collect()
+}
+
+#[test]
+fn equals_the_definition_in_f64() {
+    for (seed, c, ph, pw, sampling_ratio, aligned) in [
+        (1, 5, 7, 7, 0, true),    // all scalar tail
+        (2, 64, 7, 7, 0, true),   // one full block
+        (3, 67, 3, 5, 2, true),   // block and tail, PH != PW
+        (4, 8, 14, 14, 0, false), // more bins than pixels
+        (5, 130, 1, 1, 3, false), // two blocks and a tail
+    ] {
+        let n = 2;
+        let rois = boxes(seed, 40, 150.0, 30.0);
+        let valid = (0..40).map(|r| if r % 7 == 3 { -1 } else { r }).collect();
+        let p = RoiAlign { ph, pw, sampling_ratio, aligned, finest_scale_px: 28.0 };
+        Problem { levels: pyramid(120, 161, 4), n, c, rois, valid, p }.check(seed);
+    }
+}
+
+#[test]
+fn equals_mmcv() {
+    let f = Fixture::ops("roi_align");
+    let x = f.nhwc("x");
+    // mmcv's boxes name their image; ours come by image: each image gets all of them, its own are valid.
+    let rows = f.f32s("rois");
+    let boxes: Vec<f32> = rows.chunks(5).flat_map(|r| r[1..].to_vec()).collect();
+    let image: Vec<usize> = rows.chunks(5).map(|r| r[0] as usize).collect();
+    let valid: Vec<i32> = (0..24).map(|r| if image[r % 12] == r / 12 { 0 } else { -1 }).collect();
+    let mut cases = 0;
+    for (scale, stride_px) in [("0.25", 4.0), ("0.125", 8.0)] {
+        for (ph, pw) in [(7, 7), (14, 14), (3, 5)] {
+            for sampling_ratio in [0, 2] {
+                for aligned in [false, true] {
+                    let key = format!("scale{scale}.out{ph}x{pw}.sr{sampling_ratio}.aligned{}", u8::from(aligned));
+                    if !f.has(&format!("{key}.y")) {
+                        continue;
+                    }
+                    cases += 1;
+                    let problem = Problem {
+                        levels: vec![LevelShape { h: 13, w: 17, stride_px }],
+                        n: 2,
+                        c: 5,
+                        rois: [boxes.clone(), boxes.clone()].concat(),
+                        valid: valid.clone(),
+                        p: RoiAlign { ph, pw, sampling_ratio, aligned, finest_scale_px: 56.0 },
+                    };
+                    let dy = f.nhwc(&format!("gout.{ph}x{pw}"));
+                    let (y, dx) = problem.run(std::slice::from_ref(&x), &[dy.clone(), dy].concat());
+                    let row = ph * pw * 5;
+                    let own: Vec<f32> = (0..12).flat_map(|r| y[(image[r] * 12 + r) * row..][..row].to_vec()).collect();
+                    assert_close(&own, &f.nhwc(&format!("{key}.y")), 3e-6, 1e-5);
+                    assert_close(&dx[0], &f.nhwc(&format!("{key}.dx")), 1e-5, 1e-5);
+                }
+            }
+        }
+    }
+    assert_eq!(cases, 12);
+}
+
+#[test]
+fn hostile_boxes_give_finite_numbers() {
+    let rois: Vec<f32> = [
+        [f32::NAN, 0.0, 10.0, 10.0],
+        [0.0, 0.0, f32::INFINITY, 10.0],
+        [f32::NEG_INFINITY, 0.0, f32::INFINITY, 10.0],
+        [-1e30, -1e30, 1e30, 1e30],
+        [0.0, 0.0, 1e9, 1e9],
+        [50.0, 50.0, 10.0, 10.0],
+        [5.0, 5.0, 5.0, 5.0],
+        [1e9, 1e9, 2e9, 2e9],
+    ]
+    .concat();
+    for sampling_ratio in [0, 2] {
+        for aligned in [false, true] {
+            let p = RoiAlign { sampling_ratio, aligned, ..RoiAlign::new(7, 7) };
+            let problem = Problem { levels: pyramid(60, 60, 2), n: 1, c: 3, rois: rois.clone(), valid: vec![0; 8], p };
+            let xs: Vec<Vec<f32>> = problem.sizes().iter().map(|&s| vec![1.0; s]).collect();
+            let (y, dx) = problem.run(&xs, &vec![1.0; problem.outputs()]);
+            assert!(y.iter().all(|v| v.is_finite() && v.abs() <= 1.0001));
+            assert!(dx.iter().flatten().all(|v| v.is_finite()));
+        }
+    }
+}
+
+#[test]
+fn empty_inputs() {
+    let none = |n, c| Problem { levels: pyramid(20, 20, 2), n, c, rois: vec![], valid: vec![], p: RoiAlign::new(7, 7) };
+    let (y, dx) = none(2, 3).run(&[vec![1.0; 150], vec![1.0; 54]], &[]);
+    assert!(y.is_empty() && dx[0].len() == 150 && dx.iter().flatten().all(|&v| v == 0.0));
+    let (y, _) = Problem { rois: vec![0.0; 8], valid: vec![0; 2], ..none(2, 0) }.run(&[vec![], vec![]], &[]);
+    assert!(y.is_empty());
+}
+
+#[test]
+fn wrong_shapes_are_errors() {
+    let dev = Device::cpu();
+    let mut tape = Tape::inference(&dev);
+    let x = tape.constant(Tensor::zeros(&dev, &[2, 5, 5, 3], DType::F32).unwrap());
+    let rois = Tensor::zeros(&dev, &[2, 6, 4], DType::F32).unwrap();
+    let valid = Tensor::zeros(&dev, &[2, 6], DType::I32).unwrap();
+    let five = Tensor::zeros(&dev, &[2, 6, 5], DType::F32).unwrap();
+    let p = RoiAlign::new(7, 7);
+    assert!(roi_align(&mut tape, &[&x], &[4.0], &rois, &valid, p).is_ok());
+    let e = roi_align(&mut tape, &[&x], &[4.0], &five, &valid, p).unwrap_err().to_string();
+    assert_eq!(e, "roi_align: rois: want [2, 6, 4], got [2, 6, 5]");
+    assert!(roi_align(&mut tape, &[&x], &[4.0, 8.0], &rois, &valid, p).is_err());
+    assert!(roi_align(&mut tape, &[], &[], &rois, &valid, p).is_err());
+    assert!(roi_align(&mut tape, &[&x], &[4.0], &rois, &rois, p).is_err());
+}
+
+#[test]
+fn level_rule_is_mmdetections() {
+    let p = RoiAlign::new(7, 7);
+    let level = |side: f32| p.level([0.0, 0.0, side, side], 4);
+    assert_eq!([1.0, 55.9, 56.0, 111.9, 112.0, 223.9, 224.0, 448.0, 5000.0].map(level), [0, 0, 0, 0, 1, 1, 2, 3, 3]);
+    assert_eq!(p.level([f32::NAN; 4], 4), 0);
+    assert_eq!(p.level([0.0, 0.0, -5.0, 5.0], 4), 0);
+}
+
+#[test]
+fn result_does_not_depend_on_threads() {
+    let problem = Problem {
+        levels: pyramid(120, 161, 3),
+        n: 2,
+        c: 33,
+        rois: boxes(9, 60, 150.0, 10.0),
+        valid: vec![0; 60],
+        p: RoiAlign::new(7, 7),
+    };
+    let xs: Vec<Vec<f32>> = problem.sizes().iter().map(|&s| uniform(4, s, -1.0, 1.0)).collect();
+    let dy = uniform(3, 60 * 49 * 33, -1.0, 1.0);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| problem.run(&xs, &dy))
+    };
+    assert_eq!(run(1), run(3));
+}

@@ -11,20 +11,18 @@ pub mod class_candidates;
 pub mod concat_rows;
 pub mod elementwise;
 pub mod ema;
+pub mod gather_rows;
 pub mod grad_norm;
 pub mod image_normalize;
 pub mod max_pool;
+pub mod roi_align;
 pub mod sgd;
-pub mod gather_rows;
-pub mod image_normalize;
-pub mod max_pool;
 pub mod smooth_l1;
 pub mod softmax;
 pub mod softmax_ce;
-pub mod upsample_add;
-pub mod roi_align;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod upsample_add;
 
 /// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +43,7 @@ pub enum Gradient {
 }
 
 /// All ops.
+#[rustfmt::skip]
 pub const OPS: &[OpInfo] = &[
     batch_norm_relu::INFO,
     bce::INFO,
@@ -52,12 +51,15 @@ pub const OPS: &[OpInfo] = &[
     box_encode::INFO,
     class_candidates::INFO,
     concat_rows::INFO,
+    ema::INFO,
     gather_rows::INFO,
+    grad_norm::INFO,
     image_normalize::INFO,
     max_pool::INFO,
+    roi_align::INFO,
+    sgd::INFO,
     smooth_l1::INFO,
     softmax::INFO,
     softmax_ce::INFO,
     upsample_add::INFO,
 ];
-pub const OPS: &[OpInfo] = &[max_pool::INFO, roi_align::INFO];

@@ -39,14 +39,7 @@ impl Rois<'_> {
 }
 
 /// `y [N·S,PH,PW,C]` from `xs[l] [N,H_l,W_l,C]`.
-pub(super) fn forward(
-    y: &mut [f32],
-    xs: &[&[f32]],
-    levels: &[LevelShape],
-    rois: &Rois,
-    c: usize,
-    p: &RoiAlign,
-) {
+pub(super) fn forward(y: &mut [f32], xs: &[&[f32]], levels: &[LevelShape], rois: &Rois, c: usize, p: &RoiAlign) {
     let row = p.ph * p.pw * c;
     if row == 0 {
         return;
@@ -85,14 +78,7 @@ fn forward_roi(y: &mut [f32], x: &[f32], w: usize, c: usize, p: &RoiAlign, s: &m
 }
 
 /// `dxs[l] [N,H_l,W_l,C]`, overwritten, from `dy [N·S,PH,PW,C]`.
-pub(super) fn backward(
-    dxs: &mut [&mut [f32]],
-    levels: &[LevelShape],
-    dy: &[f32],
-    rois: &Rois,
-    c: usize,
-    p: &RoiAlign,
-) {
+pub(super) fn backward(dxs: &mut [&mut [f32]], levels: &[LevelShape], dy: &[f32], rois: &Rois, c: usize, p: &RoiAlign) {
     let bands = dxs.par_iter_mut().enumerate().flat_map(|(l, dx)| {
         let LevelShape { h, w, .. } = levels[l];
         dx.par_chunks_mut((h * w * c).max(1)).enumerate().flat_map(move |(batch, image)| {
@@ -115,7 +101,16 @@ pub(super) fn backward(
     });
 }
 
-fn backward_roi(dx: &mut [f32], row0: usize, row1: usize, dy: &[f32], w: usize, c: usize, p: &RoiAlign, s: &mut Scratch) {
+fn backward_roi(
+    dx: &mut [f32],
+    row0: usize,
+    row1: usize,
+    dy: &[f32],
+    w: usize,
+    c: usize,
+    p: &RoiAlign,
+    s: &mut Scratch,
+) {
     let (top, bottom) = s.rows.pixels();
     let (left, right) = s.cols.pixels();
     s.col_bins.clear();

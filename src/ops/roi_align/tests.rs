@@ -99,7 +99,8 @@ impl Problem {
     }
 
     fn check(&self, seed: u64) {
-        let xs: Vec<Vec<f32>> = self.sizes().iter().enumerate().map(|(l, &s)| uniform(seed + l as u64, s, -1.0, 1.0)).collect();
+        let xs: Vec<Vec<f32>> =
+            self.sizes().iter().enumerate().map(|(l, &s)| uniform(seed + l as u64, s, -1.0, 1.0)).collect();
         let ny = self.outputs();
         let dy = uniform(seed + 99, ny, -1.0, 1.0);
         let mut y = vec![0.0f64; ny];

@@ -1,1 +1,3 @@
-//! Module detection.
+//! What a detector knows of boxes beyond single ops: anchors.
+
+pub mod anchors;

@@ -14,8 +14,10 @@ pub mod ema;
 pub mod gather_rows;
 pub mod grad_norm;
 pub mod image_normalize;
+pub mod match_boxes;
 pub mod max_pool;
 pub mod roi_align;
+pub mod sample;
 pub mod sgd;
 pub mod smooth_l1;
 pub mod softmax;
@@ -55,9 +57,11 @@ pub const OPS: &[OpInfo] = &[
     gather_rows::INFO,
     grad_norm::INFO,
     image_normalize::INFO,
+    match_boxes::INFO,
     max_pool::INFO,
     roi_align::INFO,
     sgd::INFO,
+    sample::INFO,
     smooth_l1::INFO,
     softmax::INFO,
     softmax_ce::INFO,

@@ -1,0 +1,116 @@
+//! Anchors of a feature pyramid: one set for each input shape, made once.
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::models::config::RpnConfig;
+use crate::on_device;
+use crate::tensor::{DType, Tensor};
+
+/// Anchors of all levels, level after level, each in row, column, anchor order.
+pub struct Anchors {
+    /// `[N,4]` f32.
+    pub boxes: Tensor,
+    levels: Vec<Level>,
+    per_cell: usize,
+}
+
+/// One level of the pyramid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Level {
+    h: usize,
+    w: usize,
+    stride_px: usize,
+}
+
+impl Anchors {
+    /// For an input of `h`×`w` pixels. Anchors are centred at multiples of the stride, not at pixel centres, and not
+    /// rounded; ratios vary slowest, then scales.
+    pub fn new(device: &Device, cfg: &RpnConfig, h: usize, w: usize) -> Result<Anchors> {
+        let levels: Vec<Level> =
+            cfg.strides.iter().map(|&s| Level { h: h.div_ceil(s), w: w.div_ceil(s), stride_px: s }).collect();
+        let per_cell = cfg.anchors_per_cell();
+        let n: usize = levels.iter().map(|l| l.h * l.w * per_cell).sum();
+        let mut boxes = Tensor::empty(device, &[n, 4], DType::F32)?;
+        if device.has_data() {
+            let mut values = Vec::with_capacity(n * 4);
+            for level in &levels {
+                let base = base_anchors(level.stride_px as f32, &cfg.anchor_scales, &cfg.anchor_ratios);
+                for y in 0..level.h {
+                    for x in 0..level.w {
+                        let (cx, cy) = ((x * level.stride_px) as f32, (y * level.stride_px) as f32);
+                        values.extend(base.iter().flat_map(|b| [b[0] + cx, b[1] + cy, b[2] + cx, b[3] + cy]));
+                    }
+                }
+            }
+            boxes.write(&values);
+        }
+        Ok(Anchors { boxes, levels, per_cell })
+    }
+
+    /// Anchors of each level.
+    pub fn level_sizes(&self) -> Vec<usize> {
+        self.levels.iter().map(|l| l.h * l.w * self.per_cell).collect()
+    }
+}
+
+/// Boxes around the origin: width `size scale / sqrt(ratio)`, height `size scale sqrt(ratio)`.
+fn base_anchors(size: f32, scales: &[f32], ratios: &[f32]) -> Vec<[f32; 4]> {
+    let mut v = Vec::with_capacity(scales.len() * ratios.len());
+    for &ratio in ratios {
+        let h_ratio = ratio.sqrt();
+        let w_ratio = 1.0 / h_ratio;
+        for &scale in scales {
+            let (w, h) = (size * w_ratio * scale, size * h_ratio * scale);
+            v.push([-0.5 * w, -0.5 * h, 0.5 * w, 0.5 * h]);
+        }
+    }
+    v
+}
+
+/// Which anchors of each image may be used: cells inside the image's own padded size (`sizes` is img_h, img_w, pad_h,
+/// pad_w), and, with `allowed_border >= 0`, boxes that leave the image by less than that.
+///
+/// Shapes: sizes `[B,4]` f32; result `[B,N]` u8.
+/// Errors: `Shape` if sizes is not `[B,4]`.
+pub fn valid(anchors: &Anchors, sizes: &Tensor, allowed_border: f32) -> Result<Tensor> {
+    let device = sizes.device();
+    let _op = device.enter("anchors_valid");
+    let [b, four] = sizes.dims("anchors_valid: sizes")?;
+    if four != 4 {
+        return Err(Error::Shape {
+            what: "anchors_valid: sizes".into(),
+            want: "[B,4]".into(),
+            got: sizes.shape().to_vec(),
+        });
+    }
+    let n = anchors.boxes.dim(0);
+    let mut out = Tensor::empty(device, &[b, n], DType::U8)?;
+    on_device!(device, cpu => valid_cpu(out.slice_mut(), anchors, sizes.f32s(), n, allowed_border));
+    Ok(out)
+}
+
+fn valid_cpu(out: &mut [u8], anchors: &Anchors, sizes: &[f32], n: usize, border: f32) {
+    if n == 0 {
+        return;
+    }
+    let boxes = anchors.boxes.f32s();
+    for (out, size) in out.chunks_mut(n).zip(sizes.chunks(4)) {
+        let (img_h, img_w, pad_h, pad_w) = (size[0], size[1], size[2], size[3]);
+        let mut i = 0;
+        for level in &anchors.levels {
+            let rows = ((pad_h / level.stride_px as f32).ceil() as usize).min(level.h);
+            let cols = ((pad_w / level.stride_px as f32).ceil() as usize).min(level.w);
+            for y in 0..level.h {
+                for x in 0..level.w {
+                    for _ in 0..anchors.per_cell {
+                        let b = &boxes[i * 4..][..4];
+                        let inside = border < 0.0
+                            || (b[0] >= -border && b[1] >= -border && b[2] < img_w + border && b[3] < img_h + border);
+                        out[i] = u8::from(y < rows && x < cols && inside);
+                        i += 1;
+                    }
+                }
+            }
+        }
+    }
+}

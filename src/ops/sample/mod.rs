@@ -1,0 +1,184 @@
+//! Training examples from the candidates: at most a share of positives, the rest negatives.
+
+mod cpu;
+
+use super::{Gradient, OpInfo};
+use crate::error::{Error, Result};
+use crate::on_device;
+use crate::tensor::philox::Purpose;
+use crate::tensor::{DType, Tensor};
+
+/// Registry entry.
+pub const INFO: OpInfo = OpInfo { name: "sample", gradient: Gradient::No("samples are constants of the losses") };
+
+/// What is drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampler {
+    /// Samples of an image.
+    pub num: usize,
+    /// Largest share of positives; `floor(num * pos_fraction)` of them.
+    pub pos_fraction: f32,
+    /// Which of the candidates.
+    pub mode: SampleMode,
+}
+
+/// Which candidates are taken where there are too many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SampleMode {
+    /// Those with the smallest Philox numbers: a uniform choice without replacement.
+    Random(Purpose),
+    /// `candidates[floor(k len / num)]`.
+    Strided,
+}
+
+/// Samples of each image: positives in ascending order, then negatives in ascending order, then padding.
+pub struct Sampled {
+    /// Row of the candidate, i32 `[B,S]`; -1 is padding.
+    pub idx: Tensor,
+    /// Ground truth of positives, i32 `[B,S]`; -1 otherwise.
+    pub gt: Tensor,
+    /// Positives and negatives, i32 `[B,2]`.
+    pub counts: Tensor,
+}
+
+/// Draws from `assigned` (as `match_boxes` gives it): up to `num * pos_fraction` positives, negatives up to `num`.
+///
+/// Shapes: assigned `[B,N]` i32; key i32 `[6]` (seed low and high, stage, step low and high, first image); see [`Sampled`].
+/// Saves: nothing.
+/// Gradient: none.
+/// Cost: one pass, a Philox block for each four candidates, a selection; workspace 8 bytes a candidate.
+/// Errors: `Shape`, `Dtype`.
+/// Reference: mmdetection's RandomSampler without an upper bound of negatives.
+pub fn sample(assigned: &Tensor, sampler: &Sampler, key: &Tensor) -> Result<Sampled> {
+    let device = assigned.device();
+    let _op = device.enter("sample");
+    let [b, n] = assigned.dims("sample: assigned")?;
+    assigned.expect_dtype("sample: assigned", DType::I32)?;
+    key.expect_shape("sample: key", &[6])?;
+    key.expect_dtype("sample: key", DType::I32)?;
+    let mut idx = Tensor::empty(device, &[b, sampler.num], DType::I32)?;
+    let mut gt = Tensor::empty(device, &[b, sampler.num], DType::I32)?;
+    let mut counts = Tensor::empty(device, &[b, 2], DType::I32)?;
+    let mut ws = Tensor::empty(device, &[b, n, 2], DType::I32)?;
+    on_device!(device, cpu => {
+        cpu::sample(idx.i32s_mut(), gt.i32s_mut(), counts.i32s_mut(), ws.i32s_mut(), assigned.i32s(), n, sampler, key.i32s());
+    });
+    Ok(Sampled { idx, gt, counts })
+}
+
+/// The assignment of candidates `[ground truth ; proposals]`: each ground truth stands for itself.
+///
+/// Shapes: assigned `[B,P]`, gt_count `[B]`, result `[B,G+P]`, all i32; unused slots are -2.
+/// Errors: `Shape`, `Dtype`.
+pub fn with_gt(assigned: &Tensor, gt_count: &Tensor, g: usize) -> Result<Tensor> {
+    let device = assigned.device();
+    let _op = device.enter("with_gt");
+    let [b, p] = assigned.dims("with_gt: assigned")?;
+    assigned.expect_dtype("with_gt: assigned", DType::I32)?;
+    gt_count.expect_shape("with_gt: gt_count", &[b])?;
+    gt_count.expect_dtype("with_gt: gt_count", DType::I32)?;
+    let mut out = Tensor::empty(device, &[b, g + p], DType::I32)?;
+    on_device!(device, cpu => cpu::with_gt(out.i32s_mut(), assigned.i32s(), gt_count.i32s(), g, p));
+    Ok(out)
+}
+
+/// Boxes of candidates `[ground truth ; proposals]`.
+///
+/// Shapes: proposals `[B,P,4]`, gt_boxes `[B,G,4]`, result `[B,G+P,4]`, all f32.
+/// Errors: `Shape`, `Dtype`.
+pub fn boxes_with_gt(proposals: &Tensor, gt_boxes: &Tensor) -> Result<Tensor> {
+    let device = proposals.device();
+    let _op = device.enter("boxes_with_gt");
+    let [b, p, _] = proposals.dims("boxes_with_gt: proposals")?;
+    let [bb, g, _] = gt_boxes.dims("boxes_with_gt: gt_boxes")?;
+    proposals.expect_dtype("boxes_with_gt: proposals", DType::F32)?;
+    gt_boxes.expect_dtype("boxes_with_gt: gt_boxes", DType::F32)?;
+    if b != bb {
+        let got = gt_boxes.shape().to_vec();
+        return Err(Error::Shape { what: "boxes_with_gt: gt_boxes".into(), want: format!("[{b},G,4]"), got });
+    }
+    let mut out = Tensor::empty(device, &[b, g + p, 4], DType::F32)?;
+    on_device!(device, cpu => {
+        let (gt, proposals) = (gt_boxes.f32s(), proposals.f32s());
+        for (i, out) in out.f32s_mut().chunks_mut(((g + p) * 4).max(1)).enumerate() {
+            out[..g * 4].copy_from_slice(&gt[i * g * 4..][..g * 4]);
+            out[g * 4..].copy_from_slice(&proposals[i * p * 4..][..p * 4]);
+        }
+    });
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+
+    fn run(assigned: &[i32], b: usize, s: Sampler, key: [i32; 6]) -> (Vec<i32>, Vec<i32>, Vec<i32>) {
+        let dev = Device::cpu();
+        let t = Tensor::from_slice(&dev, &[b, assigned.len() / b], assigned).unwrap();
+        let key = Tensor::from_slice(&dev, &[6], &key).unwrap();
+        let s = sample(&t, &s, &key).unwrap();
+        (s.idx.i32s().to_vec(), s.gt.i32s().to_vec(), s.counts.i32s().to_vec())
+    }
+
+    const STRIDED: Sampler = Sampler { num: 4, pos_fraction: 0.5, mode: SampleMode::Strided };
+
+    #[test]
+    fn positives_first_then_negatives_then_padding() {
+        let (idx, gt, counts) = run(&[0, -1, 3, -2, 0], 1, STRIDED, [0; 6]);
+        assert_eq!((idx, gt, counts), (vec![2, 0, 4, -1], vec![2, -1, -1, -1], vec![1, 2]));
+    }
+
+    #[test]
+    fn strided_choice_is_that_of_the_fixtures() {
+        // Five positives for two places: floor(0 * 5 / 2) = 0, floor(1 * 5 / 2) = 2.
+        let (idx, gt, _) = run(&[1, 1, 2, 1, 5, 0, 0, 0], 1, STRIDED, [0; 6]);
+        assert_eq!((idx, gt), (vec![0, 2, 5, 6], vec![0, 1, -1, -1]));
+    }
+
+    #[test]
+    fn random_choice_is_uniform_and_keyed() {
+        let assigned = vec![0; 1000];
+        let s = Sampler { num: 100, pos_fraction: 0.25, mode: SampleMode::Random(Purpose::SampleRpn) };
+        let mut hits = vec![0; 1000];
+        for step in 0..400 {
+            let (idx, _, counts) = run(&assigned, 1, s, [7, 0, 0, step, 0, 0]);
+            assert!(idx.windows(2).all(|w| w[0] < w[1]), "ascending, no repeats");
+            assert_eq!(counts, [0, 100]);
+            idx.iter().for_each(|&i| hits[i as usize] += 1);
+        }
+        // 400 draws of 1/10: mean 40, deviation 6.
+        assert!(hits.iter().all(|&h| (10..=75).contains(&h)), "{:?}", hits.iter().minmax());
+        let one = run(&assigned, 1, s, [7, 0, 0, 1, 0, 0]);
+        assert_ne!(one, run(&assigned, 1, s, [8, 0, 0, 1, 0, 0]));
+        // The second image of a batch draws what the first of a batch that starts there draws.
+        let two = run(&vec![0; 2000], 2, s, [7, 0, 0, 1, 0, 4]);
+        assert_eq!(two.0[100..], run(&assigned, 1, s, [7, 0, 0, 1, 0, 5]).0);
+    }
+
+    trait MinMax {
+        fn minmax(self) -> Option<(i32, i32)>;
+    }
+    impl<'a, I: Iterator<Item = &'a i32> + Clone> MinMax for I {
+        fn minmax(self) -> Option<(i32, i32)> {
+            Some((*self.clone().min()?, *self.max()?))
+        }
+    }
+
+    #[test]
+    fn empty_inputs() {
+        assert_eq!(run(&[], 1, STRIDED, [0; 6]), (vec![-1; 4], vec![-1; 4], vec![0, 0]));
+    }
+
+    #[test]
+    fn ground_truth_goes_in_front() {
+        let dev = Device::cpu();
+        let a = Tensor::from_slice(&dev, &[2, 2], &[0, 2, 1, -2]).unwrap();
+        let count = Tensor::from_slice(&dev, &[2], &[1, 3]).unwrap();
+        assert_eq!(with_gt(&a, &count, 3).unwrap().i32s(), [1, -2, -2, 0, 2, 1, 2, 3, 1, -2]);
+        let p = Tensor::from_slice(&dev, &[2, 1, 4], &[1.0f32; 8]).unwrap();
+        let g = Tensor::from_slice(&dev, &[2, 1, 4], &[2.0f32; 8]).unwrap();
+        let both = boxes_with_gt(&p, &g).unwrap();
+        assert_eq!(both.f32s()[..8], [2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0]);
+    }
+}

@@ -1,1 +1,4 @@
 //! Module ops.
+
+pub mod conv2d;
+pub mod linear;

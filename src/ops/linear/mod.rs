@@ -1,0 +1,3 @@
+//! Fully connected layer `y = x w^T + b`.
+
+pub mod cpu;

@@ -9,11 +9,13 @@ pub mod box_decode;
 pub mod box_encode;
 pub mod class_candidates;
 pub mod concat_rows;
+pub mod conv2d;
 pub mod elementwise;
 pub mod ema;
 pub mod gather_rows;
 pub mod grad_norm;
 pub mod image_normalize;
+pub mod linear;
 pub mod match_boxes;
 pub mod max_pool;
 pub mod roi_align;
@@ -25,6 +27,10 @@ pub mod softmax_ce;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod upsample_add;
+
+use crate::error::Result;
+use crate::on_device;
+use crate::tensor::{DType, Tensor};
 
 /// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
 #[derive(Clone, Copy, Debug)]
@@ -53,10 +59,12 @@ pub const OPS: &[OpInfo] = &[
     box_encode::INFO,
     class_candidates::INFO,
     concat_rows::INFO,
+    conv2d::INFO,
     ema::INFO,
     gather_rows::INFO,
     grad_norm::INFO,
     image_normalize::INFO,
+    linear::INFO,
     match_boxes::INFO,
     max_pool::INFO,
     roi_align::INFO,
@@ -67,3 +75,15 @@ pub const OPS: &[OpInfo] = &[
     softmax_ce::INFO,
     upsample_add::INFO,
 ];
+
+/// `dy` where `y > 0`, else 0; in place if nobody else holds `dy`. Without `y` there was no ReLU.
+fn relu_gradient(mut dy: Tensor, y: Option<Tensor>) -> Result<Tensor> {
+    let Some(y) = y else { return Ok(dy) };
+    if !dy.is_unique() {
+        let mut own = Tensor::empty(dy.device(), dy.shape(), DType::F32)?;
+        elementwise::copy(&mut own, &dy)?;
+        dy = own;
+    }
+    on_device!(y.device(), cpu => conv2d::cpu::relu_mask(dy.f32s_mut(), y.f32s()));
+    Ok(dy)
+}

@@ -1,6 +1,10 @@
 //! Convolution, with the bias and the ReLU that usually follow it.
 
 pub mod cpu;
+pub(crate) mod gather;
+pub(crate) mod implicit;
+mod pack;
+pub(crate) mod weights;
 
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
@@ -69,12 +73,7 @@ pub fn conv2d(
     if !tape.will_record(&[x, w]) && !bias.is_some_and(|b| b.needs_grad()) {
         return Ok(tape.constant(y));
     }
-    let rule = Conv2dBwd {
-        x: x.value().clone(),
-        w: w.value().clone(),
-        y: relu.then(|| y.clone()),
-        s,
-    };
+    let rule = Conv2dBwd { x: x.value().clone(), w: w.value().clone(), y: relu.then(|| y.clone()), s };
     Ok(match bias {
         Some(b) => tape.record([x, w, b], y, rule),
         None => tape.record([x, w], y, rule),

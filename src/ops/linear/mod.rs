@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
 use crate::tensor::{DType, Tensor};
+use cpu::LinearShape;
 
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "linear", gradient: Gradient::Yes };
@@ -35,13 +36,15 @@ pub fn linear(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation:
     }
     let relu = activation == Activation::Relu;
     let mut y = Tensor::empty(&device, &[m, o], DType::F32)?;
+    let s = LinearShape { m, n: o, k: c };
     {
+        let mut ws = Tensor::empty(&device, &[cpu::forward_workspace(&s)], DType::F32)?;
         let (x, w, b) = (x.value(), w.value(), bias.map(Var::value));
         on_device!(&device, cpu => {
-            cpu::forward(y.f32s_mut(), x.f32s(), w.f32s(), b.map(Tensor::f32s), relu, m, o, c);
+            cpu::forward(y.f32s_mut(), x.f32s(), w.f32s(), b.map(Tensor::f32s), relu, ws.f32s_mut(), &s);
         });
     }
-    let rule = LinearBwd { x: x.value().clone(), w: w.value().clone(), y: relu.then(|| y.clone()), m, o, c };
+    let rule = LinearBwd { x: x.value().clone(), w: w.value().clone(), y: relu.then(|| y.clone()), s };
     Ok(match bias {
         Some(b) => tape.record([x, w, b], y, rule),
         None => tape.record([x, w], y, rule),
@@ -52,9 +55,7 @@ struct LinearBwd {
     x: Tensor,
     w: Tensor,
     y: Option<Tensor>,
-    m: usize,
-    o: usize,
-    c: usize,
+    s: LinearShape,
 }
 
 impl Backward for LinearBwd {
@@ -65,23 +66,25 @@ impl Backward for LinearBwd {
         self.x.bytes() + self.w.bytes() + self.y.as_ref().map_or(0, Tensor::bytes)
     }
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let LinearBwd { x, w, y, m, o, c } = *self;
+        let LinearBwd { x, w, y, s } = *self;
         let device = dy.device().clone();
         let dy = super::relu_gradient(dy, y)?;
-        sink.write(2, &device, &[o], |db, accumulate| {
+        sink.write(2, &device, &[s.n], |db, accumulate| {
             on_device!(&device, cpu => super::conv2d::cpu::bias_grad(db.f32s_mut(), accumulate, dy.f32s()));
             Ok(())
         })?;
-        sink.write(1, &device, &[o, c], |dw, accumulate| {
+        sink.write(1, &device, &[s.n, s.k], |dw, accumulate| {
+            let mut ws = Tensor::empty(&device, &[cpu::backward_weights_workspace(&s)], DType::F32)?;
             on_device!(&device, cpu => {
-                cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), m, o, c);
+                cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), ws.f32s_mut(), &s);
             });
             Ok(())
         })?;
         let shape = x.shape().to_vec();
         drop(x);
         sink.write(0, &device, &shape, |dx, _| {
-            on_device!(&device, cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), m, o, c));
+            let mut ws = Tensor::empty(&device, &[cpu::backward_data_workspace(&s)], DType::F32)?;
+            on_device!(&device, cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), ws.f32s_mut(), &s));
             Ok(())
         })
     }

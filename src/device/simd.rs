@@ -1,0 +1,325 @@
+//! Sixteen f32 lanes: one AVX-512 register, two AVX registers or a plain array, chosen when the crate is compiled.
+//!
+//! For the element-wise parts of the CPU ops (Winograd transforms, packing). Main type: [`F32x16`].
+
+use std::ops::{Add, Mul, Sub};
+
+/// Lanes of [`F32x16`].
+pub const LANES: usize = 16;
+
+#[cfg(all(target_arch = "x86_64", target_feature = "avx512f"))]
+mod repr {
+    use std::arch::x86_64::*;
+    pub(super) type Repr = __m512;
+    // SAFETY (all functions of this module): they use AVX-512F instructions, which the `cfg` of this module shows to be
+    // present; the loads and stores take their length from the array or slice that they are given.
+    #[inline(always)]
+    pub(super) fn splat(x: f32) -> Repr {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    pub(super) fn load(s: &[f32; 16]) -> Repr {
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_ps(s.as_ptr()) }
+    }
+    #[inline(always)]
+    pub(super) fn store(v: Repr, s: &mut [f32; 16]) {
+        // SAFETY: see above.
+        unsafe { _mm512_storeu_ps(s.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    pub(super) fn load_partial(s: &[f32]) -> Repr {
+        // SAFETY: see above; the mask keeps the load inside the slice (at most 16 lanes).
+        unsafe { _mm512_maskz_loadu_ps(mask(s.len()), s.as_ptr()) }
+    }
+    #[inline(always)]
+    pub(super) fn store_partial(v: Repr, s: &mut [f32]) {
+        // SAFETY: see above; the mask keeps the store inside the slice.
+        unsafe { _mm512_mask_storeu_ps(s.as_mut_ptr(), mask(s.len()), v) }
+    }
+    #[inline(always)]
+    fn mask(n: usize) -> __mmask16 {
+        if n >= 16 { !0 } else { (1u16 << n) - 1 }
+    }
+    #[inline(always)]
+    pub(super) fn add(a: Repr, b: Repr) -> Repr {
+        // SAFETY: see above.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    pub(super) fn sub(a: Repr, b: Repr) -> Repr {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    pub(super) fn mul(a: Repr, b: Repr) -> Repr {
+        // SAFETY: see above.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    pub(super) fn mul_add(a: Repr, b: Repr, c: Repr) -> Repr {
+        // SAFETY: see above.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    pub(super) fn max(a: Repr, b: Repr) -> Repr {
+        // SAFETY: see above.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_feature = "avx2", target_feature = "fma", not(target_feature = "avx512f")))]
+mod repr {
+    use std::arch::x86_64::*;
+    pub(super) type Repr = [__m256; 2];
+    // SAFETY (all functions of this module): they use AVX and FMA instructions, which the `cfg` of this module shows to
+    // be present; the loads and stores take arrays of 16 floats.
+    #[inline(always)]
+    pub(super) fn splat(x: f32) -> Repr {
+        // SAFETY: see above.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+    #[inline(always)]
+    pub(super) fn load(s: &[f32; 16]) -> Repr {
+        // SAFETY: see above.
+        unsafe { [_mm256_loadu_ps(s.as_ptr()), _mm256_loadu_ps(s.as_ptr().add(8))] }
+    }
+    #[inline(always)]
+    pub(super) fn store(v: Repr, s: &mut [f32; 16]) {
+        // SAFETY: see above.
+        unsafe {
+            _mm256_storeu_ps(s.as_mut_ptr(), v[0]);
+            _mm256_storeu_ps(s.as_mut_ptr().add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    pub(super) fn load_partial(s: &[f32]) -> Repr {
+        let mut t = [0f32; 16];
+        let n = s.len().min(16);
+        t[..n].copy_from_slice(&s[..n]);
+        load(&t)
+    }
+    #[inline(always)]
+    pub(super) fn store_partial(v: Repr, s: &mut [f32]) {
+        let mut t = [0f32; 16];
+        store(v, &mut t);
+        let n = s.len().min(16);
+        s[..n].copy_from_slice(&t[..n]);
+    }
+    #[inline(always)]
+    pub(super) fn add(a: Repr, b: Repr) -> Repr {
+        // SAFETY: see above.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    pub(super) fn sub(a: Repr, b: Repr) -> Repr {
+        // SAFETY: see above.
+        unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    pub(super) fn mul(a: Repr, b: Repr) -> Repr {
+        // SAFETY: see above.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    pub(super) fn mul_add(a: Repr, b: Repr, c: Repr) -> Repr {
+        // SAFETY: see above.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    pub(super) fn max(a: Repr, b: Repr) -> Repr {
+        // SAFETY: see above.
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+}
+
+#[cfg(not(all(
+    target_arch = "x86_64",
+    any(target_feature = "avx512f", all(target_feature = "avx2", target_feature = "fma"))
+)))]
+mod repr {
+    pub(super) type Repr = [f32; 16];
+    #[inline(always)]
+    pub(super) fn splat(x: f32) -> Repr {
+        [x; 16]
+    }
+    #[inline(always)]
+    pub(super) fn load(s: &[f32; 16]) -> Repr {
+        *s
+    }
+    #[inline(always)]
+    pub(super) fn store(v: Repr, s: &mut [f32; 16]) {
+        *s = v;
+    }
+    #[inline(always)]
+    pub(super) fn load_partial(s: &[f32]) -> Repr {
+        let mut t = [0f32; 16];
+        let n = s.len().min(16);
+        t[..n].copy_from_slice(&s[..n]);
+        t
+    }
+    #[inline(always)]
+    pub(super) fn store_partial(v: Repr, s: &mut [f32]) {
+        let n = s.len().min(16);
+        s[..n].copy_from_slice(&v[..n]);
+    }
+    #[inline(always)]
+    pub(super) fn add(a: Repr, b: Repr) -> Repr {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    pub(super) fn sub(a: Repr, b: Repr) -> Repr {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    pub(super) fn mul(a: Repr, b: Repr) -> Repr {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    // Not `f32::mul_add`: without an FMA unit that is a call to the maths library.
+    #[inline(always)]
+    pub(super) fn mul_add(a: Repr, b: Repr, c: Repr) -> Repr {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    pub(super) fn max(a: Repr, b: Repr) -> Repr {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+}
+
+/// Sixteen f32.
+#[derive(Clone, Copy)]
+pub struct F32x16(repr::Repr);
+
+impl F32x16 {
+    /// All lanes 0.
+    #[inline(always)]
+    pub fn zero() -> Self {
+        Self::splat(0.0)
+    }
+    /// All lanes `x`.
+    #[inline(always)]
+    pub fn splat(x: f32) -> Self {
+        F32x16(repr::splat(x))
+    }
+    /// The first 16 elements of `s`; panics if there are fewer.
+    #[inline(always)]
+    pub fn load(s: &[f32]) -> Self {
+        F32x16(repr::load(s[..LANES].try_into().expect("16 elements")))
+    }
+    /// The first `min(16, len)` elements of `s`, the other lanes 0.
+    #[inline(always)]
+    pub fn load_partial(s: &[f32]) -> Self {
+        F32x16(repr::load_partial(s))
+    }
+    /// Writes the 16 lanes to the start of `s`; panics if it is shorter.
+    #[inline(always)]
+    pub fn store(self, s: &mut [f32]) {
+        repr::store(self.0, (&mut s[..LANES]).try_into().expect("16 elements"));
+    }
+    /// Writes the first `min(16, len)` lanes to `s`.
+    #[inline(always)]
+    pub fn store_partial(self, s: &mut [f32]) {
+        repr::store_partial(self.0, s);
+    }
+    /// `self * b + c`, fused where the machine can.
+    #[inline(always)]
+    pub fn mul_add(self, b: Self, c: Self) -> Self {
+        F32x16(repr::mul_add(self.0, b.0, c.0))
+    }
+    /// Lane-wise maximum.
+    #[inline(always)]
+    pub fn max(self, b: Self) -> Self {
+        F32x16(repr::max(self.0, b.0))
+    }
+}
+
+impl Add for F32x16 {
+    type Output = Self;
+    #[inline(always)]
+    fn add(self, b: Self) -> Self {
+        F32x16(repr::add(self.0, b.0))
+    }
+}
+
+impl Sub for F32x16 {
+    type Output = Self;
+    #[inline(always)]
+    fn sub(self, b: Self) -> Self {
+        F32x16(repr::sub(self.0, b.0))
+    }
+}
+
+impl Mul for F32x16 {
+    type Output = Self;
+    #[inline(always)]
+    fn mul(self, b: Self) -> Self {
+        F32x16(repr::mul(self.0, b.0))
+    }
+}
+
+/// `dst = src` for short runs: vectors and one partial vector, without the call that `copy_from_slice` becomes.
+#[inline(always)]
+pub fn copy(dst: &mut [f32], src: &[f32]) {
+    assert_eq!(dst.len(), src.len());
+    let mut d = dst.chunks_exact_mut(LANES);
+    let mut s = src.chunks_exact(LANES);
+    for (d, s) in d.by_ref().zip(s.by_ref()) {
+        F32x16::load(s).store(d);
+    }
+    let (d, s) = (d.into_remainder(), s.remainder());
+    if !d.is_empty() {
+        F32x16::load_partial(s).store_partial(d);
+    }
+}
+
+/// `dst = 0` for short runs.
+#[inline(always)]
+pub fn zero(dst: &mut [f32]) {
+    let mut d = dst.chunks_exact_mut(LANES);
+    for d in d.by_ref() {
+        F32x16::zero().store(d);
+    }
+    let d = d.into_remainder();
+    if !d.is_empty() {
+        F32x16::zero().store_partial(d);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_do_what_scalars_do() {
+        let a: Vec<f32> = (0..16).map(|i| i as f32 - 7.5).collect();
+        let b: Vec<f32> = (0..16).map(|i| 3.0 - 0.5 * i as f32).collect();
+        let (va, vb) = (F32x16::load(&a), F32x16::load(&b));
+        let check = |v: F32x16, f: &dyn Fn(f32, f32) -> f32| {
+            let mut out = [0f32; 16];
+            v.store(&mut out);
+            for i in 0..16 {
+                assert_eq!(out[i], f(a[i], b[i]), "lane {i}");
+            }
+        };
+        check(va + vb, &|a, b| a + b);
+        check(va - vb, &|a, b| a - b);
+        check(va * vb, &|a, b| a * b);
+        check(va.max(vb), &|a, b| a.max(b));
+        check(va.mul_add(vb, F32x16::splat(2.0)), &|a, b| a * b + 2.0);
+    }
+
+    #[test]
+    fn partial_runs_stay_inside() {
+        for n in 0..50 {
+            let src: Vec<f32> = (0..n).map(|i| i as f32 + 1.0).collect();
+            let mut dst = vec![-1f32; n + 2];
+            copy(&mut dst[1..n + 1], &src);
+            assert_eq!(&dst[1..n + 1], &src[..]);
+            assert_eq!((dst[0], dst[n + 1]), (-1.0, -1.0));
+            zero(&mut dst[1..n + 1]);
+            assert!(dst[1..n + 1].iter().all(|&v| v == 0.0));
+            assert_eq!((dst[0], dst[n + 1]), (-1.0, -1.0));
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Windows of an NHWC map as rows of a matrix (im2col), built a few rows at a time.
+
+use crate::device::simd;
+
+/// A map `[N,H,W,C]` seen through windows of `kh x kw` pixels: row elements are ordered `[kh, kw, C]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    /// Height of the map.
+    pub h: usize,
+    /// Width of the map.
+    pub w: usize,
+    /// Channels of the map.
+    pub c: usize,
+    /// Rows of the window.
+    pub kh: usize,
+    /// Columns of the window.
+    pub kw: usize,
+}
+
+/// Where a window lies: image, and its top left pixel (may be outside: those pixels are 0).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub image: usize,
+    pub h0: isize,
+    pub w0: isize,
+}
+
+impl Window {
+    /// Elements of a row.
+    pub fn len(&self) -> usize {
+        self.kh * self.kw * self.c
+    }
+
+    /// Writes elements `k0 .. k0 + dst.len()` of the window at `at`.
+    #[inline]
+    pub fn copy_row(&self, dst: &mut [f32], map: &[f32], at: Place, k0: usize) {
+        let line = self.kw * self.c; // one row of the window: contiguous in the map
+        let k1 = k0 + dst.len();
+        let inside_lo = (-at.w0).clamp(0, self.kw as isize) as usize * self.c;
+        let inside_hi = (self.w as isize - at.w0).clamp(0, self.kw as isize) as usize * self.c;
+        let mut k = k0;
+        let mut i = k0 / line;
+        while k < k1 {
+            let start = i * line;
+            let end = (start + line).min(k1);
+            let part = &mut dst[k - k0..end - k0];
+            let h = at.h0 + i as isize;
+            if h < 0 || h >= self.h as isize || inside_lo >= inside_hi {
+                simd::zero(part);
+            } else {
+                let a = (start + inside_lo).clamp(k, end);
+                let b = (start + inside_hi).clamp(a, end);
+                let pixel = ((at.image * self.h + h as usize) * self.w) as isize + at.w0;
+                let from = (pixel * self.c as isize + (a - start) as isize) as usize;
+                simd::zero(&mut part[..a - k]);
+                if b > a {
+                    simd::copy(&mut part[a - k..b - k], &map[from..from + (b - a)]);
+                }
+                simd::zero(&mut part[b - k..]);
+            }
+            k = end;
+            i += 1;
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Products whose left factor is a gathered matrix: convolution as implicit GEMM, and linear layers (1x1 windows).
+//!
+//! Two schedules. *By rows*: all of B is packed once, then tasks take blocks of output rows. *By columns*: tasks take
+//! blocks of output columns and pack their part of B as they go; for few rows or a large B.
+
+use super::gather::{Place, Window};
+use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, RS_WIDE, tile};
+use crate::device::view::{self, MatMut};
+
+/// Sums are made in chunks of this many products, whose part of A and B stays in the caches.
+pub(crate) const KC: usize = 256;
+/// Columns that one pass over a block of rows takes: 8 panels, 256 KiB of B.
+const NC: usize = 256;
+
+/// Workspace of one running task for `rows` rows.
+pub(crate) fn rows_lane(rows: usize) -> usize {
+    rows * RS_WIDE
+}
+
+/// What the left factor is made of.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub map: &'a [f32],
+    pub window: Window,
+}
+
+/// The right factor, packed in panels over its whole depth, and what happens to the product.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub panels: &'a [f32],
+    pub n: usize,
+    pub bias: Option<&'a [f32]>,
+    pub relu: bool,
+}
+
+/// `c[out(i), :] = A[i, :] B` for `i` in `0..count`, with row i of A gathered at `place(i)`. `lane`: [`rows_lane`].
+pub(crate) fn rows_product(
+    isa: Isa,
+    c: &mut MatMut<'_>,
+    count: usize,
+    src: Source<'_>,
+    p: Product<'_>,
+    place: impl Fn(usize) -> (Place, usize),
+    lane: &mut [f32],
+) {
+    let depth = src.window.len();
+    let tiles = count.div_ceil(MR);
+    for k0 in (0..depth).step_by(KC) {
+        let k = KC.min(depth - k0);
+        for i in 0..count {
+            src.window.copy_row(&mut lane[i * RS_WIDE..][..k], src.map, place(i).0, k0);
+        }
+        let last = k0 + k == depth;
+        for n0 in (0..p.n).step_by(NC) {
+            for t in 0..tiles {
+                // Balanced tiles: no tile is much smaller than the others.
+                let (r0, r1) = (t * count / tiles, (t + 1) * count / tiles);
+                let mut rows = [0usize; MR];
+                (r0..r1).for_each(|r| rows[r - r0] = place(r).1);
+                for col in (n0..p.n.min(n0 + NC)).step_by(NR) {
+                    let n = NR.min(p.n - col);
+                    let b = &p.panels[(col / NR * depth + k0) * NR..][..k * NR];
+                    let finish = Finish {
+                        accumulate: k0 > 0,
+                        bias: p.bias.filter(|_| last).map(|b| &b[col..col + n]),
+                        relu: p.relu && last,
+                    };
+                    let f = Factors { a: &lane[r0 * RS_WIDE..], cs: 1, b, ldb: NR, k };
+                    tile::<RS_WIDE>(isa, f, c, &rows[..r1 - r0], col, n, finish);
+                }
+            }
+        }
+    }
+}
+
+/// Workspace of [`columns_product`].
+pub(crate) fn columns_workspace(n: usize, width: usize) -> usize {
+    view::lanes_len(n.div_ceil(width), KC * width + MR * RS_WIDE)
+}
+
+/// `y[i, :] = A[i, :] B` for all rows of `y [count, p_n]`, by columns. `pack(panel, col, n, k0)` packs the panel of columns
+/// `col .. col + n` from depth `k0` on.
+pub(crate) fn columns_product(
+    y: MatMut<'_>,
+    width: usize,
+    src: Source<'_>,
+    bias: Option<&[f32]>,
+    relu: bool,
+    place: impl Fn(usize) -> Place + Sync,
+    pack: impl Fn(&mut [f32], usize, usize, usize) + Sync,
+    ws: &mut [f32],
+) {
+    let isa = Isa::detect();
+    let depth = src.window.len();
+    let count = y.rows();
+    let tiles = count.div_ceil(MR);
+    view::par_cols(y, width, ws, KC * width + MR * RS_WIDE, |block, mut c, lane| {
+        let (panels, a) = lane.split_at_mut(KC * width);
+        let col0 = block * width;
+        for k0 in (0..depth).step_by(KC) {
+            let k = KC.min(depth - k0);
+            let last = k0 + k == depth;
+            for col in (0..c.cols()).step_by(NR) {
+                pack(&mut panels[col * k..][..k * NR], col0 + col, NR.min(c.cols() - col), k0);
+            }
+            for t in 0..tiles {
+                let (r0, r1) = (t * count / tiles, (t + 1) * count / tiles);
+                let mut rows = [0usize; MR];
+                for r in r0..r1 {
+                    rows[r - r0] = r;
+                    src.window.copy_row(&mut a[(r - r0) * RS_WIDE..][..k], src.map, place(r), k0);
+                }
+                for col in (0..c.cols()).step_by(NR) {
+                    let n = NR.min(c.cols() - col);
+                    let finish = Finish {
+                        accumulate: k0 > 0,
+                        bias: bias.filter(|_| last).map(|b| &b[col0 + col..][..n]),
+                        relu: relu && last,
+                    };
+                    let f = Factors { a, cs: 1, b: &panels[col * k..][..k * NR], ldb: NR, k };
+                    tile::<RS_WIDE>(isa, f, &mut c, &rows[..r1 - r0], col, n, finish);
+                }
+            }
+        }
+    });
+}
+
+/// Elements of a packed right factor.
+pub(crate) fn panels_len(depth: usize, n: usize) -> usize {
+    n.div_ceil(NR) * NR * depth
+}

@@ -1,0 +1,33 @@
+//! Packing the right-hand factor of a product into panels: `[columns / NR][k][NR]`, zero beyond the last column.
+
+use crate::device::microkernel::NR;
+use crate::device::simd;
+
+/// Panel from rows: `panel[k, j] = row(k)[col + j]`, for `panel.len() / NR` values of k and `n` columns.
+pub(crate) fn from_rows<'a>(panel: &mut [f32], col: usize, n: usize, row: impl Fn(usize) -> &'a [f32]) {
+    for (k, dst) in panel.chunks_exact_mut(NR).enumerate() {
+        simd::copy(&mut dst[..n], &row(k)[col..col + n]);
+        if n < NR {
+            simd::zero(&mut dst[n..]);
+        }
+    }
+}
+
+/// Panel from the columns of a row-major matrix: `panel[k, j] = w[(row + j) * ld + k0 + k]`, for `n` rows of `w`.
+pub(crate) fn from_columns(panel: &mut [f32], w: &[f32], ld: usize, row: usize, n: usize, k0: usize) {
+    let depth = panel.len() / NR;
+    if n < NR {
+        panel.fill(0.0);
+    }
+    // 16 values of k for all columns at a time: the lines of the panel written stay in the first-level cache.
+    for k in (0..depth).step_by(16) {
+        let m = (depth - k).min(16);
+        let dst = &mut panel[k * NR..(k + m) * NR];
+        for j in 0..n {
+            let src = &w[(row + j) * ld + k0 + k..][..m];
+            for (i, &v) in src.iter().enumerate() {
+                dst[i * NR + j] = v;
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The gradient of the weights as a product over pixels: `dw[o, k] = sum_m dy[m, o] A[m, k]`, A the gathered windows.
+//!
+//! Pixels are cut into `groups` fixed ranges with a partial sum each (their number follows from the shape), added at the
+//! end in order; within a range they are summed in chunks.
+
+use super::gather::Place;
+use super::implicit::Source;
+use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, tile};
+use crate::device::view::{self, MatMut};
+
+/// Pixels summed by one call of the micro-kernel.
+const PC: usize = 256;
+/// Columns (elements of the window) of a task.
+const NC: usize = 256;
+/// Rows (output channels) of a task.
+const OC: usize = 256;
+/// Partial sums together take at most this many elements (16 MiB).
+const MAX_PARTIALS: usize = 4 << 20;
+/// Tasks wanted: enough to balance any machine that the lanes can feed.
+const TASKS: usize = 32;
+
+/// How a gradient of `[o, k]` over `m` pixels is cut up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Split {
+    groups: usize,
+    pixels: usize,
+    oc: usize,
+    nc: usize,
+}
+
+impl Split {
+    fn new(m: usize, o: usize, k: usize) -> Split {
+        let (oc, nc) = (o.clamp(1, OC), k.clamp(1, NC).next_multiple_of(NR).min(NC));
+        let blocks = o.div_ceil(oc) * k.div_ceil(nc);
+        let by_memory = MAX_PARTIALS / (o * k).max(1);
+        let groups = (TASKS / blocks.max(1)).min(by_memory).min(m.div_ceil(2 * PC)).max(1);
+        let pixels = m.div_ceil(groups).max(1);
+        Split { groups: m.div_ceil(pixels).max(1), pixels, oc, nc }
+    }
+    fn ld_dy(&self) -> usize {
+        self.oc.next_multiple_of(16) + 16
+    }
+    fn ld_a(&self) -> usize {
+        self.nc + 16
+    }
+    fn lane(&self) -> usize {
+        PC * (self.ld_dy() + self.ld_a())
+    }
+    fn partials(&self, o: usize, k: usize) -> usize {
+        if self.groups > 1 { self.groups * o * k } else { 0 }
+    }
+    fn tasks(&self, o: usize, k: usize) -> usize {
+        self.groups * o.div_ceil(self.oc) * k.div_ceil(self.nc)
+    }
+}
+
+/// Workspace of [`gradient`].
+pub(crate) fn workspace(m: usize, o: usize, k: usize) -> usize {
+    let s = Split::new(m, o, k);
+    s.partials(o, k) + view::lanes_len(s.tasks(o, k), s.lane())
+}
+
+/// `dw[o, k] (+)= sum over m of dy[m, o] A[m, k]`.
+pub(crate) fn gradient(
+    dw: &mut [f32],
+    accumulate: bool,
+    src: Source<'_>,
+    dy: &[f32],
+    (m, o): (usize, usize),
+    place: impl Fn(usize) -> Place + Sync,
+    ws: &mut [f32],
+) {
+    let k = src.window.len();
+    let isa = Isa::detect();
+    let s = Split::new(m, o, k);
+    let (partials, ws) = ws.split_at_mut(s.partials(o, k));
+    let (lane_len, ld_dy, ld_a) = (s.lane(), s.ld_dy(), s.ld_a());
+    // One task: group g, output channels from o0, columns of `c` (from n0).
+    let task = |g: usize, o0: usize, n0: usize, mut c: MatMut<'_>, add: bool, lane: &mut [f32]| {
+        let (dyp, a) = lane.split_at_mut(PC * ld_dy);
+        let (oc, nc) = (c.rows(), c.cols());
+        let end = m.min((g + 1) * s.pixels);
+        let tiles = oc.div_ceil(MR);
+        for m0 in (g * s.pixels..end).step_by(PC) {
+            let pc = PC.min(end - m0);
+            for i in 0..pc {
+                crate::device::simd::copy(&mut dyp[i * ld_dy..][..oc], &dy[(m0 + i) * o + o0..][..oc]);
+                src.window.copy_row(&mut a[i * ld_a..][..nc], src.map, place(m0 + i), n0);
+            }
+            for t in 0..tiles {
+                let (r0, r1) = (t * oc / tiles, (t + 1) * oc / tiles);
+                let rows: [usize; MR] = std::array::from_fn(|i| r0 + i);
+                for col in (0..nc).step_by(NR) {
+                    let n = NR.min(nc - col);
+                    let f = Factors { a: &dyp[r0..], cs: ld_dy, b: &a[col..], ldb: ld_a, k: pc };
+                    let finish = Finish { accumulate: add || m0 > g * s.pixels, ..Finish::default() };
+                    tile::<1>(isa, f, &mut c, &rows[..r1 - r0], col, n, finish);
+                }
+            }
+        }
+    };
+    let o_blocks = o.div_ceil(s.oc);
+    let target = if s.groups > 1 { &mut *partials } else { &mut *dw };
+    let add = accumulate && s.groups == 1;
+    if s.groups > 1 || k.div_ceil(s.nc) == 1 {
+        // Blocks of whole rows of one partial (or of dw).
+        view::par_blocks(target, o * k, s.oc * k, ws, lane_len, |g, ob, block, lane| {
+            let rows = block.len() / k;
+            let mut c = MatMut::new(block, rows, k, k);
+            for n0 in (0..k).step_by(s.nc) {
+                task(g, ob * s.oc, n0, c.part(0..rows, n0..k.min(n0 + s.nc)), add, lane);
+            }
+        });
+    } else {
+        view::par_cols(MatMut::new(target, o, k, k), s.nc, ws, lane_len, |nb, mut c, lane| {
+            for ob in 0..o_blocks {
+                let cols = c.cols();
+                task(0, ob * s.oc, nb * s.nc, c.part(ob * s.oc..o.min((ob + 1) * s.oc), 0..cols), add, lane);
+            }
+        });
+    }
+    if s.groups > 1 {
+        add_partials(dw, accumulate, partials);
+    }
+}
+
+/// `dw (+)= sum of the partials`, in order.
+fn add_partials(dw: &mut [f32], accumulate: bool, partials: &[f32]) {
+    let len = dw.len();
+    view::par_blocks(dw, len.max(1), 4096, &mut [], 0, |_, i, block, _| {
+        if !accumulate {
+            block.fill(0.0);
+        }
+        for p in partials.chunks_exact(len) {
+            block.iter_mut().zip(&p[i * 4096..]).for_each(|(d, p)| *d += p);
+        }
+    });
+}

@@ -5,6 +5,8 @@
 
 pub mod elementwise;
 pub mod max_pool;
+pub mod nms;
+pub(crate) mod order;
 pub mod roi_align;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -28,4 +30,4 @@ pub enum Gradient {
 }
 
 /// All ops.
-pub const OPS: &[OpInfo] = &[max_pool::INFO, roi_align::INFO];
+pub const OPS: &[OpInfo] = &[max_pool::INFO, nms::INFO, roi_align::INFO];

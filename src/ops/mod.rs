@@ -4,6 +4,7 @@
 //! sees the same allocations as the CPU. docs/adding_an_op.md walks through one.
 
 pub mod elementwise;
+pub mod match_boxes;
 pub mod max_pool;
 pub mod nms;
 pub(crate) mod order;
@@ -30,4 +31,4 @@ pub enum Gradient {
 }
 
 /// All ops.
-pub const OPS: &[OpInfo] = &[max_pool::INFO, nms::INFO, roi_align::INFO];
+pub const OPS: &[OpInfo] = &[match_boxes::INFO, max_pool::INFO, nms::INFO, roi_align::INFO];

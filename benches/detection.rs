@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use upres::device::Device;
+use upres::ops::nms::{Nms, nms};
 use upres::ops::roi_align::{RoiAlign, roi_align};
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
@@ -25,6 +26,7 @@ fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().collect();
     let json = args.iter().position(|a| a == "--json").and_then(|i| args.get(i + 1));
     let mut out = Report { json: json.map(File::create).transpose()? };
+    bench_nms(&mut out)?;
     bench_roi_align(&mut out)?;
     Ok(())
 }
@@ -105,6 +107,52 @@ fn checksum(name: &str, x: &Tensor) -> f64 {
         }
     }
     sum
+}
+
+fn bench_nms(out: &mut Report) -> Result<()> {
+    const LEVELS: usize = 5;
+    const BOXES: usize = 2000;
+    let (images, objects) = (8, 50);
+    let (mut boxes, mut scores) = (Vec::new(), Vec::new());
+    for b in 0..images {
+        for l in 0..LEVELS {
+            let mut u = hash_uniform(&format!("bench.nms.objects.{b}.{l}"));
+            let v: Vec<[f32; 4]> = (0..objects).map(|_| [u(), u(), u(), u()]).collect();
+            let mut u = hash_uniform(&format!("bench.nms.{b}.{l}"));
+            let side = (32 << l) as f32;
+            for i in 0..BOXES {
+                let (v, r) = (v[i % objects], [u(), u(), u(), u(), u()]);
+                let axis = |k: usize| {
+                    let size = side * (1.25 + 0.75 * v[2 + k]);
+                    let centre = SIDE / 2.0 * (1.0 + v[k]) + 0.15 * size * r[k];
+                    let half = size * (1.0 + 0.2 * r[2 + k]) / 2.0;
+                    [centre - half, centre + half].map(|e| e.clamp(0.0, SIDE))
+                };
+                let (x, y) = (axis(0), axis(1));
+                boxes.extend([x[0], y[0], x[1], y[1]]);
+                scores.push(r[4]);
+            }
+        }
+    }
+    let n = LEVELS * BOXES;
+    let p = Nms { iou_threshold: 0.7, groups: LEVELS, max_out: n, offset: false, min_size_px: None };
+    let kept = |keep: &[i32]| keep.iter().filter(|&&k| k >= 0).count() as f64;
+    for (name, p) in [("nms_8x5x2000", p), ("nms_8x5x2000_top1000", Nms { max_out: 1000, ..p })] {
+        let (times, kept) = measure(|dev| {
+            let boxes = Tensor::from_slice(dev, &[images, n, 4], &boxes)?;
+            let scores = Tensor::from_slice(dev, &[images, n], &scores)?;
+            let level: Vec<i32> = (0..n).map(|i| (i / BOXES) as i32).collect();
+            let level = Tensor::from_slice(dev, &[n], &level)?;
+            Ok(Box::new(move || {
+                let start = Instant::now();
+                let keep = nms(&boxes, &scores, &level, p)?;
+                let time = start.elapsed();
+                Ok((time, if keep.device().has_data() { kept(keep.i32s()) } else { 0.0 }))
+            }))
+        })?;
+        out.line(name, None, times, &[("kept", kept)])?;
+    }
+    Ok(())
 }
 
 fn bench_roi_align(out: &mut Report) -> Result<()> {

@@ -47,6 +47,11 @@ impl Anchors {
         Ok(Anchors { boxes, levels, per_cell })
     }
 
+    /// Number of levels.
+    pub fn levels(&self) -> usize {
+        self.levels.len()
+    }
+
     /// Anchors of each level.
     pub fn level_sizes(&self) -> Vec<usize> {
         self.levels.iter().map(|l| l.h * l.w * self.per_cell).collect()

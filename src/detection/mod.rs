@@ -1,3 +1,3 @@
-//! What a detector knows of boxes beyond single ops: anchors.
+//! What detectors share above the ops and below the models: anchors.
 
 pub mod anchors;

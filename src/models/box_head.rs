@@ -11,7 +11,7 @@ use crate::ops::bce::rpn_targets;
 use crate::ops::box_encode::{box_encode, labels};
 use crate::ops::class_candidates::{class_candidates, detections};
 use crate::ops::conv2d::Activation;
-use crate::ops::gather_rows::{row_image, take};
+use crate::ops::gather_rows::take;
 use crate::ops::match_boxes::{Matcher, match_boxes};
 use crate::ops::nms::{Nms, nms};
 use crate::ops::roi_align::{RoiAlign, roi_align};
@@ -30,7 +30,7 @@ pub struct BoxHead {
     cls: Linear,
     reg: Linear,
     cfg: BoxHeadConfig,
-    strides: Vec<usize>,
+    strides_px: Vec<f32>,
     classes: usize,
 }
 
@@ -66,7 +66,13 @@ pub struct Detections {
 
 impl BoxHead {
     /// On RoI features of `c_in` channels from levels of the given strides.
-    pub fn new(b: &mut Builder<'_>, cfg: &BoxHeadConfig, c_in: usize, strides: &[usize], classes: usize) -> Result<Self> {
+    pub fn new(
+        b: &mut Builder<'_>,
+        cfg: &BoxHeadConfig,
+        c_in: usize,
+        strides_px: &[usize],
+        classes: usize,
+    ) -> Result<Self> {
         let (convs, fcs) = match cfg.kind {
             BoxHeadKind::Shared4Conv1Fc => (4, 1),
             BoxHeadKind::Shared2Fc => (0, 2),
@@ -92,7 +98,7 @@ impl BoxHead {
             cls: Linear::new(&mut b.sub("fc_cls"), width, classes + 1, Init::Normal(0.01))?,
             reg: Linear::new(&mut b.sub("fc_reg"), width, 4 * sets, Init::Normal(0.001))?,
             cfg: cfg.clone(),
-            strides: strides.to_vec(),
+            strides_px: strides_px.iter().map(|&s| s as f32).collect(),
             classes,
         })
     }
@@ -134,15 +140,13 @@ impl BoxHead {
     /// RoI features `[R,P,P,C]`.
     pub fn pool(&self, tape: &mut Tape, features: &[Var], rois: &Tensor, idx: &Tensor) -> Result<Var> {
         let cfg = &self.cfg;
-        let rois = rois.reshape(&[rois.dim(0) * rois.dim(1), 4])?;
-        let image = row_image(idx)?;
         let how = RoiAlign {
             sampling_ratio: cfg.sampling_ratio,
-            finest_scale: cfg.finest_scale,
+            finest_scale_px: cfg.finest_scale,
             ..RoiAlign::new(cfg.pool, cfg.pool)
         };
-        let levels = &features[..self.strides.len()];
-        roi_align(tape, levels, &rois, &image, &self.strides, how)
+        let levels: Vec<&Var> = features.iter().take(self.strides_px.len()).collect();
+        roi_align(tape, &levels, &self.strides_px, rois, idx, how)
     }
 
     /// RoI features to classes and deltas.
@@ -173,7 +177,13 @@ impl BoxHead {
 
     /// Scores above the threshold, NMS within classes, the best `max_detections`. With `rescale`, boxes are divided by the
     /// image's scale before NMS (as mmdetection does where there is no mask head).
-    pub fn detections(&self, out: &BoxOutput, proposals: &Proposals, inputs: &Inputs, rescale: bool) -> Result<Detections> {
+    pub fn detections(
+        &self,
+        out: &BoxOutput,
+        proposals: &Proposals,
+        inputs: &Inputs,
+        rescale: bool,
+    ) -> Result<Detections> {
         let cfg = &self.cfg;
         let (b, r) = (proposals.boxes.dim(0), proposals.boxes.dim(1));
         let probs = softmax(out.logits.value())?.reshape(&[b, r, self.classes + 1])?;
@@ -190,7 +200,13 @@ impl BoxHead {
             cfg.score_threshold,
             scale,
         )?;
-        let how = Nms { iou: cfg.nms_iou, max_out: cfg.max_detections, offset: true };
+        let how = Nms {
+            iou_threshold: cfg.nms_iou,
+            groups: self.classes,
+            max_out: cfg.max_detections,
+            offset: true,
+            min_size_px: None,
+        };
         let keep = nms(&c.boxes, &c.scores, &c.classes, how)?;
         let (boxes, scores, classes) = detections(&c, &keep)?;
         Ok(Detections { boxes, scores, classes })

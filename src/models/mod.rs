@@ -1,5 +1,43 @@
 //! Detectors, each readable like its paper's figure.
 
+pub mod box_head;
 pub mod config;
+pub mod faster_rcnn;
+pub mod fpn;
+pub mod inputs;
+pub mod resnet;
+pub mod rpn;
 
 pub use config::ModelConfig;
+pub use faster_rcnn::{FasterRcnn, PixelStats};
+pub use inputs::{HostBatch, Inputs};
+
+use crate::ops::sample::SampleMode;
+use crate::tape::Var;
+use crate::tensor::philox::Purpose;
+
+/// One term of the training loss, weighted.
+pub struct Loss {
+    /// Name in the log.
+    pub name: &'static str,
+    /// `[1]`.
+    pub value: Var,
+}
+
+/// How training examples are drawn from the candidates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampling {
+    /// At random, by the pass's key.
+    Random,
+    /// Evenly spaced candidates: what the reference fixtures were computed with.
+    Strided,
+}
+
+impl Sampling {
+    fn mode(self, purpose: Purpose) -> SampleMode {
+        match self {
+            Sampling::Random => SampleMode::Random(purpose),
+            Sampling::Strided => SampleMode::Strided,
+        }
+    }
+}

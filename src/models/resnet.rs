@@ -58,7 +58,13 @@ impl ResNet {
             let stride_px = if i == 0 { 1 } else { 2 };
             let mut v = Vec::new();
             for j in 0..blocks {
-                v.push(Block::new(&mut layer.sub(j), cfg, c_in, cfg.channels(64 << i), if j == 0 { stride_px } else { 1 })?);
+                v.push(Block::new(
+                    &mut layer.sub(j),
+                    cfg,
+                    c_in,
+                    cfg.channels(64 << i),
+                    if j == 0 { stride_px } else { 1 },
+                )?);
                 c_in = cfg.out_channels()[i];
             }
             layers.push(v);

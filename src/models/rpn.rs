@@ -93,7 +93,18 @@ impl Rpn {
         let groups = valid_groups(&boxes, &best, &groups)?;
         let k = best.dim(1);
         let scores = take(logits, &best)?.reshape(&[b, k])?;
-        let keep = nms(&boxes, &scores, &groups, Nms { iou: self.cfg.nms_iou, max_out: max, offset: true })?;
+        let keep = nms(
+            &boxes,
+            &scores,
+            &groups,
+            Nms {
+                iou_threshold: self.cfg.nms_iou,
+                groups: inputs.anchors.levels(),
+                max_out: max,
+                offset: true,
+                min_size_px: None,
+            },
+        )?;
         let boxes = take(&boxes, &keep)?;
         let logits = take(&scores.reshape(&[b, k, 1])?, &keep)?.reshape(&[b, max])?;
         let valid = valid_groups(&boxes, &keep, &[(max, 1)])?;

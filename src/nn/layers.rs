@@ -17,7 +17,15 @@ pub struct Conv2d {
 
 impl Conv2d {
     /// `k`×`k`, padded to keep the size at stride 1; `bias` starts at 0.
-    pub fn new(b: &mut Builder<'_>, i: usize, o: usize, k: usize, stride_px: usize, bias: bool, init: Init) -> Result<Self> {
+    pub fn new(
+        b: &mut Builder<'_>,
+        i: usize,
+        o: usize,
+        k: usize,
+        stride_px: usize,
+        bias: bool,
+        init: Init,
+    ) -> Result<Self> {
         let weight = b.param("weight", Role::Weight, &[o, k, k, i], init)?;
         let bias = bias.then(|| b.param("bias", Role::Bias, &[o], Init::Constant(0.0))).transpose()?;
         Ok(Conv2d { weight, bias, stride_px, pad: k / 2 })

@@ -3,7 +3,9 @@
 //! Names and layouts: those of mmdetection's state dict, weights in `[O,KH,KW,I]`.
 
 mod init;
+mod layers;
 mod store;
 
 pub use init::Init;
+pub use layers::{BatchNorm, Conv2d, Linear, NormMode};
 pub use store::{Builder, ParamStore};

@@ -18,6 +18,8 @@ pub mod image_normalize;
 pub mod linear;
 pub mod match_boxes;
 pub mod max_pool;
+pub mod nms;
+pub(crate) mod order;
 pub mod roi_align;
 pub mod sample;
 pub mod sgd;
@@ -26,6 +28,7 @@ pub mod softmax;
 pub mod softmax_ce;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod top_k;
 pub mod upsample_add;
 
 use crate::error::Result;
@@ -67,12 +70,15 @@ pub const OPS: &[OpInfo] = &[
     linear::INFO,
     match_boxes::INFO,
     max_pool::INFO,
+    nms::INFO,
+    roi_align::INFO,
     roi_align::INFO,
     sgd::INFO,
     sample::INFO,
     smooth_l1::INFO,
     softmax::INFO,
     softmax_ce::INFO,
+    top_k::INFO,
     upsample_add::INFO,
 ];
 

@@ -33,3 +33,11 @@ pub fn fill(y: &mut Tensor, value: f32) -> Result<()> {
     on_device!(y.device().clone(), cpu => cpu::fill(y.f32s_mut(), value));
     Ok(())
 }
+
+/// `y = x`, i32, same shape.
+pub fn copy_i32(y: &mut Tensor, x: &Tensor) -> Result<()> {
+    x.expect_shape("copy_i32", y.shape())?;
+    x.expect_dtype("copy_i32", DType::I32)?;
+    on_device!(x.device(), cpu => y.i32s_mut().copy_from_slice(x.i32s()));
+    Ok(())
+}

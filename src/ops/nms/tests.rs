@@ -1,0 +1,154 @@
+use super::*;
+use crate::device::Device;
+use crate::ops::testing::{Fixture, boxes, uniform};
+
+const P: Nms = Nms { iou_threshold: 0.5, groups: 1, max_out: 0, offset: true, min_size_px: None };
+
+/// One image; the padding removed.
+fn run(b: &[f32], s: &[f32], group: &[i32], p: Nms) -> Vec<i32> {
+    let dev = Device::cpu();
+    let n = s.len();
+    let b = Tensor::from_slice(&dev, &[1, n, 4], b).unwrap();
+    let s = Tensor::from_slice(&dev, &[1, n], s).unwrap();
+    let group = Tensor::from_slice(&dev, &[1, n], group).unwrap();
+    let p = Nms { max_out: if p.max_out == 0 { n } else { p.max_out }, ..p };
+    let keep = nms(&b, &s, &group, p).unwrap().i32s().to_vec();
+    let used = keep.iter().position(|&k| k < 0).unwrap_or(keep.len());
+    assert!(keep[used..].iter().all(|&k| k == -1));
+    keep[..used].to_vec()
+}
+
+/// mmcv's loop as it stands, one comparison at a time, with a stable sort.
+fn reference(b: &[f32], s: &[f32], group: &[i32], p: Nms) -> Vec<i32> {
+    let mut order: Vec<usize> = (0..s.len()).filter(|&i| group[i] >= 0).collect();
+    let max = order.iter().flat_map(|&i| &b[4 * i..4 * i + 4]).fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+    order.sort_by(|&i, &j| s[j].total_cmp(&s[i]));
+    let at = |i: usize| [0, 1, 2, 3].map(|k| b[4 * i + k] + if p.offset { group[i] as f32 * (max + 1.0) } else { 0.0 });
+    let area = |b: [f32; 4]| (b[2] - b[0]) * (b[3] - b[1]);
+    let mut keep: Vec<usize> = Vec::new();
+    for i in order {
+        let free = keep.iter().all(|&k| {
+            let (a, b) = (at(k), at(i));
+            let w = (a[2].min(b[2]) - a[0].max(b[0])).max(0.0);
+            let h = (a[3].min(b[3]) - a[1].max(b[1])).max(0.0);
+            let iou = w * h / (area(a) + area(b) - w * h);
+            (!p.offset && group[k] != group[i]) || !(iou > p.iou_threshold)
+        });
+        if free {
+            keep.push(i);
+        }
+    }
+    keep.iter().map(|&i| i as i32).take(p.max_out).collect()
+}
+
+#[test]
+fn equals_mmcv() {
+    let f = Fixture::ops("nms");
+    let (b, s, tied, ids) = (f.f32s("boxes"), f.f32s("scores"), f.f32s("scores_tied"), f.i32s("ids"));
+    let zeros = vec![0; s.len()];
+    let groups = *ids.iter().max().unwrap() as usize + 1;
+    for (name, iou_threshold) in [("0.3", 0.3), ("0.5", 0.5), ("0.7", 0.7)] {
+        let (one, many) = (Nms { iou_threshold, ..P }, Nms { iou_threshold, groups, ..P });
+        assert_eq!(run(&b, &s, &zeros, one), f.i32s(&format!("nms.{name}.keep")));
+        assert_eq!(run(&b, &tied, &zeros, one), f.i32s(&format!("tied.nms.{name}.keep_stable")));
+        assert_eq!(run(&b, &s, &ids, many), f.i32s(&format!("batched.{name}.keep")));
+        assert_eq!(run(&b, &tied, &ids, many), f.i32s(&format!("tied.batched.{name}.keep_stable")));
+    }
+    assert_eq!(run(&b, &s, &zeros, P), f.i32s("agnostic.0.5.keep"));
+}
+
+#[test]
+fn an_iou_equal_to_the_threshold_survives() {
+    let f = Fixture::ops("nms");
+    assert_eq!(run(&f.f32s("exact.boxes"), &f.f32s("exact.scores"), &[0; 4], P), f.i32s("exact.keep"));
+    // IoU of exactly one half, and one ulp below as threshold.
+    let b = [0.0, 0.0, 2.0, 2.0, 0.0, 0.0, 2.0, 1.0];
+    assert_eq!(run(&b, &[0.9, 0.8], &[0; 2], P), [0, 1]);
+    assert_eq!(run(&b, &[0.9, 0.8], &[0; 2], Nms { iou_threshold: 0.5f32.next_down(), ..P }), [0]);
+}
+
+#[test]
+fn split_path_of_mmcv() {
+    let f = Fixture::ops("nms");
+    let ids: Vec<i32> = f.u8s("big.ids").iter().map(|&v| i32::from(v)).collect();
+    let groups = *ids.iter().max().unwrap() as usize + 1;
+    assert!(ids.len() >= SPLIT_FROM);
+    let keep = run(&f.f32s("big.boxes"), &f.f32s("big.scores"), &ids, Nms { groups, ..P });
+    assert_eq!(keep, f.i32s("big.keep"));
+}
+
+#[test]
+fn equals_the_plain_loop() {
+    for (seed, n, groups, margin, offset, max_out) in [
+        (1, 0, 1, 0.0, true, 5),     // no boxes
+        (2, 1, 1, 0.0, true, 1),     // one
+        (3, 33, 1, 0.0, false, 33),  // a block and a tail
+        (4, 700, 5, 0.0, true, 700), // groups apart
+        (5, 700, 5, 40.0, true, 90), // negative coordinates: shifted groups may touch
+        (6, 700, 80, 0.0, false, 100),
+        (7, 600, 3, 20.0, false, 17),
+    ] {
+        let b = boxes(seed, n, 100.0, margin);
+        let s: Vec<f32> = uniform(seed + 50, n, -1.0, 1.0).iter().map(|v| (v * 50.0).round() / 50.0 + 0.0).collect();
+        let group: Vec<i32> = uniform(seed + 70, n, -1.0, groups as f32).iter().map(|v| v.floor() as i32).collect();
+        for iou_threshold in [0.0, 0.3, 0.7, 1.0] {
+            let p = Nms { iou_threshold, groups, max_out, offset, min_size_px: None };
+            assert_eq!(run(&b, &s, &group, p), reference(&b, &s, &group, p), "case {seed}, threshold {iou_threshold}");
+        }
+    }
+}
+
+#[test]
+fn images_do_not_meet_and_threads_do_not_matter() {
+    let (images, n) = (3, 900);
+    let b = boxes(1, images * n, 100.0, 0.0);
+    let s = uniform(2, images * n, 0.0, 1.0);
+    let group: Vec<i32> = (0..n).map(|i| (i / 180) as i32).collect();
+    let p = Nms { groups: 5, max_out: 300, ..P };
+    let all = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let dev = Device::cpu();
+            let b = Tensor::from_slice(&dev, &[images, n, 4], &b).unwrap();
+            let s = Tensor::from_slice(&dev, &[images, n], &s).unwrap();
+            nms(&b, &s, &Tensor::from_slice(&dev, &[n], &group).unwrap(), p).unwrap().i32s().to_vec()
+        })
+    };
+    assert_eq!(all(1), all(3));
+    for (i, keep) in all(2).chunks(300).enumerate() {
+        let alone = run(&b[i * n * 4..][..n * 4], &s[i * n..][..n], &group, p);
+        assert_eq!(keep[..alone.len()], alone);
+    }
+}
+
+#[test]
+fn small_boxes_take_no_part_and_do_not_set_the_largest_coordinate() {
+    let b = [0.0, 0.0, 10.0, 10.0, 5000.0, 5.0, 5000.0, 9.0, f32::NAN, 0.0, 9.0, 9.0, 0.0, 0.0, 10.0, 9.0];
+    let p = Nms { min_size_px: Some(0.0), groups: 2, ..P };
+    assert_eq!(run(&b, &[0.5, 0.9, 0.8, 0.4], &[0, 0, 1, 1], p), [0, 3]);
+    assert_eq!(run(&b, &[0.5, 0.9, 0.8, 0.4], &[0, 0, 0, 0], p), [0]);
+}
+
+#[test]
+fn empty_and_nan_boxes_and_scores() {
+    let point = [3.0f32, 3.0, 3.0, 3.0];
+    // 0 / 0 suppresses nothing.
+    assert_eq!(run(&[point, point].concat(), &[0.1, 0.2], &[0, 0], P), [1, 0]);
+    let b = [[f32::NAN; 4], [0.0, 0.0, 1.0, 1.0], [f32::NEG_INFINITY, 0.0, f32::INFINITY, 1.0], [1.0, 1.0, 0.0, 0.0]]
+        .concat();
+    let keep = run(&b, &[f32::NAN, 0.5, f32::INFINITY, -0.5], &[0, 1, 1, 7], Nms { groups: 2, ..P });
+    assert_eq!(keep, [2, 1, 0], "NaN scores come last, unknown groups not at all");
+}
+
+#[test]
+fn bad_arguments_are_errors() {
+    let dev = Device::cpu();
+    let b = Tensor::zeros(&dev, &[0, 4, 4], DType::F32).unwrap();
+    let (s, g) = (Tensor::zeros(&dev, &[0, 4], DType::F32).unwrap(), Tensor::zeros(&dev, &[0, 4], DType::I32).unwrap());
+    let p = Nms { max_out: 3, ..P };
+    assert_eq!(nms(&b, &s, &g, p).unwrap().shape(), [0, 3]);
+    assert!(nms(&b, &s, &g, Nms { iou_threshold: f32::NAN, ..p }).is_err());
+    assert!(nms(&b, &s, &g, Nms { groups: 0, ..p }).is_err());
+    assert!(nms(&b, &s, &s, p).is_err());
+    assert!(nms(&b, &b, &g, p).is_err());
+}

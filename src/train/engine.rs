@@ -1,0 +1,385 @@
+//! A detector with everything that a training or evaluation step needs, on one device: parameters, optimizer state,
+//! inputs at fixed addresses. The same code on the plan device gives the memory plan of each step.
+
+use std::rc::Rc;
+
+use super::recipe::{BatchNormMode, OptimizerConfig, StageConfig};
+use crate::detection::anchors::Anchors;
+use crate::device::{Device, StepPlan};
+use crate::error::Result;
+use crate::models::box_head::Detections;
+use crate::models::resnet::BackboneMode;
+use crate::models::{FasterRcnn, Inputs, ModelConfig, PixelStats, Sampling};
+use crate::nn::{NormMode, ParamStore};
+use crate::ops::elementwise;
+use crate::ops::ema::ema;
+use crate::ops::grad_norm::{clip_scale, grad_norm};
+use crate::ops::sgd::{SgdParam, sgd};
+use crate::tape::{Param, Role, Tape};
+use crate::tensor::{DType, Tensor};
+
+/// Names of the losses, in the order of [`Engine::losses`].
+pub const LOSSES: [&str; 4] = ["rpn_cls", "rpn_box", "roi_cls", "roi_box"];
+
+/// One shape of network inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Height in pixels.
+    pub h: usize,
+    /// Width in pixels.
+    pub w: usize,
+}
+
+/// What an engine prepares for a stage.
+#[derive(Clone, Debug)]
+pub struct StageSetup {
+    /// Shapes of training passes.
+    pub train: Vec<Bucket>,
+    /// Shapes of evaluation passes.
+    pub eval: Vec<Bucket>,
+    /// Images of a training pass.
+    pub micro_batch: usize,
+    /// Images of an evaluation pass.
+    pub eval_batch: usize,
+    /// Slots for ground-truth boxes of an image.
+    pub max_gt: usize,
+    /// Part of the backbone that is frozen.
+    pub frozen_stages: i32,
+    /// Batch norm of the rest.
+    pub batch_norm: BatchNormMode,
+    /// Optimizer.
+    pub optimizer: OptimizerConfig,
+    /// Gradient norm limit, 0 for none.
+    pub clip_grad_norm: f32,
+    /// Decay of the weight average, 0 for none.
+    pub ema: f64,
+}
+
+impl StageSetup {
+    /// From a recipe's stage and the shapes found in the data.
+    pub fn new(stage: &StageConfig, train: Vec<Bucket>, eval: Vec<Bucket>, max_gt: usize) -> StageSetup {
+        StageSetup {
+            train,
+            eval,
+            micro_batch: stage.micro_batch,
+            eval_batch: stage.micro_batch,
+            max_gt,
+            frozen_stages: stage.frozen_stages,
+            batch_norm: stage.batch_norm,
+            optimizer: stage.optimizer.clone(),
+            clip_grad_norm: stage.clip_grad_norm,
+            ema: stage.ema,
+        }
+    }
+
+    fn mode(&self) -> BackboneMode {
+        let norm = match self.batch_norm {
+            BatchNormMode::Train => NormMode::Train,
+            BatchNormMode::Frozen => NormMode::Frozen,
+        };
+        BackboneMode { norm, frozen_stages: self.frozen_stages }
+    }
+
+    /// mmdetection's rules: frozen parts of the backbone are not trained at all; frozen batch norm is not trained.
+    fn trains(&self, p: &Param) -> bool {
+        let frozen = |prefix: &str| p.name().starts_with(prefix);
+        if self.frozen_stages >= 0 && (frozen("backbone.conv1.") || frozen("backbone.bn1.")) {
+            return false;
+        }
+        if (1..=self.frozen_stages).any(|i| frozen(&format!("backbone.layer{i}."))) {
+            return false;
+        }
+        p.role() != Role::Norm || self.batch_norm == BatchNormMode::Train
+    }
+}
+
+/// Final boxes of one image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Detection {
+    /// x0 y0 x1 y1 in original pixels.
+    pub bbox: [f32; 4],
+    /// 0 to 1.
+    pub score: f32,
+    /// Class index.
+    pub class: usize,
+}
+
+/// The detector and its state.
+pub struct Engine {
+    device: Device,
+    /// All parameters.
+    pub store: ParamStore,
+    /// The network.
+    pub model: FasterRcnn,
+    model_config: ModelConfig,
+    stage: Option<Stage>,
+    lr: Tensor,
+    ema_decay: Tensor,
+    norm: Tensor,
+    losses: Vec<Tensor>,
+}
+
+struct Stage {
+    setup: StageSetup,
+    momentum: Vec<Tensor>,
+    average: Vec<Tensor>,
+    train: Vec<Inputs>,
+    eval: Vec<Inputs>,
+    outputs: Detections,
+}
+
+impl Engine {
+    /// Initial weights from `seed`.
+    pub fn new(device: &Device, model: &ModelConfig, classes: usize, pixels: PixelStats, seed: u64) -> Result<Engine> {
+        let mut store = ParamStore::new(device);
+        let net = FasterRcnn::new(&mut store.builder(seed), model, classes, pixels)?;
+        Ok(Engine {
+            device: device.clone(),
+            store,
+            model: net,
+            model_config: model.clone(),
+            stage: None,
+            lr: Tensor::zeros(device, &[1], DType::F32)?,
+            ema_decay: Tensor::zeros(device, &[1], DType::F32)?,
+            norm: Tensor::zeros(device, &[1], DType::F32)?,
+            losses: LOSSES.iter().map(|_| Tensor::zeros(device, &[1], DType::F32)).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Sets what is trained, makes optimizer state (zeros) and inputs. Weights stay.
+    pub fn enter_stage(&mut self, setup: &StageSetup) -> Result<()> {
+        self.stage = None; // its memory goes first
+        self.store.set_trainable(|p| setup.trains(p))?;
+        let shapes: Vec<Vec<usize>> = self.store.trainable().map(Param::shape).collect();
+        let momentum = Tensor::flat(&self.device, &shapes, DType::F32)?;
+        let mut average = Vec::new();
+        if setup.ema > 0.0 {
+            let shapes: Vec<Vec<usize>> = self.store.all().iter().map(Param::shape).collect();
+            average = Tensor::flat(&self.device, &shapes, DType::F32)?;
+            for (a, p) in average.iter_mut().zip(self.store.all()) {
+                elementwise::copy(a, &p.value())?;
+            }
+        }
+        self.ema_decay.write(&[setup.ema as f32]);
+        let inputs = |buckets: &[Bucket], batch: usize, max_gt: usize| -> Result<Vec<Inputs>> {
+            buckets
+                .iter()
+                .map(|b| {
+                    let anchors = Anchors::new(&self.device, &self.model_config.rpn, b.h, b.w)?;
+                    Inputs::new(&self.device, batch, b.h, b.w, max_gt, anchors)
+                })
+                .collect()
+        };
+        let train = inputs(&setup.train, setup.micro_batch, setup.max_gt)?;
+        let eval = inputs(&setup.eval, setup.eval_batch, 1)?;
+        let (b, d) = (setup.eval_batch, self.model_config.box_head.max_detections);
+        let outputs = Detections {
+            boxes: Tensor::zeros(&self.device, &[b, d, 4], DType::F32)?,
+            scores: Tensor::zeros(&self.device, &[b, d], DType::F32)?,
+            classes: Tensor::zeros(&self.device, &[b, d], DType::I32)?,
+        };
+        self.stage = Some(Stage { setup: setup.clone(), momentum, average, train, eval, outputs });
+        Ok(())
+    }
+
+    fn stage(&self) -> &Stage {
+        self.stage.as_ref().expect("engine: a step before enter_stage")
+    }
+
+    fn stage_mut(&mut self) -> &mut Stage {
+        self.stage.as_mut().expect("engine: a step before enter_stage")
+    }
+
+    /// Inputs of a training bucket, to be filled.
+    pub fn train_inputs(&mut self, bucket: usize) -> &mut Inputs {
+        &mut self.stage_mut().train[bucket]
+    }
+
+    /// Inputs of an evaluation bucket, to be filled.
+    pub fn eval_inputs(&mut self, bucket: usize) -> &mut Inputs {
+        &mut self.stage_mut().eval[bucket]
+    }
+
+    /// One forward and backward pass over the bucket's inputs. Gradients are multiplied by `weight` and overwrite if
+    /// `first`, else add.
+    pub fn train_pass(
+        &mut self,
+        plan: Option<&Rc<StepPlan>>,
+        bucket: usize,
+        weight: f32,
+        first: bool,
+        sampling: Sampling,
+    ) -> Result<Rc<StepPlan>> {
+        let device = self.device.clone();
+        let stage = self.stage.as_ref().expect("engine: a step before enter_stage");
+        let (model, inputs, losses) = (&self.model, &stage.train[bucket], &mut self.losses);
+        if first {
+            self.store.trainable().try_for_each(Param::clear_grad)?;
+        }
+        let ((), plan) = device.step(plan, || {
+            let mut tape = Tape::new(&device);
+            let terms = model.losses(&mut tape, inputs, stage.setup.mode(), sampling)?;
+            let mut roots = Vec::with_capacity(terms.len());
+            for (term, out) in terms.into_iter().zip(losses) {
+                elementwise::copy(out, term.value.value())?;
+                let mut dy = Tensor::empty(&device, &[1], DType::F32)?;
+                elementwise::fill(&mut dy, weight)?;
+                roots.push((term.value, dy));
+            }
+            tape.backward(roots)?;
+            Ok(())
+        })?;
+        Ok(plan)
+    }
+
+    /// The losses of the last pass, as [`LOSSES`].
+    pub fn losses(&self) -> [f32; LOSSES.len()] {
+        std::array::from_fn(|i| self.losses[i].f32s()[0])
+    }
+
+    /// One optimizer step from the gradients of the passes since the last.
+    pub fn update(&mut self, plan: Option<&Rc<StepPlan>>, lr: f64) -> Result<Rc<StepPlan>> {
+        self.lr.write(&[lr as f32]);
+        let device = self.device.clone();
+        let stage = self.stage.as_mut().expect("engine: a step before enter_stage");
+        let (store, norm, lr, decay) = (&self.store, &mut self.norm, &self.lr, &self.ema_decay);
+        let ((), plan) = device.step(plan, || {
+            let params: Vec<&Param> = store.trainable().collect();
+            params.iter().try_for_each(|p| p.finish_grad())?;
+            let grads: Vec<_> = params.iter().map(|p| p.grad()).collect();
+            let grads: Vec<&Tensor> = grads.iter().filter_map(|g| g.as_ref()).collect();
+            let total = grad_norm(&device, &grads)?;
+            elementwise::copy(norm, &total)?;
+            let mut scale = Tensor::empty(&device, &[1], DType::F32)?;
+            if stage.setup.clip_grad_norm > 0.0 {
+                scale = clip_scale(&total, stage.setup.clip_grad_norm)?;
+            } else {
+                elementwise::fill(&mut scale, 1.0)?;
+            }
+            let cfg = &stage.setup.optimizer;
+            let mut values: Vec<_> = params.iter().map(|p| p.value_mut()).collect();
+            let mut rows: Vec<SgdParam<'_>> = values
+                .iter_mut()
+                .zip(&grads)
+                .zip(stage.momentum.iter_mut())
+                .zip(&params)
+                .map(|(((value, grad), momentum), p)| SgdParam {
+                    value,
+                    grad,
+                    momentum,
+                    weight_decay: decay_of(cfg, p.role()),
+                })
+                .collect();
+            sgd(&mut rows, lr, &scale, cfg.momentum, cfg.nesterov)?;
+            drop(rows);
+            drop(values);
+            if !stage.average.is_empty() {
+                let values: Vec<Tensor> = store.all().iter().map(Param::value).collect();
+                let mut pairs: Vec<_> = stage.average.iter_mut().zip(&values).collect();
+                ema(&mut pairs, decay)?;
+            }
+            Ok(())
+        })?;
+        Ok(plan)
+    }
+
+    /// Norm of the gradient of the last update, before clipping.
+    pub fn grad_norm(&self) -> f32 {
+        self.norm.f32s()[0]
+    }
+
+    /// Swaps the weights with their running average, if the stage keeps one: before and after an evaluation.
+    pub fn swap_average(&mut self) {
+        let Some(stage) = self.stage.as_mut() else { return };
+        for (a, p) in stage.average.iter_mut().zip(self.store.all()) {
+            std::mem::swap(a, &mut p.value_mut());
+        }
+    }
+
+    /// One evaluation pass over the bucket's inputs.
+    pub fn eval_pass(&mut self, plan: Option<&Rc<StepPlan>>, bucket: usize) -> Result<Rc<StepPlan>> {
+        let device = self.device.clone();
+        let stage = self.stage.as_mut().expect("engine: a step before enter_stage");
+        let (model, inputs, out) = (&self.model, &stage.eval[bucket], &mut stage.outputs);
+        let ((), plan) = device.step(plan, || {
+            let mut tape = Tape::inference(&device);
+            let d = model.detect(&mut tape, inputs)?;
+            elementwise::copy(&mut out.boxes, &d.boxes)?;
+            elementwise::copy(&mut out.scores, &d.scores)?;
+            elementwise::copy_i32(&mut out.classes, &d.classes)
+        })?;
+        Ok(plan)
+    }
+
+    /// Detections of image `i` of the last evaluation pass.
+    pub fn detections(&self, i: usize) -> Vec<Detection> {
+        let out = &self.stage().outputs;
+        let d = out.scores.dim(1);
+        let row = i * d..(i + 1) * d;
+        let (boxes, scores, classes) = (out.boxes.f32s(), &out.scores.f32s()[row.clone()], &out.classes.i32s()[row]);
+        (0..d)
+            .filter(|&j| classes[j] >= 0)
+            .map(|j| {
+                let at = (i * d + j) * 4;
+                Detection {
+                    bbox: std::array::from_fn(|k| boxes[at + k]),
+                    score: scores[j],
+                    class: classes[j] as usize,
+                }
+            })
+            .collect()
+    }
+
+    /// Everything that a checkpoint of this stage holds: name and tensor. Parameters, `momentum.<name>`, `ema.<name>`.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let mut v: Vec<_> = self.store.all().iter().map(|p| (p.name().to_string(), p.value())).collect();
+        if let Some(stage) = &self.stage {
+            let trained = self.store.trainable();
+            v.extend(trained.zip(&stage.momentum).map(|(p, t)| (format!("momentum.{}", p.name()), t.clone())));
+            v.extend(self.store.all().iter().zip(&stage.average).map(|(p, t)| (format!("ema.{}", p.name()), t.clone())));
+        }
+        v
+    }
+
+    /// Overwrites optimizer state and averages from a checkpoint: `find` gives the values of a name. Err names the first
+    /// that is missing.
+    pub fn load_optimizer(&mut self, find: impl Fn(&str, usize) -> Result<Vec<f32>>) -> Result<()> {
+        let Some(stage) = self.stage.as_mut() else { return Ok(()) };
+        for (p, t) in self.store.trainable().zip(stage.momentum.iter_mut()) {
+            t.write(&find(&format!("momentum.{}", p.name()), t.numel())?);
+        }
+        for (p, t) in self.store.all().iter().zip(stage.average.iter_mut()) {
+            t.write(&find(&format!("ema.{}", p.name()), t.numel())?);
+        }
+        Ok(())
+    }
+
+    /// Name of the first parameter or gradient that is not finite.
+    pub fn first_non_finite(&self) -> Option<String> {
+        let bad = |t: &Tensor| t.f32s().iter().any(|v| !v.is_finite());
+        for p in self.store.all() {
+            if bad(&p.value()) {
+                return Some(format!("parameter {}", p.name()));
+            }
+            if p.grad().as_ref().is_some_and(bad) {
+                return Some(format!("gradient of {}", p.name()));
+            }
+        }
+        None
+    }
+}
+
+fn decay_of(cfg: &OptimizerConfig, role: Role) -> f32 {
+    let decays = match role {
+        Role::Weight => true,
+        Role::Bias => cfg.bias_decay,
+        Role::Norm => cfg.norm_decay,
+        Role::Statistic => false,
+    };
+    if decays { cfg.weight_decay } else { 0.0 }
+}

@@ -1,0 +1,177 @@
+//! The engine as a whole: planned steps, memory, learning.
+
+use std::rc::Rc;
+
+use upres::device::{Device, StepPlan};
+use upres::models::config::{BackboneConfig, BackboneKind, BoxHeadConfig, FpnConfig, ModelConfig, RpnConfig};
+use upres::models::{HostBatch, PixelStats, Sampling};
+use upres::tensor::philox::{Purpose, Stream};
+use upres::train::engine::{Bucket, Engine, StageSetup};
+use upres::train::recipe::{BatchNormMode, StageConfig};
+
+const PIXELS: PixelStats = PixelStats { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
+const SIZE: usize = 96;
+const CLASSES: usize = 3;
+
+fn small() -> ModelConfig {
+    ModelConfig {
+        backbone: BackboneConfig { kind: BackboneKind::Resnet18, width: 0.25, ..Default::default() },
+        fpn: FpnConfig { channels: 32, levels: 5 },
+        rpn: RpnConfig { channels: 32, anchor_scales: vec![4.0], train_max: 64, test_max: 64, ..Default::default() },
+        box_head: BoxHeadConfig { conv_channels: 32, fc_channels: 64, samples: 64, ..Default::default() },
+        ..Default::default()
+    }
+}
+
+fn setup(batch: usize, norm: BatchNormMode) -> StageSetup {
+    let bucket = vec![Bucket { h: SIZE, w: SIZE }];
+    let stage = StageConfig { micro_batch: batch, images_per_step: batch, batch_norm: norm, ..Default::default() };
+    StageSetup { ema: 0.5, ..StageSetup::new(&stage, bucket.clone(), bucket, 8) }
+}
+
+fn engine(device: &Device, setup: &StageSetup) -> Engine {
+    let mut e = Engine::new(device, &small(), CLASSES, PIXELS, 7).unwrap();
+    e.enter_stage(setup).unwrap();
+    e
+}
+
+/// Filled squares of a colour for each class on a noisy ground.
+struct Pictures {
+    images: Vec<u8>,
+    sizes: Vec<[f32; 4]>,
+    scale: Vec<[f32; 2]>,
+    boxes: Vec<f32>,
+    labels: Vec<i32>,
+    count: Vec<i32>,
+}
+
+fn pictures(n: usize) -> Pictures {
+    let mut p = Pictures {
+        images: vec![0; n * SIZE * SIZE * 3],
+        sizes: vec![[SIZE as f32; 4]; n],
+        scale: vec![[1.0; 2]; n],
+        boxes: vec![0.0; n * 8 * 4],
+        labels: vec![-1; n * 8],
+        count: vec![2; n],
+    };
+    for i in 0..n {
+        let mut r = Stream::new(3, 0, i as u64, 0, Purpose::Test).rng();
+        let image = &mut p.images[i * SIZE * SIZE * 3..][..SIZE * SIZE * 3];
+        image.iter_mut().for_each(|v| *v = (100 + r.below(40)) as u8);
+        for j in 0..2 {
+            let (side, class) = (16 + r.below(24) as usize, r.below(CLASSES as u32) as usize);
+            let (x, y) = (r.below(24) as usize + 48 * j, r.below((SIZE - side) as u32) as usize);
+            let x = x.min(SIZE - side);
+            for yy in y..y + side {
+                for xx in x..x + side {
+                    let pixel = &mut image[(yy * SIZE + xx) * 3..][..3];
+                    pixel.fill(20);
+                    pixel[class] = 230;
+                }
+            }
+            let bbox = [x as f32, y as f32, (x + side) as f32, (y + side) as f32];
+            p.boxes[(i * 8 + j) * 4..][..4].copy_from_slice(&bbox);
+            p.labels[i * 8 + j] = class as i32;
+        }
+    }
+    p
+}
+
+fn load(e: &mut Engine, p: &Pictures, step: u64) {
+    let batch = HostBatch {
+        images: &p.images,
+        sizes: &p.sizes,
+        scale: &p.scale,
+        gt_boxes: &p.boxes,
+        gt_labels: &p.labels,
+        gt_count: &p.count,
+    };
+    let inputs = e.train_inputs(0);
+    inputs.load(&batch);
+    inputs.set_key(1, 0, step, 0);
+}
+
+struct Plans {
+    pass: Rc<StepPlan>,
+    update: Rc<StepPlan>,
+    eval: Rc<StepPlan>,
+    persistent: usize,
+}
+
+fn plans(s: &StageSetup) -> Plans {
+    let device = Device::plan();
+    let mut e = engine(&device, s);
+    let persistent = device.persistent_bytes();
+    Plans {
+        pass: e.train_pass(None, 0, 1.0, true, Sampling::Random).unwrap(),
+        update: e.update(None, 0.0).unwrap(),
+        eval: e.eval_pass(None, 0).unwrap(),
+        persistent,
+    }
+}
+
+#[test]
+fn memory_in_use_is_the_plan_to_the_byte() {
+    for norm in [BatchNormMode::Train, BatchNormMode::Frozen] {
+        let s = setup(2, norm);
+        let plans = plans(&s);
+        let device = Device::cpu();
+        let mut e = engine(&device, &s);
+        assert_eq!(device.persistent_bytes(), plans.persistent);
+        load(&mut e, &pictures(2), 0);
+        for plan in [&plans.eval, &plans.pass] {
+            let (peak, bound) = (plan.peak_bytes, plan.lower_bound_bytes);
+            assert!(peak as f64 <= 1.05 * bound as f64, "packed within 5 %: {peak} {bound}");
+        }
+        e.train_pass(Some(&plans.pass), 0, 1.0, true, Sampling::Random).unwrap();
+        e.update(Some(&plans.update), 0.01).unwrap();
+        e.eval_pass(Some(&plans.eval), 0).unwrap();
+        let peak = plans.pass.peak_bytes.max(plans.update.peak_bytes).max(plans.eval.peak_bytes);
+        let used = device.arena_high_water().next_multiple_of(64);
+        assert_eq!(used, peak, "{norm:?}");
+        assert_eq!(device.persistent_bytes(), plans.persistent, "a step leaves nothing behind");
+    }
+}
+
+#[test]
+fn eight_pictures_are_learnt_by_heart() {
+    let s = setup(8, BatchNormMode::Train);
+    let plans = plans(&s);
+    let device = Device::cpu();
+    let mut e = engine(&device, &s);
+    let p = pictures(8);
+    let mut first = 0.0;
+    for step in 0..150 {
+        load(&mut e, &p, step);
+        e.train_pass(Some(&plans.pass), 0, 1.0, true, Sampling::Random).unwrap();
+        e.update(Some(&plans.update), 0.02 * (1.0 - step as f64 / 150.0)).unwrap();
+        if step == 0 {
+            first = e.losses().iter().sum();
+        }
+    }
+    let last: f32 = e.losses().iter().sum();
+    eprintln!("losses {first} -> {last} {:?}", e.losses());
+    assert!(last < 0.25 * first, "{first} {last}");
+    let batch = HostBatch {
+        images: &p.images,
+        sizes: &p.sizes,
+        scale: &p.scale,
+        gt_boxes: &[0.0; 32],
+        gt_labels: &[-1; 8],
+        gt_count: &[0; 8],
+    };
+    e.eval_inputs(0).load(&batch);
+    e.eval_pass(Some(&plans.eval), 0).unwrap();
+    let mut right = 0;
+    for i in 0..8 {
+        let found = e.detections(i);
+        for j in 0..2 {
+            let want = &p.boxes[(i * 8 + j) * 4..][..4];
+            right += usize::from(found.iter().any(|d| {
+                let near = d.bbox.iter().zip(want).all(|(a, b)| (a - b).abs() < 4.0);
+                near && d.score > 0.5 && d.class == p.labels[i * 8 + j] as usize
+            }));
+        }
+    }
+    assert!(right >= 15, "{right} of 16 squares found");
+}

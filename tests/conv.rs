@@ -22,7 +22,8 @@ fn products(s: &ConvShape, mut f: impl FnMut(usize, usize, usize)) {
             for ow in 0..s.ow() {
                 for kh in 0..s.kh {
                     for kw in 0..s.kw {
-                        let (h, w) = ((oh * s.stride + kh).wrapping_sub(s.pad), (ow * s.stride + kw).wrapping_sub(s.pad));
+                        let (h, w) =
+                            ((oh * s.stride + kh).wrapping_sub(s.pad), (ow * s.stride + kw).wrapping_sub(s.pad));
                         if h >= s.h || w >= s.w {
                             continue;
                         }
@@ -180,7 +181,9 @@ fn empty_is_a_no_op() {
 
 #[test]
 fn results_do_not_depend_on_the_thread_count() {
-    for s in [square(2, 30, 26, 32, 48, 3, 1, 1), square(2, 14, 14, 256, 320, 3, 1, 1), square(2, 33, 20, 24, 40, 3, 2, 1)] {
+    for s in
+        [square(2, 30, 26, 32, 48, 3, 1, 1), square(2, 14, 14, 256, 320, 3, 1, 1), square(2, 33, 20, 24, 40, 3, 2, 1)]
+    {
         let (x, w, dy) = (gaussian(s.x_len(), 1), gaussian(s.w_len(), 2), gaussian(s.y_len(), 3));
         let with = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -69,12 +69,7 @@ mod repr {
     }
 }
 
-#[cfg(all(
-    target_arch = "x86_64",
-    target_feature = "avx2",
-    target_feature = "fma",
-    not(target_feature = "avx512f")
-))]
+#[cfg(all(target_arch = "x86_64", target_feature = "avx2", target_feature = "fma", not(target_feature = "avx512f")))]
 mod repr {
     use std::arch::x86_64::*;
     pub(super) type Repr = [__m256; 2];

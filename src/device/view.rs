@@ -134,7 +134,8 @@ pub fn par_blocks(
         let start = i * block;
         // SAFETY: g < groups and start < group, so the block lies inside group g of `y`. run_lanes hands out each task once,
         // and the blocks of different tasks are disjoint.
-        let part = unsafe { std::slice::from_raw_parts_mut(base.get().add(g * group + start), block.min(group - start)) };
+        let part =
+            unsafe { std::slice::from_raw_parts_mut(base.get().add(g * group + start), block.min(group - start)) };
         f(g, i, part, lane);
     });
 }

@@ -74,7 +74,16 @@ impl ConvShape {
     }
     /// The geometry of Winograd's algorithm, where it can be used and pays.
     fn winograd(&self) -> Option<Geometry> {
-        let g = Geometry { n: self.n, h: self.h, w: self.w, c: self.c, oh: self.oh(), ow: self.ow(), o: self.o, pad: self.pad };
+        let g = Geometry {
+            n: self.n,
+            h: self.h,
+            w: self.w,
+            c: self.c,
+            oh: self.oh(),
+            ow: self.ow(),
+            o: self.o,
+            pad: self.pad,
+        };
         (self.kh == 3 && self.kw == 3 && self.stride == 1 && g.pays()).then_some(g)
     }
     /// The same for the data gradient, which is a convolution of dy.

@@ -35,14 +35,7 @@ fn input(d: [V; 6]) -> [V; 6] {
     let q = d[1].mul_add(s(-A * B2), d[3] * s(A));
     let r = d[2].mul_add(s(-A2), d[4]);
     let t = d[1].mul_add(s(-B * A2), d[3] * s(B));
-    [
-        d[0].mul_add(m, d[2].mul_add(sum, d[4])),
-        p + q,
-        p - q,
-        r + t,
-        r - t,
-        d[1].mul_add(m, d[3].mul_add(sum, d[5])),
-    ]
+    [d[0].mul_add(m, d[2].mul_add(sum, d[4])), p + q, p - q, r + t, r - t, d[1].mul_add(m, d[3].mul_add(sum, d[5]))]
 }
 
 /// `G g`: a kernel of 3.

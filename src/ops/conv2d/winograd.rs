@@ -166,7 +166,14 @@ fn transform_block(g: &Geometry, x: &[f32], (t0, t1): (usize, usize), v: &mut Ma
 
 /// Transforms the kernels of `n <= NR` output channels from `o0` and input channels `c0 .. c0 + depth` into one panel a
 /// point: `u[(point * depth + c) * NR + o]`.
-fn transform_kernels(g: &Geometry, kernels: Kernels<'_>, (o0, n): (usize, usize), c0: usize, depth: usize, u: &mut [f32]) {
+fn transform_kernels(
+    g: &Geometry,
+    kernels: Kernels<'_>,
+    (o0, n): (usize, usize),
+    c0: usize,
+    depth: usize,
+    u: &mut [f32],
+) {
     if n < NR {
         u.fill(0.0);
     }
@@ -273,10 +280,19 @@ impl PointProducts<'_> {
                     let k = ((chunk + 1) * WIDE).min(self.c0 + self.depth) - c;
                     let a = &self.v[p * self.v_stride + b * g.block_len() + chunk * MR * RS + c % WIDE..];
                     for j in (0..self.n).step_by(NR) {
-                        let panel = &self.u[j / NR * self.panel_stride + (p * self.depth + c - self.c0) * NR..][..k * NR];
+                        let panel =
+                            &self.u[j / NR * self.panel_stride + (p * self.depth + c - self.c0) * NR..][..k * NR];
                         let f = Factors { a, cs: 1, b: panel, ldb: NR, k };
                         let finish = Finish { accumulate: c > 0, ..Finish::default() };
-                        tile::<RS>(self.isa, f, &mut out, &rows[..t1 - t0], j, NR.min(self.n - j).next_multiple_of(16), finish);
+                        tile::<RS>(
+                            self.isa,
+                            f,
+                            &mut out,
+                            &rows[..t1 - t0],
+                            j,
+                            NR.min(self.n - j).next_multiple_of(16),
+                            finish,
+                        );
                     }
                     c += k;
                 }
@@ -295,7 +311,14 @@ pub(crate) fn convolve(y: &mut [f32], x: &[f32], kernels: Kernels<'_>, e: Epilog
     }
 }
 
-fn by_tiles<const RS: usize>(y: &mut [f32], x: &[f32], kernels: Kernels<'_>, e: Epilogue<'_>, ws: &mut [f32], g: &Geometry) {
+fn by_tiles<const RS: usize>(
+    y: &mut [f32],
+    x: &[f32],
+    kernels: Kernels<'_>,
+    e: Epilogue<'_>,
+    ws: &mut [f32],
+    g: &Geometry,
+) {
     let isa = Isa::detect();
     let (u, ws) = ws.split_at_mut(g.weights_len());
     let panel_stride = POINTS * g.c * NR;

@@ -1,6 +1,7 @@
 //! Speed of the convolutions of ResNet-50-FPN at 2 x 448 x 448 (benches/conv_shapes.json), pass by pass.
 //!
-//! `cargo bench --bench conv -- [--filter TEXT] [--threads N] [--seconds S] [--json FILE]`
+//! `cargo bench --bench conv -- [--filter TEXT] [--threads N] [--seconds S] [--json FILE] [--cpu-time]`
+//! `--cpu-time` (Linux) runs one thread and gives the mean of the time that it was on the CPU: for machines with other work.
 //! Each time is the best of many repetitions; GFLOP/s are those of the direct algorithm. The sums weigh each shape with its
 //! count, and leave out the gradient of the image (the data gradient of the stem), which no training step computes.
 
@@ -48,6 +49,21 @@ fn best(seconds: f64, min_reps: usize, mut f: impl FnMut()) -> f64 {
     best
 }
 
+/// Mean time on the CPU of this thread, in seconds, over about `seconds` (the kernel counts it in ticks of some ms).
+fn mean_cpu(seconds: f64, mut f: impl FnMut()) -> f64 {
+    let on_cpu = || {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        text.split(' ').next().and_then(|t| t.parse::<f64>().ok()).expect("/proc/thread-self/schedstat") * 1e-9
+    };
+    f();
+    let (start, begin, mut reps) = (Instant::now(), on_cpu(), 0);
+    while reps < 3 || start.elapsed().as_secs_f64() < seconds {
+        f();
+        reps += 1;
+    }
+    (on_cpu() - begin) / reps as f64
+}
+
 fn noise(n: usize, seed: u32) -> Vec<f32> {
     let mut s = seed.wrapping_mul(2_654_435_761) | 1;
     (0..n)
@@ -61,7 +77,7 @@ fn noise(n: usize, seed: u32) -> Vec<f32> {
 }
 
 fn main() -> anyhow::Result<()> {
-    let (mut filter, mut json, mut seconds, mut threads) = (String::new(), None, 0.2, 0);
+    let (mut filter, mut json, mut seconds, mut threads, mut cpu_time) = (String::new(), None, 0.2, 0, false);
     let mut args = std::env::args().skip(1);
     while let Some(a) = args.next() {
         let mut value = || args.next().ok_or_else(|| anyhow::anyhow!("{a}: a value is missing"));
@@ -70,31 +86,41 @@ fn main() -> anyhow::Result<()> {
             "--json" => json = Some(std::fs::File::create(value()?)?),
             "--seconds" => seconds = value()?.parse()?,
             "--threads" => threads = value()?.parse()?,
+            "--cpu-time" => (cpu_time, threads) = (true, 1),
             "--bench" => {} // cargo bench passes it
             _ => anyhow::bail!("unknown argument {a}"),
         }
     }
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    pool.install(|| run(&filter, seconds, cpu_time, json))
+}
+
+fn run(filter: &str, seconds: f64, cpu_time: bool, mut json: Option<std::fs::File>) -> anyhow::Result<()> {
     let entries: Vec<Entry> = serde_json::from_str(&std::fs::read_to_string(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/benches/conv_shapes.json"
     ))?)?;
-    println!("{} threads; best time per call: ms (GFLOP/s)", rayon::current_num_threads());
+    println!(
+        "{} threads; {} per call: ms (GFLOP/s)",
+        rayon::current_num_threads(),
+        if cpu_time { "mean time on the CPU" } else { "best time" }
+    );
     println!(
         "{:22} {:>3} {:>18} {:>18} {:>18} {:>8}",
         "shape", "x", "forward", "backward data", "backward weights", "MB"
     );
     let mut sums = [(0f64, 0f64); 3];
-    for e in entries.iter().filter(|e| e.name.contains(&filter)) {
+    for e in entries.iter().filter(|e| e.name.contains(filter)) {
         let s = ConvShape { n: e.n, h: e.h, w: e.w, c: e.c, o: e.o, kh: e.k, kw: e.k, stride: e.stride, pad: e.pad };
         let (x, w, dy) = (noise(s.x_len(), 1), noise(s.w_len(), 2), noise(s.y_len(), 3));
         let (mut y, mut dx, mut dw) = (dy.clone(), x.clone(), w.clone());
         let sizes = [cpu::forward_workspace(&s), cpu::backward_data_workspace(&s), cpu::backward_weights_workspace(&s)];
         let mut ws = vec![0f32; sizes.into_iter().max().unwrap_or(0)];
+        let time = |f: &mut dyn FnMut()| if cpu_time { mean_cpu(seconds, f) } else { best(seconds, 5, f) };
         let times = [
-            best(seconds, 5, || cpu::forward(&mut y, &x, &w, None, false, &mut ws, &s)),
-            best(seconds, 5, || cpu::backward_data(&mut dx, &dy, &w, &mut ws, &s)),
-            best(seconds, 5, || cpu::backward_weights(&mut dw, false, &x, &dy, &mut ws, &s)),
+            time(&mut || cpu::forward(&mut y, &x, &w, None, false, &mut ws, &s)),
+            time(&mut || cpu::backward_data(&mut dx, &dy, &w, &mut ws, &s)),
+            time(&mut || cpu::backward_weights(&mut dw, false, &x, &dy, &mut ws, &s)),
         ];
         print!("{:22} {:>3}", e.name, e.count);
         for (i, &t) in times.iter().enumerate() {

@@ -147,6 +147,25 @@ fn model_shapes() {
     check(&square(2, 12, 20, 256, 12, 1, 1, 0), 3e-6);
 }
 
+/// 3x3 convolutions of stride 1 on maps that Winograd tiles fit exactly and badly, in both schedules, with channel counts
+/// around one vector, one panel and one packed row.
+#[test]
+fn three_by_three() {
+    for (h, w, c, o, pad) in [
+        (8, 8, 16, 16, 1),
+        (13, 9, 20, 35, 1),
+        (12, 16, 8, 64, 0),
+        (10, 21, 64, 17, 2),
+        (30, 45, 65, 70, 1),
+        (7, 7, 40, 150, 1),
+        (14, 14, 300, 130, 1),
+        (7, 7, 513, 129, 1),
+        (70, 66, 24, 16, 1),
+    ] {
+        check(&square(2, h, w, c, o, 3, 1, pad), 1e-5);
+    }
+}
+
 #[test]
 fn empty_is_a_no_op() {
     let s = square(0, 8, 8, 4, 6, 3, 1, 1);

@@ -6,7 +6,8 @@
 
 use super::gather::{Place, Window};
 use super::implicit::{self, Product, Source};
-use super::{pack, weights};
+use super::winograd::{self, Epilogue, Geometry, Kernels};
+use super::{pack, weights, winograd_weights};
 use crate::device::microkernel::{Isa, MR, NR};
 use crate::device::view::{self, MatMut};
 use rayon::prelude::*;
@@ -70,6 +71,29 @@ impl ConvShape {
 
     fn x_window(&self) -> Window {
         Window { h: self.h, w: self.w, c: self.c, kh: self.kh, kw: self.kw }
+    }
+    /// The geometry of Winograd's algorithm, where it can be used and pays.
+    fn winograd(&self) -> Option<Geometry> {
+        let g = Geometry {
+            n: self.n,
+            h: self.h,
+            w: self.w,
+            c: self.c,
+            oh: self.oh(),
+            ow: self.ow(),
+            o: self.o,
+            pad: self.pad,
+        };
+        (self.kh == 3 && self.kw == 3 && self.stride == 1 && g.pays()).then_some(g)
+    }
+    /// The same for the data gradient, which is a convolution of dy.
+    fn winograd_back(&self) -> Option<Geometry> {
+        if self.pad > 2 {
+            return None;
+        }
+        let (h, w) = (self.oh(), self.ow());
+        let g = Geometry { n: self.n, h, w, c: self.o, oh: self.h, ow: self.w, o: self.c, pad: 2 - self.pad };
+        (self.kh == 3 && self.kw == 3 && self.stride == 1 && g.pays()).then_some(g)
     }
     /// The window of output pixel `i`.
     fn place(&self, i: usize) -> Place {
@@ -164,6 +188,9 @@ pub(crate) fn product(
 
 /// Workspace of [`forward`], in elements.
 pub fn forward_workspace(s: &ConvShape) -> usize {
+    if let Some(g) = s.winograd() {
+        return g.workspace();
+    }
     Schedule::new(s.m(), s.k(), s.o).workspace(s.m(), s.k(), s.o)
 }
 
@@ -173,6 +200,9 @@ pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, relu: 
     assert!(bias.is_none_or(|b| b.len() == s.o));
     if y.is_empty() {
         return;
+    }
+    if let Some(g) = s.winograd() {
+        return winograd::convolve(y, x, Kernels::Forward(w), Epilogue { bias, relu }, ws, &g);
     }
     let src = Source { map: x, window: s.x_window() };
     product(y, (s.m(), s.o), src, Right::Transposed(w), bias, relu, |i| s.place(i), ws);
@@ -205,6 +235,9 @@ fn strided_rows(s: &ConvShape) -> usize {
 
 /// Workspace of [`backward_data`], in elements.
 pub fn backward_data_workspace(s: &ConvShape) -> usize {
+    if let Some(g) = s.winograd_back() {
+        return g.workspace();
+    }
     let k = s.kh * s.kw * s.o;
     if s.stride == 1 {
         let m = s.n * s.h * s.w;
@@ -224,6 +257,9 @@ pub fn backward_data(dx: &mut [f32], dy: &[f32], w: &[f32], ws: &mut [f32], s: &
     if dy.is_empty() {
         dx.fill(0.0);
         return;
+    }
+    if let Some(g) = s.winograd_back() {
+        return winograd::convolve(dx, dy, Kernels::Turned(w), Epilogue { bias: None, relu: false }, ws, &g);
     }
     if s.stride > 1 {
         return backward_data_strided(dx, dy, w, ws, s);
@@ -300,6 +336,9 @@ fn backward_data_strided(dx: &mut [f32], dy: &[f32], w: &[f32], ws: &mut [f32], 
 
 /// Workspace of [`backward_weights`], in elements.
 pub fn backward_weights_workspace(s: &ConvShape) -> usize {
+    if let Some(g) = s.winograd() {
+        return winograd_weights::workspace(&g);
+    }
     weights::workspace(s.m(), s.o, s.k())
 }
 
@@ -311,6 +350,9 @@ pub fn backward_weights(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32],
             dw.fill(0.0);
         }
         return;
+    }
+    if let Some(g) = s.winograd() {
+        return winograd_weights::gradient(dw, accumulate, x, dy, ws, &g);
     }
     let src = Source { map: x, window: s.x_window() };
     weights::gradient(dw, accumulate, src, dy, (s.m(), s.o), |i| s.place(i), ws);

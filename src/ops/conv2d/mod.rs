@@ -4,7 +4,10 @@ pub mod cpu;
 pub(crate) mod gather;
 pub(crate) mod implicit;
 mod pack;
+mod transform;
 pub(crate) mod weights;
+mod winograd;
+mod winograd_weights;
 
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};

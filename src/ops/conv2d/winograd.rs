@@ -1,0 +1,394 @@
+//! 3x3 convolution of stride 1 by Winograd's F(4x4,3x3): 36 products of matrices [tiles, C] x [C, O] take the place of 144
+//! multiplications a tile and pair of channels. Forward and data gradient (a convolution with the turned kernel).
+//!
+//! Two schedules. *By tiles* (large maps): the weights are transformed first, then each task takes some rows of tiles
+//! through all three steps. *By channels* (small maps, many channels): all tiles are transformed first, then each task takes
+//! some output channels, whose weights it transforms itself: they are larger than the map.
+
+use super::transform::{self, IN, OUT, POINTS};
+use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, RS_NARROW, RS_WIDE, tile};
+use crate::device::simd::F32x16 as V;
+use crate::device::view::{self, MatMut};
+
+/// Input channels that a row of a packed tile block holds.
+const WIDE: usize = 256;
+/// The same for few channels.
+const NARROW: usize = 64;
+/// Tiles of a pass of the schedule by tiles.
+const PASS: usize = 2 * MR;
+/// Output channels of a pass.
+const OB: usize = 64;
+/// Input channels whose weights the schedule by channels transforms at a time.
+const KB: usize = 64;
+
+/// The map that a convolution reads and the one that it writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    pub n: usize,
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+    pub oh: usize,
+    pub ow: usize,
+    pub o: usize,
+    /// Padding at the top and on the left; at the other sides, what the sizes make it.
+    pub pad: usize,
+}
+
+/// Where the kernel of output channel o and input channel c is.
+#[derive(Clone, Copy)]
+pub(crate) enum Kernels<'a> {
+    /// `w[o, kh, kw, c]`.
+    Forward(&'a [f32]),
+    /// `w[c, 2 - kh, 2 - kw, o]`: the data gradient, for which the channels change places.
+    Turned(&'a [f32]),
+}
+
+impl Geometry {
+    pub fn tile_rows(&self) -> usize {
+        self.oh.div_ceil(OUT)
+    }
+    pub fn tile_cols(&self) -> usize {
+        self.ow.div_ceil(OUT)
+    }
+    pub fn tiles(&self) -> usize {
+        self.n * self.tile_rows() * self.tile_cols()
+    }
+    /// Whether this algorithm is the faster one (measured): not for a few channels, where the transforms are most of the
+    /// work, and not for maps that fill their tiles badly.
+    pub fn pays(&self) -> bool {
+        self.c >= 8 && self.o >= 8 && 6 * self.tiles() <= self.n * self.oh * self.ow
+    }
+    fn narrow(&self) -> bool {
+        self.c <= NARROW
+    }
+    fn row_stride(&self) -> usize {
+        if self.narrow() { RS_NARROW } else { RS_WIDE }
+    }
+    /// Elements of one point of a block of up to MR tiles.
+    fn block_len(&self) -> usize {
+        self.c.div_ceil(WIDE) * MR * self.row_stride()
+    }
+    fn by_channels(&self) -> bool {
+        self.tiles() <= 128 && self.o >= 128
+    }
+    /// Rows of tiles that a task by tiles takes: at least a pass, if the map has that many, but enough tasks.
+    fn task_rows(&self) -> usize {
+        PASS.div_ceil(self.tile_cols()).min(self.tile_rows()).max(1)
+    }
+    fn weights_len(&self) -> usize {
+        POINTS * self.c * self.o.next_multiple_of(NR)
+    }
+    fn lane_len(&self) -> usize {
+        if self.by_channels() {
+            POINTS * OB * (KB + self.tiles())
+        } else {
+            let tiles = PASS.min(self.task_rows() * self.tile_cols());
+            POINTS * (tiles.div_ceil(MR) * self.block_len() + tiles * OB)
+        }
+    }
+    pub fn workspace(&self) -> usize {
+        if self.by_channels() {
+            let all = POINTS * self.tiles().div_ceil(MR) * self.block_len();
+            all + view::lanes_len(self.o.div_ceil(OB), self.lane_len())
+        } else {
+            let tasks = self.n * self.tile_rows().div_ceil(self.task_rows());
+            self.weights_len() + view::lanes_len(tasks, self.lane_len())
+        }
+    }
+    /// Image, row and column of tile `t`.
+    pub fn locate(&self, t: usize) -> (usize, usize, usize) {
+        let (rows, cols) = (self.tile_rows(), self.tile_cols());
+        (t / (rows * cols), t / cols % rows, t % cols)
+    }
+}
+
+/// A tile of the map that is read: transforms 16 channels at a time.
+pub(crate) struct InputTile {
+    /// Offset of the pixel at its top left, which may lie outside the map.
+    base: isize,
+    rows: std::ops::Range<usize>,
+    cols: std::ops::Range<usize>,
+    line: usize,
+    c: usize,
+}
+
+impl InputTile {
+    pub fn new(g: &Geometry, t: usize) -> InputTile {
+        let (image, ty, tx) = g.locate(t);
+        let (h0, w0) = ((ty * OUT) as isize - g.pad as isize, (tx * OUT) as isize - g.pad as isize);
+        let valid = |start: isize, size: usize| {
+            let a = (-start).clamp(0, IN as isize) as usize;
+            a..((size as isize - start).clamp(a as isize, IN as isize) as usize)
+        };
+        InputTile {
+            base: (((image * g.h) as isize + h0) * g.w as isize + w0) * g.c as isize,
+            rows: valid(h0, g.h),
+            cols: valid(w0, g.w),
+            line: g.w * g.c,
+            c: g.c,
+        }
+    }
+
+    /// Hands `store(point, first channel, values)` the transform of all channels; channels beyond the last are 0.
+    #[inline(always)]
+    pub fn transform(&self, x: &[f32], mut store: impl FnMut(usize, usize, V)) {
+        let inside = self.rows == (0..IN) && self.cols == (0..IN);
+        for c0 in (0..self.c).step_by(16) {
+            let n = (self.c - c0).min(16);
+            let offset = |r: usize, c: usize| (self.base + (r * self.line + c * self.c + c0) as isize) as usize;
+            if inside && n == 16 {
+                transform::input_2d(|r, c| V::load(&x[offset(r, c)..]), |p, v| store(p, c0, v));
+            } else {
+                let load = |r: usize, c: usize| {
+                    if self.rows.contains(&r) && self.cols.contains(&c) {
+                        V::load_partial(&x[offset(r, c)..][..n])
+                    } else {
+                        V::zero()
+                    }
+                };
+                transform::input_2d(load, |p, v| store(p, c0, v));
+            }
+        }
+    }
+}
+
+/// Transforms tiles `t0..t1` (at most MR) into a block: row p of `v` holds point p as `[chunk of WIDE channels, MR, stride]`.
+fn transform_block(g: &Geometry, x: &[f32], (t0, t1): (usize, usize), v: &mut MatMut<'_>) {
+    let stride = g.row_stride();
+    for t in t0..t1 {
+        InputTile::new(g, t).transform(x, |p, c0, value| {
+            let at = (c0 / WIDE * MR + t - t0) * stride + c0 % WIDE;
+            value.store(&mut v.row_mut(p)[at..]);
+        });
+    }
+}
+
+/// Transforms the kernels of `n <= NR` output channels from `o0` and input channels `c0 .. c0 + depth` into one panel a
+/// point: `u[(point * depth + c) * NR + o]`.
+fn transform_kernels(
+    g: &Geometry,
+    kernels: Kernels<'_>,
+    (o0, n): (usize, usize),
+    c0: usize,
+    depth: usize,
+    u: &mut [f32],
+) {
+    if n < NR {
+        u.fill(0.0);
+    }
+    for j in (0..n).step_by(16) {
+        let lanes = (n - j).min(16);
+        match kernels {
+            Kernels::Turned(w) => {
+                for c in 0..depth {
+                    let load = |r: usize, q: usize| {
+                        V::load_partial(&w[((c0 + c) * 9 + 8 - (r * 3 + q)) * g.o + o0 + j..][..lanes])
+                    };
+                    transform::kernel_2d(load, |p, v| v.store(&mut u[(p * depth + c) * NR + j..]));
+                }
+            }
+            Kernels::Forward(w) => {
+                for cb in (0..depth).step_by(16) {
+                    let m = (depth - cb).min(16);
+                    let mut turned = [[[0f32; 16]; 16]; 9];
+                    for o in 0..lanes {
+                        for (tap, t) in turned.iter_mut().enumerate() {
+                            let row = &w[((o0 + j + o) * 9 + tap) * g.c + c0 + cb..][..m];
+                            row.iter().zip(t.iter_mut()).for_each(|(&v, t)| t[o] = v);
+                        }
+                    }
+                    for c in 0..m {
+                        let load = |r: usize, q: usize| V::load(&turned[r * 3 + q][c]);
+                        transform::kernel_2d(load, |p, v| v.store(&mut u[(p * depth + cb + c) * NR + j..]));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What happens to the outputs.
+#[derive(Clone, Copy)]
+pub(crate) struct Epilogue<'a> {
+    pub bias: Option<&'a [f32]>,
+    pub relu: bool,
+}
+
+/// Writes the outputs of one tile: channels `o0 ..` from `m[point * point_stride + ..]`, into `y` whose row 0 is pixel
+/// `first` of the map and whose column 0 is output channel `o0`.
+fn write_tile(
+    g: &Geometry,
+    t: usize,
+    m: &[f32],
+    point_stride: usize,
+    y: &mut MatMut<'_>,
+    (first, col0): (usize, usize),
+    (o0, n): (usize, usize),
+    e: Epilogue<'_>,
+) {
+    let (image, ty, tx) = g.locate(t);
+    let (h, w) = (ty * OUT, tx * OUT);
+    let pixel = (image * g.oh + h) * g.ow + w - first;
+    let (rows, cols) = ((g.oh - h).min(OUT), (g.ow - w).min(OUT));
+    for j in (0..n).step_by(16) {
+        let lanes = (n - j).min(16);
+        let bias = e.bias.map_or(V::zero(), |b| V::load_partial(&b[o0 + j..][..lanes]));
+        transform::output_2d(
+            |p| V::load(&m[p * point_stride + j..]),
+            |r, c, v| {
+                if r < rows && c < cols {
+                    let mut v = v + bias;
+                    if e.relu {
+                        v = v.max(V::zero());
+                    }
+                    v.store_partial(&mut y.row_mut(pixel + r * g.ow + c)[col0 + j..][..lanes]);
+                }
+            },
+        );
+    }
+}
+
+/// The products of all points of a block of tiles: `m[point, i, o] (+)= sum_c v[point, i, c] u[point, c, o]`.
+struct PointProducts<'a> {
+    isa: Isa,
+    /// Row p: point p of the blocks, `block_len` elements each.
+    v: &'a [f32],
+    v_stride: usize,
+    /// `[panel, point, depth, NR]`, with the panels `panel_stride` apart.
+    u: &'a [f32],
+    panel_stride: usize,
+    /// Input channels `c0 .. c0 + depth`, which `u` holds.
+    c0: usize,
+    depth: usize,
+    /// Output channels.
+    n: usize,
+}
+
+impl PointProducts<'_> {
+    /// Tiles: `tiles` in balanced blocks; `m` is `[point, tiles, OB]`.
+    fn run<const RS: usize>(&self, g: &Geometry, tiles: usize, m: &mut [f32]) {
+        let blocks = tiles.div_ceil(MR);
+        for p in 0..POINTS {
+            let mut out = MatMut::new(&mut m[p * tiles * OB..][..tiles * OB], tiles, OB, OB);
+            for b in 0..blocks {
+                let (t0, t1) = (b * tiles / blocks, (b + 1) * tiles / blocks);
+                let rows: [usize; MR] = std::array::from_fn(|i| t0 + i);
+                let mut c = self.c0;
+                while c < self.c0 + self.depth {
+                    let chunk = c / WIDE;
+                    let k = ((chunk + 1) * WIDE).min(self.c0 + self.depth) - c;
+                    let a = &self.v[p * self.v_stride + b * g.block_len() + chunk * MR * RS + c % WIDE..];
+                    for j in (0..self.n).step_by(NR) {
+                        let panel =
+                            &self.u[j / NR * self.panel_stride + (p * self.depth + c - self.c0) * NR..][..k * NR];
+                        let f = Factors { a, cs: 1, b: panel, ldb: NR, k };
+                        let finish = Finish { accumulate: c > 0, ..Finish::default() };
+                        tile::<RS>(
+                            self.isa,
+                            f,
+                            &mut out,
+                            &rows[..t1 - t0],
+                            j,
+                            NR.min(self.n - j).next_multiple_of(16),
+                            finish,
+                        );
+                    }
+                    c += k;
+                }
+            }
+        }
+    }
+}
+
+/// The convolution. `y` is overwritten.
+pub(crate) fn convolve(y: &mut [f32], x: &[f32], kernels: Kernels<'_>, e: Epilogue<'_>, ws: &mut [f32], g: &Geometry) {
+    match (g.by_channels(), g.narrow()) {
+        (true, true) => by_channels::<RS_NARROW>(y, x, kernels, e, ws, g),
+        (true, false) => by_channels::<RS_WIDE>(y, x, kernels, e, ws, g),
+        (false, true) => by_tiles::<RS_NARROW>(y, x, kernels, e, ws, g),
+        (false, false) => by_tiles::<RS_WIDE>(y, x, kernels, e, ws, g),
+    }
+}
+
+fn by_tiles<const RS: usize>(
+    y: &mut [f32],
+    x: &[f32],
+    kernels: Kernels<'_>,
+    e: Epilogue<'_>,
+    ws: &mut [f32],
+    g: &Geometry,
+) {
+    let isa = Isa::detect();
+    let (u, ws) = ws.split_at_mut(g.weights_len());
+    let panel_stride = POINTS * g.c * NR;
+    view::par_blocks(u, g.weights_len(), panel_stride, &mut [], 0, |_, i, u, _| {
+        transform_kernels(g, kernels, (i * NR, NR.min(g.o - i * NR)), 0, g.c, u);
+    });
+    let u = &*u;
+    let (rows, cols) = (g.task_rows(), g.tile_cols());
+    let line = g.ow * g.o;
+    view::par_blocks(y, g.oh * line, rows * OUT * line, ws, g.lane_len(), |image, i, part, lane| {
+        let pixels = part.len() / g.o;
+        let mut y = MatMut::new(part, pixels, g.o, g.o);
+        let first = (image * g.oh + i * rows * OUT) * g.ow;
+        let task_rows = rows.min(g.tile_rows() - i * rows);
+        let (start, count) = ((image * g.tile_rows() + i * rows) * cols, task_rows * cols);
+        let passes = count.div_ceil(PASS);
+        for pass in 0..passes {
+            let (p0, p1) = (pass * count / passes, (pass + 1) * count / passes);
+            let (tiles, blocks) = (p1 - p0, (p1 - p0).div_ceil(MR));
+            let (v, m) = lane.split_at_mut(POINTS * blocks * g.block_len());
+            let v_stride = blocks * g.block_len();
+            let mut vm = MatMut::new(v, POINTS, v_stride, v_stride);
+            for b in 0..blocks {
+                let range = (start + p0 + b * tiles / blocks, start + p0 + (b + 1) * tiles / blocks);
+                transform_block(g, x, range, &mut vm.part(0..POINTS, b * g.block_len()..(b + 1) * g.block_len()));
+            }
+            for o0 in (0..g.o).step_by(OB) {
+                let n = OB.min(g.o - o0);
+                let u = &u[o0 / NR * panel_stride..];
+                PointProducts { isa, v, v_stride, u, panel_stride, c0: 0, depth: g.c, n }.run::<RS>(g, tiles, m);
+                for t in 0..tiles {
+                    write_tile(g, start + p0 + t, &m[t * OB..], tiles * OB, &mut y, (first, o0), (o0, n), e);
+                }
+            }
+        }
+    });
+}
+
+fn by_channels<const RS: usize>(
+    y: &mut [f32],
+    x: &[f32],
+    kernels: Kernels<'_>,
+    e: Epilogue<'_>,
+    ws: &mut [f32],
+    g: &Geometry,
+) {
+    let isa = Isa::detect();
+    let tiles = g.tiles();
+    let blocks = tiles.div_ceil(MR);
+    let v_stride = blocks * g.block_len();
+    let (v, ws) = ws.split_at_mut(POINTS * v_stride);
+    view::par_cols(MatMut::new(v, POINTS, v_stride, v_stride), g.block_len(), &mut [], 0, |b, mut v, _| {
+        transform_block(g, x, (b * tiles / blocks, (b + 1) * tiles / blocks), &mut v);
+    });
+    let v = &*v;
+    let pixels = g.n * g.oh * g.ow;
+    view::par_cols(MatMut::new(y, pixels, g.o, g.o), OB, ws, g.lane_len(), |task, mut y, lane| {
+        let (u, m) = lane.split_at_mut(POINTS * OB * KB);
+        let (o0, n) = (task * OB, y.cols());
+        for c0 in (0..g.c).step_by(KB) {
+            let depth = KB.min(g.c - c0);
+            let panel_stride = POINTS * depth * NR;
+            for j in (0..n).step_by(NR) {
+                let u = &mut u[j / NR * panel_stride..][..panel_stride];
+                transform_kernels(g, kernels, (o0 + j, NR.min(n - j)), c0, depth, u);
+            }
+            PointProducts { isa, v, v_stride, u, panel_stride, c0, depth, n }.run::<RS>(g, tiles, m);
+        }
+        for t in 0..tiles {
+            write_tile(g, t, &m[t * OB..], tiles * OB, &mut y, (0, 0), (o0, n), e);
+        }
+    });
+}

@@ -1,0 +1,364 @@
+//! Batches made ahead by threads. What is in a batch follows from seed, stage and step alone: not from the number of
+//! threads, and not from where a run was interrupted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::batch::Batch;
+use super::buckets::{Buckets, Shape};
+use super::coco::{Dataset, TrainFilter};
+use super::order::Order;
+use super::pipeline::{Draws, Pipeline, Placement};
+use super::prefetch::Prefetch;
+use super::resize::Scratch;
+use super::store::ImageStore;
+use crate::error::{Error, Result};
+
+/// Options of a [`Loader`].
+#[derive(Clone, Copy, Debug)]
+pub struct LoaderOptions {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Index of the stage.
+    pub stage: u8,
+    /// Images in a batch.
+    pub batch: usize,
+    /// Ground-truth boxes each image is padded to: [`Dataset::max_gt`].
+    pub max_gt: usize,
+    /// Passes over the images in one epoch (mmdetection's `RepeatDataset`).
+    pub times: usize,
+    /// Which images are used.
+    pub filter: TrainFilter,
+    /// Worker threads; 0 takes one for each core.
+    pub threads: usize,
+    /// Batches made ahead.
+    pub prefetch: usize,
+    /// The first batch to deliver.
+    pub start_step: u64,
+    /// One past the last batch; nothing is made ahead beyond it.
+    pub end_step: u64,
+}
+
+impl Default for LoaderOptions {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            stage: 0,
+            batch: 2,
+            max_gt: 8,
+            times: 1,
+            filter: TrainFilter::default(),
+            threads: 0,
+            prefetch: 2,
+            start_step: 0,
+            end_step: u64::MAX,
+        }
+    }
+}
+
+/// Training batches, one after another.
+pub struct Loader {
+    prefetch: Prefetch<Result<Batch>>,
+    job: Arc<TrainJob>,
+}
+
+impl Loader {
+    /// Starts loading.
+    pub fn new(store: Arc<ImageStore>, pipeline: Pipeline, options: LoaderOptions) -> Result<Self> {
+        pipeline.check()?;
+        check_options(options.batch, options.max_gt)?;
+        let images = store.dataset().training_images(options.filter)?;
+        check_gt(store.dataset(), &images, options.max_gt)?;
+        let buckets = pipeline.buckets(store.dataset(), &images, options.batch);
+        let mut members = vec![Vec::new(); buckets.shapes.len()];
+        for (position, &k) in buckets.of_image.iter().enumerate() {
+            members[usize::from(k)].push(position);
+        }
+        let order = Order::new(buckets, options.seed, options.stage, options.batch, options.times);
+        let job = Arc::new(TrainJob { store, pipeline, options, images, members, order });
+        let (threads, depth) = (threads(options.threads), options.prefetch.max(1));
+        let worker = Arc::clone(&job);
+        let make =
+            move |step, old: Option<Result<Batch>>| worker.make(step, old.and_then(Result::ok).unwrap_or_default());
+        let prefetch = Prefetch::new(threads, depth, options.start_step, options.end_step, make)
+            .map_err(|e| Error::value("loader", format!("no worker thread could be started: {e}")))?;
+        Ok(Self { prefetch, job })
+    }
+
+    /// The next batch.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Batch> {
+        self.prefetch.next().unwrap_or_else(|| {
+            Err(Error::value("loader", format!("no batch left: end_step {} is reached", self.job.options.end_step)))
+        })
+    }
+
+    /// Gives a batch back, so that its memory is used again.
+    pub fn recycle(&self, batch: Batch) {
+        self.prefetch.recycle(Ok(batch));
+    }
+
+    /// Batches in an epoch.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.job.order.steps_per_epoch()
+    }
+
+    /// Images in use.
+    pub fn images(&self) -> usize {
+        self.job.images.len()
+    }
+
+    /// The shapes that batches come in; [`Batch::bucket`] is an index into it.
+    pub fn shapes(&self) -> &[Shape] {
+        &self.job.order.buckets().shapes
+    }
+
+    /// How long [`Loader::next`] has waited for data in all.
+    pub fn waited(&self) -> Duration {
+        self.prefetch.waited()
+    }
+}
+
+/// Batches and shapes that a [`Loader`] with these arguments would have, without starting one.
+pub fn plan_batches(dataset: &Dataset, pipeline: &Pipeline, options: &LoaderOptions) -> Result<(u64, Vec<Shape>)> {
+    pipeline.check()?;
+    check_options(options.batch, options.max_gt)?;
+    let images = dataset.training_images(options.filter)?;
+    let order = Order::new(
+        pipeline.buckets(dataset, &images, options.batch),
+        options.seed,
+        options.stage,
+        options.batch,
+        options.times,
+    );
+    Ok((order.steps_per_epoch(), order.buckets().shapes.clone()))
+}
+
+fn check_options(batch: usize, max_gt: usize) -> Result<()> {
+    if batch == 0 || max_gt == 0 {
+        return Err(Error::value("loader", format!("batch {batch}, max_gt {max_gt}: both must be at least 1")));
+    }
+    Ok(())
+}
+
+fn check_gt(dataset: &Dataset, images: &[usize], max_gt: usize) -> Result<()> {
+    for &i in images {
+        let n = dataset.ground_truth(i).count();
+        if n > max_gt {
+            let info = &dataset.images[i];
+            let who = format!("image {} ({})", info.id, info.file_name);
+            let message =
+                format!("{who} has {n} boxes, but batches have room for {max_gt}: raise max_gt to {n} or more");
+            return Err(Error::data(&dataset.path, message));
+        }
+    }
+    Ok(())
+}
+
+fn threads(wanted: usize) -> usize {
+    match wanted {
+        0 => std::thread::available_parallelism().map_or(2, usize::from),
+        n => n,
+    }
+}
+
+/// Draws of one place in a batch before a crop is put where a box is, instead of at random.
+const CROPS: usize = 16;
+/// Pictures in a row that may be unreadable before `skip` gives up.
+const UNREADABLE: usize = 64;
+
+struct TrainJob {
+    store: Arc<ImageStore>,
+    pipeline: Pipeline,
+    options: LoaderOptions,
+    /// Indices of the images in use; a position is an index into this.
+    images: Vec<usize>,
+    /// Positions of each bucket.
+    members: Vec<Vec<usize>>,
+    order: Order,
+}
+
+impl TrainJob {
+    fn make(&self, step: u64, mut batch: Batch) -> Result<Batch> {
+        let o = &self.options;
+        let group = self.order.group(step);
+        let shape = self.order.buckets().shapes[group.bucket];
+        batch.reset(step, group.bucket, shape, o.batch, o.max_gt);
+        let mut scratch = Scratch::default();
+        for (slot, position) in group.positions.into_iter().enumerate() {
+            self.fill(&mut batch, slot, position, &self.members[group.bucket], &mut scratch)?;
+        }
+        Ok(batch)
+    }
+
+    /// Fills a place with the picture at `position`, or with others until one has a box left and can be read.
+    fn fill(
+        &self,
+        batch: &mut Batch,
+        slot: usize,
+        mut position: usize,
+        members: &[usize],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let (o, dataset) = (&self.options, self.store.dataset());
+        let shape = Shape { height: batch.height, width: batch.width };
+        let mut draws = Draws::new(o.seed, o.stage, batch.step, slot as u32);
+        let (mut crops, mut unreadable) = (0, 0);
+        loop {
+            let index = self.images[position];
+            let info = &dataset.images[index];
+            let mut placement = self.pipeline.place((info.width, info.height), shape, &mut draws);
+            let wants_box = dataset.ground_truth(index).next().is_some();
+            if wants_box && placement.boxes(dataset.ground_truth(index)).next().is_none() {
+                crops += 1;
+                if crops < CROPS {
+                    position = members[draws.replacement(members.len())];
+                    continue;
+                }
+                let n = dataset.ground_truth(index).count();
+                if let Some(target) = dataset.ground_truth(index).nth(draws.replacement(n)) {
+                    placement.centre_on(target.xyxy);
+                }
+            }
+            let Some(image) = self.store.get(index)? else {
+                unreadable += 1;
+                if unreadable >= UNREADABLE {
+                    let message = format!("{unreadable} pictures drawn in a row cannot be read: run `dataset check`");
+                    return Err(Error::data(&dataset.path, message));
+                }
+                position = members[draws.replacement(members.len())];
+                continue;
+            };
+            self.pipeline.render(&image, &placement, shape, &mut draws, batch.image_mut(slot), scratch);
+            describe(batch, slot, dataset, index, &placement);
+            return ground_truth(batch, slot, dataset, index, &placement);
+        }
+    }
+}
+
+/// Everything of a place but pixels and boxes.
+fn describe(batch: &mut Batch, slot: usize, dataset: &Dataset, index: usize, placement: &Placement) {
+    let info = &dataset.images[index];
+    batch.sizes[slot * 4..slot * 4 + 4].copy_from_slice(&placement.sizes);
+    batch.image_ids[slot] = info.id;
+    batch.indices[slot] = index;
+    batch.scale_factors[slot] = [placement.scale.0, placement.scale.1];
+    batch.original_sizes[slot] = [info.width, info.height];
+    batch.flipped[slot] = placement.window.flip_x;
+    batch.valid[slot] = true;
+}
+
+fn ground_truth(batch: &mut Batch, slot: usize, dataset: &Dataset, index: usize, placement: &Placement) -> Result<()> {
+    let max_gt = batch.max_gt();
+    let mut n = 0;
+    for (b, label) in placement.boxes(dataset.ground_truth(index)) {
+        if n == max_gt {
+            return check_gt(dataset, &[index], max_gt);
+        }
+        let at = slot * max_gt + n;
+        batch.gt_boxes[at * 4..at * 4 + 4].copy_from_slice(&b);
+        batch.gt_labels[at] = label;
+        n += 1;
+    }
+    batch.gt_count[slot] = n as i32;
+    Ok(())
+}
+
+/// Batches of all images of a data set, once, in order of their shapes and of the file. No ground truth: evaluation
+/// reads the annotation file itself.
+pub struct EvalLoader {
+    prefetch: Prefetch<Result<Batch>>,
+    job: Arc<EvalJob>,
+}
+
+struct EvalJob {
+    store: Arc<ImageStore>,
+    pipeline: Pipeline,
+    batch: usize,
+    buckets: Buckets,
+    /// Bucket and images of each batch.
+    groups: Vec<(usize, Vec<usize>)>,
+}
+
+impl EvalLoader {
+    /// Starts loading. The last batch of each shape may hold places that are not [`valid`](Batch::valid).
+    pub fn new(
+        store: Arc<ImageStore>,
+        pipeline: Pipeline,
+        batch: usize,
+        threads: usize,
+        prefetch: usize,
+    ) -> Result<Self> {
+        pipeline.check()?;
+        check_options(batch, 1)?;
+        let all: Vec<usize> = (0..store.dataset().images.len()).collect();
+        let buckets = pipeline.buckets(store.dataset(), &all, batch);
+        let mut members = vec![Vec::new(); buckets.shapes.len()];
+        for (index, &k) in buckets.of_image.iter().enumerate() {
+            members[usize::from(k)].push(index);
+        }
+        let mut groups = Vec::new();
+        for (bucket, members) in members.iter().enumerate() {
+            groups.extend(members.chunks(batch).map(|c| (bucket, c.to_vec())));
+        }
+        let job = Arc::new(EvalJob { store, pipeline, batch, buckets, groups });
+        let worker = Arc::clone(&job);
+        let make =
+            move |step, old: Option<Result<Batch>>| worker.make(step, old.and_then(Result::ok).unwrap_or_default());
+        let prefetch = Prefetch::new(self::threads(threads), prefetch.max(1), 0, job.groups.len() as u64, make)
+            .map_err(|e| Error::value("loader", format!("no worker thread could be started: {e}")))?;
+        Ok(Self { prefetch, job })
+    }
+
+    /// The next batch; none after the last.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Batch>> {
+        self.prefetch.next().transpose()
+    }
+
+    /// Gives a batch back, so that its memory is used again.
+    pub fn recycle(&self, batch: Batch) {
+        self.prefetch.recycle(Ok(batch));
+    }
+
+    /// Batches in all.
+    pub fn batches(&self) -> usize {
+        self.job.groups.len()
+    }
+
+    /// The shapes that batches come in.
+    pub fn shapes(&self) -> &[Shape] {
+        &self.job.buckets.shapes
+    }
+
+    /// How long [`EvalLoader::next`] has waited for data in all.
+    pub fn waited(&self) -> Duration {
+        self.prefetch.waited()
+    }
+}
+
+impl EvalJob {
+    fn make(&self, step: u64, mut batch: Batch) -> Result<Batch> {
+        let (bucket, images) = &self.groups[step as usize];
+        let shape = self.buckets.shapes[*bucket];
+        batch.reset(step, *bucket, shape, self.batch, 0);
+        let mut scratch = Scratch::default();
+        for slot in 0..self.batch {
+            let mut draws = Draws::new(0, 0, step, slot as u32);
+            let image = images.get(slot).map(|&i| self.store.get(i)).transpose()?.flatten();
+            match (image, images.get(slot)) {
+                (Some(image), Some(&index)) => {
+                    let placement = self.pipeline.place((image.width, image.height), shape, &mut draws);
+                    self.pipeline.render(&image, &placement, shape, &mut draws, batch.image_mut(slot), &mut scratch);
+                    describe(&mut batch, slot, self.store.dataset(), index, &placement);
+                }
+                _ => {
+                    batch.image_mut(slot).fill(0);
+                    let (h, w) = (shape.height as f32, shape.width as f32);
+                    batch.sizes[slot * 4..slot * 4 + 4].copy_from_slice(&[h, w, h, w]);
+                }
+            }
+        }
+        Ok(batch)
+    }
+}

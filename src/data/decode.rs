@@ -123,7 +123,30 @@ fn limits() -> Limits {
     limits
 }
 
+/// Whether a JPEG file has its end marker where it belongs. Decoders accept a cut within the last row of blocks.
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    loop {
+        // Entropy-coded data has no 0xFF but before 0 and restart markers; between segments there are none at all.
+        let Some(skip) = bytes.get(at..).and_then(|b| b.iter().position(|v| *v == 0xFF)) else { return false };
+        at += skip + 1;
+        match bytes.get(at) {
+            None => return false,
+            Some(0xD9) => return true,
+            Some(0 | 1 | 0xD0..=0xD8) => at += 1,
+            Some(0xFF) => {}
+            Some(_) => match bytes.get(at + 1..at + 3) {
+                Some(length) => at += 1 + usize::from(u16::from_be_bytes([length[0], length[1]])),
+                None => return false,
+            },
+        }
+    }
+}
+
 fn decode_jpeg(bytes: &[u8]) -> Result<Image, String> {
+    if !jpeg_ends(bytes) {
+        return Err(corrupt("no end marker"));
+    }
     let run = |options| {
         let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
         let data = decoder.decode();

@@ -34,23 +34,19 @@ pub struct Scratch {
     lines: [Vec<i16>; 2],
 }
 
-/// Taps of the outputs `at .. at + n` of an axis of `from` pixels resized to `to`.
-fn taps(out: &mut Vec<Tap>, from: u32, to: u32, at: u32, n: u32, flip: bool) {
+/// Taps of the outputs `at .. at + n` of an axis of `from` pixels resized to `to`. Beyond the border OpenCV repeats the
+/// last pixel: for columns by a weight of 0, for rows by weighing the same row twice, which rounds differently.
+fn taps(out: &mut Vec<Tap>, from: u32, to: u32, at: u32, n: u32, flip: bool, columns: bool) {
     let scale = 1.0 / (f64::from(to) / f64::from(from));
+    let last = from as i32 - 1;
     out.clear();
     out.extend((at..at + n).map(|i| {
         let centre = ((f64::from(i) + 0.5) * scale - 0.5) as f32;
-        let (mut place, mut part) = (centre.floor(), centre - centre.floor());
-        if place < 0.0 {
-            (place, part) = (0.0, 0.0);
-        }
-        let last = from - 1;
-        if place as u32 >= last {
-            (place, part) = (last as f32, 0.0);
-        }
-        let place = place as u32;
+        let place = centre.floor() as i32;
+        let beyond = columns && (place < 0 || place >= last);
+        let part = if beyond { 0.0 } else { centre - centre.floor() };
         let weight = [1.0 - part, part].map(|w| (w * 2048.0).round_ties_even() as i32);
-        Tap { at: [place, (place + 1).min(last)], weight }
+        Tap { at: [place, place + 1].map(|p| p.clamp(0, last) as u32), weight }
     }));
     if flip {
         out.reverse();
@@ -69,8 +65,8 @@ pub fn resize_window(image: &Image, w: &Window, out: &mut [u8], stride: usize, s
         }
         return;
     }
-    taps(&mut scratch.columns, image.width, w.resized.0, w.at.0, w.size.0, w.flip_x);
-    taps(&mut scratch.rows, image.height, w.resized.1, w.at.1, w.size.1, w.flip_y);
+    taps(&mut scratch.columns, image.width, w.resized.0, w.at.0, w.size.0, w.flip_x, true);
+    taps(&mut scratch.rows, image.height, w.resized.1, w.at.1, w.size.1, w.flip_y, false);
     let mut held = [u32::MAX; 2];
     for b in &mut scratch.lines {
         b.resize(width * 3, 0);
@@ -81,20 +77,16 @@ pub fn resize_window(image: &Image, w: &Window, out: &mut [u8], stride: usize, s
             held.swap(0, 1);
             scratch.lines.swap(0, 1);
         }
+        let once = row.at[0] == row.at[1] || row.weight[1] == 0;
         for (side, held) in held.iter_mut().enumerate() {
-            if *held != row.at[side] && !(side == 1 && row.weight[1] == 0) {
+            if *held != row.at[side] && !(side == 1 && once) {
                 let from = row.at[side] as usize * source_row;
                 horizontal(&mut scratch.lines[side], &image.data[from..from + source_row], &scratch.columns);
                 *held = row.at[side];
             }
         }
-        let line = &mut line[..width * 3];
-        let [b0, b1] = row.weight;
-        if b1 == 0 {
-            vertical(line, &scratch.lines[0], &scratch.lines[0], b0, 0);
-        } else {
-            vertical(line, &scratch.lines[0], &scratch.lines[1], b0, b1);
-        }
+        let second = &scratch.lines[usize::from(!once)];
+        vertical(&mut line[..width * 3], &scratch.lines[0], second, row.weight);
     }
 }
 
@@ -108,7 +100,7 @@ fn horizontal(out: &mut [i16], row: &[u8], taps: &[Tap]) {
     }
 }
 
-fn vertical(out: &mut [u8], a: &[i16], b: &[i16], wa: i32, wb: i32) {
+fn vertical(out: &mut [u8], a: &[i16], b: &[i16], [wa, wb]: [i32; 2]) {
     for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
         let v = ((wa * i32::from(a)) >> 16) + ((wb * i32::from(b)) >> 16);
         *o = ((v + 2) >> 2).clamp(0, 255) as u8;

@@ -1,4 +1,29 @@
-//! Data sets: reading, decoding, augmentation, batches; and the built-in data set of shapes.
+//! From annotation files and pictures to batches: COCO reading, decoding, augmentation, shape buckets, the loader.
+//!
+//! Nothing here knows a tensor or a device: a [`Batch`] holds plain vectors, pixels are u8 and un-normalised.
+//! Main types: [`Dataset`], [`Pipeline`], [`ImageStore`], [`Loader`], [`EvalLoader`].
 
+pub mod augment;
+pub mod batch;
+pub mod buckets;
+pub mod coco;
+pub mod decode;
+pub mod findings;
 pub mod loader;
+mod order;
+pub mod pipeline;
+mod prefetch;
+mod raw;
+pub mod resize;
 pub mod shapes;
+pub mod store;
+
+pub use augment::ColourJitter;
+pub use batch::Batch;
+pub use buckets::{Buckets, Shape};
+pub use coco::{Annotation, Category, Dataset, ImageInfo, ReadOptions, TrainFilter};
+pub use decode::Image;
+pub use findings::{FindingKind, Findings, Severity};
+pub use loader::{EvalLoader, Loader, LoaderOptions};
+pub use pipeline::{Geometry, Pipeline};
+pub use store::{BadImages, ImageStore};

@@ -1,0 +1,180 @@
+//! Shape buckets: a handful of padded shapes for images of many sizes, so that a training step has fixed shapes.
+
+/// Height and width of a batch's pictures in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Shape {
+    /// Rows.
+    pub height: u32,
+    /// Columns.
+    pub width: u32,
+}
+
+impl Shape {
+    /// A square.
+    pub fn square(side: u32) -> Self {
+        Self { height: side, width: side }
+    }
+    /// Pixels.
+    pub fn pixels(self) -> u64 {
+        u64::from(self.height) * u64::from(self.width)
+    }
+    /// Whether `other` fits into it.
+    pub fn holds(self, other: Shape) -> bool {
+        self.height >= other.height && self.width >= other.width
+    }
+    fn union(self, other: Shape) -> Shape {
+        Shape { height: self.height.max(other.height), width: self.width.max(other.width) }
+    }
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}×{}", self.height, self.width)
+    }
+}
+
+/// The shapes of a data set and which image goes into which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Buckets {
+    /// Distinct shapes, by ascending number of pixels.
+    pub shapes: Vec<Shape>,
+    /// For each image, an index into `shapes`.
+    pub of_image: Vec<u16>,
+}
+
+impl Buckets {
+    /// Everything in one shape.
+    pub fn one(shape: Shape, images: usize) -> Self {
+        Self { shapes: vec![shape], of_image: vec![0; images] }
+    }
+
+    /// At most `max_shapes` shapes for images of `sizes`, multiples of `divisor`, chosen for few wasted pixels. Each
+    /// image goes into the smallest shape that holds it; batches are of `batch` images of one shape, and the last
+    /// batch of each shape is filled up, which counts as waste too.
+    pub fn choose(sizes: &[Shape], max_shapes: usize, divisor: u32, batch: usize) -> Self {
+        let up = |v: u32, d: u32| v.max(1).next_multiple_of(d.max(1));
+        let mut divisor = divisor.max(1);
+        let mut padded = distinct(sizes, |s| Shape { height: up(s.height, divisor), width: up(s.width, divisor) });
+        let mut grid = divisor;
+        while padded.len() > MAX_DISTINCT {
+            grid *= 2;
+            padded = distinct(sizes, |s| Shape { height: up(s.height, grid), width: up(s.width, grid) });
+        }
+        divisor = grid;
+        let mut shapes = merge(&padded, max_shapes.max(1), batch);
+        improve(&mut shapes, &padded, batch);
+        shapes.retain(|s| padded.iter().any(|(p, _)| smallest(&[*s], *p).is_some()));
+        shapes.sort_by_key(|s| (s.pixels(), s.height));
+        shapes.dedup();
+        let of_image: Vec<u16> = sizes
+            .iter()
+            .map(|s| {
+                let p = Shape { height: up(s.height, divisor), width: up(s.width, divisor) };
+                smallest(&shapes, p).expect("shapes cover every padded size") as u16
+            })
+            .collect();
+        // A shape that no image chose must not be planned for.
+        let mut used: Vec<u16> = of_image.clone();
+        used.sort_unstable();
+        used.dedup();
+        let renumber = |k: u16| used.binary_search(&k).expect("used holds every choice") as u16;
+        Self {
+            of_image: of_image.iter().map(|&k| renumber(k)).collect(),
+            shapes: used.iter().map(|&k| shapes[usize::from(k)]).collect(),
+        }
+    }
+
+    /// The shape of an image.
+    pub fn shape(&self, image: usize) -> Shape {
+        self.shapes[usize::from(self.of_image[image])]
+    }
+
+    /// The share of padded pixels that are padding, for images of `sizes`.
+    pub fn waste(&self, sizes: &[Shape]) -> f64 {
+        let used: u64 = sizes.iter().map(|s| s.pixels()).sum();
+        let all: u64 = (0..sizes.len()).map(|i| self.shape(i).pixels()).sum();
+        if all == 0 { 0.0 } else { 1.0 - used as f64 / all as f64 }
+    }
+}
+
+/// More distinct sizes than this are rounded to a coarser grid first: the search below is cubic in them.
+const MAX_DISTINCT: usize = 96;
+
+fn distinct(sizes: &[Shape], pad: impl Fn(&Shape) -> Shape) -> Vec<(Shape, usize)> {
+    let mut count = std::collections::BTreeMap::new();
+    for s in sizes {
+        *count.entry(pad(s)).or_insert(0) += 1;
+    }
+    count.into_iter().collect()
+}
+
+/// Index of the shape with the fewest pixels that holds `size`.
+fn smallest(shapes: &[Shape], size: Shape) -> Option<usize> {
+    (0..shapes.len()).filter(|&k| shapes[k].holds(size)).min_by_key(|&k| (shapes[k].pixels(), k))
+}
+
+/// Pixels computed in one pass over the data; none if a size fits nowhere.
+fn cost(shapes: &[Shape], padded: &[(Shape, usize)], batch: usize) -> Option<u64> {
+    let mut count = vec![0usize; shapes.len()];
+    for (size, n) in padded {
+        count[smallest(shapes, *size)?] += n;
+    }
+    let batch = batch.max(1);
+    Some(shapes.iter().zip(count).map(|(s, n)| s.pixels() * n.next_multiple_of(batch) as u64).sum())
+}
+
+/// Merges the pair of shapes whose union costs least until at most `max` are left.
+fn merge(padded: &[(Shape, usize)], max: usize, batch: usize) -> Vec<Shape> {
+    let mut groups = padded.to_vec();
+    let pixels = |s: Shape, n: usize| s.pixels() * n.next_multiple_of(batch.max(1)) as u64;
+    while groups.len() > 1 {
+        let mut best: Option<(i64, usize, usize)> = None;
+        for i in 0..groups.len() {
+            for j in i + 1..groups.len() {
+                let ((a, n), (b, m)) = (groups[i], groups[j]);
+                let added = pixels(a.union(b), n + m) as i64 - (pixels(a, n) + pixels(b, m)) as i64;
+                if best.is_none_or(|(v, ..)| added < v) {
+                    best = Some((added, i, j));
+                }
+            }
+        }
+        let Some((added, i, j)) = best.filter(|(added, ..)| groups.len() > max || *added <= 0) else { break };
+        let _ = added;
+        let (b, m) = groups.swap_remove(j);
+        groups[i] = (groups[i].0.union(b), groups[i].1 + m);
+    }
+    groups.into_iter().map(|(s, _)| s).collect()
+}
+
+/// Moves one shape at a time to the best height and width that occur, until nothing gets cheaper.
+fn improve(shapes: &mut [Shape], padded: &[(Shape, usize)], batch: usize) {
+    let mut heights: Vec<u32> = padded.iter().map(|(s, _)| s.height).collect();
+    let mut widths: Vec<u32> = padded.iter().map(|(s, _)| s.width).collect();
+    for list in [&mut heights, &mut widths] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    let Some(mut best) = cost(shapes, padded, batch) else { return };
+    loop {
+        let before = best;
+        for k in 0..shapes.len() {
+            let (mut found, old) = (shapes[k], shapes[k]);
+            // One side at a time first keeps this quadratic; both at once only where the lists are short.
+            for &height in &heights {
+                for &width in &widths {
+                    if heights.len() * widths.len() > 1024 && height != old.height && width != old.width {
+                        continue;
+                    }
+                    shapes[k] = Shape { height, width };
+                    if let Some(c) = cost(shapes, padded, batch).filter(|c| *c < best) {
+                        (best, found) = (c, shapes[k]);
+                    }
+                }
+            }
+            shapes[k] = found;
+        }
+        if best == before {
+            return;
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! What is wrong, or only worth knowing, with a data set: counted by kind, with the first examples of each.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Training refuses the data set.
+    Fatal,
+    /// The entry is dropped or repaired; training goes on.
+    Warning,
+    /// Nothing is wrong; good to know.
+    Info,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Severity::Fatal => "fatal",
+            Severity::Warning => "warning",
+            Severity::Info => "info",
+        })
+    }
+}
+
+/// The kinds of findings, in the order in which they are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FindingKind {
+    /// `images` is an empty list, or none of its entries can be used.
+    NoImages,
+    /// `categories` is an empty list, or none of its entries can be used.
+    NoCategories,
+    /// Two entries of `images` with one id.
+    DuplicateImageId,
+    /// Two entries of `categories` with one id and different names.
+    DuplicateCategoryId,
+    /// An image file that is not there.
+    MissingFile,
+    /// An image file that does not decode.
+    UnreadableFile,
+    /// An image file of another size than the annotation file says.
+    SizeMismatch,
+    /// An entry of `images` without a usable `id` or `file_name`.
+    BadImageEntry,
+    /// An image without `width` and `height`, taken from the file instead.
+    MissingSize,
+    /// An entry of `categories` without a usable `id`, or a repeated one.
+    BadCategoryEntry,
+    /// An annotation without `image_id` or `category_id`.
+    BadAnnotationEntry,
+    /// An annotation of an image that is not listed.
+    UnknownImageId,
+    /// An annotation of a category that is not listed.
+    UnknownCategoryId,
+    /// No `bbox`, or one that is not four numbers.
+    BadBox,
+    /// A box with NaN or an infinity.
+    NonFiniteBox,
+    /// A box of negative width or height.
+    NegativeBox,
+    /// A box of width or height 0.
+    EmptyBox,
+    /// A box wholly outside its image.
+    OutsideBox,
+    /// A box narrower or lower than one pixel inside the image.
+    SmallBox,
+    /// `area` is 0, negative or NaN.
+    BadArea,
+    /// A box that leaves its image by more than a pixel.
+    PartlyOutside,
+    /// An annotation that is there twice, word for word.
+    RepeatedAnnotation,
+    /// Two different annotations with one id.
+    DuplicateAnnotationId,
+    /// Two annotations of one image with the same class and box.
+    DuplicateBox,
+    /// Two images with one file name.
+    DuplicateFileName,
+    /// Two categories with one name.
+    DuplicateCategoryName,
+    /// Annotations with `ignore` set.
+    IgnoreFlag,
+    /// Crowd regions.
+    Crowd,
+    /// Images with nothing but crowd regions.
+    CrowdOnly,
+    /// Images without a box to train on.
+    NoGroundTruth,
+    /// Images below 32 pixels.
+    SmallImage,
+}
+
+impl FindingKind {
+    /// How much it matters.
+    pub fn severity(self) -> Severity {
+        use FindingKind::*;
+        match self {
+            NoImages | NoCategories | DuplicateImageId | DuplicateCategoryId | MissingFile | UnreadableFile
+            | SizeMismatch => Severity::Fatal,
+            DuplicateBox | IgnoreFlag | Crowd | CrowdOnly | NoGroundTruth | SmallImage => Severity::Info,
+            _ => Severity::Warning,
+        }
+    }
+
+    /// What was found, and what becomes of it or what to do.
+    pub fn text(self) -> (&'static str, &'static str) {
+        use FindingKind::*;
+        match self {
+            NoImages => ("no usable image", "list at least one in `images`"),
+            NoCategories => ("no usable category", "list at least one in `categories`"),
+            DuplicateImageId => ("image id used twice", "give every image its own id"),
+            DuplicateCategoryId => ("category id used for two names", "give every category its own id"),
+            MissingFile => {
+                ("image file missing", "copy it, correct the image folder, or train with bad_image = \"skip\"")
+            }
+            UnreadableFile => (
+                "image file does not decode",
+                "copy it again, convert it to JPEG or PNG, or train with bad_image = \"skip\"",
+            ),
+            SizeMismatch => (
+                "image file of another size than annotated",
+                "correct width and height, or the file: boxes would not fit",
+            ),
+            BadImageEntry => {
+                ("unusable entry in `images`", "dropped with its annotations: it needs `id` and `file_name`")
+            }
+            MissingSize => ("image without `width` and `height`", "taken from the file"),
+            BadCategoryEntry => ("unusable entry in `categories`", "dropped: it needs an `id` of its own"),
+            BadAnnotationEntry => ("unusable entry in `annotations`", "dropped: it needs `image_id` and `category_id`"),
+            UnknownImageId => ("annotation of an unknown image", "dropped: list the image or delete the annotation"),
+            UnknownCategoryId => {
+                ("annotation of an unknown category", "dropped: list the category or delete the annotation")
+            }
+            BadBox => ("`bbox` is not four numbers", "dropped: want [x, y, width, height]"),
+            NonFiniteBox => ("box with NaN or infinity", "dropped: correct the numbers"),
+            NegativeBox => {
+                ("box of negative width or height", "dropped: is it [x0, y0, x1, y1]? COCO wants [x, y, width, height]")
+            }
+            EmptyBox => ("box of zero width or height", "dropped"),
+            OutsideBox => ("box outside its image", "dropped"),
+            SmallBox => ("box below one pixel", "dropped"),
+            BadArea => ("`area` not above 0", "dropped, as mmdetection does: correct or delete `area`"),
+            PartlyOutside => ("box leaves its image", "clipped to the image"),
+            RepeatedAnnotation => ("annotation repeated word for word", "used once"),
+            DuplicateAnnotationId => ("annotation id used twice", "both used: give every annotation its own id"),
+            DuplicateBox => ("same class and box twice in an image", "both used"),
+            DuplicateFileName => ("file name used by two images", "both used"),
+            DuplicateCategoryName => ("category name used twice", "kept apart by id"),
+            IgnoreFlag => ("annotation marked `ignore`", "not used in training"),
+            Crowd => ("crowd region", "not used in training; ignored matches in evaluation"),
+            CrowdOnly => ("image with crowd regions only", "no ground truth in training"),
+            NoGroundTruth => ("image without ground truth", "left out of training unless filter_empty_gt = false"),
+            SmallImage => ("image below 32 pixels", "left out of training (min_image_size)"),
+        }
+    }
+}
+
+/// How many examples of a kind are kept unless told.
+pub const EXAMPLES: usize = 5;
+
+/// Count and first examples of one kind.
+#[derive(Clone, Debug, Default)]
+pub struct Group {
+    /// How many there are.
+    pub count: usize,
+    /// The first of them, with their ids.
+    pub examples: Vec<String>,
+}
+
+/// Findings by kind.
+#[derive(Clone, Debug)]
+pub struct Findings {
+    groups: BTreeMap<FindingKind, Group>,
+    keep: usize,
+}
+
+impl Default for Findings {
+    fn default() -> Self {
+        Self::new(EXAMPLES)
+    }
+}
+
+impl Findings {
+    /// No findings; `keep` examples of each kind will be kept.
+    pub fn new(keep: usize) -> Self {
+        Self { groups: BTreeMap::new(), keep }
+    }
+
+    /// Adds one; `example` is only called while examples are still kept.
+    pub fn add(&mut self, kind: FindingKind, example: impl FnOnce() -> String) {
+        let group = self.groups.entry(kind).or_default();
+        group.count += 1;
+        if group.examples.len() < self.keep {
+            group.examples.push(example());
+        }
+    }
+
+    /// How many of a kind.
+    pub fn count(&self, kind: FindingKind) -> usize {
+        self.groups.get(&kind).map_or(0, |g| g.count)
+    }
+
+    /// The group of a kind.
+    pub fn get(&self, kind: FindingKind) -> Option<&Group> {
+        self.groups.get(&kind)
+    }
+
+    /// All groups in printing order.
+    pub fn groups(&self) -> impl Iterator<Item = (FindingKind, &Group)> {
+        self.groups.iter().map(|(k, g)| (*k, g))
+    }
+
+    /// The first fatal kind with its first example, as one sentence.
+    pub fn fatal(&self) -> Option<String> {
+        let (kind, group) = self.groups().find(|(k, _)| k.severity() == Severity::Fatal)?;
+        let (what, action) = kind.text();
+        let first = group.examples.first().map_or(String::new(), |e| format!(" ({e})"));
+        let more = if group.count > 1 { format!(", {} in all", group.count) } else { String::new() };
+        Some(format!("{what}{first}{more}: {action}"))
+    }
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (kind, group) in self.groups() {
+            let (what, action) = kind.text();
+            writeln!(f, "{:<8}{:>7} × {what}: {action}", kind.severity(), group.count)?;
+            for e in &group.examples {
+                writeln!(f, "                  {e}")?;
+            }
+            if group.count > group.examples.len() && !group.examples.is_empty() {
+                writeln!(f, "                  … and {} more", group.count - group.examples.len())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_all_and_keeps_the_first() {
+        let mut f = Findings::new(2);
+        for i in 0..5 {
+            f.add(FindingKind::EmptyBox, || format!("annotation {i}"));
+        }
+        assert_eq!(f.count(FindingKind::EmptyBox), 5);
+        assert_eq!(f.get(FindingKind::EmptyBox).unwrap().examples, ["annotation 0", "annotation 1"]);
+        assert!(f.fatal().is_none());
+        f.add(FindingKind::DuplicateImageId, || "image 7".into());
+        assert!(f.fatal().unwrap().contains("image 7"));
+        let text = f.to_string();
+        assert!(text.contains("… and 3 more") && text.starts_with("fatal"), "{text}");
+    }
+}

@@ -1,0 +1,108 @@
+//! Bilinear resizing exactly as OpenCV's `INTER_LINEAR` does it on 8 bits: 11-bit weights, horizontally first, no
+//! anti-aliasing. Only the wanted window of the resized picture is computed, mirrored on the way out where asked.
+
+use super::decode::Image;
+
+/// A window of a resized picture, and how it is laid down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Width and height of the whole resized picture.
+    pub resized: (u32, u32),
+    /// Left and top of the window in it.
+    pub at: (u32, u32),
+    /// Width and height of the window.
+    pub size: (u32, u32),
+    /// Mirror left and right.
+    pub flip_x: bool,
+    /// Mirror top and bottom.
+    pub flip_y: bool,
+}
+
+/// Where an output column or row comes from: two places of the source and their weights in 1/2048.
+#[derive(Clone, Copy, Debug)]
+struct Tap {
+    at: [u32; 2],
+    weight: [i32; 2],
+}
+
+/// Buffers that are used again for the next picture.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    columns: Vec<Tap>,
+    rows: Vec<Tap>,
+    /// Two source rows, resized horizontally, in 1/128 (OpenCV drops 4 of the 11 bits here).
+    lines: [Vec<i16>; 2],
+}
+
+/// Taps of the outputs `at .. at + n` of an axis of `from` pixels resized to `to`. Beyond the border OpenCV repeats the
+/// last pixel: for columns by a weight of 0, for rows by weighing the same row twice, which rounds differently.
+fn taps(out: &mut Vec<Tap>, from: u32, to: u32, at: u32, n: u32, flip: bool, columns: bool) {
+    let scale = 1.0 / (f64::from(to) / f64::from(from));
+    let last = from as i32 - 1;
+    out.clear();
+    out.extend((at..at + n).map(|i| {
+        let centre = ((f64::from(i) + 0.5) * scale - 0.5) as f32;
+        let place = centre.floor() as i32;
+        let beyond = columns && (place < 0 || place >= last);
+        let part = if beyond { 0.0 } else { centre - centre.floor() };
+        let weight = [1.0 - part, part].map(|w| (w * 2048.0).round_ties_even() as i32);
+        Tap { at: [place, place + 1].map(|p| p.clamp(0, last) as u32), weight }
+    }));
+    if flip {
+        out.reverse();
+    }
+}
+
+/// Writes the window of `image` to the top left of `out`, whose rows are `stride` pixels long.
+pub fn resize_window(image: &Image, w: &Window, out: &mut [u8], stride: usize, scratch: &mut Scratch) {
+    let (width, source_row) = (w.size.0 as usize, image.width as usize * 3);
+    let lines = out.chunks_mut(stride * 3).take(w.size.1 as usize);
+    if w.resized == (image.width, image.height) && !w.flip_x {
+        for (y, line) in lines.enumerate() {
+            let y = if w.flip_y { w.size.1 as usize - 1 - y } else { y };
+            let from = (w.at.1 as usize + y) * source_row + w.at.0 as usize * 3;
+            line[..width * 3].copy_from_slice(&image.data[from..from + width * 3]);
+        }
+        return;
+    }
+    taps(&mut scratch.columns, image.width, w.resized.0, w.at.0, w.size.0, w.flip_x, true);
+    taps(&mut scratch.rows, image.height, w.resized.1, w.at.1, w.size.1, w.flip_y, false);
+    let mut held = [u32::MAX; 2];
+    for b in &mut scratch.lines {
+        b.resize(width * 3, 0);
+    }
+    for (row, line) in scratch.rows.iter().zip(lines) {
+        // A row needed again from the line above changes sides instead of being made again.
+        if held[1] == row.at[0] || held[0] == row.at[1] {
+            held.swap(0, 1);
+            scratch.lines.swap(0, 1);
+        }
+        let once = row.at[0] == row.at[1] || row.weight[1] == 0;
+        for (side, held) in held.iter_mut().enumerate() {
+            if *held != row.at[side] && !(side == 1 && once) {
+                let from = row.at[side] as usize * source_row;
+                horizontal(&mut scratch.lines[side], &image.data[from..from + source_row], &scratch.columns);
+                *held = row.at[side];
+            }
+        }
+        let second = &scratch.lines[usize::from(!once)];
+        vertical(&mut line[..width * 3], &scratch.lines[0], second, row.weight);
+    }
+}
+
+fn horizontal(out: &mut [i16], row: &[u8], taps: &[Tap]) {
+    for (o, t) in out.chunks_exact_mut(3).zip(taps) {
+        let (a, b) = (t.at[0] as usize * 3, t.at[1] as usize * 3);
+        let (p, q) = (&row[a..a + 3], &row[b..b + 3]);
+        for c in 0..3 {
+            o[c] = ((i32::from(p[c]) * t.weight[0] + i32::from(q[c]) * t.weight[1]) >> 4) as i16;
+        }
+    }
+}
+
+fn vertical(out: &mut [u8], a: &[i16], b: &[i16], [wa, wb]: [i32; 2]) {
+    for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
+        let v = ((wa * i32::from(a)) >> 16) + ((wb * i32::from(b)) >> 16);
+        *o = ((v + 2) >> 2).clamp(0, 255) as u8;
+    }
+}

@@ -33,8 +33,10 @@ pub(super) fn backward(dx: &mut [f32], dy: &[f32], x: &[f32], target: &[i32], av
     });
 }
 
+/// By `e^-|x|`, which neither overflows nor loses the small side.
 fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp()) // e^-x = inf gives 0
+    let e = (-x.abs()).exp();
+    if x < 0.0 { e / (1.0 + e) } else { 1.0 / (1.0 + e) }
 }
 
 pub(super) fn rpn_targets(target: &mut [i32], label: &mut [i32], gt: &[i32], idx: &[i32]) {

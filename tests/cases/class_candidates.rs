@@ -1,0 +1,223 @@
+use super::box_decode::naive;
+use super::{Case, case};
+use crate::support::fixtures::Fixture;
+use crate::support::tensors::*;
+use upres::device::Device;
+use upres::error::Result;
+use upres::ops::class_candidates::{Candidates, class_candidates, detections, max_classes};
+use upres::ops::softmax::softmax;
+use upres::tensor::{DType, Tensor};
+
+/// B, R, K, groups of deltas.
+const CASES: &[Case] = &[
+    case("no_images", &[0, 3, 4, 4]),
+    case("no_rois", &[2, 0, 4, 4]),
+    case("no_classes", &[2, 3, 0, 1]), // background only
+    case("one_class", &[2, 9, 1, 1]),
+    case("agnostic", &[3, 33, 7, 1]),
+    case("specific", &[3, 33, 7, 7]),
+    case("coco", &[2, 300, 80, 80]),
+];
+
+const STDS: [f32; 4] = [0.1, 0.1, 0.2, 0.2];
+
+/// Inputs of one call.
+struct Problem {
+    b: usize,
+    r: usize,
+    k: usize,
+    groups: usize,
+    logits: Vec<f32>,
+    deltas: Vec<f32>,
+    rois: Vec<f32>,
+    valid: Vec<i32>,
+    sizes: Vec<f32>,
+    threshold: f32,
+    scale: Option<Vec<f32>>,
+}
+
+impl Problem {
+    fn call(&self, dev: &Device) -> Result<(Tensor, Candidates)> {
+        let (b, r) = (self.b, self.r);
+        let probs = softmax(&tensor(dev, &[b, r, self.k + 1], &self.logits))?;
+        let c = class_candidates(
+            &probs,
+            &tensor(dev, &[b, r, 4 * self.groups], &self.deltas),
+            &tensor(dev, &[b, r, 4], &self.rois),
+            &tensor(dev, &[b, r], &self.valid),
+            &tensor(dev, &[b, 4], &self.sizes),
+            STDS,
+            self.threshold,
+            self.scale.as_ref().map(|s| tensor(dev, &[b, 2], s)).as_ref(),
+        )?;
+        Ok((probs, c))
+    }
+
+    /// (probabilities, boxes, scores, classes)
+    fn run(&self) -> (Vec<f32>, Vec<f32>, Vec<f32>, Vec<i32>) {
+        let out = everywhere(|dev| {
+            let (probs, c) = self.call(dev)?;
+            Ok(vec![probs, c.boxes, c.scores, c.classes])
+        });
+        assert_eq!(out[1].shape(), [self.b, self.n(), 4]);
+        assert!(out[2].shape() == [self.b, self.n()] && out[3].shape() == [self.b, self.n()]);
+        (out[0].f32s(), out[1].f32s(), out[2].f32s(), out[3].i32s())
+    }
+
+    fn n(&self) -> usize {
+        self.r * max_classes(self.k, self.threshold)
+    }
+}
+
+#[test]
+fn equals_the_definition() {
+    for c in CASES {
+        let [b, r, k, groups] = c.dims.try_into().unwrap();
+        for (threshold, scale) in [(0.05, None), (0.3, Some([0.5, 2.0].repeat(b))), (0.0, None)] {
+            let p = Problem {
+                b,
+                r,
+                k,
+                groups,
+                logits: uniform(1, b * r * (k + 1), -4.0, 4.0),
+                deltas: uniform(2, b * r * groups * 4, -3.0, 3.0),
+                rois: boxes(3, b * r, 100.0),
+                valid: integers(4, b * r, -1, 3),
+                sizes: (0..b).flat_map(|i| [80.0 + i as f32, 120.0, 1e4, 1e4]).collect(),
+                threshold,
+                scale,
+            };
+            let (probs, boxes, scores, classes) = p.run();
+            let (mut want_boxes, mut want_scores, mut want_classes) = (Vec::new(), Vec::new(), Vec::new());
+            for image in 0..b {
+                let mut found = 0;
+                for row in (image * r..(image + 1) * r).filter(|&row| p.valid[row] >= 0) {
+                    for class in 0..k {
+                        let prob = probs[row * (k + 1) + class];
+                        if prob > threshold {
+                            let at = row * groups + if groups == 1 { 0 } else { class };
+                            let size = (120.0, p.sizes[4 * image]);
+                            let y = naive(&p.rois[4 * row..][..4], &p.deltas[4 * at..][..4], STDS, size);
+                            let s = p.scale.as_ref().map_or([1.0; 2], |s| [s[2 * image], s[2 * image + 1]]);
+                            want_boxes.extend((0..4).map(|i| y[i] / f64::from(s[i % 2])));
+                            want_scores.push(f64::from(prob));
+                            want_classes.push(class as i32);
+                            found += 1;
+                        }
+                    }
+                }
+                assert!(found <= p.n(), "{}: {found} candidates for {} places", c.name, p.n());
+                want_boxes.resize(4 * p.n() * (image + 1), 0.0);
+                want_scores.resize(p.n() * (image + 1), 0.0);
+                want_classes.resize(p.n() * (image + 1), -1);
+            }
+            assert_eq!(classes, want_classes, "{}", c.name);
+            assert_close(c.name, &scores, &want_scores, 0.0, 0.0);
+            assert_close(c.name, &boxes, &want_boxes, 2e-4, 2e-5);
+        }
+    }
+}
+
+#[test]
+fn places_suffice_for_every_softmax() {
+    assert_eq!([0.05, 0.3, 0.5, 0.99, 1.0, 2.0, f32::INFINITY].map(|t| max_classes(80, t)), [20, 3, 2, 1, 1, 0, 0]);
+    assert_eq!([0.0, -1.0, 1e-9, 0.01].map(|t| max_classes(80, t)), [80, 80, 80, 80]);
+    assert_eq!([max_classes(0, 0.05), max_classes(3, 0.05)], [0, 3]);
+    // n equal logits and the rest out of reach: each probability is 1/n within rounding, on either side of a threshold 1/n.
+    let dev = Device::cpu();
+    for n in 1..=81usize {
+        let nudges = uniform(n as u64, 400 * 81, -3e-7, 3e-7);
+        let x: Vec<f32> = nudges.iter().enumerate().map(|(i, d)| if i % 81 < n { 1.0 + d } else { -1e4 }).collect();
+        let y = softmax(&tensor(&dev, &[400, 81], &x)).unwrap();
+        for threshold in [1.0 / n as f32, (1.0 / n as f32).next_down(), (1.0 / n as f32).next_up()] {
+            let most = y.f32s().chunks(81).map(|p| p[..80].iter().filter(|p| **p > threshold).count()).max();
+            assert!(most.unwrap() <= max_classes(80, threshold), "{n} classes above {threshold}: {most:?}");
+        }
+    }
+}
+
+#[test]
+fn numbers_that_are_no_probabilities_do_not_stop_the_program() {
+    let dev = Device::cpu();
+    let (b, r, k) = (1, 2, 3);
+    let probs = tensor(&dev, &[b, r, k + 1], &[f32::NAN, 9.0, 9.0, 0.0, 9.0, f32::INFINITY, 9.0, 0.0]);
+    let deltas = tensor(&dev, &[b, r, 4], &[f32::NAN; 8]);
+    let rois = tensor(&dev, &[b, r, 4], &[f32::INFINITY; 8]);
+    let (valid, sizes) = (tensor(&dev, &[b, r], &[0, 1]), tensor(&dev, &[b, 4], &[10.0f32; 4]));
+    let c = class_candidates(&probs, &deltas, &rois, &valid, &sizes, STDS, 0.6, None).unwrap();
+    assert_eq!(c.classes.i32s(), [1, 2], "one place a RoI: the first two pairs, a NaN never passes");
+    assert!(class_candidates(&probs, &deltas, &rois, &valid, &sizes, STDS, f32::NAN, None).is_err());
+}
+
+/// mmdetection's detections are candidates that survive its suppression.
+#[test]
+fn contains_mmdetections_faster_rcnn_detections() {
+    let (inputs, f) = (Fixture::open("detectors/inputs"), Fixture::open("detectors/faster"));
+    let meta = |b: usize, key: &str, i: usize| inputs.value("metas")[b][key][i].as_f64().unwrap() as f32;
+    let sizes: Vec<f32> = (0..2).flat_map(|b| [meta(b, "img_shape", 0), meta(b, "img_shape", 1), 0.0, 0.0]).collect();
+    let scale: Vec<f32> = (0..2).flat_map(|b| [meta(b, "scale_factor", 0), meta(b, "scale_factor", 1)]).collect();
+    for rescale in [false, true] {
+        let p = Problem {
+            b: 2,
+            r: 300,
+            k: 80,
+            groups: 80,
+            logits: f.f32("eval.roi.cls_score"),
+            deltas: f.f32("eval.roi.bbox_pred"),
+            rois: f.f32("eval.roi.rois").chunks(5).flat_map(|r| r[1..].to_vec()).collect(),
+            valid: vec![1; 600],
+            sizes: sizes.clone(),
+            threshold: 0.05,
+            scale: rescale.then(|| scale.clone()),
+        };
+        let (_, boxes, scores, classes) = p.run();
+        for b in 0..2 {
+            let key = |what: &str| format!("eval.det.rescale{}.{b}.{what}", u8::from(rescale));
+            let (want, want_scores, want_classes) =
+                (f.f32(&key("bboxes")), f.f32(&key("scores")), f.i32(&key("labels")));
+            assert!(!want_classes.is_empty());
+            for (i, &class) in want_classes.iter().enumerate() {
+                let near = |x: &[f32], y: &[f32], tol: f32| x.iter().zip(y).all(|(x, y)| (x - y).abs() <= tol);
+                let found = (b * p.n()..(b + 1) * p.n()).any(|j| {
+                    classes[j] == class
+                        && near(&scores[j..=j], &want_scores[i..=i], 1e-6)
+                        && near(&boxes[4 * j..][..4], &want[4 * i..][..4], 1e-3)
+                });
+                assert!(found, "{}: detection {i} is no candidate", key(""));
+            }
+        }
+    }
+}
+
+#[test]
+fn detections_are_the_kept_candidates() {
+    let (rows, scores) = (boxes(1, 6, 50.0), uniform(2, 6, 0.0, 1.0));
+    let out = everywhere(|dev| {
+        let c = Candidates {
+            boxes: tensor(dev, &[2, 3, 4], &rows),
+            scores: tensor(dev, &[2, 3], &scores),
+            classes: tensor(dev, &[2, 3], &[5, 6, -1, 7, 8, 9]),
+        };
+        let (boxes, scores, classes) = detections(&c, &tensor(dev, &[2, 2], &[1, -1, 2, 0]))?;
+        Ok(vec![boxes, scores, classes])
+    });
+    let row = |i: usize| rows[4 * i..][..4].to_vec();
+    assert_eq!(out[0].f32s(), [row(1), vec![0.0; 4], row(5), row(3)].concat());
+    assert_eq!(out[1].f32s(), [scores[1], 0.0, scores[5], scores[3]]);
+    assert_eq!(out[2].i32s(), [6, -1, 9, 7]);
+    assert_eq!(out[1].shape(), [2, 2]);
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let dev = Device::cpu();
+    let zeros = |shape: &[usize]| Tensor::zeros(&dev, shape, DType::F32).unwrap();
+    let valid = tensor(&dev, &[2, 3], &[0; 6]);
+    let message = |probs: &[usize], deltas: &[usize], sizes: &[usize]| {
+        let (probs, deltas, rois) = (zeros(probs), zeros(deltas), zeros(&[2, 3, 4]));
+        class_candidates(&probs, &deltas, &rois, &valid, &zeros(sizes), STDS, 0.05, None).unwrap_err().to_string()
+    };
+    assert!(message(&[2, 3, 0], &[2, 3, 4], &[2, 4]).starts_with("class_candidates: probs: want [B,R,K+1]"));
+    assert!(message(&[2, 3, 6], &[2, 3, 16], &[2, 4]).starts_with("class_candidates: deltas: want [2, 3, 20]"));
+    assert!(message(&[2, 3, 6], &[2, 3, 20], &[1, 4]).starts_with("class_candidates: sizes"));
+}

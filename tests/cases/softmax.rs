@@ -1,0 +1,48 @@
+use super::{Case, case};
+use crate::support::tensors::*;
+use upres::device::Device;
+use upres::ops::softmax::softmax;
+
+/// M, K.
+const CASES: &[Case] = &[
+    case("no_rows", &[0, 81]),
+    case("no_classes", &[3, 0]),
+    case("one_class", &[5, 1]), // 1 whatever the logit
+    case("tail", &[7, 33]),
+    case("long", &[2, 5000]), // a row longer than a task
+    case("coco", &[2000, 81]),
+];
+
+#[test]
+fn equals_the_definition() {
+    for c in CASES {
+        let [m, k] = c.dims.try_into().unwrap();
+        for scale in [1.0, 100.0] {
+            let x = uniform(1, m * k, -scale, scale);
+            let out = everywhere(|dev| Ok(vec![softmax(&tensor(dev, &[m, k], &x))?]));
+            let mut want = Vec::new();
+            for row in wide(&x).chunks(k.max(1)) {
+                let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = row.iter().map(|x| (x - max).exp()).sum();
+                want.extend(row.iter().map(|x| (x - max).exp() / sum));
+            }
+            // x - max is rounded: at 200 by 8e-6, which the exponential makes relative.
+            assert_close(c.name, &out[0].f32s(), &want, 1e-37, 2e-5);
+        }
+    }
+}
+
+#[test]
+fn extreme_rows() {
+    let dev = Device::cpu();
+    let (inf, max) = (f32::INFINITY, f32::MAX);
+    let x = [[max, -max, 0.0], [-inf, 0.0, -inf], [f32::NAN, 0.0, 0.0], [inf, 0.0, 0.0], [-inf; 3]].concat();
+    let y = softmax(&tensor(&dev, &[5, 3], &x)).unwrap();
+    let y = y.f32s();
+    assert_eq!(y[..6], [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+    assert!(y[6..9].iter().all(|y| y.is_nan()), "a NaN is not hidden");
+    assert!(y[12..].iter().all(|y| y.is_nan()), "no class is possible");
+    assert!(softmax(&tensor(&dev, &[], &[0.0f32])).is_err());
+    // Any number of dimensions: rows are along the last.
+    assert_eq!(softmax(&tensor(&dev, &[5, 1, 3], &x)).unwrap().shape(), [5, 1, 3]);
+}

@@ -2,12 +2,16 @@
 
 use rayon::prelude::*;
 
-/// A row of lanes holds at least this many elements, so that loops over few channels fill the vector unit too.
+/// A row of lanes holds at least this many elements, and whole vectors where that is possible within a limit, so that
+/// loops over few channels, or an odd number of them, fill the vector unit too.
 const MIN_WIDE: usize = 128;
-/// Bounds of a chunk in elements: small enough that its second reading comes from the cache (128 KiB), large enough that
-/// its partial sums are few; and how many chunks there should be.
-const CHUNK: std::ops::RangeInclusive<usize> = 4 * 1024..=32 * 1024;
+const MAX_WIDE: usize = 2048;
+const VECTOR: usize = 32;
+/// How many chunks there should be, and their bounds: small enough that a second reading comes from the cache (32 Ki
+/// elements, 128 KiB), large enough in rows of lanes that the partial sums are few beside the elements.
 const CHUNKS: usize = 64;
+const CHUNK_MAX: usize = 32 * 1024;
+const CHUNK_MIN_ROWS: usize = 32;
 /// Channels folded at a time.
 const STRIP: usize = 32;
 
@@ -26,8 +30,10 @@ pub(super) struct Split {
 
 impl Split {
     pub fn new(m: usize, c: usize) -> Split {
-        let wide = c.max(1) * MIN_WIDE.div_ceil(c.max(1));
-        let chunk = (m * c / CHUNKS).clamp(*CHUNK.start(), *CHUNK.end()).next_multiple_of(wide);
+        let c1 = c.max(1);
+        let wide = (1..=MIN_WIDE).map(|k| k * c1).find(|w| *w >= MIN_WIDE && w.is_multiple_of(VECTOR));
+        let wide = wide.filter(|w| *w <= MAX_WIDE).unwrap_or(c1 * MIN_WIDE.div_ceil(c1));
+        let chunk = (m * c / CHUNKS).min(CHUNK_MAX).max(CHUNK_MIN_ROWS * wide).next_multiple_of(wide);
         Split { m, c, wide, chunk }
     }
 
@@ -40,9 +46,21 @@ impl Split {
     }
 }
 
-/// `f(element of a, lane)` is too slow as a closure a lane; loops below are written out over equal slices instead.
-fn lanes<const K: usize>(coef: &[f32], wide: usize, n: usize) -> [&[f32]; K] {
-    std::array::from_fn(|k| &coef[k * wide..][..n])
+/// `for i in 0..n` over slices first cut to `n`: with a bound check left in, the vectoriser sends whole vectors to its
+/// scalar remainder (a third of the time, as measured).
+macro_rules! each_lane {
+    ($n:expr, mut $($m:ident),+; $($r:ident),+; $i:ident => $body:block) => {{
+        let n = $n;
+        $(let $m = &mut $m[..n];)+
+        $(let $r = &$r[..n];)+
+        for $i in 0..n $body
+    }};
+}
+
+/// `K` rows of `wide` elements.
+#[inline(always)]
+fn rows_of<const K: usize>(x: &[f32], wide: usize) -> [&[f32]; K] {
+    std::array::from_fn(|k| &x[k * wide..][..wide])
 }
 
 /// Mean and `1 / sqrt(var + eps)` of the batch into `stats`, and the running statistics' move.
@@ -89,16 +107,14 @@ fn chunk_stats(p: &mut [f32], x: &[f32], wide: usize) {
     let (mean, rest) = p.split_at_mut(wide);
     let (dev, dev2) = rest.split_at_mut(wide);
     mean.fill(0.0);
-    let four = x.chunks_exact(4 * wide);
-    for row in four.remainder().chunks(wide) {
-        for (a, x) in mean.iter_mut().zip(row) {
-            *a += x;
-        }
-    }
-    for rows in four {
-        let [x0, x1, x2, x3]: [&[f32]; 4] = lanes(rows, wide, wide);
-        for i in 0..wide {
-            mean[i] += (x0[i] + x1[i]) + (x2[i] + x3[i]);
+    for rows in x.chunks(4 * wide) {
+        if rows.len() == 4 * wide {
+            let [x0, x1, x2, x3] = rows_of(rows, wide);
+            each_lane!(wide, mut mean; x0, x1, x2, x3; i => { mean[i] += (x0[i] + x1[i]) + (x2[i] + x3[i]); });
+        } else {
+            for x in rows.chunks(wide) {
+                each_lane!(x.len(), mut mean; x; i => { mean[i] += x[i]; });
+            }
         }
     }
     for (j, a) in mean.iter_mut().enumerate() {
@@ -106,23 +122,22 @@ fn chunk_stats(p: &mut [f32], x: &[f32], wide: usize) {
     }
     dev.fill(0.0);
     dev2.fill(0.0);
-    let two = x.chunks_exact(2 * wide);
-    for row in two.remainder().chunks(wide) {
-        let n = row.len();
-        let (mean, dev, dev2) = (&mean[..n], &mut dev[..n], &mut dev2[..n]);
-        for i in 0..n {
-            let d = row[i] - mean[i];
-            dev[i] += d;
-            dev2[i] += d * d;
-        }
-    }
-    for rows in two {
-        let [x0, x1]: [&[f32]; 2] = lanes(rows, wide, wide);
-        let (mean, dev, dev2) = (&mean[..wide], &mut dev[..wide], &mut dev2[..wide]);
-        for i in 0..wide {
-            let (d0, d1) = (x0[i] - mean[i], x1[i] - mean[i]);
-            dev[i] += d0 + d1;
-            dev2[i] += d0 * d0 + d1 * d1;
+    for rows in x.chunks(4 * wide) {
+        if rows.len() == 4 * wide {
+            let [x0, x1, x2, x3] = rows_of(rows, wide);
+            each_lane!(wide, mut dev, dev2; mean, x0, x1, x2, x3; i => {
+                let (d0, d1, d2, d3) = (x0[i] - mean[i], x1[i] - mean[i], x2[i] - mean[i], x3[i] - mean[i]);
+                dev[i] += (d0 + d1) + (d2 + d3);
+                dev2[i] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
+            });
+        } else {
+            for x in rows.chunks(wide) {
+                each_lane!(x.len(), mut dev, dev2; mean, x; i => {
+                    let d = x[i] - mean[i];
+                    dev[i] += d;
+                    dev2[i] += d * d;
+                });
+            }
         }
     }
 }
@@ -135,25 +150,29 @@ fn count(len: usize, j: usize, wide: usize) -> usize {
 /// Sum and squared deviations from the mean, of `n` channels from `c0`.
 fn fold_stats(partial: &[f32], c0: usize, n: usize, s: &Split) -> ([f64; STRIP], [f64; STRIP]) {
     let (mut sum, mut m2) = ([0.0; STRIP], [0.0; STRIP]);
-    let each = |f: &mut dyn FnMut(usize, f64, f64, f64, f64)| {
-        for (i, p) in partial.chunks(3 * s.wide).enumerate() {
-            let len = s.chunk_len(i);
-            for pixel in 0..s.wide / s.c {
-                for j in 0..n {
-                    let lane = pixel * s.c + c0 + j;
-                    let count = count(len, lane, s.wide) as f64;
-                    f(j, count, p[lane].into(), p[s.wide + lane].into(), p[2 * s.wide + lane].into());
-                }
-            }
-        }
-    };
-    each(&mut |j, count, mean, dev, _| sum[j] += count * mean + dev);
+    each_partial(partial, c0, n, s, |j, count, [mean, dev, _]| sum[j] += count * mean + dev);
+    let mean_of_all = sum.map(|v| v / s.m as f64);
     // Σ (x - mu)² = Σ ((x - mean) - off)² with off = mu - mean.
-    each(&mut |j, count, mean, dev, dev2| {
-        let off = sum[j] / s.m as f64 - mean;
+    each_partial(partial, c0, n, s, |j, count, [mean, dev, dev2]| {
+        let off = mean_of_all[j] - mean;
         m2[j] += dev2 - 2.0 * off * dev + count * off * off;
     });
     (sum, m2.map(|v: f64| v.max(0.0)))
+}
+
+/// Calls `f(j, elements, partial sums)` for the `n` channels from `c0` of each chunk and pixel, in order.
+#[inline(always)]
+fn each_partial(partial: &[f32], c0: usize, n: usize, s: &Split, mut f: impl FnMut(usize, f64, [f64; 3])) {
+    for (i, p) in partial.chunks(3 * s.wide).enumerate() {
+        let (rows, rest) = (s.chunk_len(i) / s.wide, s.chunk_len(i) % s.wide);
+        for lane in (c0..s.wide).step_by(s.c) {
+            let [mean, dev, dev2]: [&[f32]; 3] = std::array::from_fn(|k| &p[k * s.wide + lane..][..n]);
+            for j in 0..n.min(STRIP) {
+                let count = (rows + usize::from(lane + j < rest)) as f64;
+                f(j, count, [mean[j].into(), dev[j].into(), dev2[j].into()]);
+            }
+        }
+    }
 }
 
 /// The running statistics as mean and `1 / sqrt(var + eps)`.
@@ -212,13 +231,12 @@ fn forward_chunk<const RESIDUAL: bool, const RELU: bool>(
     coef: &[f32],
     wide: usize,
 ) {
+    let [mean, scale, shift] = rows_of(coef, wide);
     for ((y, x), r) in y.chunks_mut(wide).zip(x.chunks(wide)).zip(residual.chunks(wide)) {
-        let n = y.len();
-        let ([mean, scale, shift], x, r) = (lanes(coef, wide, n), &x[..n], &r[..n]);
-        for i in 0..n {
+        each_lane!(y.len(), mut y; x, r, mean, scale, shift; i => {
             let v = (x[i] - mean[i]).mul_add(scale[i], shift[i]);
             y[i] = rectify::<RELU>(if RESIDUAL { v + r[i] } else { v });
-        }
+        });
     }
 }
 
@@ -246,15 +264,13 @@ pub(super) fn reduce(
 fn reduce_chunk<const RELU: bool>(p: &mut [f32], dy: &[f32], x: &[f32], y: &[f32], coef: &[f32], wide: usize) {
     p.fill(0.0);
     let (dgamma, dbeta) = p.split_at_mut(wide);
+    let [mean, rstd] = rows_of(coef, wide);
     for ((dy, x), y) in dy.chunks(wide).zip(x.chunks(wide)).zip(y.chunks(wide)) {
-        let n = dy.len();
-        let ([mean, rstd], x, y) = (lanes(coef, wide, n), &x[..n], &y[..n]);
-        let (dgamma, dbeta) = (&mut dgamma[..n], &mut dbeta[..n]);
-        for i in 0..n {
+        each_lane!(dy.len(), mut dgamma, dbeta; dy, x, y, mean, rstd; i => {
             let g = mask::<RELU>(dy[i], y[i]);
             dgamma[i] += g * ((x[i] - mean[i]) * rstd[i]);
             dbeta[i] += g;
-        }
+        });
     }
 }
 
@@ -324,13 +340,12 @@ fn fill_from(target: &mut [f32], source: Option<&[f32]>, at: usize) {
 }
 
 fn train_chunk<const RELU: bool>(dx: &mut [f32], x: &[f32], y: &[f32], coef: &[f32], wide: usize) {
+    let [mean, a, b, d] = rows_of(coef, wide);
     for ((dx, x), y) in dx.chunks_mut(wide).zip(x.chunks(wide)).zip(y.chunks(wide)) {
-        let n = dx.len();
-        let ([mean, a, b, d], x, y) = (lanes(coef, wide, n), &x[..n], &y[..n]);
-        for i in 0..n {
+        each_lane!(dx.len(), mut dx; x, y, mean, a, b, d; i => {
             let g = mask::<RELU>(dx[i], y[i]);
             dx[i] = a[i].mul_add(g, b[i].mul_add(x[i] - mean[i], d[i]));
-        }
+        });
     }
 }
 
@@ -345,27 +360,29 @@ pub(super) fn backward_train_residual(
     coef: &[f32],
     s: &Split,
 ) {
+    let run = if y.is_some() { train_residual_chunk::<true> } else { train_residual_chunk::<false> };
     dresidual.par_chunks_mut(s.chunk).zip(dx.par_chunks_mut(s.chunk)).enumerate().for_each(|(i, (dr, dx))| {
         let at = i * s.chunk;
         fill_from(dr, dy, at);
         fill_from(dx, x, at);
-        mask_chunk(dr, y.map(|y| &y[at..]));
-        for (dx, g) in dx.chunks_mut(s.wide).zip(dr.chunks(s.wide)) {
-            let n = dx.len();
-            let ([mean, a, b, d], g) = (lanes(coef, s.wide, n), &g[..n]);
-            for i in 0..n {
-                dx[i] = a[i].mul_add(g[i], b[i].mul_add(dx[i] - mean[i], d[i]));
-            }
-        }
+        run(dr, dx, y.map_or(&[], |y| &y[at..]), coef, s.wide);
     });
 }
 
-fn mask_chunk(g: &mut [f32], y: Option<&[f32]>) {
-    if let Some(y) = y {
-        for (g, y) in g.iter_mut().zip(y) {
-            *g = mask::<true>(*g, *y);
+fn train_residual_chunk<const RELU: bool>(dr: &mut [f32], dx: &mut [f32], y: &[f32], coef: &[f32], wide: usize) {
+    let [mean, a, b, d] = rows_of(coef, wide);
+    for (r, (dr, dx)) in dr.chunks_mut(wide).zip(dx.chunks_mut(wide)).enumerate() {
+        if RELU {
+            mask_row(dr, &y[r * wide..]);
         }
+        each_lane!(dr.len(), mut dx; dr, mean, a, b, d; i => {
+            dx[i] = a[i].mul_add(dr[i], b[i].mul_add(dx[i] - mean[i], d[i]));
+        });
     }
+}
+
+fn mask_row(g: &mut [f32], y: &[f32]) {
+    each_lane!(g.len(), mut g; y; i => { g[i] = mask::<true>(g[i], y[i]); });
 }
 
 /// As [`backward_train`] where the statistics do not depend on x.
@@ -373,17 +390,20 @@ pub(super) fn backward_frozen(dx: &mut [f32], dy: Option<&[f32]>, y: Option<&[f3
     dx.par_chunks_mut(s.chunk).enumerate().for_each(|(i, dx)| {
         let at = i * s.chunk;
         fill_from(dx, dy, at);
-        let y = y.map(|y| &y[at..][..dx.len()]);
+        let [_, a] = rows_of(coef, s.wide);
         for (r, dx) in dx.chunks_mut(s.wide).enumerate() {
-            mask_chunk(dx, y.map(|y| &y[r * s.wide..]));
-            for (dx, a) in dx.iter_mut().zip(&coef[s.wide..]) {
-                *dx *= a;
+            match y {
+                Some(y) => {
+                    let y = &y[at + r * s.wide..];
+                    each_lane!(dx.len(), mut dx; y, a; i => { dx[i] = mask::<true>(dx[i], y[i]) * a[i]; });
+                }
+                None => each_lane!(dx.len(), mut dx; a; i => { dx[i] *= a[i]; }),
             }
         }
     });
 }
 
-/// As [`backward_train_residual`] where the statistics do not depend on x; `dx` is fresh.
+/// As [`backward_train_residual`] where the statistics do not depend on x; `dx` is fresh, or not wanted.
 pub(super) fn backward_frozen_residual(
     dresidual: &mut [f32],
     dy: Option<&[f32]>,
@@ -392,17 +412,21 @@ pub(super) fn backward_frozen_residual(
     coef: &[f32],
     s: &Split,
 ) {
-    dresidual.par_chunks_mut(s.chunk).enumerate().for_each(|(i, dr)| {
-        fill_from(dr, dy, i * s.chunk);
-        mask_chunk(dr, y.map(|y| &y[i * s.chunk..]));
-    });
-    let Some(dx) = dx else { return };
-    let g = &*dresidual;
-    dx.par_chunks_mut(s.chunk).zip(g.par_chunks(s.chunk)).for_each(|(dx, g)| {
-        for (dx, g) in dx.chunks_mut(s.wide).zip(g.chunks(s.wide)) {
-            for ((dx, g), a) in dx.iter_mut().zip(g).zip(&coef[s.wide..]) {
-                *dx = g * a;
-            }
+    let masked = |dr: &mut [f32], at: usize| {
+        fill_from(dr, dy, at);
+        if let Some(y) = y {
+            mask_row(dr, &y[at..]);
+        }
+    };
+    let Some(dx) = dx else {
+        dresidual.par_chunks_mut(s.chunk).enumerate().for_each(|(i, dr)| masked(dr, i * s.chunk));
+        return;
+    };
+    let [_, a] = rows_of(coef, s.wide);
+    dresidual.par_chunks_mut(s.chunk).zip(dx.par_chunks_mut(s.chunk)).enumerate().for_each(|(i, (dr, dx))| {
+        for (r, (dr, dx)) in dr.chunks_mut(s.wide).zip(dx.chunks_mut(s.wide)).enumerate() {
+            masked(dr, i * s.chunk + r * s.wide);
+            each_lane!(dr.len(), mut dx; dr, a; i => { dx[i] = dr[i] * a[i]; });
         }
     });
 }

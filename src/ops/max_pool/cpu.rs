@@ -24,25 +24,28 @@ fn forward_row(y: &mut [f32], mut which: Option<&mut [u8]>, x: &[f32], s: &PoolS
     let (n, oy) = (i / s.oh(), i % s.oh());
     for ox in 0..s.ow() {
         let y = &mut y[ox * s.c..][..s.c];
-        y.fill(f32::NEG_INFINITY);
-        if let Some(w) = which.as_deref_mut() {
-            w[ox * s.c..][..s.c].fill(0);
-        }
+        let mut which = which.as_deref_mut().map(|w| &mut w[ox * s.c..][..s.c]);
+        let mut first = true;
         for ky in 0..s.k {
             let Some(iy) = (oy * s.stride + ky).checked_sub(s.pad).filter(|&v| v < s.h) else { continue };
             for kx in 0..s.k {
                 let Some(ix) = (ox * s.stride + kx).checked_sub(s.pad).filter(|&v| v < s.w) else { continue };
                 let x = &x[((n * s.h + iy) * s.w + ix) * s.c..][..s.c];
-                match which.as_deref_mut() {
-                    Some(w) => {
-                        let k = (ky * s.k + kx) as u8;
-                        for ((y, w), &x) in y.iter_mut().zip(&mut w[ox * s.c..][..s.c]).zip(x) {
+                let tap = s.tap(ky, kx);
+                // Starting from the first cell inside, not from -inf: the winner of a window of -inf lies inside too.
+                match (which.as_deref_mut(), std::mem::take(&mut first)) {
+                    (which, true) => {
+                        y.copy_from_slice(x);
+                        which.into_iter().for_each(|w| w.fill(tap));
+                    }
+                    (Some(which), false) => {
+                        for ((y, w), &x) in y.iter_mut().zip(which).zip(x) {
                             let larger = x > *y || x.is_nan();
                             *y = if larger { x } else { *y };
-                            *w = if larger { k } else { *w };
+                            *w = if larger { tap } else { *w };
                         }
                     }
-                    None => {
+                    (None, false) => {
                         for (y, &x) in y.iter_mut().zip(x) {
                             *y = if x > *y || x.is_nan() { x } else { *y };
                         }
@@ -53,27 +56,33 @@ fn forward_row(y: &mut [f32], mut which: Option<&mut [u8]>, x: &[f32], s: &PoolS
     }
 }
 
-/// One task per image: windows overlap, so rows of `dx` meet.
+/// One task per input row, which gathers from the output rows whose windows cover it: windows overlap, so scattering
+/// would make tasks meet.
 pub(super) fn backward(dx: &mut [f32], dy: &[f32], which: &[u8], s: &PoolShape) {
-    let (image_in, image_out) = (s.h * s.w * s.c, s.oh() * s.ow() * s.c);
-    if image_in == 0 || image_out == 0 {
-        dx.fill(0.0);
+    let (row, row_out) = (s.w * s.c, s.ow() * s.c);
+    if row == 0 {
         return;
     }
-    dx.par_chunks_mut(image_in).zip(dy.par_chunks(image_out)).zip(which.par_chunks(image_out)).for_each(
-        |((dx, dy), which)| {
-            dx.fill(0.0);
-            for oy in 0..s.oh() {
-                for ox in 0..s.ow() {
-                    let at = (oy * s.ow() + ox) * s.c;
-                    for c in 0..s.c {
-                        let k = usize::from(which[at + c]);
-                        // The winner lies inside: the forward pass skipped the others.
-                        let (iy, ix) = (oy * s.stride + k / s.k - s.pad, ox * s.stride + k % s.k - s.pad);
-                        dx[(iy * s.w + ix) * s.c + c] += dy[at + c];
+    dx.par_chunks_mut(row).enumerate().for_each(|(i, dx)| {
+        dx.fill(0.0);
+        let (n, iy) = (i / s.h, i % s.h);
+        for ky in 0..s.k {
+            let Some(start) = (iy + s.pad).checked_sub(ky).filter(|v| v.is_multiple_of(s.stride)) else { continue };
+            let oy = start / s.stride;
+            if oy >= s.oh() {
+                continue;
+            }
+            let at = (n * s.oh() + oy) * row_out;
+            let (dy, which) = (&dy[at..][..row_out], &which[at..][..row_out]);
+            for (ox, (dy, which)) in dy.chunks_exact(s.c).zip(which.chunks_exact(s.c)).enumerate() {
+                for kx in 0..s.k {
+                    let Some(ix) = (ox * s.stride + kx).checked_sub(s.pad).filter(|&v| v < s.w) else { continue };
+                    let tap = s.tap(ky, kx);
+                    for ((dx, dy), which) in dx[ix * s.c..][..s.c].iter_mut().zip(dy).zip(which) {
+                        *dx += if *which == tap { *dy } else { 0.0 };
                     }
                 }
             }
-        },
-    );
+        }
+    });
 }

@@ -25,14 +25,23 @@ pub(crate) struct PoolShape {
 
 impl PoolShape {
     fn oh(&self) -> usize {
-        (self.h + 2 * self.pad).checked_sub(self.k).map_or(0, |d| d / self.stride + 1)
+        self.windows(self.h)
     }
     fn ow(&self) -> usize {
-        (self.w + 2 * self.pad).checked_sub(self.k).map_or(0, |d| d / self.stride + 1)
+        self.windows(self.w)
+    }
+    fn windows(&self, cells: usize) -> usize {
+        let free = (cells + 2 * self.pad).checked_sub(self.k).filter(|_| cells > 0);
+        free.map_or(0, |d| d / self.stride + 1)
+    }
+    /// Number of a cell of the window; k is at most 15, so it fits.
+    fn tap(&self, ky: usize, kx: usize) -> u8 {
+        (ky * self.k + kx) as u8
     }
 }
 
-/// `y = max` over each `k`×`k` window, `stride_px` apart, with `pad` cells of `-inf` around; the first of equals wins.
+/// `y = max` over each `k`×`k` window, `stride_px` apart, with `pad` cells of `-inf` around; the first of equals wins, NaN
+/// wins always. With `k = 1` it subsamples: `x[:, ::stride_px, ::stride_px]`.
 ///
 /// Shapes: x `[N,H,W,C]` f32; y `[N,OH,OW,C]`, `OH = (H + 2 pad - k) / stride + 1`.
 /// Saves: the winner's place, u8 `[N,OH,OW,C]`.

@@ -61,6 +61,8 @@ pub struct Chart {
     pub bands: Vec<Band>,
     /// Vertical marks: place and words.
     pub marks: Vec<(f64, String)>,
+    /// The horizontal axis begins at 0 even if no point is there.
+    pub from_zero: bool,
     /// The vertical axis; fitted to the points if none. Points beyond it are drawn on its end.
     pub y_range: Option<(f64, f64)>,
 }
@@ -76,7 +78,8 @@ impl Chart {
         let Some((x_range, fitted)) = ranges(&all) else { return Ok(None) };
         let marks: Vec<&(f64, String)> = self.marks.iter().filter(|m| m.0.is_finite()).collect();
         let x1 = marks.iter().fold(x_range.1, |m, k| m.max(k.0));
-        let x_range = (marks.iter().fold(x_range.0, |m, k| m.min(k.0)), x1);
+        let first = if self.from_zero { x_range.0.min(0.0) } else { x_range.0 };
+        let x_range = (marks.iter().fold(first, |m, k| m.min(k.0)), x1);
         let y_range = self.y_range.filter(|r| r.0 < r.1 && (r.1 - r.0).is_finite()).unwrap_or(fitted);
         let mut text = String::new();
         self.draw(&mut text, &lines, &marks, x_range, y_range)
@@ -232,6 +235,8 @@ mod tests {
         assert!(held.svg().unwrap().is_some());
         let silly = Chart { y_range: Some((1.0, f64::NAN)), ..held };
         assert!(silly.svg().unwrap().is_some());
+        let late = Chart { series: vec![line(&[(50.0, 0.5), (60.0, 0.6)])], from_zero: true, ..Chart::default() };
+        assert!(late.svg().unwrap().unwrap().contains("\n0\n"), "the axis begins at 0");
     }
 
     #[test]

@@ -16,7 +16,7 @@ body{font:15px/1.5 system-ui,sans-serif;color:#1d2330;background:#f4f5f7;margin:
 main{max-width:1180px;margin:0 auto;padding:24px}
 h1{font-size:26px;margin:0} h2{font-size:18px;margin:32px 0 8px}
 .quiet{color:#5b6475} .warn{color:#9c2a00}
-.tiles,.charts{display:flex;flex-wrap:wrap;gap:14px;margin:14px 0}
+.tiles,.charts{display:flex;flex-wrap:wrap;align-items:flex-start;gap:14px;margin:14px 0}
 .tile{background:#fff;border:1px solid #dde1e8;border-radius:8px;padding:10px 18px;min-width:96px}
 .tile b{display:block;font-size:24px}
 figure{background:#fff;border:1px solid #dde1e8;border-radius:8px;padding:8px;margin:0;max-width:100%;box-sizing:border-box}

@@ -64,6 +64,7 @@ pub(super) fn progress(log: &RunLog) -> Result<String> {
             .map(|(i, (name, key))| series(name, i, curve(key), true))
             .collect(),
         marks,
+        from_zero: true,
         y_range: Some((0.0, 100.0)),
         ..Chart::default()
     };
@@ -90,6 +91,7 @@ pub(super) fn comparison(groups: &[Group]) -> Result<String> {
             title: title.into(),
             x_label: word.into(),
             y_label: "per cent".into(),
+            from_zero: true,
             y_range: Some((0.0, 100.0)),
             ..Chart::default()
         };

@@ -15,6 +15,9 @@ pub mod pipeline;
 mod prefetch;
 mod raw;
 pub mod resize;
+//! Data sets: reading them, drawing them, and the built-in one.
+
+pub mod draw;
 pub mod shapes;
 pub mod store;
 

@@ -1,1 +1,12 @@
-//! Module report.
+//! What a run shows: the lines of `log.jsonl` ([`log`]), its curves ([`curves`]), runs beside each other ([`compare`]),
+//! detection examples ([`pictures`]) and the page that holds all of it ([`html`]).
+
+pub mod compare;
+pub mod curves;
+pub mod html;
+pub mod log;
+pub mod pictures;
+pub mod results;
+mod sections;
+
+pub use html::write_report;

@@ -1,0 +1,496 @@
+//! Pictures for people: boxes, class names, scores and masks on RGB pictures, and sheets of several pictures. Used by
+//! `dataset draw`, `detect` and the report. Everything is clipped to the picture; a box that is not finite is left out.
+//!
+//! [`draw_objects`] is the main entry; [`draw_dataset`] writes annotated copies of a data set's pictures.
+
+use std::path::{Path, PathBuf};
+
+use font8x8::UnicodeFonts;
+use image::{Rgb, RgbImage};
+use rayon::prelude::*;
+
+use super::shapes::raster::coverage;
+use super::shapes::write_atomically;
+use crate::error::{Error, Result};
+
+/// Pixels of a character of the font in each direction.
+const GLYPH: u32 = 8;
+
+/// Colours of the first classes: distinguishable side by side, also with the common colour blindnesses (after Okabe and
+/// Ito 2008, and Green-Armytage 2010).
+const PALETTE: [[u8; 3]; 12] = [
+    [230, 159, 0],
+    [86, 180, 233],
+    [0, 200, 130],
+    [240, 228, 66],
+    [60, 110, 255],
+    [235, 70, 70],
+    [204, 121, 237],
+    [153, 255, 51],
+    [255, 120, 190],
+    [0, 220, 220],
+    [180, 130, 80],
+    [255, 255, 255],
+];
+
+/// An object to draw.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DrawnObject {
+    /// `x0 y0 x1 y1` in pixels of the picture.
+    pub bbox: [f32; 4],
+    /// Index of the class: its colour and its name.
+    pub class: usize,
+    /// Confidence, printed behind the name.
+    pub score: Option<f32>,
+    /// Mask, filled lightly; empty if there is none.
+    pub polygons: Vec<Vec<[f64; 2]>>,
+}
+
+/// How [`draw_objects`] draws.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DrawStyle {
+    /// Width of the lines in pixels.
+    pub line: u32,
+    /// Size of a character in units of 8 pixels; 0 draws no labels.
+    pub text: u32,
+    /// Opacity of the masks, 0 to 1.
+    pub fill: f32,
+}
+
+impl DrawStyle {
+    /// A style that fits a picture of this size.
+    pub fn for_size(width: u32, height: u32) -> Self {
+        let side = width.min(height);
+        DrawStyle { line: (side / 300).max(1), text: (side / 450).max(1), fill: 0.3 }
+    }
+}
+
+/// Colour of a class. Beyond the palette hues step by the golden ratio, so that neighbours differ.
+pub fn class_colour(class: usize) -> [u8; 3] {
+    if let Some(&c) = PALETTE.get(class) {
+        return c;
+    }
+    let hue = (class as f64 * 0.618_033_988_75).fract() * 6.0;
+    let light = if class % 2 == 0 { 255.0 } else { 190.0 };
+    let f = hue.fract();
+    let (p, q, t) = (light * 0.3, light * (1.0 - 0.7 * f), light * (0.3 + 0.7 * f));
+    let rgb = match hue as u32 {
+        0 => [light, t, p],
+        1 => [q, light, p],
+        2 => [p, light, t],
+        3 => [p, q, light],
+        4 => [t, p, light],
+        _ => [light, p, q],
+    };
+    rgb.map(|v| v as u8)
+}
+
+/// Black or white, whichever reads better on `background`.
+fn ink(background: [u8; 3]) -> [u8; 3] {
+    let [r, g, b] = background.map(u32::from);
+    if 299 * r + 587 * g + 114 * b > 128_000 { [0; 3] } else { [255; 3] }
+}
+
+/// Fills the pixels of `x0..x1`, `y0..y1` that are inside the picture.
+pub fn fill_rect(image: &mut RgbImage, x0: i64, y0: i64, x1: i64, y1: i64, colour: [u8; 3]) {
+    let (w, h) = (i64::from(image.width()), i64::from(image.height()));
+    for y in y0.clamp(0, h)..y1.clamp(0, h) {
+        for x in x0.clamp(0, w)..x1.clamp(0, w) {
+            image.put_pixel(x as u32, y as u32, Rgb(colour));
+        }
+    }
+}
+
+/// Draws the outline of a box, `line` pixels wide and inside of it. A box that is not finite is left out.
+pub fn draw_box(image: &mut RgbImage, bbox: [f32; 4], line: u32, colour: [u8; 3]) {
+    let Some([x0, y0, x1, y1]) = pixel_box(bbox) else { return };
+    let t = i64::from(line);
+    fill_rect(image, x0, y0, x1, y0 + t, colour);
+    fill_rect(image, x0, y1 - t, x1, y1, colour);
+    fill_rect(image, x0, y0, x0 + t, y1, colour);
+    fill_rect(image, x1 - t, y0, x1, y1, colour);
+}
+
+/// A box in whole pixels, at least one wide and high.
+fn pixel_box(bbox: [f32; 4]) -> Option<[i64; 4]> {
+    if bbox.iter().any(|v| !v.is_finite()) {
+        return None;
+    }
+    let r = bbox.map(|v| f64::from(v).round() as i64);
+    Some([r[0], r[1], r[2].max(r[0].saturating_add(1)), r[3].max(r[1].saturating_add(1))])
+}
+
+/// Width and height in pixels of a line of text.
+pub fn text_size(text: &str, scale: u32) -> (u32, u32) {
+    (text.chars().count() as u32 * GLYPH * scale, GLYPH * scale)
+}
+
+/// Writes a line of text whose top-left corner is (`x`, `y`). Characters without a glyph are question marks.
+pub fn draw_text(image: &mut RgbImage, x: i64, y: i64, text: &str, scale: u32, colour: [u8; 3]) {
+    for (i, c) in text.chars().enumerate() {
+        let left = x + i as i64 * i64::from(GLYPH * scale);
+        for (row, bits) in glyph(c).iter().enumerate() {
+            for column in (0..GLYPH).filter(|k| bits >> k & 1 == 1) {
+                let (px, py) = (left + i64::from(column * scale), y + row as i64 * i64::from(scale));
+                fill_rect(image, px, py, px + i64::from(scale), py + i64::from(scale), colour);
+            }
+        }
+    }
+}
+
+fn glyph(c: char) -> [u8; 8] {
+    use font8x8::{BASIC_FONTS, GREEK_FONTS, HIRAGANA_FONTS, LATIN_FONTS};
+    let known = |c| {
+        BASIC_FONTS
+            .get(c)
+            .or_else(|| LATIN_FONTS.get(c))
+            .or_else(|| GREEK_FONTS.get(c))
+            .or_else(|| HIRAGANA_FONTS.get(c))
+    };
+    known(c).or_else(|| known('?')).unwrap_or([0; 8])
+}
+
+/// Writes text on a ground of `colour` so that it lies above (`x`, `y`) if there is room, else below, and inside the
+/// picture as far as it fits.
+fn draw_label(image: &mut RgbImage, x: i64, y: i64, text: &str, scale: u32, colour: [u8; 3]) {
+    let (w, h) = text_size(text, scale);
+    let (w, h) = (i64::from(w) + 2, i64::from(h) + 2);
+    let left = x.min(i64::from(image.width()) - w).max(0);
+    let top = if y - h >= 0 { y - h } else { y.max(0) }.min(i64::from(image.height()) - h).max(0);
+    fill_rect(image, left, top, left + w, top + h, colour);
+    draw_text(image, left + 1, top + 1, text, scale, ink(colour));
+}
+
+/// Mixes `colour` into the inside of a polygon.
+pub fn fill_polygon(image: &mut RgbImage, polygon: &[[f64; 2]], colour: [u8; 3], opacity: f32) {
+    if polygon.len() < 3 {
+        return;
+    }
+    let c = coverage(polygon, image.width() as usize, image.height() as usize);
+    for (x, y, share) in c.pixels() {
+        let alpha = opacity.clamp(0.0, 1.0) * f32::from(share) / 256.0;
+        let pixel = image.get_pixel_mut(x as u32, y as u32);
+        for (p, v) in pixel.0.iter_mut().zip(colour) {
+            *p = (f32::from(*p) + (f32::from(v) - f32::from(*p)) * alpha + 0.5) as u8;
+        }
+    }
+}
+
+/// Draws a straight line of one pixel's width, clipped to the picture.
+pub fn draw_line(image: &mut RgbImage, from: [f64; 2], to: [f64; 2], colour: [u8; 3]) {
+    let (w, h) = (f64::from(image.width()), f64::from(image.height()));
+    let d = [to[0] - from[0], to[1] - from[1]];
+    // Liang and Barsky 1984: the part of the line inside the picture, so that far ends cost nothing
+    let (mut t0, mut t1) = (0.0f64, 1.0f64);
+    for (p, q) in [(-d[0], from[0]), (d[0], w - from[0]), (-d[1], from[1]), (d[1], h - from[1])] {
+        if p == 0.0 && q < 0.0 {
+            return;
+        } else if p < 0.0 {
+            t0 = t0.max(q / p);
+        } else if p > 0.0 {
+            t1 = t1.min(q / p);
+        }
+    }
+    // two points a pixel: rounding at the far end of a long line skips none
+    let steps = (2.0 * d[0].abs().max(d[1].abs()) * (t1 - t0)).ceil();
+    if !(t0 <= t1 && d.iter().all(|v| v.is_finite())) {
+        return;
+    }
+    let at = |t: f64| [from[0] + t * d[0], from[1] + t * d[1]];
+    let (a, b) = (at(t0), at(t1));
+    for i in 0..=steps as u64 {
+        let u = i as f64 / steps.max(1.0);
+        let (x, y) = ((a[0] + u * (b[0] - a[0])).floor() as i64, (a[1] + u * (b[1] - a[1])).floor() as i64);
+        fill_rect(image, x, y, x + 1, y + 1, colour);
+    }
+}
+
+/// Draws objects with their class names and scores; the surest last, so that it is on top.
+pub fn draw_objects(image: &mut RgbImage, objects: &[DrawnObject], names: &[String], style: DrawStyle) {
+    let mut order: Vec<&DrawnObject> = objects.iter().collect();
+    order.sort_by(|a, b| a.score.unwrap_or(1.0).total_cmp(&b.score.unwrap_or(1.0)));
+    for o in &order {
+        let colour = class_colour(o.class);
+        for polygon in &o.polygons {
+            fill_polygon(image, polygon, colour, style.fill);
+            for (i, &p) in polygon.iter().enumerate() {
+                draw_line(image, p, polygon[(i + 1) % polygon.len()], colour);
+            }
+        }
+    }
+    for o in &order {
+        draw_box(image, o.bbox, style.line, class_colour(o.class));
+    }
+    for o in order.iter().filter(|_| style.text > 0) {
+        let Some([x0, y0, ..]) = pixel_box(o.bbox) else { continue };
+        let name = names.get(o.class).cloned().unwrap_or_else(|| format!("class {}", o.class));
+        let text = match o.score {
+            Some(score) => format!("{name} {score:.2}"),
+            None => name,
+        };
+        draw_label(image, x0, y0, &text, style.text, class_colour(o.class));
+    }
+}
+
+/// A picture enlarged `factor` times by repeating pixels, and its objects with it.
+pub fn enlarge(image: &RgbImage, objects: &[DrawnObject], factor: u32) -> (RgbImage, Vec<DrawnObject>) {
+    let big = RgbImage::from_fn(image.width() * factor, image.height() * factor, |x, y| {
+        *image.get_pixel(x / factor, y / factor)
+    });
+    let k = f64::from(factor);
+    let objects = objects
+        .iter()
+        .map(|o| DrawnObject {
+            bbox: o.bbox.map(|v| v * factor as f32),
+            polygons: o.polygons.iter().map(|p| p.iter().map(|c| c.map(|v| v * k)).collect()).collect(),
+            ..o.clone()
+        })
+        .collect();
+    (big, objects)
+}
+
+/// How many times a small picture is enlarged before drawing, so that labels do not cover it.
+pub fn enlargement(width: u32, height: u32) -> u32 {
+    (480 / width.max(height).max(1)).clamp(1, 4)
+}
+
+/// A copy of a picture with its objects drawn, small pictures enlarged.
+pub fn annotated(image: &RgbImage, objects: &[DrawnObject], names: &[String]) -> RgbImage {
+    let factor = enlargement(image.width(), image.height());
+    let (mut big, objects) = enlarge(image, objects, factor);
+    draw_objects(&mut big, &objects, names, DrawStyle::for_size(image.width() * factor, image.height() * factor));
+    big
+}
+
+/// Pictures with captions in a grid of `columns` on dark grey; each cell as large as the largest picture.
+pub fn contact_sheet(cells: &[(RgbImage, String)], columns: usize) -> RgbImage {
+    const GAP: u32 = 6;
+    let columns = columns.clamp(1, cells.len().max(1)) as u32;
+    let rows = (cells.len() as u32).div_ceil(columns);
+    let w = cells.iter().map(|c| c.0.width()).max().unwrap_or(0);
+    let h = cells.iter().map(|c| c.0.height()).max().unwrap_or(0);
+    let caption = if cells.iter().all(|c| c.1.is_empty()) { 0 } else { GLYPH + 4 };
+    let (cell_w, cell_h) = (w + GAP, h + caption + GAP);
+    let mut sheet = RgbImage::from_pixel(columns * cell_w + GAP, rows * cell_h + GAP, Rgb([40, 40, 40]));
+    for (i, (picture, text)) in cells.iter().enumerate() {
+        let (x, y) = (GAP + i as u32 % columns * cell_w, GAP + i as u32 / columns * cell_h);
+        let fits: String = text.chars().take((w / GLYPH) as usize).collect();
+        draw_text(&mut sheet, i64::from(x), i64::from(y), &fits, 1, [220; 3]);
+        image::imageops::replace(&mut sheet, picture, i64::from(x), i64::from(y + caption));
+    }
+    sheet
+}
+
+/// The bytes of a PNG file.
+pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
+    super::shapes::encode_png(image.as_raw(), image.width() as usize, image.height() as usize)
+}
+
+/// Writes a PNG file; a reader never sees half of it.
+pub fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
+    write_atomically(path, &encode_png(image)?)
+}
+
+/// A picture of a data set and what is known about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DatasetPicture {
+    /// The picture's file.
+    pub path: PathBuf,
+    /// Its name in the annotation file, for the caption and for the copy's file name.
+    pub file_name: String,
+    /// Its objects.
+    pub objects: Vec<DrawnObject>,
+}
+
+/// Writes to `out` a copy of each picture with its objects drawn, and `sheet.png` with the first twelve; returns the
+/// files, the sheet last. `read` reads a picture (upright, as the annotations mean it).
+pub fn draw_dataset(
+    pictures: &[DatasetPicture],
+    names: &[String],
+    out: &Path,
+    read: impl Fn(&Path) -> Result<RgbImage> + Sync,
+) -> Result<Vec<PathBuf>> {
+    const ON_SHEET: usize = 12;
+    std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+    let done = pictures
+        .par_iter()
+        .enumerate()
+        .map(|(i, p)| {
+            let drawn = annotated(&read(&p.path)?, &p.objects, names);
+            let path = out.join(copy_name(&p.file_name));
+            write_png(&path, &drawn)?;
+            let caption = format!("{} ({})", p.file_name, p.objects.len());
+            Ok((path, (i < ON_SHEET).then_some((drawn, caption))))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let (mut paths, mut cells) = (Vec::new(), Vec::new());
+    for (path, cell) in done {
+        paths.push(path);
+        cells.extend(cell);
+    }
+    if !cells.is_empty() {
+        let sheet = out.join("sheet.png");
+        write_png(&sheet, &contact_sheet(&cells, 4))?;
+        paths.push(sheet);
+    }
+    Ok(paths)
+}
+
+/// Name of an annotated copy: folders become part of the name, so that no two collide and none leaves the folder; the
+/// prefix keeps it apart from `sheet.png`.
+pub fn copy_name(file_name: &str) -> String {
+    let stem = file_name.rsplit_once('.').map_or(file_name, |(stem, _)| stem);
+    let safe: String =
+        stem.chars().map(|c| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' }).collect();
+    format!("drawn_{safe}.png")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blank(w: u32, h: u32) -> RgbImage {
+        RgbImage::new(w, h)
+    }
+
+    fn lit(image: &RgbImage) -> usize {
+        image.pixels().filter(|p| p.0 != [0; 3]).count()
+    }
+
+    fn object(bbox: [f32; 4], class: usize) -> DrawnObject {
+        DrawnObject { bbox, class, score: None, polygons: Vec::new() }
+    }
+
+    #[test]
+    fn a_box_is_its_outline_and_is_clipped() {
+        let mut i = blank(20, 20);
+        draw_box(&mut i, [2.0, 3.0, 12.0, 9.0], 1, [255; 3]);
+        assert_eq!(lit(&i), 2 * 10 + 2 * 4);
+        assert_eq!(i.get_pixel(2, 3).0, [255; 3]);
+        assert_eq!(i.get_pixel(11, 8).0, [255; 3]);
+        assert_eq!(i.get_pixel(12, 9).0, [0; 3]);
+        let mut i = blank(20, 20);
+        draw_box(&mut i, [-5.0, -5.0, 100.0, 10.0], 2, [255; 3]);
+        assert_eq!(lit(&i), 20 * 2);
+        for wild in [[f32::NAN, 0.0, 5.0, 5.0], [f32::NEG_INFINITY, 0.0, 1.0, 1.0]] {
+            let mut i = blank(20, 20);
+            draw_box(&mut i, wild, 1, [255; 3]);
+            assert_eq!(lit(&i), 0);
+        }
+        draw_box(&mut i, [-1e30, -1e30, 1e30, 1e30], 1, [255; 3]);
+    }
+
+    #[test]
+    fn text_is_the_font_and_unknown_characters_are_question_marks() {
+        let mut i = blank(30, 10);
+        draw_text(&mut i, 1, 1, "I", 1, [255; 3]);
+        let bits: u32 = font8x8::BASIC_FONTS.get('I').unwrap().iter().map(|b| b.count_ones()).sum();
+        assert_eq!(lit(&i), bits as usize);
+        let draw = |t: &str| {
+            let mut i = blank(30, 10);
+            draw_text(&mut i, 0, 0, t, 1, [255; 3]);
+            i
+        };
+        assert_eq!(draw("\u{1F600}"), draw("?"));
+        assert_ne!(draw("é"), draw("?"));
+        let mut edge = blank(30, 10);
+        draw_text(&mut edge, -4, -4, "WWWWWWWWW", 2, [255; 3]); // partly outside: no panic
+        assert!(lit(&edge) > 0);
+    }
+
+    #[test]
+    fn labels_stay_inside_the_picture() {
+        let names = vec!["crescent".to_string()];
+        for bbox in [[0.0, 0.0, 5.0, 5.0], [95.0, 0.0, 99.0, 99.0], [40.0, 95.0, 60.0, 99.0]] {
+            let mut with = blank(100, 100);
+            let mut style = DrawStyle::for_size(100, 100);
+            draw_objects(&mut with, &[object(bbox, 0)], &names, style);
+            let mut without = blank(100, 100);
+            style.text = 0;
+            draw_objects(&mut without, &[object(bbox, 0)], &names, style);
+            assert!(lit(&with) > lit(&without) + 300, "{bbox:?}");
+        }
+        draw_objects(&mut blank(4, 3), &[object([0.0, 0.0, 4.0, 3.0], 7)], &[], DrawStyle::for_size(4, 3));
+        draw_objects(&mut blank(0, 0), &[object([0.0, 0.0, 4.0, 3.0], 7)], &[], DrawStyle::for_size(0, 0));
+    }
+
+    #[test]
+    fn lines_are_clipped_even_from_far_away() {
+        let mut i = blank(10, 10);
+        draw_line(&mut i, [-1e9, 4.5], [1e9, 4.5], [255; 3]);
+        assert_eq!(lit(&i), 10);
+        assert!((0..10).all(|x| i.get_pixel(x, 4).0 == [255; 3]));
+        let mut i = blank(10, 10);
+        draw_line(&mut i, [0.5, 0.5], [9.5, 9.5], [255; 3]);
+        assert!((0..10).all(|k| i.get_pixel(k, k).0 == [255; 3]));
+        let mut i = blank(10, 10);
+        for end in [[f64::NAN, 1.0], [f64::INFINITY, 1.0], [20.0, 11.0]] {
+            draw_line(&mut i, [11.0, 11.0], end, [255; 3]);
+        }
+        assert_eq!(lit(&i), 0);
+    }
+
+    #[test]
+    fn masks_mix_by_their_opacity() {
+        let mut i = RgbImage::from_pixel(10, 10, Rgb([100; 3]));
+        fill_polygon(&mut i, &[[2.0, 2.0], [6.0, 2.0], [6.0, 6.0], [2.0, 6.0]], [200, 100, 0], 0.5);
+        assert_eq!(i.get_pixel(3, 3).0, [150, 100, 50]);
+        assert_eq!(i.get_pixel(7, 7).0, [100; 3]);
+        fill_polygon(&mut i, &[[0.0, 0.0]], [0; 3], 1.0);
+    }
+
+    #[test]
+    fn the_surest_detection_is_drawn_last() {
+        let mut i = blank(60, 60);
+        let mut a = object([10.0, 20.0, 40.0, 50.0], 0);
+        let mut b = object([10.0, 20.0, 40.0, 50.0], 1);
+        (a.score, b.score) = (Some(0.9), Some(0.3));
+        let style = DrawStyle { line: 1, text: 0, fill: 0.0 };
+        draw_objects(&mut i, &[a, b], &[], style);
+        assert_eq!(i.get_pixel(10, 30).0, class_colour(0));
+    }
+
+    #[test]
+    fn colours_of_the_first_forty_classes_differ() {
+        for a in 0..40 {
+            for b in 0..a {
+                let (x, y) = (class_colour(a), class_colour(b));
+                let d: i32 = x.iter().zip(y).map(|(&p, q)| (i32::from(p) - i32::from(q)).abs()).sum();
+                assert!(d > 12, "{a} {x:?} and {b} {y:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn sheets_hold_every_cell() {
+        let cell = |v| (RgbImage::from_pixel(8, 6, Rgb([v; 3])), "c".to_string());
+        let s = contact_sheet(&[cell(101), cell(102), cell(103)], 2);
+        for v in [101, 102, 103] {
+            assert_eq!(s.pixels().filter(|p| p.0 == [v; 3]).count(), 48);
+        }
+        assert!(contact_sheet(&[], 3).width() > 0);
+        let back = image::load_from_memory(&encode_png(&s).unwrap()).unwrap().to_rgb8();
+        assert_eq!(back, s);
+    }
+
+    #[test]
+    fn a_data_set_is_drawn_into_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let picture = |n: &str| DatasetPicture {
+            path: PathBuf::from(n),
+            file_name: n.to_string(),
+            objects: vec![object([2.0, 2.0, 20.0, 20.0], 0)],
+        };
+        let read = |p: &Path| {
+            if p.ends_with("bad.jpg") { Err(Error::data(p, "cannot be read")) } else { Ok(blank(40, 30)) }
+        };
+        let files = draw_dataset(&[picture("a/x.jpg"), picture("b/x.jpg")], &[], &dir.path().join("o"), read).unwrap();
+        assert_eq!(files.len(), 3);
+        assert!(files.iter().all(|f| f.is_file() && f.parent() == Some(&dir.path().join("o"))));
+        assert_eq!(image::open(&files[0]).unwrap().width(), 160);
+        assert!(draw_dataset(&[], &[], dir.path(), read).unwrap().is_empty());
+        let e = draw_dataset(&[picture("bad.jpg")], &[], dir.path(), read).unwrap_err();
+        assert!(e.to_string().contains("bad.jpg"));
+        assert_eq!(copy_name("../../etc/x.y.png"), "drawn_.._.._etc_x.y.png");
+    }
+}

@@ -1,0 +1,398 @@
+//! `log.jsonl`: one JSON object a line. The training loop writes [`LogEvent`]s, the report reads them with
+//! [`RunLog::parse`], which forgives a file that was cut off, numbers that are not finite, and lines of another version.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::error::{Error, Result};
+
+/// A line of the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum LogEvent {
+    /// The program started (again, if the run was resumed).
+    Start(StartLine),
+    /// A stage began.
+    Stage(StageLine),
+    /// Some training steps.
+    Train(TrainLine),
+    /// An evaluation.
+    Eval(EvalLine),
+    /// A checkpoint was written.
+    Checkpoint(CheckpointLine),
+    /// The run ended.
+    End(EndLine),
+    /// A line of another version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The program started.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StartLine {
+    /// Version of upres.
+    pub version: String,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Device in words.
+    pub device: String,
+    /// Threads of the CPU back end.
+    pub threads: usize,
+    /// Step that the run continues from; 0 for a new one.
+    pub resumed_from_step: u64,
+}
+
+/// A stage began.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StageLine {
+    /// Name of the stage.
+    pub stage: String,
+    /// Its place in the recipe, from 0.
+    pub stage_index: usize,
+    /// Steps of all stages before this one.
+    pub global_step: u64,
+    /// Seconds of training until now.
+    #[serde(deserialize_with = "lenient")]
+    pub time_s: f64,
+    /// Steps of this stage.
+    pub steps: u64,
+    /// Peak that the planner computed, in bytes; 0 if it is not known.
+    pub memory_planned_bytes: u64,
+}
+
+/// Some training steps; the numbers are means since the last such line.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainLine {
+    /// Name of the stage.
+    pub stage: String,
+    /// Its place in the recipe, from 0.
+    pub stage_index: usize,
+    /// Steps done in this stage.
+    pub step: u64,
+    /// Steps done in all stages.
+    pub global_step: u64,
+    /// Passes over the data in this stage.
+    #[serde(deserialize_with = "lenient")]
+    pub epoch: f64,
+    /// Learning rate.
+    #[serde(deserialize_with = "lenient")]
+    pub lr: f64,
+    /// Each loss by name; `loss` is their sum.
+    #[serde(deserialize_with = "lenient_map")]
+    pub losses: BTreeMap<String, f64>,
+    /// Norm of the gradient before clipping.
+    #[serde(deserialize_with = "lenient")]
+    pub grad_norm: f64,
+    /// Images trained on per second.
+    #[serde(deserialize_with = "lenient")]
+    pub images_per_s: f64,
+    /// Share of the time that training waited for data, 0 to 1.
+    #[serde(deserialize_with = "lenient")]
+    pub data_wait: f64,
+    /// Seconds of training until now, over all stages and resumptions.
+    #[serde(deserialize_with = "lenient")]
+    pub time_s: f64,
+    /// Bytes of the arena in use at the peak.
+    pub memory_bytes: u64,
+}
+
+/// An evaluation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvalLine {
+    /// Name of the stage.
+    pub stage: String,
+    /// Its place in the recipe, from 0.
+    pub stage_index: usize,
+    /// Steps done in this stage.
+    pub step: u64,
+    /// Steps done in all stages.
+    pub global_step: u64,
+    /// Passes over the data in this stage.
+    #[serde(deserialize_with = "lenient")]
+    pub epoch: f64,
+    /// Seconds of training until now, over all stages and resumptions.
+    #[serde(deserialize_with = "lenient")]
+    pub time_s: f64,
+    /// COCO numbers by key, `bbox_ap` and so on, 0 to 1; -1 where there is no ground truth of the kind.
+    #[serde(deserialize_with = "lenient_map")]
+    pub metrics: BTreeMap<String, f64>,
+    /// AP of each class by name.
+    #[serde(deserialize_with = "lenient_map")]
+    pub per_class: BTreeMap<String, f64>,
+}
+
+/// A checkpoint was written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckpointLine {
+    /// File, relative to the run directory.
+    pub path: String,
+    /// Steps done in all stages.
+    pub global_step: u64,
+}
+
+/// The run ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndLine {
+    /// `done`, `stopped` or what went wrong.
+    pub reason: String,
+    /// Steps done in all stages.
+    pub global_step: u64,
+    /// Seconds of training over all stages and resumptions.
+    #[serde(deserialize_with = "lenient")]
+    pub time_s: f64,
+}
+
+/// Numbers that are missing, null or words are NaN (serde_json writes NaN as null).
+fn lenient<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<f64, D::Error> {
+    Ok(number(&serde_json::Value::deserialize(d)?))
+}
+
+fn lenient_map<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<BTreeMap<String, f64>, D::Error> {
+    let map = Option::<BTreeMap<String, serde_json::Value>>::deserialize(d)?.unwrap_or_default();
+    Ok(map.into_iter().map(|(k, v)| (k, number(&v))).collect())
+}
+
+/// A JSON value as a number; NaN if it is none.
+pub fn number(v: &serde_json::Value) -> f64 {
+    v.as_f64().or_else(|| v.as_str().and_then(|s| s.parse().ok())).unwrap_or(f64::NAN)
+}
+
+impl LogEvent {
+    /// The line without its line break.
+    pub fn to_line(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|e| Error::value("log", e.to_string()))
+    }
+}
+
+/// The log of a run, in order of the steps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RunLog {
+    /// The last start.
+    pub start: Option<StartLine>,
+    /// Stages, each once.
+    pub stages: Vec<StageLine>,
+    /// Training steps.
+    pub train: Vec<TrainLine>,
+    /// Evaluations.
+    pub evals: Vec<EvalLine>,
+    /// The end; none if the run goes on or was killed.
+    pub end: Option<EndLine>,
+    /// Lines that could not be read.
+    pub skipped: usize,
+}
+
+impl RunLog {
+    /// Reads a log file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        Ok(Self::parse(&String::from_utf8_lossy(&bytes)))
+    }
+
+    /// Reads the text of a log. Steps that were done twice, because a run was resumed from an earlier checkpoint, count
+    /// as they were done last.
+    pub fn parse(text: &str) -> Self {
+        let mut log = RunLog::default();
+        for line in text.lines().filter(|l| !l.trim().is_empty()) {
+            match parse_line(line) {
+                Some(LogEvent::Start(s)) => {
+                    log.start = Some(s);
+                    log.end = None;
+                }
+                Some(LogEvent::Stage(s)) => {
+                    log.stages.retain(|o| o.stage_index < s.stage_index);
+                    log.stages.push(s);
+                }
+                Some(LogEvent::Train(t)) => {
+                    while log.train.last().is_some_and(|l| l.global_step >= t.global_step) {
+                        log.train.pop();
+                    }
+                    while log.evals.last().is_some_and(|l| l.global_step >= t.global_step) {
+                        log.evals.pop();
+                    }
+                    log.train.push(t);
+                }
+                Some(LogEvent::Eval(e)) => {
+                    while log.evals.last().is_some_and(|l| l.global_step >= e.global_step) {
+                        log.evals.pop();
+                    }
+                    log.evals.push(e);
+                }
+                Some(LogEvent::End(e)) => log.end = Some(e),
+                Some(LogEvent::Checkpoint(_) | LogEvent::Unknown) => {}
+                None => log.skipped += 1,
+            }
+        }
+        log
+    }
+
+    /// Passes over the data before each stage, by the stage's place.
+    pub fn epochs_before(&self) -> Vec<f64> {
+        let stages = self.stage_names().len();
+        let mut last = vec![0.0f64; stages];
+        let seen = self.train.iter().map(|t| (t.stage_index, t.epoch));
+        for (stage, epoch) in seen.chain(self.evals.iter().map(|e| (e.stage_index, e.epoch))) {
+            if let Some(l) = last.get_mut(stage) {
+                *l = l.max(epoch); // max ignores NaN
+            }
+        }
+        last.iter().scan(0.0, |sum, l| Some(std::mem::replace(sum, *sum + l))).collect()
+    }
+
+    /// Names of the stages by place.
+    pub fn stage_names(&self) -> Vec<String> {
+        let mut names: BTreeMap<usize, &str> = BTreeMap::new();
+        names.extend(self.evals.iter().map(|e| (e.stage_index, e.stage.as_str())));
+        names.extend(self.train.iter().map(|t| (t.stage_index, t.stage.as_str())));
+        names.extend(self.stages.iter().map(|s| (s.stage_index, s.stage.as_str())));
+        const MOST: usize = 64; // a damaged index must not make a long list
+        let count = names.keys().last().map_or(0, |&l| (l + 1).min(MOST));
+        (0..count).map(|i| names.get(&i).map_or_else(|| format!("stage {i}"), |n| n.to_string())).collect()
+    }
+
+    /// Seconds at which each stage began, by place; NaN where the log does not say.
+    pub fn stage_times(&self) -> Vec<f64> {
+        let begin = |i: usize| {
+            let stated = self.stages.iter().find(|s| s.stage_index == i).map(|s| s.time_s);
+            stated.filter(|t| t.is_finite()).unwrap_or_else(|| {
+                let before = self.train.iter().rfind(|t| t.stage_index < i).map(|t| t.time_s);
+                before.unwrap_or(if i == 0 { 0.0 } else { f64::NAN })
+            })
+        };
+        (0..self.stage_names().len()).map(begin).collect()
+    }
+
+    /// Seconds of training that the log covers.
+    pub fn total_time(&self) -> f64 {
+        let times = self.train.iter().map(|t| t.time_s).chain(self.evals.iter().map(|e| e.time_s));
+        times.chain(self.end.iter().map(|e| e.time_s)).fold(0.0, f64::max)
+    }
+
+    /// A metric of each evaluation against seconds.
+    pub fn metric_over_time(&self, key: &str) -> Vec<(f64, f64)> {
+        let value = |e: &EvalLine| e.metrics.get(key).copied().unwrap_or(f64::NAN);
+        finite(self.evals.iter().map(|e| (e.time_s, value(e))))
+    }
+
+    /// A metric of each evaluation against passes over the data, counted through all stages.
+    pub fn metric_over_epochs(&self, key: &str) -> Vec<(f64, f64)> {
+        let before = self.epochs_before();
+        let value = |e: &EvalLine| e.metrics.get(key).copied().unwrap_or(f64::NAN);
+        let place = |e: &EvalLine| before.get(e.stage_index).copied().unwrap_or(f64::NAN) + e.epoch;
+        finite(self.evals.iter().map(|e| (place(e), value(e))))
+    }
+}
+
+/// The points whose numbers are finite.
+pub fn finite(points: impl Iterator<Item = (f64, f64)>) -> Vec<(f64, f64)> {
+    points.filter(|p| p.0.is_finite() && p.1.is_finite()).collect()
+}
+
+fn parse_line(line: &str) -> Option<LogEvent> {
+    serde_json::from_str(line).ok().or_else(|| serde_json::from_str(&without_bare_nan(line)).ok())
+}
+
+/// Other writers put bare `NaN` and `Infinity` into JSON: null instead, outside of strings.
+pub(super) fn without_bare_nan(line: &str) -> String {
+    let (mut out, mut rest, mut in_string) = (String::with_capacity(line.len()), line, false);
+    while let Some(c) = rest.chars().next() {
+        if !in_string {
+            if let Some(word) =
+                ["NaN", "nan", "-Infinity", "Infinity", "-inf", "inf"].iter().find(|w| rest.starts_with(**w))
+            {
+                out.push_str("null");
+                rest = &rest[word.len()..];
+                continue;
+            }
+        } else if c == '\\' {
+            let two = rest.char_indices().nth(2).map_or(rest.len(), |(i, _)| i);
+            out.push_str(&rest[..two]);
+            rest = &rest[two..];
+            continue;
+        }
+        if c == '"' {
+            in_string = !in_string;
+        }
+        out.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_back_and_the_agreed_form_is_read() {
+        let line = r#"{"event":"train","stage":"pretrain","stage_index":0,"step":120,"global_step":120,"epoch":1.2,"lr":0.01,"losses":{"loss":1.2,"rpn_cls":0.3},"grad_norm":2.5,"images_per_s":31.5,"data_wait":0.02,"time_s":33.1,"memory_bytes":1000000}"#;
+        let event = parse_line(line).unwrap();
+        let LogEvent::Train(t) = &event else { panic!("{event:?}") };
+        assert_eq!((t.step, t.lr, t.losses["rpn_cls"], t.memory_bytes), (120, 0.01, 0.3, 1_000_000));
+        assert_eq!(parse_line(&event.to_line().unwrap()).unwrap(), event);
+        let line = r#"{"event":"eval","stage":"pretrain","stage_index":0,"step":5,"global_step":5,"epoch":1.0,"time_s":3.0,"metrics":{"bbox_ap":0.25,"bbox_ap_small":-1},"per_class":{"circle":0.7}}"#;
+        let LogEvent::Eval(e) = parse_line(line).unwrap() else { panic!() };
+        assert_eq!((e.metrics["bbox_ap"], e.per_class["circle"]), (0.25, 0.7));
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_nan_and_stay_readable() {
+        let t =
+            TrainLine { lr: f64::NAN, losses: BTreeMap::from([("loss".into(), f64::INFINITY)]), ..Default::default() };
+        let LogEvent::Train(back) = parse_line(&LogEvent::Train(t).to_line().unwrap()).unwrap() else { panic!() };
+        assert!(back.lr.is_nan() && back.losses["loss"].is_nan());
+        let line = r#"{"event":"train","stage":"a NaN \" NaN","lr":NaN,"grad_norm":-Infinity,"losses":{"loss":"NaN"}}"#;
+        let LogEvent::Train(t) = parse_line(line).unwrap() else { panic!() };
+        assert!(t.lr.is_nan() && t.grad_norm.is_nan() && t.losses["loss"].is_nan());
+        assert_eq!(t.stage, "a NaN \" NaN");
+    }
+
+    #[test]
+    fn cut_off_and_unknown_lines_are_passed_over() {
+        let log = RunLog::parse(
+            "{\"event\":\"start\",\"seed\":3}\n\n{\"event\":\"weather\",\"rain\":true}\nnonsense\n{\"event\":\"train\",\"step\":1,\"global_step\":1}\n{\"event\":\"train\",\"st",
+        );
+        assert_eq!((log.start.unwrap().seed, log.train.len(), log.skipped), (3, 1, 2));
+        assert_eq!(RunLog::parse(""), RunLog::default());
+    }
+
+    #[test]
+    fn steps_done_again_after_a_resumption_replace_the_first_try() {
+        let train = |g| format!("{{\"event\":\"train\",\"global_step\":{g},\"time_s\":{g}}}\n");
+        let eval = |g, v| format!("{{\"event\":\"eval\",\"global_step\":{g},\"metrics\":{{\"bbox_ap\":{v}}}}}\n");
+        let text = [train(1), train(2), eval(2, 0.1), train(3), eval(3, 0.2)].concat()
+            + "{\"event\":\"end\",\"reason\":\"stopped\"}\n{\"event\":\"start\"}\n"
+            + &[train(2), eval(2, 0.3)].concat();
+        let log = RunLog::parse(&text);
+        assert_eq!(log.train.iter().map(|t| t.global_step).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(log.evals.len(), 1);
+        assert_eq!(log.evals[0].metrics["bbox_ap"], 0.3);
+        assert!(log.end.is_none());
+    }
+
+    #[test]
+    fn epochs_and_times_run_through_the_stages() {
+        let log = RunLog::parse(concat!(
+            "{\"event\":\"stage\",\"stage\":\"a\",\"stage_index\":0,\"time_s\":0}\n",
+            "{\"event\":\"train\",\"stage\":\"a\",\"stage_index\":0,\"global_step\":1,\"epoch\":3,\"time_s\":30}\n",
+            "{\"event\":\"train\",\"stage\":\"b\",\"stage_index\":1,\"global_step\":2,\"epoch\":1,\"time_s\":50}\n",
+            "{\"event\":\"eval\",\"stage\":\"b\",\"stage_index\":1,\"global_step\":2,\"epoch\":1,\"time_s\":52,\"metrics\":{\"bbox_ap\":0.5}}\n",
+        ));
+        assert_eq!(log.epochs_before(), [0.0, 3.0]);
+        assert_eq!(log.stage_names(), ["a", "b"]);
+        assert_eq!(log.stage_times(), [0.0, 30.0]);
+        assert_eq!(log.total_time(), 52.0);
+        assert_eq!(log.metric_over_epochs("bbox_ap"), [(4.0, 0.5)]);
+        assert_eq!(log.metric_over_time("bbox_ap"), [(52.0, 0.5)]);
+        assert!(log.metric_over_time("none").is_empty());
+        let wild = RunLog::parse("{\"event\":\"train\",\"stage_index\":1000000000000}\n");
+        assert!(wild.stage_names().len() <= 64 && wild.epochs_before().len() <= 64);
+    }
+}

@@ -1,0 +1,101 @@
+//! `metrics.json`: the numbers of a finished run, read in any of the forms that a run or `evaluate` may have left.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::log::{RunLog, number, without_bare_nan};
+
+/// The numbers of one evaluation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Results {
+    /// Which data they are of: `val`, `test`; empty if the file does not say.
+    pub split: String,
+    /// COCO numbers by key, 0 to 1.
+    pub numbers: BTreeMap<String, f64>,
+    /// AP and AP50 of each class; NaN where the file does not say.
+    pub per_class: BTreeMap<String, (f64, f64)>,
+}
+
+impl Results {
+    /// A number by key; NaN if it is not there.
+    pub fn get(&self, key: &str) -> f64 {
+        self.numbers.get(key).copied().unwrap_or(f64::NAN)
+    }
+
+    /// Reads `metrics.json` of a run; the last evaluation of the log if there is no such file.
+    pub fn of_run(dir: &Path, log: &RunLog) -> Vec<Results> {
+        let text = std::fs::read_to_string(dir.join("metrics.json")).unwrap_or_default();
+        let found = Self::parse(&text);
+        if !found.is_empty() {
+            return found;
+        }
+        let last = log.evals.last().map(|e| Results {
+            split: "last evaluation".into(),
+            numbers: e.metrics.clone(),
+            per_class: e.per_class.iter().map(|(k, &v)| (k.clone(), (v, f64::NAN))).collect(),
+        });
+        last.into_iter().collect()
+    }
+
+    /// Reads the text of a `metrics.json`: one evaluation (`{"bbox_ap": ..}` or `{"metrics": {..}, "per_class": {..}}`)
+    /// or several by split (`{"val": {..}, "test": {..}}`). Empty if there is none.
+    pub fn parse(text: &str) -> Vec<Results> {
+        let read = |t: &str| serde_json::from_str::<Value>(t).ok();
+        let Some(Value::Object(root)) = read(text).or_else(|| read(&without_bare_nan(text))) else {
+            return Vec::new();
+        };
+        let root = Value::Object(root);
+        if let Some(one) = Self::from_value(&root) {
+            return vec![one];
+        }
+        let splits = root.as_object().into_iter().flatten();
+        splits.filter_map(|(k, v)| Self::from_value(v).map(|r| Results { split: k.clone(), ..r })).collect()
+    }
+
+    fn from_value(v: &Value) -> Option<Results> {
+        let numbers = v.get("metrics").filter(|m| m.is_object()).unwrap_or(v);
+        let numbers: BTreeMap<String, f64> = numbers
+            .as_object()?
+            .iter()
+            .filter(|(k, v)| (k.starts_with("bbox_") || k.starts_with("segm_")) && !v.is_object() && !v.is_array())
+            .map(|(k, v)| (k.clone(), number(v)))
+            .collect();
+        if numbers.is_empty() {
+            return None;
+        }
+        let either = |v: &Value, a: &str, b: &str| v.get(a).or_else(|| v.get(b)).map_or(f64::NAN, number);
+        let class = |v: &Value| match v {
+            Value::Array(pair) => (pair.first().map_or(f64::NAN, number), pair.get(1).map_or(f64::NAN, number)),
+            Value::Object(_) => (either(v, "ap", "bbox_ap"), either(v, "ap50", "bbox_ap50")),
+            other => (number(other), f64::NAN),
+        };
+        let per_class = v.get("per_class").and_then(Value::as_object).into_iter().flatten();
+        let split = v.get("split").and_then(Value::as_str).unwrap_or_default().to_string();
+        Some(Results { split, numbers, per_class: per_class.map(|(k, v)| (k.clone(), class(v))).collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_is_read() {
+        let flat = Results::parse(r#"{"bbox_ap": 0.5, "bbox_ap50": NaN, "images": 3, "split": "val"}"#);
+        assert_eq!((flat.len(), flat[0].get("bbox_ap"), flat[0].split.as_str()), (1, 0.5, "val"));
+        assert!(flat[0].get("bbox_ap50").is_nan() && flat[0].get("images").is_nan());
+        let nested = Results::parse(
+            r#"{"val": {"metrics": {"bbox_ap": 0.4}, "per_class": {"a": 0.1, "b": {"ap": 0.2, "ap50": 0.3}, "c": [0.4, 0.5], "d": null}},
+                "test": {"bbox_ap": 0.3}, "seconds": 7}"#,
+        );
+        assert_eq!(nested.iter().map(|r| r.split.as_str()).collect::<Vec<_>>(), ["test", "val"]);
+        let classes = &nested[1].per_class;
+        assert!(classes["a"].0 == 0.1 && classes["a"].1.is_nan() && classes["d"].0.is_nan());
+        assert_eq!((classes["b"], classes["c"]), ((0.2, 0.3), (0.4, 0.5)));
+        for bad in ["", "[1]", "{", "{\"a\": {\"b\": 1}}", "3"] {
+            assert!(Results::parse(bad).is_empty(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The report of a run: complete from a run directory, and still there when the directory is not.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use upres::data::draw::DrawnObject;
+use upres::data::shapes::{Class, ShapesOptions, Split, render};
+use upres::report::log::{EndLine, EvalLine, LogEvent, StageLine, StartLine, TrainLine};
+use upres::report::pictures::{Example, save_examples};
+use upres::report::write_report;
+use upres::tensor::philox::{Purpose, Stream};
+
+/// A run of two stages (or one) as the training loop would leave it; `pace` is how fast AP rises.
+fn write_run(dir: &Path, stages: &[(&str, u64)], seed: u64, pace: f64) {
+    fs::create_dir_all(dir).unwrap();
+    let mut rng = Stream::new(seed, 0, 0, 0, Purpose::Test).rng();
+    let start = StartLine { version: "0.1.0".into(), seed, device: "cpu".into(), threads: 2, resumed_from_step: 0 };
+    let mut events = vec![LogEvent::Start(start)];
+    let (mut global_step, mut time_s, mut last) = (0, 0.0, EvalLine::default());
+    for (stage_index, &(stage, steps)) in stages.iter().enumerate() {
+        let stage = stage.to_string();
+        let memory = 300 << 20;
+        let line =
+            StageLine { stage: stage.clone(), stage_index, global_step, time_s, steps, memory_planned_bytes: memory };
+        events.push(LogEvent::Stage(line));
+        for step in (5..=steps).step_by(5) {
+            global_step += 5;
+            time_s += 1.5;
+            let noise = 1.0 + 0.3 * f64::from(rng.uniform());
+            let level =
+                noise * (0.3 + 2.0 / (1.0 + 0.02 * global_step as f64)) * if global_step == 5 { 40.0 } else { 1.0 };
+            let parts = [("rpn_cls", 0.2), ("rpn_box", 0.1), ("roi_cls", 0.4), ("roi_box", 0.3)];
+            let mut losses: BTreeMap<String, f64> = parts.iter().map(|(k, v)| (k.to_string(), v * level)).collect();
+            losses.insert("loss".into(), level);
+            events.push(LogEvent::Train(TrainLine {
+                stage: stage.clone(),
+                stage_index,
+                step,
+                global_step,
+                epoch: step as f64 / 40.0,
+                lr: 0.02 * (step as f64 / 50.0).min(1.0) * if step > steps * 3 / 4 { 0.1 } else { 1.0 },
+                losses,
+                grad_norm: 3.0 * noise,
+                images_per_s: 20.0 + noise,
+                data_wait: 0.02,
+                time_s,
+                memory_bytes: memory,
+            }));
+            if step % 40 == 0 || step == steps {
+                let ap = 0.8 * (1.0 - 1.0 / (1.0 + pace * time_s / 60.0)) * (0.95 + 0.1 * f64::from(rng.uniform()));
+                let metrics =
+                    [("bbox_ap", ap), ("bbox_ap50", 1.3 * ap), ("bbox_ap75", 0.9 * ap), ("bbox_ap_large", -1.0)];
+                last = EvalLine {
+                    stage: stage.clone(),
+                    stage_index,
+                    step,
+                    global_step,
+                    epoch: step as f64 / 40.0,
+                    time_s,
+                    metrics: metrics.iter().map(|(k, v)| (k.to_string(), *v)).collect(),
+                    per_class: Class::ALL.iter().map(|c| (c.name().to_string(), ap)).collect(),
+                };
+                events.push(LogEvent::Eval(last.clone()));
+            }
+        }
+    }
+    events.push(LogEvent::End(EndLine { reason: "done".into(), global_step, time_s }));
+    let lines: String = events.iter().map(|e| e.to_line().unwrap() + "\n").collect();
+    fs::write(dir.join("log.jsonl"), lines).unwrap();
+    let metrics = serde_json::json!({ "val": { "metrics": last.metrics, "per_class": last.per_class } });
+    fs::write(dir.join("metrics.json"), metrics.to_string()).unwrap();
+    let recipe = "name = \"shapes & more\"\nseed = 1\n\n[expect]\nbbox_ap = 60.0\nbbox_ap50 = 99.9\nwindow = 0.5\n";
+    fs::write(dir.join("recipe.toml"), recipe).unwrap();
+}
+
+fn examples(dir: &Path) {
+    let examples: Vec<Example> = (0..4)
+        .map(|i| {
+            let p = render(&ShapesOptions::default(), Split::Val, i).unwrap();
+            let object = |s: &upres::data::shapes::VisibleShape, score, masks: bool| DrawnObject {
+                bbox: s.bbox,
+                class: s.class as usize,
+                score,
+                polygons: if masks { s.polygons.clone() } else { Vec::new() },
+            };
+            Example {
+                name: format!("{i}.png"),
+                image: image::RgbImage::from_raw(p.width as u32, p.height as u32, p.rgb).unwrap(),
+                truth: p.shapes.iter().map(|s| object(s, None, true)).collect(),
+                found: p.shapes.iter().map(|s| object(s, Some(0.9), false)).collect(),
+            }
+        })
+        .collect();
+    save_examples(dir, &examples, &Class::ALL.map(|c| c.name().to_string())).unwrap();
+}
+
+/// The whole of a report in a folder of its own, with the runs that it is compared with.
+fn full(root: &Path) -> PathBuf {
+    let run = root.join("two_stage-1");
+    let mut others = Vec::new();
+    for seed in 1..=3 {
+        let (two, one) = (root.join(format!("two_stage-{seed}")), root.join(format!("one_stage-{seed}")));
+        write_run(&two, &[("pretrain", 400), ("finetune", 200)], seed, 2.0);
+        write_run(&one, &[("scratch", 600)], seed, 1.0);
+        others.extend([two, one]);
+    }
+    examples(&run);
+    write_report(&run, &others).unwrap();
+    run.join("report.html")
+}
+
+#[test]
+fn a_report_holds_everything_and_needs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = fs::read_to_string(full(dir.path())).unwrap();
+    // accuracy 2, comparison 2, four for each of two stages
+    assert_eq!(page.matches("<svg ").count(), 2 + 2 + 4 * 2);
+    assert_eq!(page.matches("data:image/png;base64,iVBOR").count(), 4);
+    for text in [
+        "shapes &amp; more",
+        "pretrain",
+        "finetune",
+        "two_stage, mean and range of 3",
+        "one_stage, mean and range of 3",
+        "AP at IoU 0.50 to 0.95",
+        "crescent",
+        "images/s",
+        "300.0 MiB",
+        "reached",
+        "missed",
+        "rpn_cls",
+        "ground",
+        "detections",
+    ] {
+        assert!(page.contains(text), "{text}");
+    }
+    for word in ["http://", "https://", "src=\"/", "<link", "<script", "@import", "NaN", "inf"] {
+        let page = page.replace("http://www.w3.org/2000/svg", ""); // the name of the SVG language, nothing to fetch
+        let outside_of_pictures: String = page.split("base64,").map(|p| p.split_once('"').map_or(p, |s| s.1)).collect();
+        assert!(!outside_of_pictures.contains(word), "{word}");
+    }
+    let shares = page.matches("<polygon").count();
+    assert!(shares >= 4, "a band for each group in each chart: {shares}");
+}
+
+#[test]
+fn what_is_missing_or_damaged_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = |d: &Path| {
+        write_report(d, &[]).unwrap();
+        fs::read_to_string(d.join("report.html")).unwrap()
+    };
+    assert!(page(dir.path()).contains("not finished"));
+    write_run(dir.path(), &[("pretrain", 100)], 1, 1.0);
+    let log = fs::read_to_string(dir.path().join("log.jsonl")).unwrap();
+    fs::write(dir.path().join("log.jsonl"), &log[..log.len() - 200]).unwrap();
+    fs::write(dir.path().join("metrics.json"), "{\"bbox_ap\": 0.").unwrap();
+    fs::write(dir.path().join("recipe.toml"), "name = ").unwrap();
+    fs::create_dir(dir.path().join("examples")).unwrap();
+    fs::write(dir.path().join("examples/index.json"), r#"[{"file":"000.png","caption":"gone"}]"#).unwrap();
+    let damaged = page(dir.path());
+    assert!(damaged.contains("last evaluation") && damaged.contains("lines of log.jsonl could not be read"));
+    assert!(damaged.contains("<svg ") && !damaged.contains("<img"));
+    fs::write(dir.path().join("log.jsonl"), [0xFF, 0xFE, b'\n', 0]).unwrap();
+    page(dir.path());
+    fs::write(dir.path().join("log.jsonl"), log.replace("0.02", "NaN").replace("\"loss\":", "\"loss\":NaN,\"was\":"))
+        .unwrap();
+    page(dir.path());
+    let e = write_report(&dir.path().join("none"), &[]).unwrap_err().to_string();
+    assert!(e.contains("no such run directory"), "{e}");
+    assert!(write_report(dir.path(), &[dir.path().join("none")]).is_err());
+}

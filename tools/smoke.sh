@@ -48,22 +48,22 @@ for program in train evaluate detect dataset; do
 done
 
 run dataset shapes --out shapes
-run dataset check shapes/annotations/val.json --images shapes/val
-run dataset stats shapes/annotations/val.json --images shapes/val
+run dataset check shapes/annotations/val.json --images shapes/images/val
+run dataset stats shapes/annotations/val.json --images shapes/images/val
 run train --out run --stop-after 2
 exists run/recipe.toml run/log.jsonl
 checkpoint=$(find run/checkpoints -name '*.safetensors' | sort | tail -n 1)
 exists "$checkpoint"
-run evaluate "$checkpoint" --annotations shapes/annotations/val.json --images shapes/val --detections detections.json
+run evaluate "$checkpoint" --annotations shapes/annotations/val.json --images shapes/images/val --detections detections.json
 exists out.txt
-image=$(find shapes/val -name '*.png' | sort | head -n 1)
+image=$(find shapes/images/val -name '*.png' | sort | head -n 1)
 run detect "$checkpoint" "$image" --out detected
 exists "$(find detected -name '*.json' | head -n 1)"
 
 fails 2 train --no-such-option
 fails 1 train missing.toml
 fails 1 train --out other --resume nothing-here
-fails 1 evaluate missing.safetensors --annotations shapes/annotations/val.json --images shapes/val
+fails 1 evaluate missing.safetensors --annotations shapes/annotations/val.json --images shapes/images/val
 head -c 1000 "$checkpoint" >truncated.safetensors
 fails 1 detect truncated.safetensors "$image"
-fails 1 dataset check missing.json --images shapes/val
+fails 1 dataset check missing.json --images shapes/images/val

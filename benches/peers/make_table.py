@@ -4,7 +4,8 @@
     make_table.py ours.jsonl peers.jsonl ... > table.md
 
 A line: {"bench", "name", "pass" (may be absent), "impl", "median_ms", "min_ms", …}. Lines that agree in bench, name and pass are one row;
-"impl": "upres" is ours. The ratio of times is peer / ours (2.00 = ours is twice as fast), of memory ours / peer (0.60 = ours needs 60 %).
+"impl": "upres" is ours, and so is a line without "impl"; without "bench" it is a convolution, and "ms" is the best time. Where one side has
+no median, best times are compared, and the table says so. The ratio of times is peer / ours (2.00 = ours is twice as fast), of memory ours / peer (0.60 = ours needs 60 %).
 Where lines carry `count` (how often the network has this shape) each pass gets a total, weighted by it. A row that one side lacks is
 listed below the table, never dropped silently. Repeated lines for the same row: the last one counts. Non-JSON lines are ignored.
 """
@@ -27,7 +28,9 @@ def read(paths):
             if not text.lstrip().startswith("{"):
                 continue
             try:
-                line = json.loads(text)
+                line = {"bench": "conv", "impl": OURS} | json.loads(text)
+                if "ms" in line:
+                    line["min_ms"] = line.pop("ms")
                 key = (line["bench"], line["name"], line.get("pass", ""))
                 rows.setdefault(key, {})[line["impl"]] = line
             except (json.JSONDecodeError, KeyError) as e:
@@ -47,24 +50,26 @@ def time_table(bench, rows, peer, field):
     """Rows of one bench against one peer, with weighted totals."""
     gflops = any("gflops" in line for row in rows.values() for line in row.values())
     head = ["name", "pass", f"{OURS} ms", f"{peer} ms", "ratio"] + ([f"{OURS} GFLOP/s", f"{peer} GFLOP/s"] if gflops else [])
-    out = [f"### {bench}: {OURS} beside {peer} ({field.removesuffix('_ms')})", "", "| " + " | ".join(head) + " |",
+    out = [f"### {bench}: {OURS} beside {peer} ({'median' if field == 'median_ms' else 'best'} of each)", "", "| " + " | ".join(head) + " |",
            "|---|---|" + "---:|" * (len(head) - 2)]
-    totals = {}
+    totals = {}  # pass to [ours, theirs, ratios, GFLOP]
     for (_, name, step), row in rows.items():
         ours, theirs = row[OURS], row[peer]
         cells = [name, step, cell(ours[field]), cell(theirs[field]), cell(ratio(theirs[field], ours[field]))]
         if gflops:
-            cells += [cell(ours.get("gflops"), 0), cell(theirs.get("gflops"), 0)]
+            work = next((x["gflops"] * x.get("median_ms", x["min_ms"]) for x in (theirs, ours) if "gflops" in x), 0)  # MFLOP
+            cells += [cell(work / x[field], 0) for x in (ours, theirs)]
         out.append("| " + " | ".join(cells) + " |")
         if count := ours.get("count", theirs.get("count")):
-            total = totals.setdefault(step, [0.0, 0.0, []])
+            total = totals.setdefault(step, [0.0, 0.0, [], 0.0])
             total[0] += count * ours[field]
             total[1] += count * theirs[field]
             total[2] += [theirs[field] / ours[field]]
-    for step, (ours, theirs, ratios) in totals.items():
+            total[3] += count * work if gflops else 0
+    for step, (ours, theirs, ratios, work) in totals.items():
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         out.append(f"| **whole network** (geometric mean of shapes {mean:.2f}) | {step} | {ours:.1f} | {theirs:.1f} | **{theirs / ours:.2f}** |"
-                   + " | |" * gflops)
+                   + f" {work / ours:.0f} | {work / theirs:.0f} |" * gflops)
     return out + [""]
 
 
@@ -89,15 +94,16 @@ def main():
     p.add_argument("files", nargs="+", type=pathlib.Path)
     p.add_argument("--time", choices=("median", "min"), default="median")
     a = p.parse_args()
-    field = f"{a.time}_ms"
     rows, out, lacking = read(a.files), [], []
     for bench in dict.fromkeys(key[0] for key in rows):
         here = {k: v for k, v in rows.items() if k[0] == bench}
         impls = list(dict.fromkeys(i for row in here.values() for i in row))
         for peer in (i for i in impls if i != OURS):
-            timed = {k: v for k, v in here.items() if all(field in v.get(i, {}) for i in (OURS, peer))}
-            if timed:
-                out += time_table(bench, timed, peer, field)
+            both = {k: v for k, v in here.items() if all("min_ms" in v.get(i, {}) for i in (OURS, peer))}
+            medians = all("median_ms" in v[i] for v in both.values() for i in (OURS, peer))
+            field = "median_ms" if medians and a.time == "median" else "min_ms"
+            if both:
+                out += time_table(bench, both, peer, field)
         out += extra_table(bench, here, [i for i in (OURS, *(i for i in impls if i != OURS)) if i in impls])
         lacking += [f"{' '.join(k).rstrip()}: only {', '.join(v)}" for k, v in here.items() if OURS not in v or len(v) == 1]
     if lacking:

@@ -8,6 +8,7 @@ pub mod batch;
 pub mod buckets;
 pub mod coco;
 pub mod decode;
+pub mod draw;
 pub mod findings;
 pub mod loader;
 mod order;
@@ -15,9 +16,6 @@ pub mod pipeline;
 mod prefetch;
 mod raw;
 pub mod resize;
-//! Data sets: reading them, drawing them, and the built-in one.
-
-pub mod draw;
 pub mod shapes;
 pub mod store;
 

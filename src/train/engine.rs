@@ -326,11 +326,7 @@ impl Engine {
             .filter(|&j| classes[j] >= 0)
             .map(|j| {
                 let at = (i * d + j) * 4;
-                Detection {
-                    bbox: std::array::from_fn(|k| boxes[at + k]),
-                    score: scores[j],
-                    class: classes[j] as usize,
-                }
+                Detection { bbox: std::array::from_fn(|k| boxes[at + k]), score: scores[j], class: classes[j] as usize }
             })
             .collect()
     }
@@ -341,7 +337,9 @@ impl Engine {
         if let Some(stage) = &self.stage {
             let trained = self.store.trainable();
             v.extend(trained.zip(&stage.momentum).map(|(p, t)| (format!("momentum.{}", p.name()), t.clone())));
-            v.extend(self.store.all().iter().zip(&stage.average).map(|(p, t)| (format!("ema.{}", p.name()), t.clone())));
+            v.extend(
+                self.store.all().iter().zip(&stage.average).map(|(p, t)| (format!("ema.{}", p.name()), t.clone())),
+            );
         }
         v
     }

@@ -1,0 +1,119 @@
+//! One training step of Faster R-CNN R50-FPN beside benches/peers/step_torchvision.py: forward, backward, SGD.
+//!
+//! `cargo bench --bench step -- [--images 2] [--height 448] [--width 448] [--objects 8] [--head 2fc|4conv1fc] [--steps 5]
+//! [--json FILE]`. Prints one JSON line; `UPRES_PROFILE=1` adds the time of each op, `--plan` what lives at the peak.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::time::Instant;
+
+use upres::device::{Device, op_times, reset_op_times};
+use upres::models::config::{BoxHeadKind, ModelConfig};
+use upres::models::{HostBatch, PixelStats, Sampling};
+use upres::tensor::philox::{Purpose, Stream};
+use upres::train::engine::{Bucket, Engine, StageSetup};
+use upres::train::recipe::StageConfig;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let mut options: HashMap<String, String> = HashMap::new();
+    let mut it = args.iter().peekable();
+    while let Some(a) = it.next() {
+        let value = it.next_if(|v| !v.starts_with("--")).cloned().unwrap_or_default();
+        options.insert(a.trim_start_matches('-').to_string(), value);
+    }
+    let number = |key: &str, default: usize| -> usize {
+        options.get(key).map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("--{key}: not a number: {v}")))
+    };
+    let (b, h, w, objects) = (number("images", 2), number("height", 448), number("width", 448), number("objects", 8));
+    let head = options.get("head").map_or("2fc", String::as_str);
+    let mut config = ModelConfig::default();
+    config.box_head.kind = if head == "2fc" { BoxHeadKind::Shared2Fc } else { BoxHeadKind::Shared4Conv1Fc };
+    let stage = StageConfig { micro_batch: b, images_per_step: b, ..StageConfig::default() };
+    let bucket = vec![Bucket { h, w }];
+    let setup = StageSetup::new(&stage, bucket.clone(), bucket, 8.max(objects.next_multiple_of(8)));
+    let pixels = PixelStats { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
+
+    let plan_device = Device::plan();
+    let start = Instant::now();
+    let mut planner = Engine::new(&plan_device, &config, 80, pixels, 0).expect("plan: model");
+    planner.enter_stage(&setup).expect("plan: stage");
+    let pass = planner.train_pass(None, 0, 1.0, true, Sampling::Random).expect("plan: pass");
+    let update = planner.update(None, 0.0).expect("plan: update");
+    let planned = plan_device.persistent_bytes() + pass.peak_bytes.max(update.peak_bytes);
+    eprintln!("planned in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+    if options.contains_key("plan") {
+        let mib = |v: usize| v as f64 / f64::from(1 << 20);
+        eprintln!("persistent {:.1} MiB, step {:.1} MiB", mib(plan_device.persistent_bytes()), mib(pass.peak_bytes));
+        eprintln!("lower bound of the step {:.1} MiB, {} buffers", mib(pass.lower_bound_bytes), pass.allocs.len());
+        for row in pass.live_at_peak().iter().take(30) {
+            eprintln!("{:9.2} MiB {:4} {}", mib(row.bytes), row.buffers, row.scope);
+        }
+    }
+
+    let device = Device::cpu();
+    let mut engine = Engine::new(&device, &config, 80, pixels, 0).expect("model");
+    engine.enter_stage(&setup).expect("stage");
+    let mut r = Stream::new(0, 0, 0, 0, Purpose::Test).rng();
+    let images: Vec<u8> = (0..b * h * w * 3).map(|_| r.next_u32() as u8).collect();
+    let g = setup.max_gt;
+    let (mut boxes, mut labels) = (vec![0.0; b * g * 4], vec![-1; b * g]);
+    for i in 0..b {
+        for j in 0..objects {
+            let (bw, bh) = (r.range(16.0, w as f32 / 2.0), r.range(16.0, h as f32 / 2.0));
+            let (x, y) = (r.range(0.0, w as f32 - bw), r.range(0.0, h as f32 - bh));
+            boxes[(i * g + j) * 4..][..4].copy_from_slice(&[x, y, x + bw, y + bh]);
+            labels[i * g + j] = ((i * objects + j) % 80) as i32;
+        }
+    }
+    let (sizes, scale) = (vec![[h as f32, w as f32, h as f32, w as f32]; b], vec![[1.0; 2]; b]);
+    let batch = HostBatch {
+        images: &images,
+        sizes: &sizes,
+        scale: &scale,
+        gt_boxes: &boxes,
+        gt_labels: &labels,
+        gt_count: &vec![objects as i32; b],
+    };
+    let mut times = Vec::new();
+    for step in 0..=number("steps", 5) {
+        if step == 1 {
+            reset_op_times();
+        }
+        let start = Instant::now();
+        let inputs = engine.train_inputs(0);
+        inputs.load(&batch);
+        inputs.set_key(0, 0, step as u64, 0);
+        engine.train_pass(Some(&pass), 0, 1.0, true, Sampling::Random).expect("pass");
+        engine.update(Some(&update), 1e-3).expect("update");
+        let ms = start.elapsed().as_secs_f64() * 1e3;
+        eprintln!("step {step}: {ms:.0} ms, losses {:?}", engine.losses());
+        if step > 0 {
+            times.push(ms);
+        }
+    }
+    for (name, t) in op_times().iter().take(60) {
+        eprintln!("{:9.1} ms {:6} {name}", t.total.as_secs_f64() * 1e3 / times.len() as f64, t.calls);
+    }
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    let used = device.persistent_bytes() + device.arena_high_water();
+    let line = serde_json::json!({
+        "bench": "step", "name": format!("faster_rcnn_r50_fpn_{head}_{b}x{h}x{w}"), "impl": "upres", "median_ms": median,
+        "min_ms": times[0], "images_per_s": b as f64 / median * 1e3, "peak_rss_mib": peak_rss_mib(),
+        "planned_mib": planned as f64 / f64::from(1 << 20), "in_use_mib": used as f64 / f64::from(1 << 20),
+        "threads": rayon::current_num_threads(),
+    });
+    println!("{line}");
+    if let Some(path) = options.get("json") {
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).expect("--json");
+        writeln!(file, "{line}").expect("--json");
+    }
+}
+
+/// Largest resident set of this process so far (Linux), else 0.
+fn peak_rss_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}

@@ -1,0 +1,298 @@
+//! Checkpoints: safetensors files that hold everything a run needs to go on bit-exactly, written atomically.
+//!
+//! Tensors: parameters under their names, `momentum.<name>`, `ema.<name>`. The metadata holds [`Meta`] as JSON.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::nn::ParamStore;
+use crate::tensor::Tensor;
+
+/// Version of the format: raised when an older program could not read it.
+const FORMAT: u32 = 1;
+/// Key of [`Meta`] in the safetensors metadata.
+const META_KEY: &str = "upres";
+
+/// What a checkpoint says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Version of the format.
+    pub format: u32,
+    /// The resolved recipe, TOML.
+    pub recipe: String,
+    /// Class names, in the order of the outputs.
+    pub classes: Vec<String>,
+    /// Category id of each class in the annotation file.
+    pub category_ids: Vec<i64>,
+    /// Index of the stage.
+    pub stage: usize,
+    /// Optimizer steps done in the stage.
+    pub step: u64,
+    /// Optimizer steps done in the run.
+    pub global_step: u64,
+    /// Seconds of training so far.
+    pub time_s: f64,
+    /// Best validation AP so far, of this run.
+    pub best_ap: Option<f64>,
+}
+
+impl Meta {
+    /// Of a run that has not begun.
+    pub fn new(recipe: String, classes: Vec<String>, category_ids: Vec<i64>) -> Meta {
+        Meta {
+            format: FORMAT,
+            recipe,
+            classes,
+            category_ids,
+            stage: 0,
+            step: 0,
+            global_step: 0,
+            time_s: 0.0,
+            best_ap: None,
+        }
+    }
+}
+
+/// A checkpoint in memory.
+pub struct Checkpoint {
+    /// The file.
+    pub path: PathBuf,
+    /// What it says of itself.
+    pub meta: Meta,
+    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+}
+
+/// Writes a checkpoint: a temporary file in the same folder, synced, then renamed over `path`. If anything fails the old
+/// file is intact and the temporary one is gone.
+pub fn save(path: &Path, meta: &Meta, tensors: &[(String, Tensor)]) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = tempfile::Builder::new().prefix(".checkpoint").tempfile_in(folder).map_err(|e| Error::io(path, e))?;
+    let full = |e: std::io::Error| {
+        let message = format!("the checkpoint could not be written ({e}); the previous one is intact; free some space");
+        Error::checkpoint(path, message)
+    };
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    write_to(&mut out, meta, tensors).map_err(full)?;
+    let file = out.into_inner().map_err(|e| full(e.into_error()))?;
+    file.as_file().sync_all().map_err(full)?;
+    file.persist(path).map_err(|e| full(e.error))?;
+    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io(folder, e))
+}
+
+/// The file's bytes: length of the header, header, tensors.
+fn write_to(out: &mut impl Write, meta: &Meta, tensors: &[(String, Tensor)]) -> std::io::Result<()> {
+    let mut header = serde_json::Map::new();
+    let text = serde_json::to_string(meta).map_err(std::io::Error::other)?;
+    header.insert("__metadata__".into(), serde_json::json!({ META_KEY: text }));
+    let mut offset = 0;
+    for (name, t) in tensors {
+        let end = offset + t.bytes();
+        let entry = serde_json::json!({ "dtype": "F32", "shape": t.shape(), "data_offsets": [offset, end] });
+        header.insert(name.clone(), entry);
+        offset = end;
+    }
+    let mut header = serde_json::to_vec(&header).map_err(std::io::Error::other)?;
+    header.resize(header.len().next_multiple_of(8), b' '); // data begin at a multiple of 8
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    for (_, t) in tensors {
+        out.write_all(bytemuck::cast_slice(t.f32s()))?;
+    }
+    out.flush()
+}
+
+impl Checkpoint {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Checkpoint> {
+        let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
+        let broken = |e: safetensors::SafeTensorError| {
+            Error::checkpoint(path, format!("not a whole safetensors file ({e}): truncated, or something else"))
+        };
+        let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+        let text = header.metadata().as_ref().and_then(|m| m.get(META_KEY)).ok_or_else(|| {
+            Error::checkpoint(path, "no upres metadata: a weights file of another program, not a checkpoint")
+        })?;
+        let meta: Meta = serde_json::from_str(text).map_err(|e| {
+            Error::checkpoint(path, format!("metadata cannot be read ({e}); written by another version?"))
+        })?;
+        if meta.format > FORMAT {
+            let message = format!("format {} is newer than this program's {FORMAT}: update upres", meta.format);
+            return Err(Error::checkpoint(path, message));
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, view) in file.tensors() {
+            if view.dtype() != safetensors::Dtype::F32 {
+                return Err(Error::checkpoint(path, format!("{name}: want F32, got {:?}", view.dtype())));
+            }
+            tensors.insert(name, (view.shape().to_vec(), bytemuck::pod_collect_to_vec(view.data())));
+        }
+        Ok(Checkpoint { path: path.to_path_buf(), meta, tensors })
+    }
+
+    /// Overwrites a model's parameters. With `averaged`, running averages are taken where the checkpoint has them.
+    ///
+    /// Errors: `Checkpoint` that names the first tensors that are missing or have another shape; nothing is changed then.
+    pub fn load_model(&self, store: &ParamStore, averaged: bool) -> Result<()> {
+        let mut wrong = Vec::new();
+        for p in store.all() {
+            match self.tensors.get(p.name()) {
+                None => wrong.push(format!("{} is missing", p.name())),
+                Some((shape, _)) if *shape != p.shape() => {
+                    wrong.push(format!("{} is {shape:?}, the model wants {:?}", p.name(), p.shape()));
+                }
+                Some(_) => {}
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(self.mismatch(store, &wrong));
+        }
+        for p in store.all() {
+            let average = averaged.then(|| self.tensors.get(&format!("ema.{}", p.name()))).flatten();
+            if let Some((_, values)) = average.or_else(|| self.tensors.get(p.name())) {
+                p.load(values)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mismatch(&self, store: &ParamStore, wrong: &[String]) -> Error {
+        let heads = wrong.iter().all(|w| w.contains(".fc_cls.") || w.contains(".fc_reg."));
+        let cause = match store.all().iter().find(|p| p.name().ends_with("fc_cls.bias")) {
+            Some(p) if heads => {
+                let (have, want) = (self.meta.classes.len(), p.numel() - 1);
+                format!("of another class count: the checkpoint has {have} classes, the recipe {want}")
+            }
+            _ => "of another model".into(),
+        };
+        let more = if wrong.len() > 3 { format!(" and {} more", wrong.len() - 3) } else { String::new() };
+        Error::checkpoint(&self.path, format!("{cause}: {}{more}", wrong[..wrong.len().min(3)].join("; ")))
+    }
+
+    /// The values of a tensor of `n` elements.
+    pub fn values(&self, name: &str, n: usize) -> Result<Vec<f32>> {
+        match self.tensors.get(name) {
+            Some((_, v)) if v.len() == n => Ok(v.clone()),
+            Some((shape, _)) => Err(Error::checkpoint(&self.path, format!("{name} is {shape:?}, want {n} elements"))),
+            None => Err(Error::checkpoint(&self.path, format!("{name} is missing: the stage's settings have changed"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::nn::Init;
+    use crate::tape::Role;
+
+    fn store(classes: usize) -> ParamStore {
+        let mut store = ParamStore::new(&Device::cpu());
+        let mut b = store.builder(1);
+        b.param("conv.weight", Role::Weight, &[2, 3], Init::Normal(1.0)).unwrap();
+        b.param("fc_cls.bias", Role::Bias, &[classes + 1], Init::Normal(1.0)).unwrap();
+        b.sub("head").param("fc_cls.weight", Role::Weight, &[classes + 1, 2], Init::Normal(1.0)).unwrap();
+        store
+    }
+
+    fn meta() -> Meta {
+        Meta {
+            step: 7,
+            best_ap: Some(0.1 + 0.2),
+            ..Meta::new("name = \"x\"".into(), vec!["a".into(), "b".into()], vec![1, 9])
+        }
+    }
+
+    fn state(s: &ParamStore) -> Vec<(String, Tensor)> {
+        s.all().iter().map(|p| (p.name().to_string(), p.value())).collect()
+    }
+
+    #[test]
+    fn round_trip_is_exact() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        let s = store(2);
+        s.all()[0].load(&[f32::MIN_POSITIVE, -0.0, 1.0e-42, f32::MAX, 0.1, -7.0]).unwrap();
+        save(&path, &meta(), &state(&s)).unwrap();
+        let c = Checkpoint::load(&path).unwrap();
+        assert_eq!(c.meta, meta());
+        let other = store(2);
+        other.all()[0].load(&[0.0; 6]).unwrap();
+        c.load_model(&other, true).unwrap();
+        for (a, b) in s.all().iter().zip(other.all()) {
+            let bits = |p: &crate::tape::Param| p.value().f32s().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(a), bits(b));
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn truncated_and_foreign_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        save(&path, &meta(), &state(&store(2))).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        for n in [0, 4, 9, bytes.len() / 2, bytes.len() - 1] {
+            fs::write(&path, &bytes[..n]).unwrap();
+            let e = Checkpoint::load(&path).map(|_| ()).unwrap_err().to_string();
+            assert!(e.contains("c.safetensors") && e.contains("truncated"), "{n}: {e}");
+        }
+        let foreign = b"\x02\0\0\0\0\0\0\0{}";
+        fs::write(&path, foreign).unwrap();
+        assert!(Checkpoint::load(&path).map(|_| ()).unwrap_err().to_string().contains("no upres metadata"));
+        assert!(Checkpoint::load(&dir.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn mismatches_are_named_and_change_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        save(&path, &meta(), &state(&store(2))).unwrap();
+        let c = Checkpoint::load(&path).unwrap();
+        let mut other = ParamStore::new(&Device::cpu());
+        other.builder(1).param("conv.weight", Role::Weight, &[2, 4], Init::Constant(5.0)).unwrap();
+        let e = c.load_model(&other, false).unwrap_err().to_string();
+        assert!(e.contains("another model") && e.contains("conv.weight is [2, 3], the model wants [2, 4]"), "{e}");
+        assert_eq!(other.all()[0].value().f32s(), [5.0; 8]);
+        let mut head = ParamStore::new(&Device::cpu());
+        head.builder(1).sub("x").param("fc_cls.bias", Role::Bias, &[6], Init::Constant(0.0)).unwrap();
+        let e = c.load_model(&head, false).unwrap_err().to_string();
+        assert!(e.contains("the checkpoint has 2 classes, the recipe 5"), "{e}");
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_checkpoint() {
+        /// Fails after some bytes, as a full disk does.
+        struct Full(usize);
+        impl Write for Full {
+            fn write(&mut self, b: &[u8]) -> std::io::Result<usize> {
+                self.0 = self.0.checked_sub(b.len()).ok_or(std::io::ErrorKind::StorageFull)?;
+                Ok(b.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let tensors = state(&store(2));
+        for room in [0, 8, 100, 300] {
+            let e = write_to(&mut Full(room), &meta(), &tensors).unwrap_err();
+            assert_eq!(e.kind(), std::io::ErrorKind::StorageFull);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        save(&path, &meta(), &tensors).unwrap();
+        let before = fs::read(&path).unwrap();
+        // A target that cannot be replaced: the same way out as for any failure.
+        let blocked = dir.path().join("folder");
+        fs::create_dir_all(blocked.join("not empty")).unwrap();
+        assert!(save(&blocked, &meta(), &tensors).is_err());
+        assert_eq!(fs::read(&path).unwrap(), before);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file stays");
+    }
+}

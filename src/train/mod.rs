@@ -1,4 +1,9 @@
 //! Training: the recipe, its stages, the schedule, checkpoints, the run directory and the log.
 
 pub mod recipe;
+mod recipe_check;
+pub mod recipe_docs;
+pub mod recipe_keys;
+pub mod recipe_read;
+mod recipe_schema;
 pub mod schedule;

@@ -224,7 +224,7 @@ pub struct BoxHeadConfig {
     pub pool: usize,
     /// RoIAlign samples per bin and axis; 0 adapts to the size of the RoI.
     pub sampling_ratio: usize,
-    /// RoIs with a side below this come from P2, below twice this from P3, and so on.
+    /// RoIs with a side below twice this come from P2, below four times from P3, and so on.
     pub finest_scale: f32,
     /// RoIs sampled from an image.
     pub samples: usize,

@@ -3,4 +3,9 @@
 pub mod checkpoint;
 pub mod engine;
 pub mod recipe;
+mod recipe_check;
+pub mod recipe_docs;
+pub mod recipe_keys;
+pub mod recipe_read;
+mod recipe_schema;
 pub mod schedule;

@@ -365,7 +365,7 @@ pub struct OptimizerConfig {
     pub kind: OptimizerKind,
     /// Learning rate for steps of `lr_batch` images.
     pub lr: f64,
-    /// Images a step that `lr` is stated for; 0 is `images_per_step`.
+    /// Images a step that `lr` is stated for; 0: never scaled. A file without it states `lr` for its `images_per_step`.
     pub lr_batch: usize,
     /// Momentum.
     pub momentum: f32,
@@ -384,7 +384,7 @@ impl Default for OptimizerConfig {
         OptimizerConfig {
             kind: OptimizerKind::Sgd,
             lr: 0.02,
-            lr_batch: 16,
+            lr_batch: 0,
             momentum: 0.9,
             nesterov: false,
             weight_decay: 1e-4,

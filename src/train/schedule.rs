@@ -82,7 +82,7 @@ mod tests {
     fn schedule(lr: f64, config: ScheduleConfig, epochs: u32, steps_per_epoch: u64) -> Schedule {
         let stage = StageConfig {
             epochs: Some(epochs),
-            optimizer: OptimizerConfig { lr, lr_batch: 0, ..OptimizerConfig::default() },
+            optimizer: OptimizerConfig { lr, ..OptimizerConfig::default() },
             schedule: config,
             ..StageConfig::default()
         };
@@ -189,7 +189,11 @@ mod tests {
 
     #[test]
     fn another_batch_scales_the_rate() {
-        let mut stage = StageConfig { epochs: Some(1), images_per_step: 4, ..StageConfig::default() };
+        let optimizer = OptimizerConfig { lr: 0.02, lr_batch: 16, ..OptimizerConfig::default() };
+        let mut stage = StageConfig { epochs: Some(1), images_per_step: 4, optimizer, ..StageConfig::default() };
+        let want = "s: learning rate 0.02 is stated for steps of 16 images; scaled to 0.005 for steps of 4";
+        stage.name = "s".to_string();
+        assert_eq!(stage.lr_sentence().as_deref(), Some(want));
         assert_eq!(Schedule::new(&stage, 5).lr(500), 0.005, "0.02 for 16 images");
         stage.steps = Some(7);
         assert_eq!(Schedule::new(&stage, 5).total_steps(), 7, "steps win over epochs");

@@ -1,0 +1,182 @@
+//! What a recipe must make sense of beyond the type of each key; and what is worth telling before it runs.
+
+use std::path::Path;
+
+use super::recipe::{
+    BatchNormMode, ExpectConfig, ExpectSplit, Recipe, Resize, ScheduleConfig, ScheduleKind, StageConfig,
+};
+use crate::{Error, Result};
+
+impl Recipe {
+    /// Checks the recipe as a whole. `file` is for messages.
+    pub fn check(&self, file: &Path) -> Result<()> {
+        let error = |key: String, message: String| Err(Error::recipe(file, key, message));
+        if !is_file_name(&self.name) {
+            return error("name".into(), file_name_rule(&self.name));
+        }
+        self.check_model(file)?;
+        if self.data.train.is_none() {
+            let what = match self.stages.first() {
+                Some(stage) => format!("stage {:?} has no data", stage.name),
+                None => "no data to train on".to_string(),
+            };
+            let text =
+                format!("missing: {what}: give data.train = {{ annotations = \"FILE.json\", images = \"FOLDER\" }}");
+            return error("data.train".into(), text);
+        }
+        if self.data.shapes.is_some() && self.data.built_in.is_none() {
+            return error("data.shapes".into(), "has no effect without data.built_in = \"shapes\"".into());
+        }
+        if self.stages.is_empty() {
+            return error("stage".into(), "missing: a recipe needs at least one [[stage]]".into());
+        }
+        for (index, stage) in self.stages.iter().enumerate() {
+            if self.stages[..index].iter().any(|other| other.name == stage.name) {
+                return error(format!("stage.{index}.name"), format!("{:?} names two stages", stage.name));
+            }
+            if !is_file_name(&stage.name) || stage.name.parse::<usize>().is_ok() {
+                let text = file_name_rule(&stage.name) + ", and not only digits";
+                return error(format!("stage.{index}.name"), text);
+            }
+            stage.check(file, index > 0 || self.init.weights.is_some())?;
+        }
+        match &self.expect {
+            Some(expect) => self.check_expect(file, expect),
+            None => Ok(()),
+        }
+    }
+
+    fn check_model(&self, file: &Path) -> Result<()> {
+        let error = |key: &str, message: String| Err(Error::recipe(file, key, message));
+        let (rpn, head, levels) = (&self.model.rpn, &self.model.box_head, self.model.fpn.levels);
+        let want = (0..levels).map(|level| 4 << level).collect::<Vec<usize>>();
+        if rpn.strides != want {
+            let text = format!("model.fpn.levels = {levels} has strides {want:?}, found {:?}", rpn.strides);
+            return error("model.rpn.strides", text);
+        }
+        for (table, negative, positive) in
+            [("model.rpn", rpn.neg_iou, rpn.pos_iou), ("model.box_head", head.neg_iou, head.pos_iou)]
+        {
+            if negative > positive {
+                let text = format!("{negative} is above pos_iou = {positive}: a box would be negative and positive");
+                return error(&format!("{table}.neg_iou"), text);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_expect(&self, file: &Path, expect: &ExpectConfig) -> Result<()> {
+        let error = |key: &str, message: String| Err(Error::recipe(file, key, message));
+        let (key, split) = match expect.split {
+            ExpectSplit::Val => ("data.val", &self.data.val),
+            ExpectSplit::Test => ("data.test", &self.data.test),
+        };
+        if split.is_none() {
+            return error(key, format!("missing: expect.split = {:?} needs it", key.trim_start_matches("data.")));
+        }
+        for (key, value) in [("expect.bbox_ap", expect.bbox_ap), ("expect.bbox_ap50", expect.bbox_ap50)] {
+            if value.is_some_and(|value| value > 0.0 && value <= 1.0) {
+                return error(key, "is in per cent: write 39.3, not 0.393".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Sentences to print before the run: scaled learning rates, and settings that will have no effect.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.stages.iter().filter_map(StageConfig::lr_sentence).collect::<Vec<_>>();
+        for stage in &self.stages {
+            let late = stage.schedule.drop_epochs.iter().find(|&&drop| stage.epochs.is_some_and(|e| drop >= e.into()));
+            if let Some(drop) = late {
+                let epochs = stage.epochs.unwrap_or_default();
+                notes.push(format!("{}: the drop at epoch {drop} never comes: the stage has {epochs}", stage.name));
+            }
+        }
+        if self.data.val.is_none() {
+            notes.push(
+                "data.val is missing: nothing is evaluated while training, and no best checkpoint is kept".into(),
+            );
+        }
+        notes
+    }
+}
+
+impl StageConfig {
+    fn check(&self, file: &Path, has_weights: bool) -> Result<()> {
+        let name = &self.name;
+        let error = |key: &str, message: String| Err(Error::recipe(file, format!("stage.{name}.{key}"), message));
+        match (self.epochs, self.steps) {
+            (None, None) => return error("epochs", "missing: give epochs or steps".into()),
+            (Some(_), Some(_)) => return error("epochs", "give epochs or steps, not both".into()),
+            _ => {}
+        }
+        let (images, micro) = (self.images_per_step, self.micro_batch);
+        if !images.is_multiple_of(micro) {
+            let fit = (1..=micro.min(images)).rev().find(|n| images.is_multiple_of(*n)).unwrap_or(1);
+            let text = format!("{micro} does not divide images_per_step = {images}: {fit} would");
+            return error("micro_batch", text);
+        }
+        let scratch = "needs loaded weights, and this stage starts from scratch: such a network cannot train; \
+                       load some (init.weights = \"FILE.safetensors\")";
+        if self.batch_norm == BatchNormMode::Frozen && !has_weights {
+            return error("batch_norm", format!("\"frozen\" {scratch}, or set stage.{name}.batch_norm = \"train\""));
+        }
+        if self.frozen_stages >= 0 && !has_weights {
+            let text = format!("{} {scratch}, or set stage.{name}.frozen_stages = -1", self.frozen_stages);
+            return error("frozen_stages", text);
+        }
+        let eval = self.eval_resize.as_ref().map(|resize| ("eval_resize", resize));
+        for (key, resize) in [("resize", &self.resize)].into_iter().chain(eval) {
+            match resize {
+                Resize::KeepRatio { long, short, .. } if short > long => {
+                    return error(&format!("{key}.short"), format!("{short} is above long = {long}"));
+                }
+                Resize::FitCrop { jitter: [low, high], .. } if low > high => {
+                    return error(&format!("{key}.jitter"), format!("want [low, high], found [{low}, {high}]"));
+                }
+                _ => {}
+            }
+        }
+        self.check_schedule(&self.schedule).or_else(|(key, text)| error(&format!("schedule.{key}"), text))
+    }
+
+    fn check_schedule(&self, schedule: &ScheduleConfig) -> Result<(), (&'static str, String)> {
+        let drops = &schedule.drop_epochs;
+        match schedule.kind {
+            ScheduleKind::Step if drops.is_empty() => {
+                Err(("drop_epochs", "missing: kind = \"step\" drops at these epochs".into()))
+            }
+            ScheduleKind::Constant | ScheduleKind::Cosine if !drops.is_empty() => {
+                Err(("drop_epochs", "belongs to kind = \"step\": remove it, or set schedule.kind = \"step\"".into()))
+            }
+            _ if drops.windows(2).any(|pair| pair[0] >= pair[1]) => {
+                Err(("drop_epochs", format!("want rising epochs, found {drops:?}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl ExpectConfig {
+    /// What falls short, one line for each metric; empty if all is reached. `ap` and `ap50` are fractions (0 to 1).
+    pub fn shortfalls(&self, ap: f64, ap50: f64) -> Vec<String> {
+        let metrics = [("bbox_ap", self.bbox_ap, ap), ("bbox_ap50", self.bbox_ap50, ap50)];
+        let short = metrics.into_iter().filter_map(|(name, want, got)| {
+            let (want, got) = (want?, got * 100.0);
+            // Written so that NaN falls short.
+            let reached = got >= want - self.window;
+            (!reached).then(|| format!("{name}: {got:.1}, expected {want:.1} (window {:.1})", self.window))
+        });
+        short.collect()
+    }
+}
+
+/// Run and stage names become file names.
+fn is_file_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    !name.is_empty() && name.len() <= 100 && !name.starts_with('.') && name.chars().all(plain)
+}
+
+fn file_name_rule(name: &str) -> String {
+    format!("{name:?} becomes a file name: want letters, digits, '-', '_' and '.', not starting with '.'")
+}

@@ -1,0 +1,213 @@
+//! Reads recipes: TOML, `--set` overrides, defaults; and writes them back, resolved.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use super::recipe::Recipe;
+use super::recipe_keys::{Need, Want};
+use super::recipe_schema::{Places, check, join, key_at, line};
+use crate::{Error, Result};
+
+/// One `--set key=value`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// Dotted key; stages by index or name.
+    pub key: String,
+    /// TOML, or plain text.
+    pub value: String,
+}
+
+impl std::str::FromStr for Override {
+    type Err = String;
+
+    fn from_str(argument: &str) -> Result<Self, String> {
+        match argument.split_once('=') {
+            Some((key, value)) if !key.trim().is_empty() => {
+                Ok(Override { key: key.trim().to_string(), value: value.trim().to_string() })
+            }
+            _ => Err(format!("want key=value (stage.0.epochs=3), got {argument:?}")),
+        }
+    }
+}
+
+/// The recipe that `train` runs without an argument.
+const BUILT_IN: &str = include_str!("../../recipes/shapes.toml");
+
+impl Recipe {
+    /// Reads a recipe file.
+    pub fn read(path: impl AsRef<Path>, overrides: &[Override]) -> Result<Recipe> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::recipe(
+                path,
+                "recipe",
+                "no such file: name a recipe (recipes/*.toml), or none for the built-in one",
+            ),
+            std::io::ErrorKind::InvalidData => Error::recipe(path, "recipe", "not a text file (UTF-8)"),
+            _ => Error::io(path, error),
+        })?;
+        Recipe::parse(&text, path, overrides)
+    }
+
+    /// The recipe that is compiled in: recipes/shapes.toml.
+    pub fn built_in(overrides: &[Override]) -> Result<Recipe> {
+        Recipe::parse(BUILT_IN, "recipes/shapes.toml", overrides)
+    }
+
+    /// Reads the text of a recipe; `file` is for messages, and its name for the run where the recipe has none.
+    pub fn parse(text: &str, file: impl AsRef<Path>, overrides: &[Override]) -> Result<Recipe> {
+        let file = file.as_ref();
+        let mut root = text.parse::<Table>().map_err(|error| {
+            let place = error.span().map_or_else(|| "recipe".to_string(), |span| line(text, span.start));
+            Error::recipe(file, place, format!("not TOML: {}", error.message().replace('\n', ", ")))
+        })?;
+        let mut places = Places::of(text);
+        state_lr_batches(&mut root);
+        for given in overrides {
+            apply(file, &mut root, &mut places, given)?;
+        }
+        check(file, &root, &places)?;
+        let mut recipe = Recipe::deserialize(Value::Table(root))
+            .map_err(|error| Error::recipe(file, "recipe", error.message().replace('\n', ", ")))?;
+        if recipe.name.is_empty() {
+            let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+            recipe.name =
+                stem.unwrap_or_default().replace(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)), "_");
+        }
+        recipe.check(file)?;
+        Ok(recipe)
+    }
+
+    /// The resolved recipe as TOML: every key with its value. Reading it again gives the same recipe.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a recipe holds only what TOML can say")
+    }
+
+    /// Keys whose values differ, as `stage.0.epochs: 3, was 2`. For a run that is continued with another recipe.
+    pub fn differences(&self, was: &Recipe) -> Vec<String> {
+        let leaves = |recipe: &Recipe| {
+            let mut all = Vec::new();
+            let table = recipe.to_toml().parse::<Table>().unwrap_or_default();
+            flatten("", &Value::Table(table), &mut all);
+            all
+        };
+        let (now, was) = (leaves(self), leaves(was));
+        let find = |list: &[(String, String)], path: &str| list.iter().find(|(p, _)| p == path).map(|(_, v)| v.clone());
+        let none = || "none".to_string();
+        let mut differences = Vec::new();
+        for (path, value) in &now {
+            let old = find(&was, path).unwrap_or_else(none);
+            if old != *value {
+                differences.push(format!("{path}: {value}, was {old}"));
+            }
+        }
+        let gone = was.iter().filter(|(path, _)| find(&now, path).is_none());
+        differences.extend(gone.map(|(path, old)| format!("{path}: none, was {old}")));
+        differences
+    }
+}
+
+/// All leaves of a tree with their dotted paths; lists of plain values are leaves.
+pub(super) fn flatten(path: &str, value: &Value, leaves: &mut Vec<(String, String)>) {
+    match value {
+        Value::Table(table) => table.iter().for_each(|(key, value)| flatten(&join(path, key), value, leaves)),
+        Value::Array(list) if list.iter().any(Value::is_table) => {
+            list.iter().enumerate().for_each(|(index, value)| flatten(&join(path, &index.to_string()), value, leaves));
+        }
+        plain => leaves.push((path.to_string(), plain.to_string())),
+    }
+}
+
+/// A rate without `lr_batch` is stated for the batch of the file, so that overriding the batch scales it.
+fn state_lr_batches(root: &mut Table) {
+    let Some(Value::Array(stages)) = root.get_mut("stage") else { return };
+    for stage in stages.iter_mut().filter_map(Value::as_table_mut) {
+        let Some(images @ Value::Integer(1..)) = stage.get("images_per_step").cloned() else { continue };
+        if let Some(Value::Table(optimizer)) = stage.get_mut("optimizer") {
+            optimizer.entry("lr_batch").or_insert(images);
+        }
+    }
+}
+
+/// Puts one `--set` into the tree; unknown keys are found by the check that follows.
+fn apply(file: &Path, root: &mut Table, places: &mut Places, given: &Override) -> Result<()> {
+    let error = |message: String| {
+        let argument = format!("--set {}={}", given.key, given.value);
+        Err(Error::recipe(file, &given.key, format!("{argument}: {message}")))
+    };
+    let mut parts = given.key.split('.').map(str::to_string).collect::<Vec<_>>();
+    if parts.iter().any(String::is_empty) {
+        return error("a dotted key has no empty parts".to_string());
+    }
+    if parts[0] == "stage" && parts.len() > 1 {
+        let Some(index) = stage_index(root, &parts[1]) else {
+            let names = stage_names(root);
+            let count = names.len();
+            return error(format!("no stage {:?}: the recipe has {count} ({})", parts[1], names.join(", ")));
+        };
+        parts[1] = index.to_string();
+    }
+    let path = parts.join(".");
+    let key = key_at(&path);
+    let value = parse_value(&given.value, key.map(|key| key.want));
+    let Some((last, tables)) = parts.split_last() else { return Ok(()) };
+
+    let mut table = root;
+    let mut rest = tables;
+    if tables.first().is_some_and(|first| first == "stage") {
+        let (index, stages) = (tables.get(1).and_then(|i| i.parse::<usize>().ok()), table.get_mut("stage"));
+        let stage = stages.and_then(Value::as_array_mut).zip(index).and_then(|(stages, index)| stages.get_mut(index));
+        let Some(stage) = stage.and_then(Value::as_table_mut) else {
+            return error("cannot set a whole stage: set its keys".to_string());
+        };
+        table = stage;
+        rest = &tables[2..];
+    }
+    for part in rest {
+        let next = table.entry(part.as_str()).or_insert_with(|| Value::Table(Table::new()));
+        let Some(next) = next.as_table_mut() else {
+            return error(format!("{part} is not a table"));
+        };
+        table = next;
+    }
+    // A stage has one length: giving the other kind replaces it.
+    if path.starts_with("stage.") && tables.len() == 2 && (last == "epochs" || last == "steps") {
+        table.remove(if last == "epochs" { "steps" } else { "epochs" });
+    }
+    let drop_it = given.value.is_empty() && key.is_some_and(|key| key.need == Need::Optional);
+    if drop_it {
+        table.remove(last);
+    } else {
+        table.insert(last.clone(), value);
+    }
+    places.set(&path, &format!("{}={}", given.key, given.value));
+    Ok(())
+}
+
+fn stage_names(root: &Table) -> Vec<String> {
+    let stages = root.get("stage").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    stages.iter().map(|stage| stage.get("name").and_then(Value::as_str).unwrap_or("?").to_string()).collect()
+}
+
+fn stage_index(root: &Table, named: &str) -> Option<usize> {
+    let names = stage_names(root);
+    match named.parse::<usize>() {
+        Ok(index) => (index < names.len()).then_some(index),
+        Err(_) => names.iter().position(|name| name == named),
+    }
+}
+
+/// The value as TOML; plain text where it is none, or where the key takes text.
+fn parse_value(text: &str, want: Option<Want>) -> Value {
+    let parsed = format!("value = {text}").parse::<Table>().ok().and_then(|mut table| {
+        let value = table.remove("value")?;
+        table.is_empty().then_some(value)
+    });
+    match (parsed, want) {
+        (Some(value), Some(Want::Text | Want::Path)) if !value.is_str() => Value::String(text.to_string()),
+        (Some(value), _) => value,
+        (None, _) => Value::String(text.to_string()),
+    }
+}

@@ -69,10 +69,10 @@ fn equals_the_definition() {
             let (chosen, is_shared) = (form >= 2, form % 2 == 1);
             let rows = if chosen { k } else { n };
             assert_eq!(got.shape(), [b, rows, 4], "{}", c.name);
+            let picks = if chosen { idx.clone() } else { (0..b * n).map(|r| (r % n) as i32).collect() };
             let mut want = Vec::new();
-            for r in 0..b * rows {
+            for (r, &i) in picks.iter().enumerate() {
                 let image = r / rows;
-                let i = if chosen { idx[r] } else { (r % rows) as i32 };
                 if !(0..n as i32).contains(&i) {
                     want.extend([0.0; 4]);
                     continue;

@@ -123,17 +123,39 @@ fn places_suffice_for_every_softmax() {
     assert_eq!([0.05, 0.3, 0.5, 0.99, 1.0, 2.0, f32::INFINITY].map(|t| max_classes(80, t)), [20, 3, 2, 1, 1, 0, 0]);
     assert_eq!([0.0, -1.0, 1e-9, 0.01].map(|t| max_classes(80, t)), [80, 80, 80, 80]);
     assert_eq!([max_classes(0, 0.05), max_classes(3, 0.05)], [0, 3]);
-    // n equal logits and the rest out of reach: each probability is 1/n within rounding, on either side of a threshold 1/n.
+    // n equal logits, then one of them a little larger, and the rest out of reach: probabilities of 1/n within rounding. The
+    // f32 sum falls short of the true one by up to a few ulp, so that all n pass a threshold of 1/n.
     let dev = Device::cpu();
-    for n in 1..=81usize {
-        let nudges = uniform(n as u64, 400 * 81, -3e-7, 3e-7);
-        let x: Vec<f32> = nudges.iter().enumerate().map(|(i, d)| if i % 81 < n { 1.0 + d } else { -1e4 }).collect();
-        let y = softmax(&tensor(&dev, &[400, 81], &x)).unwrap();
+    let mut beyond = 0;
+    for n in 1..=80usize {
+        let rows = 0..800;
+        let logit = |d: usize, i: usize| match i {
+            0 => 0.0,
+            _ if i < n => d as f32 * -1e-8,
+            _ => -1e4,
+        };
+        let x: Vec<f32> = rows.flat_map(|d| (0..81).map(move |i| logit(d, i))).collect();
+        let y = softmax(&tensor(&dev, &[800, 81], &x)).unwrap();
         for threshold in [1.0 / n as f32, (1.0 / n as f32).next_down(), (1.0 / n as f32).next_up()] {
-            let most = y.f32s().chunks(81).map(|p| p[..80].iter().filter(|p| **p > threshold).count()).max();
-            assert!(most.unwrap() <= max_classes(80, threshold), "{n} classes above {threshold}: {most:?}");
+            let most = y.f32s().chunks(81).map(|p| p[..80].iter().filter(|p| **p > threshold).count()).max().unwrap();
+            assert!(most <= max_classes(80, threshold), "{most} of {n} classes above {threshold}");
+            beyond += usize::from(most as f64 * f64::from(threshold) >= 1.0);
         }
     }
+    assert!(beyond > 0, "exact arithmetic would do, and this test shows nothing");
+}
+
+#[test]
+fn the_threshold_is_strict() {
+    let dev = Device::cpu();
+    let zeros = |n: usize| tensor(&dev, &[1, 1, n], &vec![0.0f32; n]);
+    let at = |threshold: f32| {
+        let (valid, sizes) = (tensor(&dev, &[1, 1], &[0]), tensor(&dev, &[1, 4], &[9.0f32; 4]));
+        let probs = softmax(&zeros(4)).unwrap();
+        let c = class_candidates(&probs, &zeros(4), &zeros(4), &valid, &sizes, STDS, threshold, None).unwrap();
+        c.classes.i32s().iter().filter(|c| **c >= 0).count()
+    };
+    assert_eq!([at(0.25), at(0.25f32.next_down())], [0, 3]);
 }
 
 #[test]

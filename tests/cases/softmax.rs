@@ -36,13 +36,15 @@ fn equals_the_definition() {
 fn extreme_rows() {
     let dev = Device::cpu();
     let (inf, max) = (f32::INFINITY, f32::MAX);
-    let x = [[max, -max, 0.0], [-inf, 0.0, -inf], [f32::NAN, 0.0, 0.0], [inf, 0.0, 0.0], [-inf; 3]].concat();
-    let y = softmax(&tensor(&dev, &[5, 3], &x)).unwrap();
+    let x = [[max, -max, 0.0], [-inf, 0.0, -inf], [f32::NAN, 0.0, 0.0], [inf, 0.0, 0.0], [-inf; 3], [-1e4, -inf, -1e4]]
+        .concat();
+    let y = softmax(&tensor(&dev, &[6, 3], &x)).unwrap();
     let y = y.f32s();
     assert_eq!(y[..6], [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
     assert!(y[6..9].iter().all(|y| y.is_nan()), "a NaN is not hidden");
-    assert!(y[12..].iter().all(|y| y.is_nan()), "no class is possible");
+    assert!(y[12..15].iter().all(|y| y.is_nan()), "no class is possible");
+    assert_eq!(y[15..], [0.5, 0.0, 0.5]);
     assert!(softmax(&tensor(&dev, &[], &[0.0f32])).is_err());
     // Any number of dimensions: rows are along the last.
-    assert_eq!(softmax(&tensor(&dev, &[5, 1, 3], &x)).unwrap().shape(), [5, 1, 3]);
+    assert_eq!(softmax(&tensor(&dev, &[6, 1, 3], &x)).unwrap().shape(), [6, 1, 3]);
 }

@@ -97,7 +97,7 @@ impl Rng {
     /// The next 32 bits.
     #[inline]
     pub fn next_u32(&mut self) -> u32 {
-        if self.next % 4 == 0 {
+        if self.next.is_multiple_of(4) {
             self.block = self.stream.block(self.next / 4);
         }
         let v = self.block[(self.next % 4) as usize];
@@ -119,7 +119,7 @@ impl Rng {
     /// Uniform integer in [0, n), by the high part of a product (bias below n / 2^32). `n` must not be 0.
     pub fn below(&mut self, n: u32) -> u32 {
         debug_assert!(n > 0);
-        (u64::from(self.next_u32()) * u64::from(n) >> 32) as u32
+        ((u64::from(self.next_u32()) * u64::from(n)) >> 32) as u32
     }
 
     /// Standard normal (Box and Muller 1958), one number of each pair.

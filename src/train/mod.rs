@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod engine;
+pub mod event;
 pub mod recipe;
 mod recipe_check;
 pub mod recipe_docs;

@@ -10,3 +10,6 @@ pub mod recipe_keys;
 pub mod recipe_read;
 mod recipe_schema;
 pub mod schedule;
+pub mod data;
+pub mod infer;
+pub mod trainer;

@@ -168,6 +168,8 @@ pub struct StageConfig {
     pub micro_batch: usize,
     /// Chance to mirror an image.
     pub flip: f32,
+    /// Chance to mirror an image top to bottom.
+    pub vertical_flip: f32,
     /// Batch norm: batch statistics, or running statistics with nothing trained.
     pub batch_norm: BatchNormMode,
     /// Frozen parts of the backbone: -1 none, 0 the stem, n the stem and the first n layers.
@@ -248,6 +250,7 @@ impl Default for StageConfig {
             images_per_step: 16,
             micro_batch: 2,
             flip: 0.5,
+            vertical_flip: 0.0,
             batch_norm: BatchNormMode::Train,
             frozen_stages: -1,
             precision: Precision::F32,

@@ -1,0 +1,127 @@
+//! From a recipe's `[data]` and `resize` to image stores and pipelines.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::engine::Bucket;
+use super::recipe::{BuiltInData, ColourJitter, DataConfig, Recipe, Resize, SplitConfig, StageConfig};
+use crate::data::shapes::{ShapesOptions, ensure};
+use crate::data::{self, Dataset, Geometry, ImageStore, Pipeline, Shape, TrainFilter};
+use crate::error::{Error, Result};
+use crate::models::{HostBatch, PixelStats};
+
+/// The data of a run. Stages share what is decoded.
+pub struct RunData {
+    /// Images to train on.
+    pub train: Arc<ImageStore>,
+    /// Images to evaluate on while training.
+    pub val: Option<Arc<ImageStore>>,
+    /// Images to evaluate on at the end.
+    pub test: Option<Arc<ImageStore>>,
+    /// Slots for ground truth.
+    pub max_gt: usize,
+    /// Which images are trained on.
+    pub filter: TrainFilter,
+}
+
+impl RunData {
+    /// Opens all splits; makes the built-in data set if it is not there.
+    ///
+    /// Errors: `Recipe` without a training split, `Data` if validation or test have other categories than training.
+    pub fn open(recipe: &Recipe, file: &Path) -> Result<RunData> {
+        let cfg = &recipe.data;
+        if let Some(BuiltInData::Shapes) = cfg.built_in {
+            let s = cfg.shapes.clone().unwrap_or_default();
+            let size = (s.size, s.size * 3 / 4);
+            let options = ShapesOptions { seed: s.seed, train: s.train, val: s.val, size, ..ShapesOptions::default() };
+            ensure(&s.folder, &options)?;
+        }
+        let split = cfg.train.as_ref().ok_or_else(|| {
+            Error::recipe(file, "data.train", "missing: name annotations and images of the training set")
+        })?;
+        let train = open_split(split, cfg)?;
+        let names = train.dataset().class_names();
+        let other = |split: &Option<SplitConfig>| -> Result<Option<Arc<ImageStore>>> {
+            let Some(split) = split else { return Ok(None) };
+            let store = open_split(split, cfg)?;
+            if store.dataset().class_names() != names {
+                let message = "its categories differ from those of the training set: use one list in all files";
+                return Err(Error::data(&split.annotations, message));
+            }
+            Ok(Some(store))
+        };
+        let filter = TrainFilter { empty_gt: !cfg.keep_empty, min_image_size: cfg.min_image_size };
+        Ok(RunData {
+            max_gt: train.dataset().max_gt(),
+            val: other(&cfg.val)?,
+            test: other(&cfg.test)?,
+            train,
+            filter,
+        })
+    }
+}
+
+/// One split with its cache.
+pub fn open_split(split: &SplitConfig, cfg: &DataConfig) -> Result<Arc<ImageStore>> {
+    let dataset = Arc::new(Dataset::load(&split.annotations, &split.images)?);
+    let bad = match cfg.bad_images {
+        super::recipe::BadImages::Fail => data::BadImages::Fail,
+        super::recipe::BadImages::Skip => data::BadImages::Skip,
+    };
+    Ok(Arc::new(ImageStore::new(dataset, bad, cfg.cache_mib << 20)))
+}
+
+fn geometry(resize: &Resize) -> Geometry {
+    match *resize {
+        Resize::FitCrop { size, jitter } => {
+            Geometry::Fixed { shape: Shape::square(size), jitter: (jitter[0], jitter[1]) }
+        }
+        Resize::KeepRatio { long, short, pad_to, buckets } => Geometry::Buckets {
+            long,
+            short,
+            jitter: (1.0, 1.0),
+            divisor: pad_to,
+            max_shapes: buckets,
+        },
+    }
+}
+
+/// What happens to training images of a stage.
+pub fn train_pipeline(stage: &StageConfig) -> Pipeline {
+    let ColourJitter { brightness, contrast, saturation, hue } = stage.colour_jitter;
+    Pipeline {
+        geometry: geometry(&stage.resize),
+        flip: stage.flip,
+        vertical_flip: stage.vertical_flip,
+        colour: data::ColourJitter { brightness, contrast, saturation, hue },
+    }
+}
+
+/// What happens to evaluation images of a stage.
+pub fn eval_pipeline(stage: &StageConfig) -> Pipeline {
+    Pipeline::test(geometry(&stage.eval_resize()))
+}
+
+/// Shapes as the engine wants them.
+pub fn buckets(shapes: &[Shape]) -> Vec<Bucket> {
+    shapes.iter().map(|s| Bucket { h: s.height as usize, w: s.width as usize }).collect()
+}
+
+/// Normalisation of a recipe.
+pub fn pixel_stats(cfg: &DataConfig) -> PixelStats {
+    PixelStats { mean: cfg.mean, std: cfg.std }
+}
+
+/// A loader's batch as the engine wants it. An evaluation batch has no ground truth: one empty slot an image.
+pub fn host_batch<'a>(batch: &'a data::Batch, no_boxes: &'a [f32], no_labels: &'a [i32]) -> HostBatch<'a> {
+    let (sizes, _) = batch.sizes.as_chunks();
+    let empty = batch.max_gt() == 0;
+    HostBatch {
+        images: &batch.images,
+        sizes,
+        scale: &batch.scale_factors,
+        gt_boxes: if empty { no_boxes } else { &batch.gt_boxes },
+        gt_labels: if empty { no_labels } else { &batch.gt_labels },
+        gt_count: &batch.gt_count,
+    }
+}

@@ -1,0 +1,504 @@
+//! The loop: stages one after another, each from the last one's weights; evaluation, checkpoints, resume.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::checkpoint::{Checkpoint, Meta, save};
+use super::data::{RunData, buckets, eval_pipeline, host_batch, pixel_stats, train_pipeline};
+use super::engine::{Engine, LOSSES, StageSetup};
+use super::event::{self, Event, Observer};
+use super::infer::{detect_all, to_results};
+use super::recipe::{Recipe, StageConfig};
+use super::schedule::Schedule;
+use crate::data::loader::plan_batches;
+use crate::data::{ImageStore, Loader, LoaderOptions, Shape};
+use crate::device::{Device, StepPlan};
+use crate::error::{Error, Result};
+use crate::eval::{Evaluator, Metrics};
+use crate::models::Sampling;
+
+/// Least time between two lines of the log.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// How a run is run.
+#[derive(Clone, Debug, Default)]
+pub struct TrainOptions {
+    /// Folder for checkpoints.
+    pub checkpoints: PathBuf,
+    /// Go on from this checkpoint.
+    pub resume: Option<PathBuf>,
+    /// End after so many steps of the whole run.
+    pub stop_after: Option<u64>,
+    /// End after the running step when this becomes true.
+    pub interrupt: Arc<AtomicBool>,
+}
+
+/// How a run ended.
+pub struct Outcome {
+    /// "done", "interrupted" or "stopped".
+    pub reason: &'static str,
+    /// Metrics of the final weights on the test split, or else on the validation split.
+    pub metrics: Option<(String, Metrics)>,
+    /// Detections behind the metrics, for pictures.
+    pub detections: Vec<super::infer::ImageDetections>,
+    /// The split behind the metrics.
+    pub store: Option<Arc<ImageStore>>,
+    /// Seconds of the run.
+    pub time_s: f64,
+}
+
+/// Memory plans of a stage.
+pub struct StagePlans {
+    /// One for each training bucket.
+    pub train: Vec<Rc<StepPlan>>,
+    /// One for each evaluation bucket.
+    pub eval: Vec<Rc<StepPlan>>,
+    /// The optimizer's.
+    pub update: Rc<StepPlan>,
+    /// Bytes of parameters, optimizer state and inputs.
+    pub persistent_bytes: usize,
+}
+
+impl StagePlans {
+    /// Traces every step of a stage on the plan device.
+    pub fn trace(planner: &mut Engine, setup: &StageSetup) -> Result<StagePlans> {
+        planner.enter_stage(setup)?;
+        let persistent_bytes = planner.device().persistent_bytes();
+        let train = (0..setup.train.len()).map(|b| planner.train_pass(None, b, 1.0, true, Sampling::Random));
+        let train = train.collect::<Result<Vec<_>>>()?;
+        let eval = (0..setup.eval.len()).map(|b| planner.eval_pass(None, b)).collect::<Result<Vec<_>>>()?;
+        Ok(StagePlans { train, eval, update: planner.update(None, 0.0)?, persistent_bytes })
+    }
+
+    /// Bytes of the arena that holds each of the steps.
+    pub fn arena_bytes(&self) -> usize {
+        self.train.iter().chain(&self.eval).chain([&self.update]).map(|p| p.peak_bytes).max().unwrap_or(0)
+    }
+}
+
+/// A stage with the numbers that follow from the data.
+pub struct StageContext {
+    /// What the engine prepares.
+    pub setup: StageSetup,
+    /// Learning rates and length.
+    pub schedule: Schedule,
+    /// Shapes of the validation and test images, in the order of their buckets.
+    pub eval_shapes: Vec<Shape>,
+}
+
+/// What follows from recipe and data for stage `index`.
+pub fn stage_context(recipe: &Recipe, data: &RunData, index: usize) -> Result<StageContext> {
+    let stage = &recipe.stages[index];
+    let options = loader_options(recipe, data, index, 0, u64::MAX);
+    let (passes, shapes) = plan_batches(data.train.dataset(), &train_pipeline(stage), &options)?;
+    let schedule = Schedule::new(stage, passes.div_ceil(stage.accumulate() as u64));
+    let mut eval_shapes: Vec<Shape> = Vec::new();
+    for store in [&data.val, &data.test].into_iter().flatten() {
+        for s in eval_buckets(stage, store) {
+            if !eval_shapes.contains(&s) {
+                eval_shapes.push(s);
+            }
+        }
+    }
+    let setup = StageSetup::new(stage, buckets(&shapes), buckets(&eval_shapes), data.max_gt);
+    Ok(StageContext { setup, schedule, eval_shapes })
+}
+
+fn eval_buckets(stage: &StageConfig, store: &ImageStore) -> Vec<Shape> {
+    let all: Vec<usize> = (0..store.dataset().images.len()).collect();
+    eval_pipeline(stage).buckets(store.dataset(), &all, stage.micro_batch).shapes
+}
+
+fn loader_options(recipe: &Recipe, data: &RunData, index: usize, start_step: u64, end_step: u64) -> LoaderOptions {
+    let stage = &recipe.stages[index];
+    LoaderOptions {
+        seed: recipe.seed,
+        stage: index as u8,
+        batch: stage.micro_batch,
+        max_gt: data.max_gt,
+        times: stage.repeat as usize,
+        filter: data.filter,
+        threads: recipe.data.workers,
+        prefetch: recipe.data.prefetch,
+        start_step,
+        end_step,
+    }
+}
+
+/// Trains a recipe on a device. `file` names the recipe in errors.
+pub fn train(
+    recipe: &Recipe,
+    file: &Path,
+    device: &Device,
+    options: &TrainOptions,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    let data = RunData::open(recipe, file)?;
+    let classes = data.train.dataset().class_names();
+    let mut engine =
+        Engine::new(device, &recipe.model, classes.len(), pixel_stats(&recipe.data), recipe.seed)?;
+    let category_ids = data.train.dataset().categories.iter().map(|c| c.id).collect();
+    let mut meta = Meta::new(recipe.to_toml(), classes.clone(), category_ids);
+    let resumed = options.resume.as_ref().map(|path| Checkpoint::load(path)).transpose()?;
+    if let Some(c) = &resumed {
+        c.load_model(&engine.store, false)?;
+        meta = Meta { recipe: meta.recipe, ..c.meta.clone() };
+    } else if let Some(weights) = &recipe.init.weights {
+        Checkpoint::load(weights)?.load_model(&engine.store, true)?;
+    }
+    observer.event(&Event::Start(event::Start {
+        version: env!("CARGO_PKG_VERSION").into(),
+        recipe: recipe.name.clone(),
+        seed: recipe.seed,
+        device: format!("{device:?}"),
+        threads: rayon::current_num_threads(),
+        classes,
+        parameters: engine.store.all().iter().map(|p| p.numel()).sum(),
+        resumed_at: resumed.as_ref().map(|c| c.meta.global_step),
+    }))?;
+    let mut run = Run {
+        recipe,
+        data: &data,
+        options,
+        observer,
+        planner: Engine::new(
+            &Device::plan(),
+            &recipe.model,
+            engine.model.box_head.classes(),
+            pixel_stats(&recipe.data),
+            recipe.seed,
+        )?,
+        clock: Clock { before: meta.time_s, start: Instant::now(), waited: Duration::ZERO },
+        meta,
+        evaluators: BTreeMap::new(),
+    };
+    let mut outcome = None;
+    for index in run.meta.stage..recipe.stages.len() {
+        let here = resumed.as_ref().filter(|c| c.meta.stage == index);
+        outcome = Some(run.stage(&mut engine, index, here)?);
+        if outcome.as_ref().is_some_and(|o| o.reason != "done") {
+            break;
+        }
+    }
+    let outcome = outcome.ok_or_else(|| Error::recipe(file, "stage", "no stage: add at least one [[stage]]"))?;
+    run.observer.event(&Event::End(event::End {
+        reason: outcome.reason.into(),
+        global_step: run.meta.global_step,
+        time_s: outcome.time_s,
+        data_wait: run.clock.waited.as_secs_f64() / run.clock.start.elapsed().as_secs_f64().max(1e-9),
+    }))?;
+    Ok(outcome)
+}
+
+struct Clock {
+    before: f64,
+    start: Instant,
+    waited: Duration,
+}
+
+impl Clock {
+    fn now(&self) -> f64 {
+        self.before + self.start.elapsed().as_secs_f64()
+    }
+}
+
+struct Run<'a> {
+    recipe: &'a Recipe,
+    data: &'a RunData,
+    options: &'a TrainOptions,
+    observer: &'a mut dyn Observer,
+    planner: Engine,
+    meta: Meta,
+    clock: Clock,
+    evaluators: BTreeMap<String, Evaluator>,
+}
+
+impl Run<'_> {
+    /// Trains one stage, from `resumed` if the checkpoint lies in it.
+    fn stage(&mut self, engine: &mut Engine, index: usize, resumed: Option<&Checkpoint>) -> Result<Outcome> {
+        let stage = &self.recipe.stages[index];
+        let context = stage_context(self.recipe, self.data, index)?;
+        let plans = StagePlans::trace(&mut self.planner, &context.setup)?;
+        engine.enter_stage(&context.setup)?;
+        engine.device().reserve_arena(plans.arena_bytes());
+        if let Some(c) = resumed {
+            engine.load_optimizer(|name, n| c.values(name, n))?;
+        } else {
+            (self.meta.stage, self.meta.step) = (index, 0);
+        }
+        let total = context.schedule.total_steps();
+        let stage_start = self.meta.global_step - self.meta.step;
+        let later: u64 = (index + 1..self.recipe.stages.len())
+            .map(|i| stage_context(self.recipe, self.data, i).map(|c| c.schedule.total_steps()))
+            .sum::<Result<u64>>()?;
+        if let Some(line) = stage.lr_sentence() {
+            self.observer.note(&line);
+        }
+        self.observer.event(&Event::Stage(event::Stage {
+            stage: stage.name.clone(),
+            stage_index: index,
+            stages: self.recipe.stages.len(),
+            steps: total,
+            steps_per_epoch: context.schedule.steps_per_epoch(),
+            total_steps: stage_start + total + later,
+            images: self.data.train.dataset().training_images(self.data.filter)?.len(),
+            buckets: context.setup.train.iter().map(|b| [b.h, b.w]).collect(),
+            persistent_bytes: plans.persistent_bytes,
+            arena_bytes: plans.arena_bytes(),
+            global_step: self.meta.global_step,
+        }))?;
+        let reason = self.steps(engine, index, &context, &plans)?;
+        if reason != "done" {
+            self.save(engine, "last")?;
+            return Ok(Outcome {
+                reason,
+                metrics: None,
+                detections: Vec::new(),
+                store: None,
+                time_s: self.clock.now(),
+            });
+        }
+        self.save(engine, "last")?;
+        self.save(engine, &format!("stage-{}", stage.name))?;
+        engine.swap_average(); // the next stage, and the final evaluation, start from the average where there is one
+        let mut outcome =
+            Outcome { reason, metrics: None, detections: Vec::new(), store: None, time_s: self.clock.now() };
+        if index + 1 == self.recipe.stages.len() {
+            let split = if self.data.test.is_some() { "test" } else { "val" };
+            if let Some(store) = self.data.test.as_ref().or(self.data.val.as_ref()) {
+                let (metrics, detections) = self.evaluate(engine, index, &context, &plans, split, store)?;
+                self.log_eval(index, &context, split, &metrics)?;
+                outcome.metrics = Some((split.into(), metrics));
+                outcome.detections = detections;
+                outcome.store = Some(store.clone());
+            }
+            outcome.time_s = self.clock.now();
+        }
+        Ok(outcome)
+    }
+
+    fn steps(
+        &mut self,
+        engine: &mut Engine,
+        index: usize,
+        context: &StageContext,
+        plans: &StagePlans,
+    ) -> Result<&'static str> {
+        let stage = &self.recipe.stages[index];
+        let (total, passes) = (context.schedule.total_steps(), stage.accumulate() as u64);
+        if self.meta.step >= total {
+            return Ok("done");
+        }
+        let options = loader_options(self.recipe, self.data, index, self.meta.step * passes, total * passes);
+        let mut loader = Loader::new(self.data.train.clone(), train_pipeline(stage), options)?;
+        let mut meter = Meter::new(self.clock.waited);
+        while self.meta.step < total {
+            if self.options.interrupt.load(Ordering::Relaxed) {
+                return Ok("interrupted");
+            }
+            if self.options.stop_after.is_some_and(|n| self.meta.global_step >= n) {
+                return Ok("stopped");
+            }
+            let lr = context.schedule.lr(self.meta.step);
+            let mut losses = [0.0; LOSSES.len()];
+            for pass in 0..passes {
+                let before = loader.waited();
+                let batch = loader.next()?;
+                self.clock.waited += loader.waited() - before;
+                let inputs = engine.train_inputs(batch.bucket);
+                inputs.load(&host_batch(&batch, &[], &[]));
+                inputs.set_key(
+                    self.recipe.seed,
+                    index as u8,
+                    self.meta.step,
+                    (pass * stage.micro_batch as u64) as u32,
+                );
+                let (plan, weight) = (&plans.train[batch.bucket], 1.0 / passes as f32);
+                engine.train_pass(Some(plan), batch.bucket, weight, pass == 0, Sampling::Random)?;
+                for (sum, loss) in losses.iter_mut().zip(engine.losses()) {
+                    *sum += f64::from(loss) / passes as f64;
+                }
+                self.check_finite(engine)?;
+                loader.recycle(batch);
+            }
+            engine.update(Some(&plans.update), lr)?;
+            self.meta.step += 1;
+            self.meta.global_step += 1;
+            meter.add(stage.images_per_step);
+            let (step, last) = (self.meta.step, self.meta.step == total);
+            if last || meter.since() >= LOG_EVERY {
+                let event = self.train_event(engine, index, context, plans, lr, &losses, &mut meter);
+                self.observer.event(&event)?;
+            }
+            if context.schedule.eval_due(step, stage.eval_every_epochs) && !(last && self.is_final(index)) {
+                self.evaluate_val(engine, index, context, plans)?;
+                meter = Meter::new(self.clock.waited);
+            }
+            if stage.checkpoint_every_steps > 0 && step % stage.checkpoint_every_steps == 0 && !last {
+                self.save(engine, "last")?;
+            }
+        }
+        Ok("done")
+    }
+
+    fn is_final(&self, index: usize) -> bool {
+        index + 1 == self.recipe.stages.len() && self.data.test.is_none()
+    }
+
+    fn train_event(
+        &self,
+        engine: &Engine,
+        index: usize,
+        context: &StageContext,
+        plans: &StagePlans,
+        lr: f64,
+        losses: &[f64],
+        meter: &mut Meter,
+    ) -> Event {
+        let mut by_name: BTreeMap<String, f64> =
+            LOSSES.iter().zip(losses).map(|(name, &v)| (name.to_string(), v)).collect();
+        by_name.insert("loss".into(), losses.iter().sum());
+        let (images_per_s, data_wait) = meter.read(self.clock.waited);
+        Event::Train(event::Train {
+            stage: self.recipe.stages[index].name.clone(),
+            stage_index: index,
+            step: self.meta.step,
+            global_step: self.meta.global_step,
+            epoch: context.schedule.epoch(self.meta.step),
+            lr,
+            losses: by_name,
+            grad_norm: f64::from(engine.grad_norm()),
+            images_per_s,
+            data_wait,
+            time_s: self.clock.now(),
+            memory_bytes: plans.persistent_bytes + plans.arena_bytes(),
+        })
+    }
+
+    /// Err at the first loss that is not finite, naming the parameter or gradient behind it if one is to be found.
+    fn check_finite(&self, engine: &Engine) -> Result<()> {
+        let losses = engine.losses();
+        let Some(i) = losses.iter().position(|v| !v.is_finite()) else { return Ok(()) };
+        let mut tensor = format!("loss {}", LOSSES[i]);
+        if let Some(name) = engine.first_non_finite() {
+            tensor = format!("{tensor} (first non-finite: {name})");
+        }
+        Err(Error::NonFinite {
+            step: self.meta.global_step,
+            tensor,
+            value: losses[i],
+            hint: "lower the learning rate, lengthen the warm-up or set clip_grad_norm; the last checkpoint is intact"
+                .into(),
+        })
+    }
+
+    fn evaluate_val(
+        &mut self,
+        engine: &mut Engine,
+        index: usize,
+        context: &StageContext,
+        plans: &StagePlans,
+    ) -> Result<()> {
+        let Some(store) = &self.data.val else { return self.save(engine, "last") };
+        engine.swap_average();
+        let result = self.evaluate(engine, index, context, plans, "val", store);
+        engine.swap_average();
+        let (metrics, _) = result?;
+        self.log_eval(index, context, "val", &metrics)?;
+        let best = self.meta.best_ap.is_none_or(|b| metrics.ap() > b);
+        if best {
+            self.meta.best_ap = Some(metrics.ap());
+            self.save(engine, "best")?;
+        }
+        self.save(engine, "last")
+    }
+
+    fn log_eval(&mut self, index: usize, context: &StageContext, split: &str, metrics: &Metrics) -> Result<()> {
+        self.observer.event(&Event::Eval(event::Eval {
+            stage: self.recipe.stages[index].name.clone(),
+            stage_index: index,
+            split: split.into(),
+            step: self.meta.step,
+            global_step: self.meta.global_step,
+            epoch: context.schedule.epoch(self.meta.step),
+            time_s: self.clock.now(),
+            metrics: metrics.by_key(),
+            per_class: metrics.per_class.iter().map(|(k, v)| (k.clone(), v.0)).collect(),
+        }))
+    }
+
+    fn evaluate(
+        &mut self,
+        engine: &mut Engine,
+        index: usize,
+        context: &StageContext,
+        plans: &StagePlans,
+        split: &str,
+        store: &Arc<ImageStore>,
+    ) -> Result<(Metrics, Vec<super::infer::ImageDetections>)> {
+        let stage = &self.recipe.stages[index];
+        if !self.evaluators.contains_key(split) {
+            self.evaluators.insert(split.into(), Evaluator::new(&store.dataset().path)?);
+        }
+        // This split's buckets, as the engine numbers them.
+        let mine = eval_buckets(stage, store);
+        let place = |s: &Shape| context.eval_shapes.iter().position(|e| e == s).expect("trainer: shapes of all splits");
+        let order: Vec<usize> = mine.iter().map(place).collect();
+        let pipeline = eval_pipeline(stage);
+        let found = detect_all(
+            engine,
+            &plans.eval,
+            &order,
+            store,
+            pipeline,
+            stage.micro_batch,
+            self.recipe.data.workers,
+            |_, _| {},
+        )?;
+        let metrics = self.evaluators[split].evaluate(&to_results(&found, store))?;
+        Ok((metrics, found))
+    }
+
+    fn save(&mut self, engine: &Engine, name: &str) -> Result<()> {
+        self.meta.time_s = self.clock.now();
+        let path = self.options.checkpoints.join(format!("{name}.safetensors"));
+        save(&path, &self.meta, &engine.state())?;
+        self.observer.event(&Event::Checkpoint(event::CheckpointWritten {
+            path: path.display().to_string(),
+            global_step: self.meta.global_step,
+        }))
+    }
+}
+
+/// Speed since the last line of the log.
+struct Meter {
+    start: Instant,
+    images: usize,
+    waited: Duration,
+}
+
+impl Meter {
+    fn new(waited: Duration) -> Meter {
+        Meter { start: Instant::now(), images: 0, waited }
+    }
+
+    fn add(&mut self, images: usize) {
+        self.images += images;
+    }
+
+    fn since(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Images a second and the share of time spent waiting; starts anew.
+    fn read(&mut self, waited: Duration) -> (f64, f64) {
+        let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
+        let out = (self.images as f64 / seconds, (waited - self.waited).as_secs_f64() / seconds);
+        *self = Meter::new(waited);
+        out
+    }
+}

@@ -1,13 +1,23 @@
 //! One file an op: its only list of shapes, each with the reason for it, and what is checked at each.
 
+mod batch_norm_relu;
 mod bce;
 mod box_decode;
 mod box_encode;
 mod class_candidates;
+mod concat_rows;
+mod elementwise;
+mod ema;
 mod gather_rows;
+mod grad_norm;
+mod image_normalize;
+mod max_pool;
+mod optimizer;
+mod sgd;
 mod smooth_l1;
 mod softmax;
 mod softmax_ce;
+mod upsample_add;
 
 /// Sizes of one problem.
 pub struct Case {

@@ -161,6 +161,23 @@ impl OpFixture {
         bytemuck::pod_collect_to_vec(&self.bytes(key, safetensors::Dtype::I32))
     }
 
+    /// A tensor of bytes.
+    pub fn u8(&self, key: &str) -> Vec<u8> {
+        self.bytes(key, safetensors::Dtype::U8)
+    }
+
+    /// Dimensions.
+    pub fn shape(&self, key: &str) -> Vec<usize> {
+        let file = SafeTensors::deserialize(&self.0).expect("a safetensors file");
+        file.tensor(key).unwrap_or_else(|e| panic!("{key}: {e}")).shape().to_vec()
+    }
+
+    /// A stored `[N,C,H,W]` tensor as `[N,H,W,C]`, and its NCHW shape.
+    pub fn nhwc(&self, key: &str) -> (Vec<f32>, [usize; 4]) {
+        let shape = self.shape(key).try_into().unwrap_or_else(|s| panic!("{key}: rank 4 wanted, is {s:?}"));
+        (super::fixtures::nchw_to_nhwc(&self.f32(key), shape), shape)
+    }
+
     fn bytes(&self, key: &str, dtype: safetensors::Dtype) -> Vec<u8> {
         let file = SafeTensors::deserialize(&self.0).expect("a safetensors file");
         let view = file.tensor(key).unwrap_or_else(|e| panic!("{key}: {e}"));

@@ -11,7 +11,7 @@ pub(super) fn forward(y: &mut [f32], images: &[u8], sizes: &[f32], [h, w]: [usiz
         return;
     }
     let mean: [f32; PERIOD] = std::array::from_fn(|i| mean[i % 3]);
-    let rstd: [f32; PERIOD] = std::array::from_fn(|i| (1.0 / f64::from(std[i % 3])) as f32);
+    let rstd: [f64; PERIOD] = std::array::from_fn(|i| 1.0 / f64::from(std[i % 3]));
     y.par_chunks_mut(row).zip(images.par_chunks(row)).enumerate().for_each(|(i, (y, x))| {
         let (image_h, image_w) = (sizes[i / h * 4], sizes[i / h * 4 + 1]);
         // Negative and NaN become 0.
@@ -20,7 +20,7 @@ pub(super) fn forward(y: &mut [f32], images: &[u8], sizes: &[f32], [h, w]: [usiz
         padding.fill(0.0);
         for (y, x) in y.chunks_mut(PERIOD).zip(x.chunks(PERIOD)) {
             for (((y, &x), mean), rstd) in y.iter_mut().zip(x).zip(&mean).zip(&rstd) {
-                *y = (f32::from(x) - mean) * rstd;
+                *y = (f64::from(f32::from(x) - mean) * rstd) as f32;
             }
         }
     });

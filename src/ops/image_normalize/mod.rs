@@ -20,7 +20,8 @@ pub const INFO: OpInfo =
 /// Gradient: none: its input are pixels.
 /// Cost: reads 3·B·H·W bytes, writes four times as much; memory-bound.
 /// Errors: `Shape`, `Dtype`; `Value` if a standard deviation is not positive.
-/// Reference: mmcv.imnormalize (pixels minus mean, times the reciprocal, each rounded to f32); padding follows it.
+/// Reference: mmcv.imnormalize, to the bit: the difference in f32, the product with the reciprocal in f64, rounded once;
+/// padding follows it.
 pub fn image_normalize(tape: &mut Tape, images: &Tensor, sizes: &Tensor, mean: [f32; 3], std: [f32; 3]) -> Result<Var> {
     let device = images.device();
     let _op = device.enter("image_normalize");

@@ -1,0 +1,355 @@
+use super::{Case, case};
+use crate::support::tensors::*;
+use upres::Result;
+use upres::device::Device;
+use upres::ops::batch_norm_relu::{BnMode, batch_norm_relu};
+use upres::ops::max_pool::max_pool;
+use upres::tape::{Param, Role, Tape};
+use upres::tensor::{DType, Tensor};
+
+/// N, H, W, C.
+const CASES: &[Case] = &[
+    case("empty", &[0, 4, 4, 8]),         // no image: no chunk at all
+    case("no_pixels", &[2, 0, 3, 8]),     // images without pixels
+    case("one", &[1, 1, 1, 5]),           // one value a channel: training refuses, frozen works
+    case("two", &[2, 1, 1, 3]),           // the smallest batch with a variance
+    case("one_channel", &[2, 9, 7, 1]),   // 128 pixels to a row of lanes
+    case("tail", &[3, 5, 7, 33]),         // channels and pixels that fill no vector
+    case("rgb", &[2, 31, 29, 3]),         // few channels: rows of lanes hold many pixels
+    case("chunks", &[2, 61, 67, 24]),     // several chunks, the last one ends inside a row of lanes
+    case("wide", &[1, 3, 13, 2100]),      // more channels than the limit of a row of lanes, not a multiple of a vector
+    case("large_mean", &[4, 16, 16, 12]), // a one-pass variance gives garbage: x = 0.1 u + 1000
+    case("constant", &[2, 9, 9, 6]),      // variance 0: nothing but eps under the root
+    case("tiny", &[2, 8, 8, 16]),         // variance far below eps
+    case("res5", &[2, 14, 14, 2048]),     // many channels, few pixels: R50's last stage
+    case("stem", &[2, 224, 224, 64]),     // R50's stem at 448
+    case("res2", &[2, 112, 112, 256]),    // the largest of the paper's recipe at 2 images
+];
+
+/// Inputs are `offset + scale u`, u in (-1, 1).
+fn affine(case: &Case) -> (f32, f32) {
+    match case.name {
+        "large_mean" => (0.1, 1e3),
+        "constant" => (0.0, 3.3),
+        "tiny" => (1e-6, 0.0),
+        _ => (1.0, 0.0),
+    }
+}
+
+fn is_large(case: &Case) -> bool {
+    case.dims.iter().product::<usize>() > 1_000_000
+}
+
+const TRAIN: BnMode = BnMode::Train { momentum: 0.1 };
+
+#[derive(Clone)]
+struct Problem {
+    shape: [usize; 4],
+    x: Vec<f32>,
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
+    mean: Vec<f32>,
+    var: Vec<f32>,
+    residual: Option<Vec<f32>>,
+    dy: Vec<f32>,
+    mode: BnMode,
+    relu: bool,
+    /// Gamma and beta are trained.
+    affine: bool,
+    /// Others hold dy and x during the backward pass, so that neither can be written over.
+    shared: bool,
+}
+
+const EPS: f32 = 1e-5;
+
+impl Problem {
+    fn new(case: &Case, mode: BnMode, residual: bool, relu: bool) -> Problem {
+        let shape: [usize; 4] = case.dims.try_into().unwrap();
+        let (n, c): (usize, _) = (shape.iter().product(), shape[3]);
+        let (scale, offset) = affine(case);
+        Problem {
+            shape,
+            x: uniform(1, n, -1.0, 1.0).iter().map(|u| offset + scale * u).collect(),
+            gamma: uniform(2, c, 0.2, 1.8),
+            beta: uniform(3, c, -0.4, 0.6),
+            mean: uniform(4, c, offset - 0.3, offset + 0.3),
+            var: uniform(5, c, 0.1, 2.1),
+            residual: residual.then(|| uniform(6, n, -1.0, 1.0)),
+            dy: uniform(7, n, -1.0, 1.0),
+            mode,
+            relu,
+            affine: true,
+            shared: false,
+        }
+    }
+
+    /// Moves the residual where the ReLU's input is near 0: there is no slope.
+    fn away_from_the_kink(mut self) -> Problem {
+        let (gamma, beta) = (wide(&self.gamma), wide(&self.beta));
+        let linear = forward(&Problem { relu: false, ..self.clone() }, &wide(&self.x), &gamma, &beta, &[]).y;
+        for (r, y) in self.residual.as_mut().expect("a residual").iter_mut().zip(linear) {
+            *r += if (f64::from(*r) + y).abs() < 0.01 { 0.05 } else { 0.0 };
+        }
+        self
+    }
+
+    fn pixels(&self) -> usize {
+        self.shape[..3].iter().product()
+    }
+
+    /// y, dx, dgamma, dbeta (if trained), dresidual (if there is one), running mean, running variance.
+    fn run(&self, device: &Device) -> Result<Vec<Tensor>> {
+        let c = self.shape[3];
+        let param = |name: &str, data: &[f32]| -> Result<Param> {
+            let p = Param::new(name, Role::Norm, Tensor::from_slice(device, &[c], data)?);
+            if self.affine && matches!(name, "gamma" | "beta") {
+                p.set_grad(Some(Tensor::zeros(device, &[c], DType::F32)?))?;
+            }
+            Ok(p)
+        };
+        let (gamma, beta) = (param("gamma", &self.gamma)?, param("beta", &self.beta)?);
+        let (mean, var) = (param("mean", &self.mean)?, param("var", &self.var)?);
+        let mut tape = Tape::new(device);
+        let x0 = tape.leaf(Tensor::from_slice(device, &self.shape, &self.x)?);
+        let r = match &self.residual {
+            Some(r) => Some(tape.leaf(Tensor::from_slice(device, &self.shape, r)?)),
+            None => None,
+        };
+        let (g, b) = (tape.param(&gamma), tape.param(&beta));
+        let x = max_pool(&mut tape, &x0, 1, 1, 0)?; // a copy that only the op under test holds
+        let y = batch_norm_relu(&mut tape, &x, &g, &b, (&mean, &var), self.mode, EPS, r.as_ref(), self.relu)?;
+        let mut out = vec![y.value().clone()];
+        let dy = Tensor::from_slice(device, &self.shape, &self.dy)?;
+        let held = self.shared.then(|| (dy.clone(), x.value().clone()));
+        drop((x, g, b));
+        let grads = tape.backward(vec![(y, dy)])?;
+        out.push(grads.get(&x0).expect("dx").clone());
+        if self.affine {
+            out.push(gamma.grad().clone().expect("dgamma"));
+            out.push(beta.grad().clone().expect("dbeta"));
+        }
+        out.extend(r.map(|r| grads.get(&r).expect("dresidual").clone()));
+        if let Some((dy, x)) = held.filter(|_| device.has_data()) {
+            assert!(dy.f32s() == self.dy && x.f32s() == self.x, "somebody else's tensor was written over");
+        }
+        out.push(mean.value());
+        out.push(var.value());
+        Ok(out)
+    }
+}
+
+/// `x` to `y` in f64, and what the gradients need: normalised x, 1 / sqrt(var + eps), mean and variance.
+struct Forward {
+    y: Vec<f64>,
+    normal: Vec<f64>,
+    rstd: Vec<f64>,
+    mean: Vec<f64>,
+    var: Vec<f64>,
+}
+
+fn forward(p: &Problem, x: &[f64], gamma: &[f64], beta: &[f64], residual: &[f64]) -> Forward {
+    let (c, m) = (p.shape[3], p.pixels() as f64);
+    let (mut mean, mut var) = (vec![0.0; c], vec![0.0; c]);
+    x.iter().enumerate().for_each(|(i, v)| mean[i % c] += v / m);
+    x.iter().enumerate().for_each(|(i, v)| var[i % c] += (v - mean[i % c]).powi(2) / m);
+    if p.mode == BnMode::Frozen {
+        (mean, var) = (wide(&p.mean), wide(&p.var));
+    }
+    let rstd: Vec<f64> = var.iter().map(|v| 1.0 / (v + f64::from(EPS)).sqrt()).collect();
+    let normal: Vec<f64> = x.iter().enumerate().map(|(i, v)| (v - mean[i % c]) * rstd[i % c]).collect();
+    let y = normal.iter().enumerate().map(|(i, v)| {
+        let y = v * gamma[i % c] + beta[i % c] + residual.get(i).unwrap_or(&0.0);
+        if p.relu { y.max(0.0) } else { y }
+    });
+    Forward { y: y.collect(), normal, rstd, mean, var }
+}
+
+/// Everything that [`Problem::run`] gives, in f64. The ReLU's mask is that of the op's `y`: near 0 rounding decides.
+fn reference(p: &Problem, y: &[f32]) -> Vec<Vec<f64>> {
+    let (c, m) = (p.shape[3], p.pixels() as f64);
+    let (gamma, residual) = (wide(&p.gamma), p.residual.as_deref().map(wide));
+    let f = forward(p, &wide(&p.x), &gamma, &wide(&p.beta), residual.as_deref().unwrap_or(&[]));
+    let g: Vec<f64> = p.dy.iter().zip(y).map(|(&dy, &y)| if p.relu && y <= 0.0 { 0.0 } else { dy.into() }).collect();
+    let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
+    for (i, g) in g.iter().enumerate() {
+        dgamma[i % c] += g * f.normal[i];
+        dbeta[i % c] += g;
+    }
+    let dx = g.iter().enumerate().map(|(i, g)| {
+        let k = i % c;
+        let through_statistics = if p.mode == BnMode::Frozen { 0.0 } else { (dbeta[k] + f.normal[i] * dgamma[k]) / m };
+        gamma[k] * f.rstd[k] * (g - through_statistics)
+    });
+    let mut out = vec![f.y, dx.collect()];
+    if p.affine {
+        out.extend([dgamma, dbeta]);
+    }
+    out.extend(p.residual.is_some().then_some(g));
+    let moved = |old: &[f32], new: Vec<f64>| old.iter().zip(new).map(|(&o, n)| 0.9 * f64::from(o) + 0.1 * n).collect();
+    if p.mode == BnMode::Frozen || m == 0.0 {
+        out.extend([wide(&p.mean), wide(&p.var)]);
+    } else {
+        out.push(moved(&p.mean, f.mean));
+        out.push(moved(&p.var, f.var.iter().map(|v| v * m / (m - 1.0)).collect()));
+    }
+    out
+}
+
+fn names(p: &Problem) -> Vec<&'static str> {
+    let mut names = vec!["y", "dx"];
+    names.extend(p.affine.then_some(["dgamma", "dbeta"]).into_iter().flatten());
+    names.extend(p.residual.as_ref().map(|_| "dresidual"));
+    names.extend(["running mean", "running variance"]);
+    names
+}
+
+fn check(case: &Case, p: &Problem) {
+    let label = format!("{}, {:?}, residual {}, relu {}", case.name, p.mode, p.residual.is_some(), p.relu);
+    let got: Vec<Output> = if is_large(case) {
+        p.run(&Device::cpu()).unwrap().iter().map(Output::of).collect()
+    } else {
+        everywhere(|dev| p.run(dev))
+    };
+    let (want, names) = (reference(p, &got[0].f32s()), names(p));
+    assert_eq!(got.len(), names.len());
+    let rstd = forward(p, &wide(&p.x), &wide(&p.gamma), &wide(&p.beta), &[]).rstd;
+    let deviations = rstd.iter().fold(1.0f64, |a, &b| a.max(b));
+    // The mean is kept in f32: half of its last digit, in deviations, is the error of a normalised value.
+    let abs = 1e-5 + 2.0 * f64::from(affine(case).1) * 2f64.powi(-24) * deviations;
+    let sum = (p.pixels() as f64).sqrt(); // rounding errors of a sum that cancels add like a random walk
+    for ((name, got), want) in names.iter().zip(&got).zip(&want) {
+        let (abs, rel) = match *name {
+            "y" => (abs, 1e-4),
+            "dx" => (abs * deviations, 1e-4),
+            "dgamma" => (abs * sum.max(1.0), 1e-4),
+            "dbeta" => (1e-5 * sum.max(1.0), 1e-4),
+            "dresidual" => (0.0, 0.0),
+            _ => (1e-6, 1e-6),
+        };
+        assert_close(&format!("{label}: {name}"), &got.f32s(), want, abs, rel);
+    }
+}
+
+#[test]
+fn equals_the_definition() {
+    for case in CASES {
+        for mode in [TRAIN, BnMode::Frozen] {
+            if mode == TRAIN && case.name == "one" {
+                continue;
+            }
+            let both = [(false, false), (false, true), (true, false), (true, true)];
+            for (residual, relu) in if is_large(case) { &both[3..] } else { &both[..] } {
+                let p = Problem::new(case, mode, *residual, *relu);
+                check(case, &p);
+                if !is_large(case) {
+                    check(case, &Problem { affine: false, ..p });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_are_the_slopes() {
+    for case in CASES.iter().filter(|c| c.dims.iter().product::<usize>() < 100_000 && affine(c) == (1.0, 0.0)) {
+        for mode in [TRAIN, BnMode::Frozen] {
+            if mode == TRAIN && matches!(case.name, "one" | "two") {
+                continue; // two values: the slope of their normal form is that of a sign
+            }
+            let p = Problem::new(case, mode, true, true).away_from_the_kink();
+            let got = p.run(&Device::cpu()).unwrap();
+            let inputs = [&p.x, &p.gamma, &p.beta, p.residual.as_ref().unwrap()];
+            let wides = inputs.map(|x| wide(x));
+            for i in 0..4 {
+                let loss = |v: &[f64]| -> f64 {
+                    let input = |k: usize| if k == i { v } else { &wides[k][..] };
+                    let y = forward(&p, input(0), input(1), input(2), input(3)).y;
+                    y.iter().zip(&p.dy).map(|(y, &dy)| y * f64::from(dy)).sum()
+                };
+                let what = format!("{}, {mode:?}, {}", case.name, names(&p)[i + 1]);
+                let abs = 1e-5 * (p.pixels() as f64).sqrt().max(1.0);
+                assert_gradient(&what, inputs[i], got[i + 1].f32s(), abs, 1e-4, loss);
+            }
+        }
+    }
+}
+
+/// dy and x are written over only where nobody else holds them, with the same result.
+#[test]
+fn shared_tensors_stay_as_they_are() {
+    for case in CASES.iter().filter(|c| !is_large(c) && c.name != "one") {
+        for (mode, residual) in [(TRAIN, false), (TRAIN, true), (BnMode::Frozen, false), (BnMode::Frozen, true)] {
+            let p = Problem::new(case, mode, residual, true);
+            let alone = p.run(&Device::cpu()).unwrap().iter().map(Output::of).collect::<Vec<_>>();
+            let shared = Problem { shared: true, ..p };
+            assert!(everywhere(|dev| shared.run(dev)) == alone, "{}", case.name);
+        }
+    }
+}
+
+/// torch's ReLU: no gradient where the output is exactly 0, and NaN goes through.
+#[test]
+fn kinks_and_nan() {
+    let mut p = Problem::new(&case("y_is_0_everywhere", &[1, 4, 4, 8]), TRAIN, true, true);
+    p.gamma.fill(0.0);
+    p.beta.fill(0.0);
+    p.residual = Some(vec![0.0; 128]);
+    for out in &p.run(&Device::cpu()).unwrap()[..5] {
+        assert!(out.f32s().iter().all(|&v| v == 0.0));
+    }
+    p.residual = Some(vec![f32::NAN; 128]);
+    let out = p.run(&Device::cpu()).unwrap();
+    assert!(out[0].f32s().iter().all(|v| v.is_nan()), "the ReLU hides NaN");
+}
+
+#[test]
+fn one_value_a_channel_cannot_train() {
+    let p = Problem::new(&CASES[2], TRAIN, false, true);
+    assert_eq!(p.shape, [1, 1, 1, 5]);
+    let error = p.run(&Device::cpu()).unwrap_err().to_string();
+    assert!(error.contains("freeze batch norm"), "{error}");
+}
+
+#[test]
+fn frozen_batch_norm_saves_no_input() {
+    let dev = Device::cpu();
+    let zeros = |shape: &[usize]| Tensor::zeros(&dev, shape, DType::F32).unwrap();
+    let param = || Param::new("p", Role::Norm, zeros(&[8]));
+    let saved = |mode, relu| {
+        let (gamma, beta, mean, var) = (param(), param(), param(), param());
+        let mut tape = Tape::new(&dev);
+        let (x, g, b) = (tape.leaf(zeros(&[2, 3, 3, 8])), tape.param(&gamma), tape.param(&beta));
+        batch_norm_relu(&mut tape, &x, &g, &b, (&mean, &var), mode, EPS, None, relu).unwrap();
+        tape.saved_bytes()
+    };
+    let (map, statistics) = (2 * 3 * 3 * 8 * 4, 2 * 8 * 4);
+    assert_eq!(saved(BnMode::Frozen, false), statistics);
+    assert_eq!(saved(BnMode::Frozen, true), map + statistics);
+    assert_eq!(saved(TRAIN, true), 2 * map + statistics);
+}
+
+#[test]
+fn as_torch() {
+    let file = OpFixture::open("nn_layers");
+    for (name, mode) in [("bn_train", TRAIN), ("bn_eval", BnMode::Frozen)] {
+        let get = |key: &str| file.f32(&format!("{name}.{key}"));
+        let p = Problem {
+            shape: [3, 4, 5, 6],
+            x: get("x0"),
+            gamma: get("param.weight"),
+            beta: get("param.bias"),
+            mean: get("rm_before"),
+            var: get("rv_before"),
+            residual: None,
+            dy: get("gout"),
+            mode,
+            relu: false,
+            affine: true,
+            shared: false,
+        };
+        let got = p.run(&Device::cpu()).unwrap();
+        for (got, key) in got.iter().zip(["y", "dx0", "dparam.weight", "dparam.bias", "rm_after", "rv_after"]) {
+            assert_close(&format!("{name}: {key}"), got.f32s(), &wide(&get(key)), 1e-5, 1e-4);
+        }
+    }
+}

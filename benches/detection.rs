@@ -1,4 +1,4 @@
-//! Time of RoIAlign and NMS, in the arena as in a training step: `cargo bench --bench detection -- [--json FILE]`.
+//! Time of RoIAlign, NMS and matching, in the arena as in a training step: `cargo bench --bench detection -- [--json FILE]`.
 //!
 //! The inputs are those of benches/peers/ops_torch.py, which measures torchvision: same numbers from the same names, so
 //! `checksum` and `kept` must agree with its output.
@@ -9,7 +9,10 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use upres::detection::anchors::{self, Anchors};
 use upres::device::Device;
+use upres::models::config::RpnConfig;
+use upres::ops::match_boxes::{Matcher, match_boxes};
 use upres::ops::nms::{Nms, nms};
 use upres::ops::roi_align::{RoiAlign, roi_align};
 use upres::tape::Tape;
@@ -27,6 +30,7 @@ fn main() -> anyhow::Result<()> {
     let json = args.iter().position(|a| a == "--json").and_then(|i| args.get(i + 1));
     let mut out = Report { json: json.map(File::create).transpose()? };
     bench_nms(&mut out)?;
+    bench_match_boxes(&mut out)?;
     bench_roi_align(&mut out)?;
     Ok(())
 }
@@ -153,6 +157,38 @@ fn bench_nms(out: &mut Report) -> Result<()> {
         out.line(name, None, times, &[("kept", kept)])?;
     }
     Ok(())
+}
+
+/// The RPN's anchors of 8 images of 448² against 16 objects each, as training does it.
+fn bench_match_boxes(out: &mut Report) -> Result<()> {
+    const OBJECTS: usize = 16;
+    let images = 8;
+    let matcher = Matcher { pos_iou: 0.7, neg_iou: 0.3, min_pos_iou: 0.3, low_quality: true };
+    let mut gt = Vec::new();
+    for b in 0..images {
+        let mut u = hash_uniform(&format!("bench.match.{b}"));
+        for _ in 0..OBJECTS {
+            let u = [u(), u(), u(), u()];
+            let (w, h) = (16.0 * 24f32.powf((1.0 + u[2]) / 2.0), 16.0 * 24f32.powf((1.0 + u[3]) / 2.0));
+            let (x, y) = ((SIDE - w) * (1.0 + u[0]) / 2.0, (SIDE - h) * (1.0 + u[1]) / 2.0);
+            gt.extend([x, y, x + w, y + h]);
+        }
+    }
+    let (times, positive) = measure(|dev| {
+        let anchors = Anchors::new(dev, &RpnConfig::default(), SIDE as usize, SIDE as usize)?;
+        let sizes = Tensor::from_slice(dev, &[images, 4], &[SIDE; 4].repeat(images))?;
+        let valid = anchors::valid(&anchors, &sizes, -1.0)?;
+        let gt = Tensor::from_slice(dev, &[images, OBJECTS, 4], &gt)?;
+        let count = Tensor::from_slice(dev, &[images], &vec![OBJECTS as i32; images])?;
+        Ok(Box::new(move || {
+            let start = Instant::now();
+            let assigned = match_boxes(&anchors.boxes, Some(&valid), &gt, &count, matcher)?;
+            let time = start.elapsed();
+            let positive = |a: &[i32]| a.iter().filter(|&&a| a > 0).count() as f64;
+            Ok((time, if assigned.device().has_data() { positive(assigned.i32s()) } else { 0.0 }))
+        }))
+    })?;
+    out.line("match_boxes_8x50085x16", None, times, &[("positive", positive)])
 }
 
 fn bench_roi_align(out: &mut Report) -> Result<()> {

@@ -119,3 +119,43 @@ fn valid_cpu(out: &mut [u8], anchors: &Anchors, sizes: &[f32], n: usize, border:
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::Fixture;
+
+    #[test]
+    fn equals_mmdetection() {
+        let f = Fixture::ops("anchors");
+        let dev = Device::cpu();
+        let retina = RpnConfig {
+            anchor_scales: (0..3).map(|i| (4.0 * 2f64.powf(f64::from(i) / 3.0)) as f32).collect(),
+            strides: vec![8, 16, 32, 64, 128],
+            ..RpnConfig::default()
+        };
+        let size = Tensor::from_slice(&dev, &[1, 4], &[118.0f32, 150.0, 128.0, 160.0]).unwrap();
+        for (name, cfg) in [("rpn", RpnConfig::default()), ("retina", retina)] {
+            let a = Anchors::new(&dev, &cfg, 160, 192).unwrap();
+            let flags = |border| valid(&a, &size, border).unwrap().slice::<u8>().to_vec();
+            let (mut start, mut found) = (0, 0);
+            for (l, n) in a.level_sizes().into_iter().enumerate() {
+                let base = base_anchors(cfg.strides[l] as f32, &cfg.anchor_scales, &cfg.anchor_ratios);
+                assert_eq!(base.concat(), f.f32s(&format!("{name}.base.{l}")));
+                let (grid, key) = (&a.boxes.f32s()[4 * start..4 * (start + n)], format!("{name}.grid.{l}"));
+                if f.has(&key) {
+                    assert!(grid == f.f32s(&key), "{key}");
+                    found += 1;
+                }
+                let key = format!("{name}.valid_128x160.{l}");
+                assert!(!f.has(&key) || flags(-1.0)[start..start + n] == f.u8s(&key), "{key}");
+                start += n;
+            }
+            assert_eq!((start, found), (a.boxes.dim(0), 3));
+            for border in [-1, 0, 5] {
+                let key = format!("{name}.inside_118x150_border{border}");
+                assert!(flags(border as f32) == f.u8s(&key), "{key}");
+            }
+        }
+    }
+}

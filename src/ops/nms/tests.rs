@@ -78,6 +78,24 @@ fn split_path_of_mmcv() {
 }
 
 #[test]
+fn multiclass_nms_of_mmcv() {
+    let f = Fixture::ops("nms");
+    let (all, scores) = (f.f32s("mc.boxes"), f.f32s("mc.scores"));
+    for (name, max_out) in [("mc", 30), ("mc_agn", 200)] {
+        // (row, class) pairs above 0.05 in order; the last of five columns is the background. `mc_agn` has one box for all
+        // classes of a row.
+        let pairs: Vec<usize> = (0..240).filter(|i| scores[i / 4 * 5 + i % 4] > 0.05).collect();
+        let class: Vec<i32> = pairs.iter().map(|i| (i % 4) as i32).collect();
+        let s: Vec<f32> = pairs.iter().map(|i| scores[i / 4 * 5 + i % 4]).collect();
+        let of = |i: &usize| if name == "mc" { 4 * i } else { 16 * (i / 4) };
+        let b: Vec<f32> = pairs.iter().flat_map(|i| all[of(i)..of(i) + 4].to_vec()).collect();
+        let keep = run(&b, &s, &class, Nms { groups: 4, max_out, ..P });
+        let got: Vec<i32> = keep.iter().map(|&k| pairs[k as usize] as i32).collect();
+        assert_eq!(got, f.i32s(&format!("{name}.inds")), "{name}");
+    }
+}
+
+#[test]
 fn equals_the_plain_loop() {
     for (seed, n, groups, margin, offset, max_out) in [
         (1, 0, 1, 0.0, true, 5),     // no boxes

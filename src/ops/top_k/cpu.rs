@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::ops::order::{descending_key, index_of};
+
 pub(super) fn forward(idx: &mut [i32], ws: &mut [i32], scores: &[f32], n: usize, segments: &[(usize, usize, usize)]) {
     let mut ws: &mut [u64] = bytemuck::cast_slice_mut(ws);
     let mut idx = idx;
@@ -20,7 +22,7 @@ pub(super) fn forward(idx: &mut [i32], ws: &mut [i32], scores: &[f32], n: usize,
 
 fn segment(out: &mut [i32], keys: &mut [u64], scores: &[f32], start: usize) {
     for (i, (key, &score)) in keys.iter_mut().zip(scores).enumerate() {
-        *key = u64::from(descending(score)) << 32 | i as u64;
+        *key = descending_key(score, i);
     }
     let k = out.len().min(keys.len());
     if k > 0 && k < keys.len() {
@@ -28,16 +30,7 @@ fn segment(out: &mut [i32], keys: &mut [u64], scores: &[f32], start: usize) {
     }
     keys[..k].sort_unstable();
     for (o, &key) in out.iter_mut().zip(&keys[..k]) {
-        *o = (start + (key as u32) as usize) as i32;
+        *o = (start + index_of(key)) as i32;
     }
     out[k..].fill(-1);
-}
-
-/// A number that is smaller for a larger score; NaN largest; 0 and -0 equal.
-fn descending(score: f32) -> u32 {
-    if score.is_nan() {
-        return u32::MAX;
-    }
-    let bits = (score + 0.0).to_bits();
-    if bits >> 31 == 0 { !(bits | 0x8000_0000) } else { bits }
 }

@@ -1,0 +1,162 @@
+use super::*;
+use crate::detection::anchors;
+use crate::device::Device;
+use crate::models::config::RpnConfig;
+use crate::ops::testing::Fixture;
+use crate::tensor::philox::{Purpose, Stream};
+
+/// IoU matrix in f64 on f32 overlaps: the definition, whole matrix in memory.
+fn naive(boxes: &[f32], gt: &[f32], m: Matcher) -> Vec<i32> {
+    let iou = |a: &[f32], b: &[f32]| -> f32 {
+        let w = (a[2].min(b[2]) - a[0].max(b[0])).max(0.0);
+        let h = (a[3].min(b[3]) - a[1].max(b[1])).max(0.0);
+        let union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h;
+        w * h / union.max(1e-6)
+    };
+    let matrix: Vec<Vec<f32>> = gt.chunks(4).map(|g| boxes.chunks(4).map(|b| iou(g, b)).collect()).collect();
+    (0..boxes.len() / 4)
+        .map(|i| {
+            let column: Vec<f32> = matrix.iter().map(|row| row[i]).collect();
+            let max = column.iter().copied().fold(0.0, f32::max);
+            let mut a = if max < m.neg_iou { 0 } else { -1 };
+            if max >= m.pos_iou {
+                a = column.iter().position(|&v| v == max).unwrap() as i32 + 1;
+            }
+            if m.low_quality {
+                for (g, row) in matrix.iter().enumerate() {
+                    let best = row.iter().copied().fold(0.0, f32::max);
+                    if best >= m.min_pos_iou && row[i] == best {
+                        a = g as i32 + 1;
+                    }
+                }
+            }
+            a
+        })
+        .collect()
+}
+
+fn random(n: usize, seed: u64) -> Vec<f32> {
+    let mut r = Stream::new(seed, 0, 0, 0, Purpose::Test).rng();
+    (0..n)
+        .flat_map(|_| {
+            let (x, y) = (r.range(0.0, 40.0).floor(), r.range(0.0, 40.0).floor());
+            [x, y, x + r.range(0.0, 20.0).floor(), y + r.range(1.0, 20.0).floor()]
+        })
+        .collect()
+}
+
+#[test]
+fn as_the_definition_says() {
+    let dev = Device::cpu();
+    let matchers = [
+        Matcher { pos_iou: 0.7, neg_iou: 0.3, min_pos_iou: 0.3, low_quality: true },
+        Matcher { pos_iou: 0.5, neg_iou: 0.5, min_pos_iou: 0.5, low_quality: false },
+        Matcher { pos_iou: 0.5, neg_iou: 0.4, min_pos_iou: 0.0, low_quality: true },
+    ];
+    for (case, (n, g)) in [(0, 3), (1, 1), (37, 5), (5000, 9), (2049, 0)].into_iter().enumerate() {
+        let (boxes, gt) = (random(n, case as u64), random(g, 100 + case as u64));
+        for m in matchers {
+            let t = Tensor::from_slice(&dev, &[n, 4], &boxes).unwrap();
+            let mut two = gt.clone();
+            two.extend(&gt); // second image: no ground truth counted
+            let gt_t = Tensor::from_slice(&dev, &[2, g, 4], &two).unwrap();
+            let count = Tensor::from_slice(&dev, &[2], &[g as i32, 0]).unwrap();
+            let got = match_boxes(&t, None, &gt_t, &count, m).unwrap();
+            assert_eq!(got.i32s()[..n], naive(&boxes, &gt, m), "{n} {g} {m:?}");
+            assert!(got.i32s()[n..].iter().all(|&a| a == 0));
+        }
+    }
+}
+
+#[test]
+fn invalid_and_nan_boxes_do_not_count() {
+    let dev = Device::cpu();
+    let m = Matcher { pos_iou: 0.7, neg_iou: 0.3, min_pos_iou: 0.3, low_quality: true };
+    let boxes = [0., 0., 9., 10., 0., 0., 8., 10., f32::NAN, 0., 1., 1.];
+    let t = Tensor::from_slice(&dev, &[3, 4], &boxes).unwrap();
+    let gt = Tensor::from_slice(&dev, &[1, 1, 4], &[0.0f32, 0., 10., 10.]).unwrap();
+    let count = Tensor::from_slice(&dev, &[1], &[1i32]).unwrap();
+    let valid = Tensor::from_slice(&dev, &[1, 3], &[-1i32, 1, 1]).unwrap();
+    let got = match_boxes(&t, Some(&valid), &gt, &count, m).unwrap();
+    assert_eq!(got.i32s(), [INVALID, 1, 0]);
+    let valid = Tensor::from_slice(&dev, &[1, 3], &[1u8, 0, 1]).unwrap();
+    assert_eq!(match_boxes(&t, Some(&valid), &gt, &count, m).unwrap().i32s(), [1, INVALID, 0]);
+}
+
+#[test]
+fn equals_mmdetection() {
+    let f = Fixture::ops("assigner");
+    let dev = Device::cpu();
+    let priors = Tensor::from_slice(&dev, &[120, 4], &f.f32s("priors")).unwrap();
+    // Unused slots hold a box that would match: the count must keep it out.
+    let mut gt = f.f32s("gt");
+    gt.extend([0.0, 0.0, 100.0, 100.0]);
+    let gt = Tensor::from_slice(&dev, &[1, 7, 4], &gt).unwrap();
+    for (name, pos_iou, neg_iou, min_pos_iou, low_quality) in [
+        ("rpn", 0.7, 0.3, 0.3, true),
+        ("rcnn", 0.5, 0.5, 0.5, false),
+        ("rcnn_mask", 0.5, 0.5, 0.5, true),
+        ("retina", 0.5, 0.4, 0.0, true), // a ground truth without overlap takes all boxes without overlap
+        ("c2", 0.6, 0.6, 0.6, false),
+    ] {
+        let m = Matcher { pos_iou, neg_iou, min_pos_iou, low_quality };
+        for (key, count) in [("gt_inds", 6), ("nogt", 0)] {
+            let key = if count == 0 { format!("{name}_nogt.gt_inds") } else { format!("{name}.{key}") };
+            let count = Tensor::from_slice(&dev, &[1], &[count]).unwrap();
+            assert_eq!(match_boxes(&priors, None, &gt, &count, m).unwrap().i32s(), f.i32s(&key), "{key}");
+        }
+    }
+}
+
+#[test]
+fn anchors_of_a_pyramid_for_any_number_of_threads() {
+    let dev = Device::cpu();
+    let anchors = anchors::Anchors::new(&dev, &RpnConfig::default(), 160, 192).unwrap();
+    let sizes = [160.0, 192.0, 160.0, 192.0, 118.0, 150.0, 128.0, 160.0];
+    let sizes = Tensor::from_slice(&dev, &[2, 4], &sizes).unwrap();
+    let valid = anchors::valid(&anchors, &sizes, 0.0).unwrap().slice::<u8>().to_vec();
+    let boxes = anchors.boxes.f32s().to_vec();
+    let n = valid.len() / 2;
+    let gt: Vec<f32> = [random(4, 7), random(4, 8)].concat().iter().map(|v| 2.5 * v).collect();
+    let m = Matcher { pos_iou: 0.7, neg_iou: 0.3, min_pos_iou: 0.1, low_quality: true };
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let dev = Device::cpu();
+            let gt = Tensor::from_slice(&dev, &[2, 4, 4], &gt).unwrap();
+            let count = Tensor::from_slice(&dev, &[2], &[4, 1]).unwrap();
+            let valid = Tensor::from_slice(&dev, &[2, n], &valid).unwrap();
+            let shared = Tensor::from_slice(&dev, &[n, 4], &boxes).unwrap();
+            let each = Tensor::from_slice(&dev, &[2, n, 4], &boxes.repeat(2)).unwrap();
+            let shared = match_boxes(&shared, Some(&valid), &gt, &count, m).unwrap();
+            assert_eq!(shared.i32s(), match_boxes(&each, Some(&valid), &gt, &count, m).unwrap().i32s());
+            shared.i32s().to_vec()
+        })
+    };
+    let got = run(1);
+    assert_eq!(got, run(3));
+    for (image, count) in [4, 1].into_iter().enumerate() {
+        // The definition knows no validity: it gets the valid boxes only.
+        let at: Vec<usize> = (0..n).filter(|i| valid[image * n + i] > 0).collect();
+        let part: Vec<f32> = at.iter().flat_map(|&i| boxes[4 * i..4 * i + 4].to_vec()).collect();
+        let want = naive(&part, &gt[image * 16..][..count * 4], m);
+        assert!(want.iter().any(|&a| a > 0), "image {image} has no match");
+        let mut all = vec![INVALID; n];
+        at.iter().zip(want).for_each(|(&i, a)| all[i] = a);
+        assert_eq!(got[image * n..][..n], all);
+    }
+}
+
+#[test]
+fn empty_and_wrong_inputs() {
+    let dev = Device::cpu();
+    let m = Matcher { pos_iou: 0.7, neg_iou: 0.3, min_pos_iou: 0.3, low_quality: true };
+    let f = |shape: &[usize]| Tensor::zeros(&dev, shape, DType::F32).unwrap();
+    let i = |shape: &[usize]| Tensor::zeros(&dev, shape, DType::I32).unwrap();
+    assert_eq!(match_boxes(&f(&[3, 4]), None, &f(&[0, 2, 4]), &i(&[0]), m).unwrap().shape(), [0, 3]);
+    assert_eq!(match_boxes(&f(&[0, 4]), None, &f(&[1, 2, 4]), &i(&[1]), m).unwrap().shape(), [1, 0]);
+    assert_eq!(match_boxes(&f(&[3, 4]), None, &f(&[1, 0, 4]), &i(&[1]), m).unwrap().i32s(), [0; 3]);
+    assert!(match_boxes(&f(&[3, 5]), None, &f(&[1, 2, 4]), &i(&[1]), m).is_err());
+    assert!(match_boxes(&f(&[3, 4]), None, &f(&[1, 2, 4]), &i(&[2]), m).is_err());
+    assert!(match_boxes(&f(&[3, 4]), Some(&i(&[1, 2])), &f(&[1, 2, 4]), &i(&[1]), m).is_err());
+}

@@ -1,14 +1,17 @@
 //! Training: the recipe, its stages, the schedule, checkpoints, the run directory and the log.
 
+mod atomic;
 pub mod checkpoint;
 pub mod engine;
 pub mod event;
+pub mod log;
 pub mod recipe;
 mod recipe_check;
 pub mod recipe_docs;
 pub mod recipe_keys;
 pub mod recipe_read;
 mod recipe_schema;
+pub mod run_dir;
 pub mod schedule;
 pub mod data;
 pub mod infer;

@@ -1,0 +1,299 @@
+//! The folder of a run: `recipe.toml`, `log.jsonl`, `metrics.json`, `report.html`, TensorBoard events and
+//! `checkpoints/{last,best,stage-NAME,step-N}.safetensors`.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::atomic::{link_atomic, write_atomic};
+use super::recipe::Recipe;
+use super::recipe_read::Override;
+use crate::error::{Error, Result};
+
+/// Where runs go that are not told where.
+const DEFAULT_PARENT: &str = "runs";
+
+/// The folder of one run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir {
+    root: PathBuf,
+}
+
+impl RunDir {
+    /// A new run in `out`, or in the next free `runs/NAME-N`. Writes `recipe.toml`.
+    ///
+    /// Errors: `out` exists and is not an empty folder: a run is never overwritten.
+    pub fn create(out: Option<&Path>, recipe: &Recipe) -> Result<RunDir> {
+        let root = match out {
+            Some(out) => {
+                refuse_used(out)?;
+                fs::create_dir_all(out).map_err(|error| Error::io(out, error))?;
+                out.to_path_buf()
+            }
+            None => next_free(Path::new(DEFAULT_PARENT), &recipe.name)?,
+        };
+        let run = RunDir { root };
+        fs::create_dir_all(run.checkpoints()).map_err(|error| Error::io(run.checkpoints(), error))?;
+        run.write_recipe(recipe)?;
+        Ok(run)
+    }
+
+    /// A run to go on with: needs its recipe and its last checkpoint. Clears what a killed process left half written.
+    pub fn resume(root: &Path) -> Result<RunDir> {
+        let run = RunDir { root: root.to_path_buf() };
+        let nothing = |what: String| Error::value("--resume", format!("nothing to resume: {what}"));
+        if root.is_file() {
+            return Err(nothing(format!("{} is a file: name the folder of the run", root.display())));
+        }
+        if !root.is_dir() {
+            return Err(nothing(format!("{} does not exist", root.display())));
+        }
+        if !run.recipe().is_file() {
+            return Err(nothing(format!("{} has no recipe.toml: it is not the folder of a run", root.display())));
+        }
+        if !run.last().is_file() {
+            let text = format!(
+                "{} has no checkpoints/last.safetensors: the run ended before its first checkpoint; start it anew",
+                root.display()
+            );
+            return Err(nothing(text));
+        }
+        for folder in [run.root.clone(), run.checkpoints()] {
+            let entries = fs::read_dir(&folder).map_err(|error| Error::io(&folder, error))?;
+            for path in entries.flatten().map(|entry| entry.path()) {
+                let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+                if name.starts_with('.') && name.ends_with(".tmp") {
+                    fs::remove_file(&path).map_err(|error| Error::io(&path, error))?;
+                }
+            }
+        }
+        Ok(run)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// The resolved recipe.
+    pub fn recipe(&self) -> PathBuf {
+        self.root.join("recipe.toml")
+    }
+
+    /// The log, one JSON object a line.
+    pub fn log(&self) -> PathBuf {
+        self.root.join("log.jsonl")
+    }
+
+    /// What the run reached.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.json")
+    }
+
+    /// The page to look at.
+    pub fn report(&self) -> PathBuf {
+        self.root.join("report.html")
+    }
+
+    /// The folder of the checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
+    /// The newest state; `--resume` goes on from it.
+    pub fn last(&self) -> PathBuf {
+        self.checkpoints().join("last.safetensors")
+    }
+
+    /// The state of the best evaluation.
+    pub fn best(&self) -> PathBuf {
+        self.checkpoints().join("best.safetensors")
+    }
+
+    /// The state at the end of a stage.
+    pub fn stage(&self, name: &str) -> PathBuf {
+        self.checkpoints().join(format!("stage-{name}.safetensors"))
+    }
+
+    /// A state kept by its step.
+    pub fn step(&self, global_step: u64) -> PathBuf {
+        self.checkpoints().join(format!("step-{global_step:09}.safetensors"))
+    }
+
+    /// A path as the log shows it: relative to the folder.
+    pub fn relative(&self, path: &Path) -> String {
+        path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
+    }
+
+    /// The recipe that the run was started with, with further overrides.
+    pub fn read_recipe(&self, overrides: &[Override]) -> Result<Recipe> {
+        Recipe::read(self.recipe(), overrides)
+    }
+
+    /// Writes `recipe.toml`.
+    pub fn write_recipe(&self, recipe: &Recipe) -> Result<()> {
+        write_atomic(&self.recipe(), |file| file.write_all(recipe.to_toml().as_bytes()))
+    }
+
+    /// Writes `metrics.json`.
+    pub fn write_metrics(&self, metrics: &serde_json::Value) -> Result<()> {
+        write_atomic(&self.metrics(), |file| writeln!(file, "{metrics:#}"))
+    }
+
+    /// Makes the last checkpoint the best one.
+    pub fn keep_best(&self) -> Result<()> {
+        link_atomic(&self.last(), &self.best())
+    }
+
+    /// Keeps the last checkpoint as that of the end of a stage.
+    pub fn keep_stage(&self, name: &str) -> Result<()> {
+        link_atomic(&self.last(), &self.stage(name))
+    }
+
+    /// Keeps the last checkpoint under its step, and of such only the newest `keep`.
+    pub fn keep_step(&self, global_step: u64, keep: usize) -> Result<()> {
+        if keep > 0 {
+            link_atomic(&self.last(), &self.step(global_step))?;
+        }
+        let mut kept = self.steps()?;
+        kept.sort_unstable();
+        for step in &kept[..kept.len().saturating_sub(keep)] {
+            fs::remove_file(self.step(*step)).map_err(|error| Error::io(self.step(*step), error))?;
+        }
+        Ok(())
+    }
+
+    /// Steps of the states kept by step.
+    fn steps(&self) -> Result<Vec<u64>> {
+        let folder = self.checkpoints();
+        let entries = fs::read_dir(&folder).map_err(|error| Error::io(&folder, error))?;
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let step = |name: String| name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok();
+        Ok(names.filter_map(step).collect())
+    }
+}
+
+fn refuse_used(out: &Path) -> Result<()> {
+    let refuse = |what: &str| Err(Error::value("--out", format!("{} {what}", out.display())));
+    match fs::read_dir(out) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) if out.join("recipe.toml").exists() || out.join("log.jsonl").exists() => {
+                refuse("holds a run already: go on with it by --resume, or name another folder")
+            }
+            Some(_) => refuse("is not empty: name another folder"),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(_) if out.is_file() => refuse("is a file: name a folder"),
+        Err(error) => Err(Error::io(out, error)),
+    }
+}
+
+/// Makes `parent/name-n` with the lowest `n` above all that are there, so that runs stay in the order of their numbers.
+fn next_free(parent: &Path, name: &str) -> Result<PathBuf> {
+    fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
+    let entries = fs::read_dir(parent).map_err(|error| Error::io(parent, error))?;
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let number = |entry: String| entry.strip_prefix(name)?.strip_prefix('-')?.parse::<u64>().ok();
+    let mut n = 1 + names.filter_map(number).max().unwrap_or(0);
+    loop {
+        let path = parent.join(format!("{name}-{n}"));
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            // Another run took it in between.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => n += 1,
+            Err(error) => return Err(Error::io(&path, error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe() -> Recipe {
+        Recipe::built_in(&[]).unwrap()
+    }
+
+    #[test]
+    fn a_run_is_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("a/b");
+        let run = RunDir::create(Some(&out), &recipe()).unwrap();
+        assert!(run.checkpoints().is_dir());
+        assert_eq!(run.read_recipe(&[]).unwrap(), recipe());
+        let error = RunDir::create(Some(&out), &recipe()).unwrap_err().to_string();
+        assert!(error.contains("holds a run already") && error.contains("--resume"), "{error}");
+
+        let other = folder.path().join("other");
+        fs::create_dir(&other).unwrap();
+        RunDir::create(Some(&other), &recipe()).expect("an empty folder is fine");
+        let files = folder.path().join("files");
+        fs::create_dir(&files).unwrap();
+        fs::write(files.join("x"), "").unwrap();
+        assert!(RunDir::create(Some(&files), &recipe()).unwrap_err().to_string().contains("is not empty"));
+        assert!(RunDir::create(Some(&files.join("x")), &recipe()).unwrap_err().to_string().contains("is a file"));
+    }
+
+    #[test]
+    fn default_folders_count_up() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(next_free(folder.path(), "shapes").unwrap(), folder.path().join("shapes-1"));
+        fs::create_dir(folder.path().join("shapes-9")).unwrap();
+        fs::create_dir(folder.path().join("shapes-x")).unwrap();
+        fs::create_dir(folder.path().join("shapes-new-20")).unwrap();
+        assert_eq!(next_free(folder.path(), "shapes").unwrap(), folder.path().join("shapes-10"));
+        assert_eq!(next_free(folder.path(), "bccd").unwrap(), folder.path().join("bccd-1"));
+    }
+
+    #[test]
+    fn resume_says_what_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let refuses = |path: &Path, want: &str| {
+            let error = RunDir::resume(path).unwrap_err().to_string();
+            assert!(error.starts_with("--resume: nothing to resume: ") && error.contains(want), "{error}");
+        };
+        let out = folder.path().join("run");
+        refuses(&out, "does not exist");
+        refuses(folder.path(), "has no recipe.toml");
+        let run = RunDir::create(Some(&out), &recipe()).unwrap();
+        refuses(&out, "before its first checkpoint");
+        refuses(&run.recipe(), "is a file");
+        fs::write(run.last(), "x").unwrap();
+        fs::write(run.checkpoints().join(".last.safetensors.tmp"), "half").unwrap();
+        assert_eq!(RunDir::resume(&out).unwrap(), run);
+        assert_eq!(fs::read_dir(run.checkpoints()).unwrap().count(), 1, "what was half written is gone");
+    }
+
+    #[test]
+    fn only_the_newest_steps_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(Some(folder.path()), &recipe()).unwrap();
+        for step in [5, 10, 1_000_000_000, 100] {
+            write_atomic(&run.last(), |file| write!(file, "{step}")).unwrap();
+            run.keep_step(step, 2).unwrap();
+            if step == 10 {
+                run.keep_best().unwrap();
+                run.keep_stage("one").unwrap();
+            }
+        }
+        let mut kept = run.steps().unwrap();
+        kept.sort_unstable();
+        assert_eq!(kept, [100, 1_000_000_000]);
+        assert_eq!(fs::read_to_string(run.step(100)).unwrap(), "100");
+        assert_eq!(fs::read_to_string(run.best()).unwrap(), "10");
+        assert_eq!(fs::read_to_string(run.stage("one")).unwrap(), "10");
+        assert_eq!(run.relative(&run.best()), "checkpoints/best.safetensors");
+        run.keep_step(7, 0).unwrap();
+        assert!(run.steps().unwrap().is_empty() && run.last().exists());
+    }
+
+    #[test]
+    fn metrics_are_json() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(Some(folder.path()), &recipe()).unwrap();
+        run.write_metrics(&serde_json::json!({ "bbox_ap": 0.5 })).unwrap();
+        let back: serde_json::Value = serde_json::from_slice(&fs::read(run.metrics()).unwrap()).unwrap();
+        assert_eq!(back["bbox_ap"], 0.5);
+    }
+}

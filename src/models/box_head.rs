@@ -46,6 +46,14 @@ pub struct RoiSamples {
     pub counts: Tensor,
 }
 
+/// What sampled RoIs should become, M = B·S of them.
+pub struct RoiTargets {
+    /// Class, K for background, -1 for padding; i32 `[M]`.
+    pub classes: Tensor,
+    /// Deltas `[M,4]`; zeros unless positive.
+    pub boxes: Tensor,
+}
+
 /// Raw outputs of the head.
 pub struct BoxOutput {
     /// `[R,K+1]`, background last.
@@ -162,16 +170,22 @@ impl BoxHead {
         Ok(BoxOutput { logits, deltas })
     }
 
+    /// What the sampled RoIs should become.
+    pub fn targets(&self, samples: &RoiSamples, inputs: &Inputs) -> Result<RoiTargets> {
+        let rows = samples.idx.numel();
+        let classes = labels(&samples.gt, &samples.idx, &inputs.gt_labels, self.classes as i32)?;
+        let boxes = box_encode(&samples.rois, &inputs.gt_boxes, &samples.gt, self.cfg.stds)?;
+        Ok(RoiTargets { classes: classes.reshape(&[rows])?, boxes: boxes.reshape(&[rows, 4])? })
+    }
+
     /// Classification and box losses, both divided by the number of sampled RoIs.
     pub fn losses(&self, tape: &mut Tape, out: &BoxOutput, samples: &RoiSamples, inputs: &Inputs) -> Result<Vec<Loss>> {
         let cfg = &self.cfg;
-        let rows = samples.idx.numel();
         let avg = avg_factor(&samples.counts, AvgFactor::Roi)?;
-        let class = labels(&samples.gt, &samples.idx, &inputs.gt_labels, self.classes as i32)?.reshape(&[rows])?;
-        let targets = box_encode(&samples.rois, &inputs.gt_boxes, &samples.gt, cfg.stds)?.reshape(&[rows, 4])?;
-        let cls = softmax_ce(tape, &out.logits, &class, &avg, cfg.cls_loss_weight)?;
-        let box_label = if cfg.class_agnostic { rpn_targets(&samples.gt, &samples.idx)?.1 } else { class };
-        let reg = smooth_l1(tape, &out.deltas, &targets, &box_label, cfg.smooth_l1_beta, &avg, cfg.box_loss_weight)?;
+        let RoiTargets { classes, boxes } = self.targets(samples, inputs)?;
+        let cls = softmax_ce(tape, &out.logits, &classes, &avg, cfg.cls_loss_weight)?;
+        let box_labels = if cfg.class_agnostic { rpn_targets(&samples.gt, &samples.idx)?.1 } else { classes };
+        let reg = smooth_l1(tape, &out.deltas, &boxes, &box_labels, cfg.smooth_l1_beta, &avg, cfg.box_loss_weight)?;
         Ok(vec![Loss { name: "roi_cls", value: cls }, Loss { name: "roi_box", value: reg }])
     }
 

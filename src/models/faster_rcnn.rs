@@ -10,7 +10,7 @@ use super::config::ModelConfig;
 use super::fpn::Fpn;
 use super::inputs::Inputs;
 use super::resnet::{BackboneMode, ResNet};
-use super::rpn::Rpn;
+use super::rpn::{Proposals, Rpn, RpnOutput};
 use super::{Loss, Sampling};
 use crate::error::Result;
 use crate::nn::Builder;
@@ -80,11 +80,37 @@ impl FasterRcnn {
         mode: BackboneMode,
         how: Sampling,
     ) -> Result<Vec<Loss>> {
+        self.losses_from(tape, image, inputs, mode, how, |out| self.rpn.train_proposals(out, inputs))
+    }
+
+    /// As [`FasterRcnn::losses_from_image`], with the second stage on proposals from elsewhere: NMS is discontinuous, so
+    /// that two implementations can be compared only on the same proposals.
+    pub fn losses_with_proposals(
+        &self,
+        tape: &mut Tape,
+        image: Var,
+        inputs: &Inputs,
+        mode: BackboneMode,
+        how: Sampling,
+        proposals: Proposals,
+    ) -> Result<Vec<Loss>> {
+        self.losses_from(tape, image, inputs, mode, how, |_| Ok(proposals))
+    }
+
+    fn losses_from(
+        &self,
+        tape: &mut Tape,
+        image: Var,
+        inputs: &Inputs,
+        mode: BackboneMode,
+        how: Sampling,
+        proposals: impl FnOnce(&RpnOutput) -> Result<Proposals>,
+    ) -> Result<Vec<Loss>> {
         let p = self.features(tape, image, mode)?;
         let (mut losses, proposals) = tape.scope("rpn", |tape| {
             let out = self.rpn.forward(tape, &p)?;
             let losses = self.rpn.losses(tape, &out, inputs, how)?;
-            Ok::<_, crate::Error>((losses, self.rpn.train_proposals(&out, inputs)?))
+            Ok::<_, crate::Error>((losses, proposals(&out)?))
         })?;
         losses.extend(tape.scope("box_head", |tape| {
             let samples = self.box_head.sample(&proposals, inputs, how)?;

@@ -15,7 +15,7 @@ use crate::ops::conv2d::Activation;
 use crate::ops::gather_rows::{gather_rows, take};
 use crate::ops::match_boxes::{Matcher, match_boxes};
 use crate::ops::nms::{Nms, nms};
-use crate::ops::sample::{Sampler, sample};
+use crate::ops::sample::{Sampled, Sampler, sample};
 use crate::ops::smooth_l1::smooth_l1;
 use crate::ops::softmax_ce::{AvgFactor, avg_factor};
 use crate::ops::top_k::top_k;
@@ -47,6 +47,16 @@ pub struct Proposals {
     pub logits: Tensor,
     /// 1, or -1 where there is no box; i32 `[B,P]`.
     pub valid: Tensor,
+}
+
+/// What sampled anchors should become, M = B·S of them.
+pub struct RpnTargets {
+    /// 1 object, 0 background, -1 padding; i32 `[M]`.
+    pub objects: Tensor,
+    /// 0 where there is a box to learn, else -1; i32 `[M]`.
+    pub box_labels: Tensor,
+    /// Deltas `[M,4]`.
+    pub boxes: Tensor,
 }
 
 impl Rpn {
@@ -121,9 +131,8 @@ impl Rpn {
         self.proposals(out, inputs, self.cfg.test_nms_pre, self.cfg.test_max)
     }
 
-    /// Objectness and box losses of the sampled anchors. Both are divided by the number of samples, counted as mmdetection
-    /// counts it: `sum over images of max(1, positives) + max(1, negatives)`.
-    pub fn losses(&self, tape: &mut Tape, out: &RpnOutput, inputs: &Inputs, how: Sampling) -> Result<Vec<Loss>> {
+    /// Matches anchors to the ground truth and samples them.
+    pub fn sample(&self, inputs: &Inputs, how: Sampling) -> Result<Sampled> {
         let cfg = &self.cfg;
         let valid = anchors::valid(&inputs.anchors, &inputs.sizes, cfg.allowed_border)?;
         let assigned = match_boxes(
@@ -135,18 +144,28 @@ impl Rpn {
         )?;
         drop(valid);
         let sampler = Sampler { num: cfg.samples, pos_fraction: cfg.pos_fraction, mode: how.mode(Purpose::SampleRpn) };
-        let samples = sample(&assigned, &sampler, &inputs.key)?;
-        drop(assigned);
-        let avg = avg_factor(&samples.counts, AvgFactor::Rpn)?;
-        let rows = samples.idx.numel();
+        sample(&assigned, &sampler, &inputs.key)
+    }
+
+    /// What the sampled anchors should become.
+    pub fn targets(&self, samples: &Sampled, inputs: &Inputs) -> Result<RpnTargets> {
         let chosen = take(&inputs.anchors.boxes, &samples.idx)?;
-        let targets = box_encode(&chosen, &inputs.gt_boxes, &samples.gt, cfg.stds)?;
-        let (object, box_label) = rpn_targets(&samples.gt, &samples.idx)?;
+        let boxes = box_encode(&chosen, &inputs.gt_boxes, &samples.gt, self.cfg.stds)?;
+        let (objects, box_labels) = rpn_targets(&samples.gt, &samples.idx)?;
+        Ok(RpnTargets { objects, box_labels, boxes: boxes.reshape(&[samples.idx.numel(), 4])? })
+    }
+
+    /// Objectness and box losses of the sampled anchors. Both are divided by the number of samples, counted as mmdetection
+    /// counts it: `sum over images of max(1, positives) + max(1, negatives)`.
+    pub fn losses(&self, tape: &mut Tape, out: &RpnOutput, inputs: &Inputs, how: Sampling) -> Result<Vec<Loss>> {
+        let cfg = &self.cfg;
+        let samples = self.sample(inputs, how)?;
+        let avg = avg_factor(&samples.counts, AvgFactor::Rpn)?;
+        let RpnTargets { objects, box_labels, boxes } = self.targets(&samples, inputs)?;
         let logits = gather_rows(tape, &out.logits, &samples.idx)?;
         let deltas = gather_rows(tape, &out.deltas, &samples.idx)?;
-        let cls = bce(tape, &logits, &object, &avg, cfg.cls_loss_weight)?;
-        let targets = targets.reshape(&[rows, 4])?;
-        let reg = smooth_l1(tape, &deltas, &targets, &box_label, cfg.smooth_l1_beta, &avg, cfg.box_loss_weight)?;
+        let cls = bce(tape, &logits, &objects, &avg, cfg.cls_loss_weight)?;
+        let reg = smooth_l1(tape, &deltas, &boxes, &box_labels, cfg.smooth_l1_beta, &avg, cfg.box_loss_weight)?;
         Ok(vec![Loss { name: "rpn_cls", value: cls }, Loss { name: "rpn_box", value: reg }])
     }
 }

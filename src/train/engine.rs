@@ -72,7 +72,8 @@ impl StageSetup {
         }
     }
 
-    fn mode(&self) -> BackboneMode {
+    /// How the backbone runs.
+    pub fn mode(&self) -> BackboneMode {
         let norm = match self.batch_norm {
             BatchNormMode::Train => NormMode::Train,
             BatchNormMode::Frozen => NormMode::Frozen,
@@ -81,7 +82,7 @@ impl StageSetup {
     }
 
     /// mmdetection's rules: frozen parts of the backbone are not trained at all; frozen batch norm is not trained.
-    fn trains(&self, p: &Param) -> bool {
+    pub fn trains(&self, p: &Param) -> bool {
         let frozen = |prefix: &str| p.name().starts_with(prefix);
         if self.frozen_stages >= 0 && (frozen("backbone.conv1.") || frozen("backbone.bn1.")) {
             return false;

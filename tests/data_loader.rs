@@ -23,12 +23,12 @@ fn make(dir: &Path, n: usize) -> Dataset {
         let (w, h) = sizes[i % 3];
         let mut data = [90, 90, (i * 5) as u8].repeat((w * h) as usize);
         let name = format!("{i}.png");
-        for k in 0..=i % 3 {
+        for (k, colour) in COLOURS.iter().enumerate().take(i % 3 + 1) {
             let (x, y, bw, bh) = (4 + 14 * k as u32, 6 + 4 * k as u32, 12, 16);
             for yy in y..y + bh {
                 for xx in x..x + bw {
                     let at = ((yy * w + xx) * 3) as usize;
-                    data[at..at + 3].copy_from_slice(&COLOURS[k]);
+                    data[at..at + 3].copy_from_slice(colour);
                 }
             }
             let id = annotations.len() + 1;

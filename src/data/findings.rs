@@ -112,11 +112,11 @@ impl FindingKind {
             DuplicateImageId => ("image id used twice", "give every image its own id"),
             DuplicateCategoryId => ("category id used for two names", "give every category its own id"),
             MissingFile => {
-                ("image file missing", "copy it, correct the image folder, or train with bad_image = \"skip\"")
+                ("image file missing", "copy it, correct the image folder, or train with `bad_images = \"skip\"`")
             }
             UnreadableFile => (
                 "image file does not decode",
-                "copy it again, convert it to JPEG or PNG, or train with bad_image = \"skip\"",
+                "copy it again, convert it to JPEG or PNG, or train with `bad_images = \"skip\"`",
             ),
             SizeMismatch => (
                 "image file of another size than annotated",
@@ -150,8 +150,8 @@ impl FindingKind {
             IgnoreFlag => ("annotation marked `ignore`", "not used in training"),
             Crowd => ("crowd region", "not used in training; ignored matches in evaluation"),
             CrowdOnly => ("image with crowd regions only", "no ground truth in training"),
-            NoGroundTruth => ("image without ground truth", "left out of training unless filter_empty_gt = false"),
-            SmallImage => ("image below 32 pixels", "left out of training (min_image_size)"),
+            NoGroundTruth => ("image without ground truth", "left out of training unless `keep_empty = true`"),
+            SmallImage => ("image below 32 pixels", "left out of training unless `min_image_size` is lowered"),
         }
     }
 }

@@ -6,6 +6,7 @@
 pub mod augment;
 pub mod batch;
 pub mod buckets;
+pub mod check;
 pub mod coco;
 pub mod decode;
 pub mod draw;
@@ -17,6 +18,7 @@ mod prefetch;
 mod raw;
 pub mod resize;
 pub mod shapes;
+pub mod stats;
 pub mod store;
 
 pub use augment::ColourJitter;

@@ -164,20 +164,27 @@ impl Pipeline {
 
     /// The shapes that images `indices` of a data set come in, in batches of `batch`.
     pub fn buckets(&self, dataset: &Dataset, indices: &[usize], batch: usize) -> Buckets {
-        match self.geometry {
+        self.buckets_and_sizes(dataset, indices, batch).0
+    }
+
+    /// As [`Pipeline::buckets`], with the size of each image before padding at the largest scale.
+    pub(super) fn buckets_and_sizes(
+        &self,
+        dataset: &Dataset,
+        indices: &[usize],
+        batch: usize,
+    ) -> (Buckets, Vec<Shape>) {
+        let largest = f64::from(self.geometry.jitter().1);
+        let resized = indices.iter().map(|&i| {
+            let (width, height) = self.geometry.resized((dataset.images[i].width, dataset.images[i].height), largest);
+            Shape { height, width }
+        });
+        let sizes: Vec<Shape> = resized.collect();
+        let buckets = match self.geometry {
             Geometry::Fixed { shape, .. } => Buckets::one(shape, indices.len()),
-            Geometry::Buckets { divisor, max_shapes, jitter, .. } => {
-                let sizes: Vec<Shape> = indices
-                    .iter()
-                    .map(|&i| {
-                        let info = &dataset.images[i];
-                        let (width, height) = self.geometry.resized((info.width, info.height), f64::from(jitter.1));
-                        Shape { height, width }
-                    })
-                    .collect();
-                Buckets::choose(&sizes, max_shapes, divisor, batch)
-            }
-        }
+            Geometry::Buckets { divisor, max_shapes, .. } => Buckets::choose(&sizes, max_shapes, divisor, batch),
+        };
+        (buckets, sizes)
     }
 
     /// Draws where a picture of `size` (width, height) goes on a canvas of `shape`.

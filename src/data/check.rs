@@ -1,0 +1,83 @@
+//! `dataset check`: everything that is wrong with a data set, annotation file and image files, in one go.
+
+use std::fmt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use super::coco::{Dataset, ReadOptions};
+use super::decode::decode_file;
+use super::findings::{FindingKind, Findings, Severity};
+use super::store::check_size;
+use crate::error::Result;
+
+/// What [`check`] found.
+#[derive(Debug)]
+pub struct CheckReport {
+    /// The data set, with all findings, those of the image files included.
+    pub dataset: Dataset,
+    /// Image files that decode.
+    pub decoded: usize,
+    /// Time it took to decode all of them.
+    pub took: Duration,
+}
+
+/// Reads `annotations`, decodes every image in `images` on all cores, and keeps `examples` of each kind of finding.
+/// An error only if the annotation file cannot be read at all.
+pub fn check(annotations: &Path, images: &Path, examples: usize) -> Result<CheckReport> {
+    let mut dataset = Dataset::read(annotations, images, ReadOptions { examples, ..ReadOptions::default() })?;
+    let start = Instant::now();
+    let outcomes: Vec<Option<(FindingKind, String)>> =
+        (0..dataset.images.len()).into_par_iter().map(|i| check_image(&dataset, i)).collect();
+    let took = start.elapsed();
+    let decoded = outcomes.iter().filter(|o| o.is_none()).count();
+    let mut findings = std::mem::replace(&mut dataset.findings, Findings::new(examples));
+    for (kind, text) in outcomes.into_iter().flatten() {
+        findings.add(kind, || text);
+    }
+    dataset.findings = findings;
+    Ok(CheckReport { dataset, decoded, took })
+}
+
+/// What is wrong with the file of an image.
+fn check_image(dataset: &Dataset, index: usize) -> Option<(FindingKind, String)> {
+    let (info, path) = (&dataset.images[index], dataset.image_path(index));
+    if !path.exists() {
+        return Some((FindingKind::MissingFile, format!("image {}: {}", info.id, path.display())));
+    }
+    match decode_file(&path) {
+        Err(e) => Some((FindingKind::UnreadableFile, format!("image {}: {e}", info.id))),
+        Ok(image) => {
+            let text = check_size(dataset, index, (image.width, image.height)).err()?;
+            Some((FindingKind::SizeMismatch, format!("{}: {text}", info.file_name)))
+        }
+    }
+}
+
+impl CheckReport {
+    /// Whether training would refuse the data set.
+    pub fn is_fatal(&self) -> bool {
+        self.dataset.findings.fatal().is_some()
+    }
+}
+
+impl fmt::Display for CheckReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let d = &self.dataset;
+        let boxes: usize = (0..d.images.len()).map(|i| d.ground_truth(i).count()).sum();
+        let (n, classes) = (d.images.len(), d.categories.len());
+        writeln!(f, "{}: {n} images, {classes} classes, {boxes} boxes to train on", d.path.display())?;
+        let rate = self.decoded as f64 / self.took.as_secs_f64().max(1e-9);
+        writeln!(f, "{} of {n} image files are good ({rate:.0} decoded per second)", self.decoded)?;
+        write!(f, "{}", d.findings)?;
+        let count =
+            |s: Severity| d.findings.groups().filter(|(k, _)| k.severity() == s).map(|(_, g)| g.count).sum::<usize>();
+        let (fatal, warnings) = (count(Severity::Fatal), count(Severity::Warning));
+        match (fatal, warnings) {
+            (0, 0) => write!(f, "good: ready to train"),
+            (0, w) => write!(f, "usable: {w} warnings"),
+            (n, w) => write!(f, "not usable as it is: {n} fatal, {w} warnings"),
+        }
+    }
+}

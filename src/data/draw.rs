@@ -71,7 +71,7 @@ pub fn class_colour(class: usize) -> [u8; 3] {
         return c;
     }
     let hue = (class as f64 * 0.618_033_988_75).fract() * 6.0;
-    let light = if class % 2 == 0 { 255.0 } else { 190.0 };
+    let light = if class.is_multiple_of(2) { 255.0 } else { 190.0 };
     let f = hue.fract();
     let (p, q, t) = (light * 0.3, light * (1.0 - 0.7 * f), light * (0.3 + 0.7 * f));
     let rgb = match hue as u32 {

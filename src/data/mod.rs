@@ -2,7 +2,7 @@
 //!
 //! Nothing here knows a tensor or a device: a [`Batch`] holds plain vectors, pixels are u8 and un-normalised.
 //! Main types: [`Dataset`], [`Pipeline`], [`ImageStore`], [`Loader`], [`EvalLoader`].
-//! Data sets: reading, decoding, augmentation, batches; drawing them; and the built-in data set of shapes.
+//! [`draw`] draws them, [`shapes`] is the built-in data set.
 
 pub mod augment;
 pub mod batch;
@@ -18,7 +18,6 @@ pub mod pipeline;
 mod prefetch;
 mod raw;
 pub mod resize;
-pub mod loader;
 pub mod shapes;
 pub mod stats;
 pub mod store;

@@ -83,6 +83,7 @@ fn examples(dir: &Path) {
                 class: s.class as usize,
                 score,
                 polygons: if masks { s.polygons.clone() } else { Vec::new() },
+                note: "",
             };
             Example {
                 name: format!("{i}.png"),

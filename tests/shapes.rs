@@ -99,7 +99,7 @@ fn annotation_files_are_coco_and_fit_the_pictures() {
             let (mut lo, mut hi) = ([f64::MAX; 2], [f64::MIN; 2]);
             for polygon in a["segmentation"].as_array().unwrap() {
                 let xy: Vec<f64> = polygon.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
-                assert!(xy.len() >= 6 && xy.len() % 2 == 0);
+                assert!(xy.len() >= 6 && xy.len().is_multiple_of(2));
                 for (i, v) in xy.iter().enumerate() {
                     lo[i % 2] = lo[i % 2].min(*v);
                     hi[i % 2] = hi[i % 2].max(*v);

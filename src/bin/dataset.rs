@@ -1,14 +1,16 @@
-//! Looks at data sets: `dataset check`, `dataset stats`.
+//! Looks at data sets and makes the built-in one: `dataset check`, `stats`, `draw`, `shapes`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use upres::data::check::check;
+use upres::data::draw_set::{draw_dataset, pictures, read_picture};
+use upres::data::shapes::{Class, ShapesOptions, generate};
 use upres::data::stats::Stats;
 use upres::data::{Dataset, ReadOptions};
 
-/// Looks at and checks data sets in COCO's format.
+/// Looks at and checks data sets in COCO's format, and makes the built-in one.
 #[derive(Parser)]
 #[command(version, max_term_width = 110)]
 struct Cli {
@@ -22,6 +24,10 @@ enum Command {
     Check(CheckArgs),
     /// Count images, sizes, classes, boxes; propose shape buckets
     Stats(StatsArgs),
+    /// Write copies of the pictures with boxes, masks and class names drawn, and a sheet of the first of them
+    Draw(DrawArgs),
+    /// Make the built-in data set: textured, overlapping shapes with boxes and polygon masks
+    Shapes(ShapesArgs),
 }
 
 #[derive(Args)]
@@ -51,10 +57,56 @@ struct StatsArgs {
     short: u32,
 }
 
+#[derive(Args)]
+struct DrawArgs {
+    /// Annotation file (COCO JSON)
+    annotations: PathBuf,
+    /// Folder of the images
+    #[arg(long)]
+    images: PathBuf,
+    /// Folder for the drawn copies
+    #[arg(long)]
+    out: PathBuf,
+    /// Pictures drawn, evenly spread over the data set
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..))]
+    count: u32,
+}
+
+#[derive(Args)]
+struct ShapesArgs {
+    /// Folder for `images/` and `annotations/`
+    #[arg(long)]
+    out: PathBuf,
+    /// The same seed gives the same bytes
+    #[arg(long, default_value_t = ShapesOptions::default().seed)]
+    seed: u64,
+    /// Pictures for training
+    #[arg(long, default_value_t = ShapesOptions::default().train)]
+    train: usize,
+    /// Pictures for validation
+    #[arg(long, default_value_t = ShapesOptions::default().val)]
+    val: usize,
+    /// Pictures for a test set
+    #[arg(long, default_value_t = ShapesOptions::default().test)]
+    test: usize,
+    /// Largest width and height of a picture
+    #[arg(long, default_value = "240x180", value_parser = parse_size)]
+    size: (u32, u32),
+}
+
+/// `240x180`.
+fn parse_size(text: &str) -> Result<(u32, u32), String> {
+    let (w, h) = text.split_once('x').ok_or("want WIDTHxHEIGHT, as 240x180")?;
+    let side = |s: &str| s.parse::<u32>().map_err(|_| format!("{s:?} is not a number of pixels: want 240x180"));
+    Ok((side(w)?, side(h)?))
+}
+
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Check(args) => run_check(&args),
         Command::Stats(args) => run_stats(&args),
+        Command::Draw(args) => run_draw(&args),
+        Command::Shapes(args) => run_shapes(&args),
     };
     done.unwrap_or_else(|e| {
         eprintln!("error: {e}");
@@ -72,5 +124,32 @@ fn run_stats(args: &StatsArgs) -> upres::Result<ExitCode> {
     let images = args.images.clone().unwrap_or_default();
     let dataset = Dataset::read(&args.annotations, images, ReadOptions::default())?;
     println!("{}", Stats::new(&dataset, args.long, args.short));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_draw(args: &DrawArgs) -> upres::Result<ExitCode> {
+    let options = ReadOptions { segmentation: true, ..ReadOptions::default() };
+    let dataset = Dataset::load_with(&args.annotations, &args.images, options)?;
+    let files =
+        draw_dataset(&pictures(&dataset, args.count as usize), &dataset.class_names(), &args.out, read_picture)?;
+    for file in files.iter().rev().take(1) {
+        println!("{} pictures in {}, the first of them in {}", files.len() - 1, args.out.display(), file.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_shapes(args: &ShapesArgs) -> upres::Result<ExitCode> {
+    let (seed, train, val, test, size) = (args.seed, args.train, args.val, args.test, args.size);
+    let options = ShapesOptions { seed, train, val, test, size, ..ShapesOptions::default() };
+    for part in generate(&args.out, &options)?.splits {
+        let counts = Class::ALL.iter().zip(part.instances).map(|(c, n)| format!("{n} {}", c.name()));
+        println!(
+            "{}: {} images in {}\n  {}",
+            part.annotations.display(),
+            part.images,
+            part.images_dir.display(),
+            counts.collect::<Vec<_>>().join(", ")
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }

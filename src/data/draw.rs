@@ -1,17 +1,16 @@
 //! Pictures for people: boxes, class names, scores and masks on RGB pictures, and sheets of several pictures. Used by
 //! `dataset draw`, `detect` and the report. Everything is clipped to the picture; a box that is not finite is left out.
 //!
-//! [`draw_objects`] is the main entry; [`draw_dataset`] writes annotated copies of a data set's pictures.
+//! [`draw_objects`] is the main entry; `draw_set` writes annotated copies of a data set's pictures.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use font8x8::UnicodeFonts;
 use image::{Rgb, RgbImage};
-use rayon::prelude::*;
 
 use super::shapes::raster::coverage;
 use super::shapes::write_atomically;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Pixels of a character of the font in each direction.
 const GLYPH: u32 = 8;
@@ -34,7 +33,7 @@ const PALETTE: [[u8; 3]; 12] = [
 ];
 
 /// An object to draw.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct DrawnObject {
     /// `x0 y0 x1 y1` in pixels of the picture.
     pub bbox: [f32; 4],
@@ -44,6 +43,8 @@ pub struct DrawnObject {
     pub score: Option<f32>,
     /// Mask, filled lightly; empty if there is none.
     pub polygons: Vec<Vec<[f64; 2]>>,
+    /// Printed behind the name, if it is not empty: `crowd`, say.
+    pub note: &'static str,
 }
 
 /// How [`draw_objects`] draws.
@@ -71,7 +72,7 @@ pub fn class_colour(class: usize) -> [u8; 3] {
         return c;
     }
     let hue = (class as f64 * 0.618_033_988_75).fract() * 6.0;
-    let light = if class % 2 == 0 { 255.0 } else { 190.0 };
+    let light = if class.is_multiple_of(2) { 255.0 } else { 190.0 };
     let f = hue.fract();
     let (p, q, t) = (light * 0.3, light * (1.0 - 0.7 * f), light * (0.3 + 0.7 * f));
     let rgb = match hue as u32 {
@@ -224,10 +225,13 @@ pub fn draw_objects(image: &mut RgbImage, objects: &[DrawnObject], names: &[Stri
     for o in order.iter().filter(|_| style.text > 0) {
         let Some([x0, y0, ..]) = pixel_box(o.bbox) else { continue };
         let name = names.get(o.class).cloned().unwrap_or_else(|| format!("class {}", o.class));
-        let text = match o.score {
+        let mut text = match o.score {
             Some(score) => format!("{name} {score:.2}"),
             None => name,
         };
+        if !o.note.is_empty() {
+            text = format!("{text} ({})", o.note);
+        }
         draw_label(image, x0, y0, &text, style.text, class_colour(o.class));
     }
 }
@@ -281,6 +285,17 @@ pub fn contact_sheet(cells: &[(RgbImage, String)], columns: usize) -> RgbImage {
     sheet
 }
 
+/// A picture reduced so that no side is longer than `longest`; small ones stay as they are. Also the factor.
+pub fn reduced(image: &RgbImage, longest: u32) -> (RgbImage, f64) {
+    let (w, h) = image.dimensions();
+    let factor = f64::from(longest) / f64::from(w.max(h).max(1));
+    if factor >= 1.0 {
+        return (image.clone(), 1.0);
+    }
+    let side = |v: u32| ((f64::from(v) * factor).round() as u32).max(1);
+    (image::imageops::resize(image, side(w), side(h), image::imageops::FilterType::Triangle), factor)
+}
+
 /// The bytes of a PNG file.
 pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
     super::shapes::encode_png(image.as_raw(), image.width() as usize, image.height() as usize)
@@ -289,60 +304,6 @@ pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
 /// Writes a PNG file; a reader never sees half of it.
 pub fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
     write_atomically(path, &encode_png(image)?)
-}
-
-/// A picture of a data set and what is known about it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DatasetPicture {
-    /// The picture's file.
-    pub path: PathBuf,
-    /// Its name in the annotation file, for the caption and for the copy's file name.
-    pub file_name: String,
-    /// Its objects.
-    pub objects: Vec<DrawnObject>,
-}
-
-/// Writes to `out` a copy of each picture with its objects drawn, and `sheet.png` with the first twelve; returns the
-/// files, the sheet last. `read` reads a picture (upright, as the annotations mean it).
-pub fn draw_dataset(
-    pictures: &[DatasetPicture],
-    names: &[String],
-    out: &Path,
-    read: impl Fn(&Path) -> Result<RgbImage> + Sync,
-) -> Result<Vec<PathBuf>> {
-    const ON_SHEET: usize = 12;
-    std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
-    let done = pictures
-        .par_iter()
-        .enumerate()
-        .map(|(i, p)| {
-            let drawn = annotated(&read(&p.path)?, &p.objects, names);
-            let path = out.join(copy_name(&p.file_name));
-            write_png(&path, &drawn)?;
-            let caption = format!("{} ({})", p.file_name, p.objects.len());
-            Ok((path, (i < ON_SHEET).then_some((drawn, caption))))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let (mut paths, mut cells) = (Vec::new(), Vec::new());
-    for (path, cell) in done {
-        paths.push(path);
-        cells.extend(cell);
-    }
-    if !cells.is_empty() {
-        let sheet = out.join("sheet.png");
-        write_png(&sheet, &contact_sheet(&cells, 4))?;
-        paths.push(sheet);
-    }
-    Ok(paths)
-}
-
-/// Name of an annotated copy: folders become part of the name, so that no two collide and none leaves the folder; the
-/// prefix keeps it apart from `sheet.png`.
-pub fn copy_name(file_name: &str) -> String {
-    let stem = file_name.rsplit_once('.').map_or(file_name, |(stem, _)| stem);
-    let safe: String =
-        stem.chars().map(|c| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' }).collect();
-    format!("drawn_{safe}.png")
 }
 
 #[cfg(test)]
@@ -358,7 +319,7 @@ mod tests {
     }
 
     fn object(bbox: [f32; 4], class: usize) -> DrawnObject {
-        DrawnObject { bbox, class, score: None, polygons: Vec::new() }
+        DrawnObject { bbox, class, ..DrawnObject::default() }
     }
 
     #[test]
@@ -471,26 +432,5 @@ mod tests {
         assert!(contact_sheet(&[], 3).width() > 0);
         let back = image::load_from_memory(&encode_png(&s).unwrap()).unwrap().to_rgb8();
         assert_eq!(back, s);
-    }
-
-    #[test]
-    fn a_data_set_is_drawn_into_a_folder() {
-        let dir = tempfile::tempdir().unwrap();
-        let picture = |n: &str| DatasetPicture {
-            path: PathBuf::from(n),
-            file_name: n.to_string(),
-            objects: vec![object([2.0, 2.0, 20.0, 20.0], 0)],
-        };
-        let read = |p: &Path| {
-            if p.ends_with("bad.jpg") { Err(Error::data(p, "cannot be read")) } else { Ok(blank(40, 30)) }
-        };
-        let files = draw_dataset(&[picture("a/x.jpg"), picture("b/x.jpg")], &[], &dir.path().join("o"), read).unwrap();
-        assert_eq!(files.len(), 3);
-        assert!(files.iter().all(|f| f.is_file() && f.parent() == Some(&dir.path().join("o"))));
-        assert_eq!(image::open(&files[0]).unwrap().width(), 160);
-        assert!(draw_dataset(&[], &[], dir.path(), read).unwrap().is_empty());
-        let e = draw_dataset(&[picture("bad.jpg")], &[], dir.path(), read).unwrap_err();
-        assert!(e.to_string().contains("bad.jpg"));
-        assert_eq!(copy_name("../../etc/x.y.png"), "drawn_.._.._etc_x.y.png");
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a tensor or a device: a [`Batch`] holds plain vectors, pixels are u8 and un-normalised.
 //! Main types: [`Dataset`], [`Pipeline`], [`ImageStore`], [`Loader`], [`EvalLoader`].
+//! [`draw`] draws pictures, [`draw_set`] whole sets, [`shapes`] is the built-in data set.
 
 pub mod augment;
 pub mod batch;
@@ -10,6 +11,7 @@ pub mod check;
 pub mod coco;
 pub mod decode;
 pub mod draw;
+pub mod draw_set;
 pub mod findings;
 pub mod loader;
 mod order;

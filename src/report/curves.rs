@@ -190,7 +190,7 @@ pub fn smooth(points: &[(f64, f64)], share: f64) -> Vec<(f64, f64)> {
 pub fn thin(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
     let step = points.len().div_ceil(most.max(1)).max(1);
     let last = points.len().saturating_sub(1);
-    points.iter().enumerate().filter(|(i, _)| i % step == 0 || *i == last).map(|(_, p)| *p).collect()
+    points.iter().enumerate().filter(|(i, _)| i.is_multiple_of(step) || *i == last).map(|(_, p)| *p).collect()
 }
 
 #[cfg(test)]

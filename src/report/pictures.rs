@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use image::{RgbImage, imageops};
+use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use crate::data::draw::{DrawnObject, annotated, contact_sheet, encode_png};
+use crate::data::draw::{DrawnObject, annotated, contact_sheet, encode_png, reduced};
 use crate::data::shapes::write_atomically;
 use crate::error::{Error, Result};
 
@@ -60,14 +60,7 @@ pub fn save_examples(run_dir: &Path, examples: &[Example], names: &[String]) -> 
 
 /// Ground truth on the left, detections on the right.
 pub fn side_by_side(example: &Example, names: &[String]) -> RgbImage {
-    let (w, h) = example.image.dimensions();
-    let scale = (f64::from(MAX_SIDE) / f64::from(w.max(h).max(1))).min(1.0);
-    let side = |v: u32| ((f64::from(v) * scale).round() as u32).max(1);
-    let image = if scale < 1.0 {
-        imageops::resize(&example.image, side(w), side(h), imageops::FilterType::Triangle)
-    } else {
-        example.image.clone()
-    };
+    let (image, scale) = reduced(&example.image, MAX_SIDE);
     let scaled = |objects: &[DrawnObject]| -> Vec<DrawnObject> {
         let polygons =
             |o: &DrawnObject| o.polygons.iter().map(|p| p.iter().map(|c| c.map(|v| v * scale)).collect()).collect();
@@ -136,6 +129,7 @@ mod tests {
             class: 0,
             score: Some(0.5),
             polygons: vec![vec![[1.0; 2]; 3]],
+            note: "",
         };
         let example = Example {
             name: "a.png".into(),

@@ -299,7 +299,7 @@ impl Canvas {
         let mut bytes = Vec::with_capacity(3 * self.pixels.len());
         let mut random = [0u8; 16];
         for (i, p) in self.pixels.iter().enumerate() {
-            if i % 8 == 0 {
+            if i.is_multiple_of(8) {
                 let block = noise.block(i as u32 / 8);
                 for (four, v) in random.chunks_exact_mut(4).zip(block) {
                     four.copy_from_slice(&v.to_le_bytes());

@@ -83,8 +83,9 @@ impl Scene {
         let mut mask = Mask { x0: c.x0, y0: c.y0, w: c.w, h: c.h, bits };
         let least = ((mask.count() as f64 * MIN_PIECE) as usize).max(5);
         for piece in mask.parts().iter().filter(|p| p.count() < least) {
-            for (m, _) in mask.bits.iter_mut().zip(&piece.bits).filter(|(_, p)| **p) {
-                *m = false;
+            for (i, _) in piece.bits.iter().enumerate().filter(|(_, b)| **b) {
+                let (x, y) = (piece.x0 + i % piece.w, piece.y0 + i / piece.w);
+                mask.bits[(y - mask.y0) * mask.w + x - mask.x0] = false;
             }
         }
         mask

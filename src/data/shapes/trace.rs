@@ -47,39 +47,38 @@ impl Mask {
         Mask { bits, ..*self }
     }
 
-    /// The 4-connected parts, in order of their first pixel.
+    /// The 4-connected parts, in order of their first pixel, each in a window of its own size.
     pub fn parts(&self) -> Vec<Mask> {
-        let mut seen = vec![false; self.bits.len()];
+        let (w, h) = (self.w, self.h);
+        let mut left = self.bits.clone();
         let mut parts = Vec::new();
-        for start in 0..self.bits.len() {
-            if self.bits[start] && !seen[start] {
-                let mut bits = vec![false; self.bits.len()];
-                let mut stack = vec![start];
-                seen[start] = true;
-                while let Some(i) = stack.pop() {
-                    bits[i] = true;
-                    let (x, y) = (i % self.w, i / self.w);
-                    let mut visit = |j: usize| {
-                        if self.bits[j] && !seen[j] {
-                            seen[j] = true;
-                            stack.push(j);
-                        }
-                    };
-                    if x > 0 {
-                        visit(i - 1);
-                    }
-                    if x + 1 < self.w {
-                        visit(i + 1);
-                    }
-                    if y > 0 {
-                        visit(i - self.w);
-                    }
-                    if y + 1 < self.h {
-                        visit(i + self.w);
+        for start in 0..left.len() {
+            if !left[start] {
+                continue;
+            }
+            left[start] = false;
+            let mut pixels = vec![start];
+            let mut next = 0;
+            while let Some(&i) = pixels.get(next) {
+                next += 1;
+                let (x, y) = (i % w, i / w);
+                for (inside, j) in
+                    [(x > 0, i.wrapping_sub(1)), (x + 1 < w, i + 1), (y > 0, i.wrapping_sub(w)), (y + 1 < h, i + w)]
+                {
+                    if inside && left[j] {
+                        left[j] = false;
+                        pixels.push(j);
                     }
                 }
-                parts.push(self.with(bits));
             }
+            let (x0, x1) = pixels.iter().fold((w, 0), |m, i| (m.0.min(i % w), m.1.max(i % w)));
+            let (y0, y1) = pixels.iter().fold((h, 0), |m, i| (m.0.min(i / w), m.1.max(i / w)));
+            let (pw, ph) = (x1 - x0 + 1, y1 - y0 + 1);
+            let mut bits = vec![false; pw * ph];
+            for i in pixels {
+                bits[(i / w - y0) * pw + i % w - x0] = true;
+            }
+            parts.push(Mask { x0: self.x0 + x0, y0: self.y0 + y0, w: pw, h: ph, bits });
         }
         parts
     }

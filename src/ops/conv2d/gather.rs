@@ -31,6 +31,20 @@ impl Window {
         self.kh * self.kw * self.c
     }
 
+    /// Elements `k0 .. k0 + n` of the window at `at`, if they lie side by side in the map.
+    #[inline]
+    pub fn slice<'a>(&self, map: &'a [f32], at: Place, k0: usize, n: usize) -> Option<&'a [f32]> {
+        let line = self.kw * self.c;
+        let (i, first) = (k0 / line, k0 % line);
+        let h = at.h0 + i as isize;
+        let inside = at.w0 >= 0 && at.w0 as usize + self.kw <= self.w && h >= 0 && (h as usize) < self.h;
+        if !inside || first + n > line {
+            return None;
+        }
+        let from = ((at.image * self.h + h as usize) * self.w + at.w0 as usize) * self.c + first;
+        Some(&map[from..from + n])
+    }
+
     /// Writes elements `k0 .. k0 + dst.len()` of the window at `at`.
     #[inline]
     pub fn copy_row(&self, dst: &mut [f32], map: &[f32], at: Place, k0: usize) {

@@ -6,10 +6,16 @@
 use super::gather::Place;
 use super::implicit::Source;
 use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, tile};
+use crate::device::simd;
 use crate::device::view::{self, MatMut};
 
 /// Pixels summed by one call of the micro-kernel.
 const PC: usize = 256;
+/// A packed panel of dy: the MR channels of a tile in rows of 16. Panels are a cache line longer than their rows, so that
+/// the same row of different panels falls on different cache sets.
+const DY_PANEL: usize = PC * 16 + 16;
+/// A packed panel of A.
+const A_PANEL: usize = PC * NR + 16;
 /// Columns (elements of the window) of a task.
 const NC: usize = 256;
 /// Rows (output channels) of a task.
@@ -37,14 +43,8 @@ impl Split {
         let pixels = m.div_ceil(groups).max(1);
         Split { groups: m.div_ceil(pixels).max(1), pixels, oc, nc }
     }
-    fn ld_dy(&self) -> usize {
-        self.oc.next_multiple_of(16) + 16
-    }
-    fn ld_a(&self) -> usize {
-        self.nc + 16
-    }
     fn lane(&self) -> usize {
-        PC * (self.ld_dy() + self.ld_a())
+        self.oc.div_ceil(MR) * DY_PANEL + self.nc.div_ceil(NR) * A_PANEL
     }
     fn partials(&self, o: usize, k: usize) -> usize {
         if self.groups > 1 { self.groups * o * k } else { 0 }
@@ -74,27 +74,40 @@ pub(crate) fn gradient(
     let isa = Isa::detect();
     let s = Split::new(m, o, k);
     let (partials, ws) = ws.split_at_mut(s.partials(o, k));
-    let (lane_len, ld_dy, ld_a) = (s.lane(), s.ld_dy(), s.ld_a());
+    let lane_len = s.lane();
     // One task: group g, output channels from o0, columns of `c` (from n0).
     let task = |g: usize, o0: usize, n0: usize, mut c: MatMut<'_>, add: bool, lane: &mut [f32]| {
-        let (dyp, a) = lane.split_at_mut(PC * ld_dy);
         let (oc, nc) = (c.rows(), c.cols());
-        let end = m.min((g + 1) * s.pixels);
         let tiles = oc.div_ceil(MR);
+        let bounds = |t: usize| (t * oc / tiles, (t + 1) * oc / tiles);
+        let (dyp, a) = lane.split_at_mut(s.oc.div_ceil(MR) * DY_PANEL);
+        let end = m.min((g + 1) * s.pixels);
         for m0 in (g * s.pixels..end).step_by(PC) {
             let pc = PC.min(end - m0);
             for i in 0..pc {
-                crate::device::simd::copy(&mut dyp[i * ld_dy..][..oc], &dy[(m0 + i) * o + o0..][..oc]);
-                src.window.copy_row(&mut a[i * ld_a..][..nc], src.map, place(m0 + i), n0);
+                let dy = &dy[(m0 + i) * o + o0..][..oc];
+                for t in 0..tiles {
+                    let (r0, r1) = bounds(t);
+                    simd::copy(&mut dyp[t * DY_PANEL + i * 16..][..r1 - r0], &dy[r0..r1]);
+                }
+                let at = place(m0 + i);
+                let mut buffer = [0f32; NC];
+                let row = src.window.slice(src.map, at, n0, nc).unwrap_or_else(|| {
+                    src.window.copy_row(&mut buffer[..nc], src.map, at, n0);
+                    &buffer[..nc]
+                });
+                for (panel, part) in a.chunks_exact_mut(A_PANEL).zip(row.chunks(NR)) {
+                    simd::copy(&mut panel[i * NR..][..part.len()], part);
+                }
             }
             for t in 0..tiles {
-                let (r0, r1) = (t * oc / tiles, (t + 1) * oc / tiles);
+                let (r0, r1) = bounds(t);
                 let rows: [usize; MR] = std::array::from_fn(|i| r0 + i);
                 for col in (0..nc).step_by(NR) {
-                    let n = NR.min(nc - col);
-                    let f = Factors { a: &dyp[r0..], cs: ld_dy, b: &a[col..], ldb: ld_a, k: pc };
+                    let b = &a[col / NR * A_PANEL..][..A_PANEL];
+                    let f = Factors { a: &dyp[t * DY_PANEL..][..DY_PANEL], cs: 16, b, ldb: NR, k: pc };
                     let finish = Finish { accumulate: add || m0 > g * s.pixels, ..Finish::default() };
-                    tile::<1>(isa, f, &mut c, &rows[..r1 - r0], col, n, finish);
+                    tile::<1>(isa, f, &mut c, &rows[..r1 - r0], col, NR.min(nc - col), finish);
                 }
             }
         }

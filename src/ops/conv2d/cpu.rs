@@ -72,6 +72,10 @@ impl ConvShape {
     fn x_window(&self) -> Window {
         Window { h: self.h, w: self.w, c: self.c, kh: self.kh, kw: self.kw }
     }
+    /// Whether the windows are single pixels, one after the other.
+    fn plain(&self) -> bool {
+        self.kh == 1 && self.kw == 1 && self.stride == 1 && self.pad == 0
+    }
     /// The geometry of Winograd's algorithm, where it can be used and pays.
     fn winograd(&self) -> Option<Geometry> {
         let g = Geometry {
@@ -180,7 +184,7 @@ pub(crate) fn product(
             view::par_blocks(y, m * n, block * n, ws, implicit::rows_lane(block), |_, i, part, lane| {
                 let rows = part.len() / n;
                 let mut c = MatMut::new(part, rows, n, n);
-                implicit::rows_product(isa, &mut c, rows, src, p, |r| (place(i * block + r), r), lane);
+                implicit::rows_product(isa, &mut c, (i * block, rows), src, p, |r| (place(r), r - i * block), lane);
             });
         }
     }
@@ -204,7 +208,7 @@ pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, relu: 
     if let Some(g) = s.winograd() {
         return winograd::convolve(y, x, Kernels::Forward(w), Epilogue { bias, relu }, ws, &g);
     }
-    let src = Source { map: x, window: s.x_window() };
+    let src = Source { map: x, window: s.x_window(), plain: s.plain() };
     product(y, (s.m(), s.o), src, Right::Transposed(w), bias, relu, |i| s.place(i), ws);
 }
 
@@ -264,7 +268,8 @@ pub fn backward_data(dx: &mut [f32], dy: &[f32], w: &[f32], ws: &mut [f32], s: &
     if s.stride > 1 {
         return backward_data_strided(dx, dy, w, ws, s);
     }
-    let src = Source { map: dy, window: Window { h: s.oh(), w: s.ow(), c: s.o, kh: s.kh, kw: s.kw } };
+    let window = Window { h: s.oh(), w: s.ow(), c: s.o, kh: s.kh, kw: s.kw };
+    let src = Source { map: dy, window, plain: s.plain() };
     let (back_h, back_w) = (s.kh as isize - 1 - s.pad as isize, s.kw as isize - 1 - s.pad as isize);
     let place = |i: usize| Place {
         image: i / (s.h * s.w),
@@ -329,7 +334,7 @@ fn backward_data_strided(dx: &mut [f32], dy: &[f32], w: &[f32], ws: &mut [f32], 
                 let h = ph.start + (i * (rows / st) + a) as isize;
                 (Place { image, h0: h, w0: pw.start + b as isize }, (h0 + a * st) * s.w + w0 + b * st)
             };
-            implicit::rows_product(isa, &mut c, th * tw, Source { map: dy, window }, p, place, lane);
+            implicit::rows_product(isa, &mut c, (0, th * tw), Source { map: dy, window, plain: false }, p, place, lane);
         }
     });
 }
@@ -354,7 +359,7 @@ pub fn backward_weights(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32],
     if let Some(g) = s.winograd() {
         return winograd_weights::gradient(dw, accumulate, x, dy, ws, &g);
     }
-    let src = Source { map: x, window: s.x_window() };
+    let src = Source { map: x, window: s.x_window(), plain: s.plain() };
     weights::gradient(dw, accumulate, src, dy, (s.m(), s.o), |i| s.place(i), ws);
 }
 

@@ -105,9 +105,9 @@ pub(crate) fn gradient(
                 let rows: [usize; MR] = std::array::from_fn(|i| r0 + i);
                 for col in (0..nc).step_by(NR) {
                     let b = &a[col / NR * A_PANEL..][..A_PANEL];
-                    let f = Factors { a: &dyp[t * DY_PANEL..][..DY_PANEL], cs: 16, b, ldb: NR, k: pc };
+                    let f = Factors { a: &dyp[t * DY_PANEL..][..DY_PANEL], rs: 1, cs: 16, b, ldb: NR, k: pc };
                     let finish = Finish { accumulate: add || m0 > g * s.pixels, ..Finish::default() };
-                    tile::<1>(isa, f, &mut c, &rows[..r1 - r0], col, NR.min(nc - col), finish);
+                    tile(isa, f, &mut c, &rows[..r1 - r0], col, NR.min(nc - col), finish);
                 }
             }
         }

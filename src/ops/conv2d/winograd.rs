@@ -6,14 +6,12 @@
 //! some output channels, whose weights it transforms itself: they are larger than the map.
 
 use super::transform::{self, IN, OUT, POINTS};
-use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, RS_NARROW, RS_WIDE, tile};
+use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, spread, tile};
 use crate::device::simd::F32x16 as V;
 use crate::device::view::{self, MatMut};
 
-/// Input channels that a row of a packed tile block holds.
-const WIDE: usize = 256;
-/// The same for few channels.
-const NARROW: usize = 64;
+/// Input channels summed by one call of the micro-kernel.
+const KC: usize = 256;
 /// Tiles of a pass of the schedule by tiles.
 const PASS: usize = 2 * MR;
 /// Output channels of a pass.
@@ -59,15 +57,9 @@ impl Geometry {
     pub fn pays(&self) -> bool {
         self.c >= 8 && self.o >= 8 && 6 * self.tiles() <= self.n * self.oh * self.ow
     }
-    fn narrow(&self) -> bool {
-        self.c <= NARROW
-    }
-    fn row_stride(&self) -> usize {
-        if self.narrow() { RS_NARROW } else { RS_WIDE }
-    }
     /// Elements of one point of a block of up to MR tiles.
     fn block_len(&self) -> usize {
-        self.c.div_ceil(WIDE) * MR * self.row_stride()
+        MR * spread(self.c)
     }
     fn by_channels(&self) -> bool {
         self.tiles() <= 128 && self.o >= 128
@@ -153,13 +145,12 @@ impl InputTile {
     }
 }
 
-/// Transforms tiles `t0..t1` (at most MR) into a block: row p of `v` holds point p as `[chunk of WIDE channels, MR, stride]`.
+/// Transforms tiles `t0..t1` (at most MR) into a block: row p of `v` holds point p, tile after tile.
 fn transform_block(g: &Geometry, x: &[f32], (t0, t1): (usize, usize), v: &mut MatMut<'_>) {
-    let stride = g.row_stride();
+    let stride = spread(g.c);
     for t in t0..t1 {
         InputTile::new(g, t).transform(x, |p, c0, value| {
-            let at = (c0 / WIDE * MR + t - t0) * stride + c0 % WIDE;
-            value.store(&mut v.row_mut(p)[at..]);
+            value.store(&mut v.row_mut(p)[(t - t0) * stride + c0..]);
         });
     }
 }
@@ -267,34 +258,24 @@ struct PointProducts<'a> {
 
 impl PointProducts<'_> {
     /// Tiles: `tiles` in balanced blocks; `m` is `[point, tiles, OB]`.
-    fn run<const RS: usize>(&self, g: &Geometry, tiles: usize, m: &mut [f32]) {
+    fn run(&self, g: &Geometry, tiles: usize, m: &mut [f32]) {
         let blocks = tiles.div_ceil(MR);
+        let rs = spread(g.c);
         for p in 0..POINTS {
             let mut out = MatMut::new(&mut m[p * tiles * OB..][..tiles * OB], tiles, OB, OB);
             for b in 0..blocks {
                 let (t0, t1) = (b * tiles / blocks, (b + 1) * tiles / blocks);
                 let rows: [usize; MR] = std::array::from_fn(|i| t0 + i);
-                let mut c = self.c0;
-                while c < self.c0 + self.depth {
-                    let chunk = c / WIDE;
-                    let k = ((chunk + 1) * WIDE).min(self.c0 + self.depth) - c;
-                    let a = &self.v[p * self.v_stride + b * g.block_len() + chunk * MR * RS + c % WIDE..];
+                for k0 in (0..self.depth).step_by(KC) {
+                    let k = KC.min(self.depth - k0);
+                    let a = &self.v[p * self.v_stride + b * g.block_len() + self.c0 + k0..];
                     for j in (0..self.n).step_by(NR) {
-                        let panel =
-                            &self.u[j / NR * self.panel_stride + (p * self.depth + c - self.c0) * NR..][..k * NR];
-                        let f = Factors { a, cs: 1, b: panel, ldb: NR, k };
-                        let finish = Finish { accumulate: c > 0, ..Finish::default() };
-                        tile::<RS>(
-                            self.isa,
-                            f,
-                            &mut out,
-                            &rows[..t1 - t0],
-                            j,
-                            NR.min(self.n - j).next_multiple_of(16),
-                            finish,
-                        );
+                        let panel = &self.u[j / NR * self.panel_stride + (p * self.depth + k0) * NR..][..k * NR];
+                        let f = Factors { a, rs, cs: 1, b: panel, ldb: NR, k };
+                        let finish = Finish { accumulate: self.c0 + k0 > 0, ..Finish::default() };
+                        let wide = NR.min(self.n - j).next_multiple_of(16);
+                        tile(self.isa, f, &mut out, &rows[..t1 - t0], j, wide, finish);
                     }
-                    c += k;
                 }
             }
         }
@@ -303,22 +284,10 @@ impl PointProducts<'_> {
 
 /// The convolution. `y` is overwritten.
 pub(crate) fn convolve(y: &mut [f32], x: &[f32], kernels: Kernels<'_>, e: Epilogue<'_>, ws: &mut [f32], g: &Geometry) {
-    match (g.by_channels(), g.narrow()) {
-        (true, true) => by_channels::<RS_NARROW>(y, x, kernels, e, ws, g),
-        (true, false) => by_channels::<RS_WIDE>(y, x, kernels, e, ws, g),
-        (false, true) => by_tiles::<RS_NARROW>(y, x, kernels, e, ws, g),
-        (false, false) => by_tiles::<RS_WIDE>(y, x, kernels, e, ws, g),
-    }
+    if g.by_channels() { by_channels(y, x, kernels, e, ws, g) } else { by_tiles(y, x, kernels, e, ws, g) }
 }
 
-fn by_tiles<const RS: usize>(
-    y: &mut [f32],
-    x: &[f32],
-    kernels: Kernels<'_>,
-    e: Epilogue<'_>,
-    ws: &mut [f32],
-    g: &Geometry,
-) {
+fn by_tiles(y: &mut [f32], x: &[f32], kernels: Kernels<'_>, e: Epilogue<'_>, ws: &mut [f32], g: &Geometry) {
     let isa = Isa::detect();
     let (u, ws) = ws.split_at_mut(g.weights_len());
     let panel_stride = POINTS * g.c * NR;
@@ -348,7 +317,7 @@ fn by_tiles<const RS: usize>(
             for o0 in (0..g.o).step_by(OB) {
                 let n = OB.min(g.o - o0);
                 let u = &u[o0 / NR * panel_stride..];
-                PointProducts { isa, v, v_stride, u, panel_stride, c0: 0, depth: g.c, n }.run::<RS>(g, tiles, m);
+                PointProducts { isa, v, v_stride, u, panel_stride, c0: 0, depth: g.c, n }.run(g, tiles, m);
                 for t in 0..tiles {
                     write_tile(g, start + p0 + t, &m[t * OB..], tiles * OB, &mut y, (first, o0), (o0, n), e);
                 }
@@ -357,14 +326,7 @@ fn by_tiles<const RS: usize>(
     });
 }
 
-fn by_channels<const RS: usize>(
-    y: &mut [f32],
-    x: &[f32],
-    kernels: Kernels<'_>,
-    e: Epilogue<'_>,
-    ws: &mut [f32],
-    g: &Geometry,
-) {
+fn by_channels(y: &mut [f32], x: &[f32], kernels: Kernels<'_>, e: Epilogue<'_>, ws: &mut [f32], g: &Geometry) {
     let isa = Isa::detect();
     let tiles = g.tiles();
     let blocks = tiles.div_ceil(MR);
@@ -385,7 +347,7 @@ fn by_channels<const RS: usize>(
                 let u = &mut u[j / NR * panel_stride..][..panel_stride];
                 transform_kernels(g, kernels, (o0 + j, NR.min(n - j)), c0, depth, u);
             }
-            PointProducts { isa, v, v_stride, u, panel_stride, c0, depth, n }.run::<RS>(g, tiles, m);
+            PointProducts { isa, v, v_stride, u, panel_stride, c0, depth, n }.run(g, tiles, m);
         }
         for t in 0..tiles {
             write_tile(g, t, &m[t * OB..], tiles * OB, &mut y, (0, 0), (o0, n), e);

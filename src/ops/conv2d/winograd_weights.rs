@@ -93,9 +93,9 @@ pub(crate) fn gradient(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32], 
                         let a = &vdy[(p * s.dy_panels + block) * s.panel()..][..s.panel()];
                         for j in (0..cb).step_by(NR) {
                             let b = &vx[(p * s.x_panels + (c0 + j) / NR) * s.panel()..][..s.panel()];
-                            let f = Factors { a: &a[r0..], cs: NR, b, ldb: NR, k: tiles };
+                            let f = Factors { a: &a[r0..], rs: 1, cs: NR, b, ldb: NR, k: tiles };
                             let wide = NR.min(cb - j).next_multiple_of(16);
-                            tile::<1>(isa, f, &mut out, &rows[..r1 - r0], j, wide, Finish::default());
+                            tile(isa, f, &mut out, &rows[..r1 - r0], j, wide, Finish::default());
                         }
                     }
                 }

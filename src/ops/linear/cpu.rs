@@ -25,7 +25,7 @@ impl LinearShape {
 }
 
 fn rows(map: &[f32], m: usize, c: usize) -> Source<'_> {
-    Source { map, window: Window { h: 1, w: m, c, kh: 1, kw: 1 } }
+    Source { map, window: Window { h: 1, w: m, c, kh: 1, kw: 1 }, plain: true }
 }
 
 fn place(i: usize) -> Place {

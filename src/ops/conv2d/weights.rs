@@ -97,7 +97,10 @@ pub(crate) fn gradient(
                     &buffer[..nc]
                 });
                 for (panel, part) in a.chunks_exact_mut(A_PANEL).zip(row.chunks(NR)) {
-                    simd::copy(&mut panel[i * NR..][..part.len()], part);
+                    match <&[f32; NR]>::try_from(part) {
+                        Ok(whole) => panel[i * NR..][..NR].copy_from_slice(whole),
+                        Err(_) => simd::copy(&mut panel[i * NR..][..part.len()], part),
+                    }
                 }
             }
             for t in 0..tiles {

@@ -182,15 +182,14 @@ fn transform_kernels(
             Kernels::Forward(w) => {
                 for cb in (0..depth).step_by(16) {
                     let m = (depth - cb).min(16);
-                    let mut turned = [[[0f32; 16]; 16]; 9];
-                    for o in 0..lanes {
-                        for (tap, t) in turned.iter_mut().enumerate() {
-                            let row = &w[((o0 + j + o) * 9 + tap) * g.c + c0 + cb..][..m];
-                            row.iter().zip(t.iter_mut()).for_each(|(&v, t)| t[o] = v);
-                        }
+                    let mut turned = [[V::zero(); 16]; 9];
+                    for (tap, t) in turned.iter_mut().enumerate() {
+                        let at = |o: usize| ((o0 + j + o) * 9 + tap) * g.c + c0 + cb;
+                        let row = |o: usize| if o < lanes { V::load_partial(&w[at(o)..][..m]) } else { V::zero() };
+                        *t = V::transpose(std::array::from_fn(row));
                     }
                     for c in 0..m {
-                        let load = |r: usize, q: usize| V::load(&turned[r * 3 + q][c]);
+                        let load = |r: usize, q: usize| turned[r * 3 + q][c];
                         transform::kernel_2d(load, |p, v| v.store(&mut u[(p * depth + cb + c) * NR + j..]));
                     }
                 }

@@ -117,16 +117,16 @@ pub(crate) enum Schedule {
     Columns(usize),
 }
 
+/// A right factor above this size (16 MiB) is not packed as a whole, to bound the workspace.
+const MAX_PACKED: usize = 4 << 20;
+
 impl Schedule {
     pub(crate) fn new(m: usize, k: usize, n: usize) -> Schedule {
-        // A is gathered again for every block of columns: cheap while it stays in the caches. B is packed before the tasks
-        // by rows can start, and each of them reads all of it: cheap while it is small.
-        let small_a = m * k <= 1 << 21;
-        let large_b = k * n > 4 << 20;
-        if (small_a && n >= 256 && k * n >= m * 64) || large_b {
-            return Schedule::Columns(if n >= 1024 { 128 } else { 64 });
+        if k * n > MAX_PACKED {
+            return Schedule::Columns(128);
         }
-        Schedule::Rows(m.div_ceil(32).next_multiple_of(MR).clamp(MR, 8 * MR))
+        // At least 24 tasks if there are so many tiles; blocks beyond 8 tiles gain nothing.
+        Schedule::Rows(m.div_ceil(24).next_multiple_of(MR).clamp(MR, 8 * MR))
     }
     pub(crate) fn workspace(self, m: usize, k: usize, n: usize) -> usize {
         match self {
@@ -184,7 +184,7 @@ pub(crate) fn product(
             view::par_blocks(y, m * n, block * n, ws, implicit::rows_lane(block), |_, i, part, lane| {
                 let rows = part.len() / n;
                 let mut c = MatMut::new(part, rows, n, n);
-                implicit::rows_product(isa, &mut c, (i * block, rows), src, p, |r| (place(r), r - i * block), lane);
+                implicit::rows_product(isa, &mut c, (i * block, rows), src, p, &place, |r| r - i * block, lane);
             });
         }
     }
@@ -330,11 +330,20 @@ fn backward_data_strided(dx: &mut [f32], dy: &[f32], w: &[f32], ws: &mut [f32], 
             }
             let window = Window { h: s.oh(), w: s.ow(), c: s.o, kh: ph.taps, kw: pw.taps };
             let place = |t: usize| {
-                let (a, b) = (t / tw, t % tw);
-                let h = ph.start + (i * (rows / st) + a) as isize;
-                (Place { image, h0: h, w0: pw.start + b as isize }, (h0 + a * st) * s.w + w0 + b * st)
+                let h = ph.start + (i * (rows / st) + t / tw) as isize;
+                Place { image, h0: h, w0: pw.start + (t % tw) as isize }
             };
-            implicit::rows_product(isa, &mut c, (0, th * tw), Source { map: dy, window, plain: false }, p, place, lane);
+            let out = |t: usize| (h0 + t / tw * st) * s.w + w0 + t % tw * st;
+            implicit::rows_product(
+                isa,
+                &mut c,
+                (0, th * tw),
+                Source { map: dy, window, plain: false },
+                p,
+                place,
+                out,
+                lane,
+            );
         }
     });
 }

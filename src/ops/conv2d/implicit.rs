@@ -1,7 +1,7 @@
 //! Products whose left factor is a gathered matrix: convolution as implicit GEMM, and linear layers (1x1 windows).
 //!
 //! Two schedules. *By rows*: all of B is packed once, then tasks take blocks of output rows. *By columns*: tasks take
-//! blocks of output columns and pack their part of B as they go; for few rows or a large B.
+//! blocks of output columns and pack their part of B as they go; for a B that is too large to pack as a whole.
 
 use super::gather::{Place, Window};
 use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, tile};
@@ -31,7 +31,7 @@ pub(crate) struct Source<'a> {
 impl Source<'_> {
     /// Whether A is read where it is: not if its rows would fall on the same few cache sets.
     fn direct(&self) -> bool {
-        self.plain && (self.window.c < 512 || !self.window.c.is_multiple_of(256))
+        self.plain && !self.window.c.is_multiple_of(512)
     }
 }
 
@@ -44,15 +44,16 @@ pub(crate) struct Product<'a> {
     pub relu: bool,
 }
 
-/// `c[out, :] = A[i, :] B` for `count` rows i from `first` on, where `place(i)` gives the window of row i of A and the row
-/// `out` of c. `lane`: [`rows_lane`].
+/// `c[out(i), :] = A[i, :] B` for `count` rows i from `first` on, where row i of A is the window at `place(i)`. `lane`:
+/// [`rows_lane`].
 pub(crate) fn rows_product(
     isa: Isa,
     c: &mut MatMut<'_>,
     (first, count): (usize, usize),
     src: Source<'_>,
     p: Product<'_>,
-    place: impl Fn(usize) -> (Place, usize),
+    place: impl Fn(usize) -> Place,
+    out: impl Fn(usize) -> usize,
     lane: &mut [f32],
 ) {
     let depth = src.window.len();
@@ -62,7 +63,7 @@ pub(crate) fn rows_product(
         let direct = src.direct();
         if !direct {
             for i in 0..count {
-                src.window.copy_row(&mut lane[i * ROW..][..k], src.map, place(first + i).0, k0);
+                src.window.copy_row(&mut lane[i * ROW..][..k], src.map, place(first + i), k0);
             }
         }
         let (a, rs) = if direct { (&src.map[first * depth + k0..], depth) } else { (&*lane, ROW) };
@@ -72,7 +73,7 @@ pub(crate) fn rows_product(
                 // Balanced tiles: no tile is much smaller than the others.
                 let (r0, r1) = (t * count / tiles, (t + 1) * count / tiles);
                 let mut rows = [0usize; MR];
-                (r0..r1).for_each(|r| rows[r - r0] = place(first + r).1);
+                (r0..r1).for_each(|r| rows[r - r0] = out(first + r));
                 for col in (n0..p.n.min(n0 + NC)).step_by(NR) {
                     let n = NR.min(p.n - col);
                     let b = &p.panels[(col / NR * depth + k0) * NR..][..k * NR];

@@ -11,9 +11,9 @@ use crate::device::view::{self, MatMut};
 
 /// Pixels summed by one call of the micro-kernel.
 const PC: usize = 256;
-/// A packed panel of dy: the MR channels of a tile in rows of 16. Panels are a cache line longer than their rows, so that
+/// A packed panel of dy: the channels of two tiles in rows of NR. Panels are a cache line longer than their rows, so that
 /// the same row of different panels falls on different cache sets.
-const DY_PANEL: usize = PC * 16 + 16;
+const DY_PANEL: usize = PC * NR + 16;
 /// A packed panel of A.
 const A_PANEL: usize = PC * NR + 16;
 /// Columns (elements of the window) of a task.
@@ -44,7 +44,7 @@ impl Split {
         Split { groups: m.div_ceil(pixels).max(1), pixels, oc, nc }
     }
     fn lane(&self) -> usize {
-        self.oc.div_ceil(MR) * DY_PANEL + self.nc.div_ceil(NR) * A_PANEL
+        self.oc.div_ceil(2 * MR) * DY_PANEL + self.nc.div_ceil(NR) * A_PANEL
     }
     fn partials(&self, o: usize, k: usize) -> usize {
         if self.groups > 1 { self.groups * o * k } else { 0 }
@@ -78,24 +78,36 @@ pub(crate) fn gradient(
     // One task: group g, output channels from o0, columns of `c` (from n0).
     let task = |g: usize, o0: usize, n0: usize, mut c: MatMut<'_>, add: bool, lane: &mut [f32]| {
         let (oc, nc) = (c.rows(), c.cols());
-        let tiles = oc.div_ceil(MR);
-        let bounds = |t: usize| (t * oc / tiles, (t + 1) * oc / tiles);
-        let (dyp, a) = lane.split_at_mut(s.oc.div_ceil(MR) * DY_PANEL);
+        // Panel q has channels bounds(q) .. bounds(q + 1): at most two tiles.
+        let panels = oc.div_ceil(2 * MR);
+        let bounds = |q: usize| q * oc / panels;
+        let (dyp, a) = lane.split_at_mut(s.oc.div_ceil(2 * MR) * DY_PANEL);
         let end = m.min((g + 1) * s.pixels);
         for m0 in (g * s.pixels..end).step_by(PC) {
             let pc = PC.min(end - m0);
             for i in 0..pc {
-                let dy = &dy[(m0 + i) * o + o0..][..oc];
-                for t in 0..tiles {
-                    let (r0, r1) = bounds(t);
-                    simd::copy(&mut dyp[t * DY_PANEL + i * 16..][..r1 - r0], &dy[r0..r1]);
+                let row = (m0 + i) * o + o0;
+                for (q, panel) in dyp.chunks_exact_mut(DY_PANEL).take(panels).enumerate() {
+                    let panel = &mut panel[i * NR..][..NR];
+                    match dy[row + bounds(q)..].first_chunk::<NR>() {
+                        // What follows the channels of the panel is read, but not used.
+                        Some(part) => panel.copy_from_slice(part),
+                        None => simd::copy(
+                            &mut panel[..bounds(q + 1) - bounds(q)],
+                            &dy[row + bounds(q)..row + bounds(q + 1)],
+                        ),
+                    }
                 }
-                let at = place(m0 + i);
                 let mut buffer = [0f32; NC];
-                let row = src.window.slice(src.map, at, n0, nc).unwrap_or_else(|| {
-                    src.window.copy_row(&mut buffer[..nc], src.map, at, n0);
-                    &buffer[..nc]
-                });
+                let row = if src.plain {
+                    &src.map[(m0 + i) * k + n0..][..nc]
+                } else {
+                    let at = place(m0 + i);
+                    src.window.slice(src.map, at, n0, nc).unwrap_or_else(|| {
+                        src.window.copy_row(&mut buffer[..nc], src.map, at, n0);
+                        &buffer[..nc]
+                    })
+                };
                 for (panel, part) in a.chunks_exact_mut(A_PANEL).zip(row.chunks(NR)) {
                     match <&[f32; NR]>::try_from(part) {
                         Ok(whole) => panel[i * NR..][..NR].copy_from_slice(whole),
@@ -103,14 +115,18 @@ pub(crate) fn gradient(
                     }
                 }
             }
-            for t in 0..tiles {
-                let (r0, r1) = bounds(t);
-                let rows: [usize; MR] = std::array::from_fn(|i| r0 + i);
-                for col in (0..nc).step_by(NR) {
-                    let b = &a[col / NR * A_PANEL..][..A_PANEL];
-                    let f = Factors { a: &dyp[t * DY_PANEL..][..DY_PANEL], rs: 1, cs: 16, b, ldb: NR, k: pc };
-                    let finish = Finish { accumulate: add || m0 > g * s.pixels, ..Finish::default() };
-                    tile(isa, f, &mut c, &rows[..r1 - r0], col, NR.min(nc - col), finish);
+            for q in 0..panels {
+                let (start, end) = (bounds(q), bounds(q + 1));
+                let middle = if end - start > MR { (start + end).div_ceil(2) } else { end };
+                for (r0, r1) in [(start, middle), (middle, end)] {
+                    let rows: [usize; MR] = std::array::from_fn(|i| r0 + i);
+                    for col in (0..nc).step_by(NR) {
+                        let b = &a[col / NR * A_PANEL..][..A_PANEL];
+                        let a = &dyp[q * DY_PANEL + r0 - start..(q + 1) * DY_PANEL];
+                        let f = Factors { a, rs: 1, cs: NR, b, ldb: NR, k: pc };
+                        let finish = Finish { accumulate: add || m0 > g * s.pixels, ..Finish::default() };
+                        tile(isa, f, &mut c, &rows[..r1 - r0], col, NR.min(nc - col), finish);
+                    }
                 }
             }
         }

@@ -9,7 +9,7 @@ use super::implicit::{self, Product, Source};
 use super::winograd::{self, Epilogue, Geometry, Kernels};
 use super::{pack, weights, winograd_weights};
 use crate::device::microkernel::{Isa, MR, NR};
-use crate::device::view::{self, MatMut};
+use crate::device::view::{self, ALIGN_SLACK, MatMut};
 use rayon::prelude::*;
 
 /// Sizes of a convolution: x `[n,h,w,c]`, weights `[o,kh,kw,c]`, y `[n,oh,ow,o]`.
@@ -192,10 +192,11 @@ pub(crate) fn product(
 
 /// Workspace of [`forward`], in elements.
 pub fn forward_workspace(s: &ConvShape) -> usize {
-    if let Some(g) = s.winograd() {
-        return g.workspace();
-    }
-    Schedule::new(s.m(), s.k(), s.o).workspace(s.m(), s.k(), s.o)
+    ALIGN_SLACK
+        + match s.winograd() {
+            Some(g) => g.workspace(),
+            None => Schedule::new(s.m(), s.k(), s.o).workspace(s.m(), s.k(), s.o),
+        }
 }
 
 /// `y = conv(x, w) + bias`, then `max(0, .)` if `relu`.
@@ -205,6 +206,7 @@ pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, relu: 
     if y.is_empty() {
         return;
     }
+    let ws = view::aligned(ws);
     if let Some(g) = s.winograd() {
         return winograd::convolve(y, x, Kernels::Forward(w), Epilogue { bias, relu }, ws, &g);
     }
@@ -240,16 +242,16 @@ fn strided_rows(s: &ConvShape) -> usize {
 /// Workspace of [`backward_data`], in elements.
 pub fn backward_data_workspace(s: &ConvShape) -> usize {
     if let Some(g) = s.winograd_back() {
-        return g.workspace();
+        return ALIGN_SLACK + g.workspace();
     }
     let k = s.kh * s.kw * s.o;
     if s.stride == 1 {
         let m = s.n * s.h * s.w;
-        return Schedule::new(m, k, s.c).workspace(m, k, s.c);
+        return ALIGN_SLACK + Schedule::new(m, k, s.c).workspace(m, k, s.c);
     }
     let rows = strided_rows(s);
     let pixels = rows / s.stride * s.w.div_ceil(s.stride);
-    implicit::panels_len(k, s.c) + view::lanes_len(s.n * s.h.div_ceil(rows), implicit::rows_lane(pixels))
+    ALIGN_SLACK + implicit::panels_len(k, s.c) + view::lanes_len(s.n * s.h.div_ceil(rows), implicit::rows_lane(pixels))
 }
 
 /// `dx = gradient of conv for dy`; overwrites dx.
@@ -262,6 +264,7 @@ pub fn backward_data(dx: &mut [f32], dy: &[f32], w: &[f32], ws: &mut [f32], s: &
         dx.fill(0.0);
         return;
     }
+    let ws = view::aligned(ws);
     if let Some(g) = s.winograd_back() {
         return winograd::convolve(dx, dy, Kernels::Turned(w), Epilogue { bias: None, relu: false }, ws, &g);
     }
@@ -350,10 +353,11 @@ fn backward_data_strided(dx: &mut [f32], dy: &[f32], w: &[f32], ws: &mut [f32], 
 
 /// Workspace of [`backward_weights`], in elements.
 pub fn backward_weights_workspace(s: &ConvShape) -> usize {
-    if let Some(g) = s.winograd() {
-        return winograd_weights::workspace(&g);
-    }
-    weights::workspace(s.m(), s.o, s.k())
+    ALIGN_SLACK
+        + match s.winograd() {
+            Some(g) => winograd_weights::workspace(&g),
+            None => weights::workspace(s.m(), s.o, s.k()),
+        }
 }
 
 /// `dw (+)= gradient of conv for dy`.
@@ -365,6 +369,7 @@ pub fn backward_weights(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32],
         }
         return;
     }
+    let ws = view::aligned(ws);
     if let Some(g) = s.winograd() {
         return winograd_weights::gradient(dw, accumulate, x, dy, ws, &g);
     }

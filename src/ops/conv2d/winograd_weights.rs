@@ -5,7 +5,7 @@
 
 use super::transform::{self, OUT, POINTS};
 use super::winograd::{Geometry, InputTile};
-use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, tile};
+use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, spread, tile};
 use crate::device::simd::F32x16 as V;
 use crate::device::view::{self, MatMut};
 
@@ -36,14 +36,16 @@ impl Split {
         let group = g.tiles().div_ceil(groups).next_multiple_of(STEP);
         Split { groups: g.tiles().div_ceil(group), group, x_panels, dy_panels }
     }
-    /// Elements of a panel: its tiles, side by side.
+    /// Elements of one point of a panel: its tiles, side by side.
     fn panel(&self) -> usize {
-        self.group * NR
+        spread(self.group * NR)
     }
 }
 
 /// Products of one task at a time: [`POINTS`] x NR output channels x CB input channels.
-const LANE: usize = POINTS * NR * CB;
+const LANE: usize = POINTS * LANE_POINT;
+/// One point of them; a cache line more than they need, so that the points fall on different cache sets.
+const LANE_POINT: usize = NR * CB + 16;
 
 /// Workspace of [`gradient`].
 pub(crate) fn workspace(g: &Geometry) -> usize {
@@ -55,7 +57,7 @@ pub(crate) fn workspace(g: &Geometry) -> usize {
 pub(crate) fn gradient(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32], ws: &mut [f32], g: &Geometry) {
     let isa = Isa::detect();
     let s = Split::new(g);
-    // Transforms: [point, panel, tile, NR], so that the factors of every product are read from start to end.
+    // Transforms: [panel, point, tile, NR], so that the factors of every product are read from start to end.
     let (vx, ws) = ws.split_at_mut(POINTS * s.x_panels * s.panel());
     let (vdy, ws) = ws.split_at_mut(POINTS * s.dy_panels * s.panel());
     for group in 0..s.groups {
@@ -65,7 +67,7 @@ pub(crate) fn gradient(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32], 
         view::par_cols(view, STEP * NR, &mut [], 0, |task, mut v, _| {
             for i in 0..v.cols() / NR {
                 InputTile::new(g, start + task * STEP + i).transform(x, |p, c0, value| {
-                    value.store(&mut v.row_mut(p * s.x_panels + c0 / NR)[i * NR + c0 % NR..]);
+                    value.store(&mut v.row_mut(c0 / NR * POINTS + p)[i * NR + c0 % NR..]);
                 });
             }
         });
@@ -73,7 +75,7 @@ pub(crate) fn gradient(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32], 
         view::par_cols(view, STEP * NR, &mut [], 0, |task, mut v, _| {
             for i in 0..v.cols() / NR {
                 transform_dy(g, start + task * STEP + i, dy, |p, o0, value| {
-                    value.store(&mut v.row_mut(p * s.dy_panels + o0 / NR)[i * NR + o0 % NR..]);
+                    value.store(&mut v.row_mut(o0 / NR * POINTS + p)[i * NR + o0 % NR..]);
                 });
             }
         });
@@ -86,13 +88,13 @@ pub(crate) fn gradient(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32], 
             for c0 in (0..g.c).step_by(CB) {
                 let cb = CB.min(g.c - c0);
                 for p in 0..POINTS {
-                    let mut out = MatMut::new(&mut m[p * NR * CB..][..n * CB], n, CB, CB);
+                    let mut out = MatMut::new(&mut m[p * LANE_POINT..][..n * CB], n, CB, CB);
                     for r in 0..row_tiles {
                         let (r0, r1) = (r * n / row_tiles, (r + 1) * n / row_tiles);
                         let rows: [usize; MR] = std::array::from_fn(|i| r0 + i);
-                        let a = &vdy[(p * s.dy_panels + block) * s.panel()..][..s.panel()];
+                        let a = &vdy[(block * POINTS + p) * s.panel()..][..s.panel()];
                         for j in (0..cb).step_by(NR) {
-                            let b = &vx[(p * s.x_panels + (c0 + j) / NR) * s.panel()..][..s.panel()];
+                            let b = &vx[((c0 + j) / NR * POINTS + p) * s.panel()..][..s.panel()];
                             let f = Factors { a: &a[r0..], rs: 1, cs: NR, b, ldb: NR, k: tiles };
                             let wide = NR.min(cb - j).next_multiple_of(16);
                             tile(isa, f, &mut out, &rows[..r1 - r0], j, wide, Finish::default());
@@ -100,7 +102,7 @@ pub(crate) fn gradient(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32], 
                     }
                 }
                 for o in 0..n {
-                    write_filter(&m[o * CB..], NR * CB, &mut dw[o * filter..][..filter], (g.c, c0, cb), add);
+                    write_filter(&m[o * CB..], LANE_POINT, &mut dw[o * filter..][..filter], (g.c, c0, cb), add);
                 }
             }
         });

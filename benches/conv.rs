@@ -64,16 +64,31 @@ fn mean_cpu(seconds: f64, mut f: impl FnMut()) -> f64 {
     (on_cpu() - begin) / reps as f64
 }
 
-fn noise(n: usize, seed: u32) -> Vec<f32> {
+/// A buffer that starts at a cache line, as the tensors of the library do.
+struct Buffer(Vec<f32>, usize);
+
+impl Buffer {
+    fn new(n: usize) -> Buffer {
+        let data = vec![0f32; n + 15];
+        let skip = data.as_ptr().align_offset(64);
+        Buffer(data, skip)
+    }
+    fn get(&mut self) -> &mut [f32] {
+        let n = self.0.len() - 15;
+        &mut self.0[self.1..self.1 + n]
+    }
+}
+
+fn noise(n: usize, seed: u32) -> Buffer {
     let mut s = seed.wrapping_mul(2_654_435_761) | 1;
-    (0..n)
-        .map(|_| {
-            s ^= s << 13;
-            s ^= s >> 17;
-            s ^= s << 5;
-            (s >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
+    let mut buffer = Buffer::new(n);
+    buffer.get().fill_with(|| {
+        s ^= s << 13;
+        s ^= s >> 17;
+        s ^= s << 5;
+        (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+    });
+    buffer
 }
 
 fn main() -> anyhow::Result<()> {
@@ -112,15 +127,17 @@ fn run(filter: &str, seconds: f64, cpu_time: bool, mut json: Option<std::fs::Fil
     let mut sums = [(0f64, 0f64); 3];
     for e in entries.iter().filter(|e| e.name.contains(filter)) {
         let s = ConvShape { n: e.n, h: e.h, w: e.w, c: e.c, o: e.o, kh: e.k, kw: e.k, stride: e.stride, pad: e.pad };
-        let (x, w, dy) = (noise(s.x_len(), 1), noise(s.w_len(), 2), noise(s.y_len(), 3));
-        let (mut y, mut dx, mut dw) = (dy.clone(), x.clone(), w.clone());
+        let (mut x, mut w, mut dy) = (noise(s.x_len(), 1), noise(s.w_len(), 2), noise(s.y_len(), 3));
+        let (x, w, dy) = (&*x.get(), &*w.get(), &*dy.get());
+        let (mut y, mut dx, mut dw) = (Buffer::new(s.y_len()), Buffer::new(s.x_len()), Buffer::new(s.w_len()));
+        let (y, dx, dw) = (y.get(), dx.get(), dw.get());
         let sizes = [cpu::forward_workspace(&s), cpu::backward_data_workspace(&s), cpu::backward_weights_workspace(&s)];
         let mut ws = vec![0f32; sizes.into_iter().max().unwrap_or(0)];
         let time = |f: &mut dyn FnMut()| if cpu_time { mean_cpu(seconds, f) } else { best(seconds, 5, f) };
         let times = [
-            time(&mut || cpu::forward(&mut y, &x, &w, None, false, &mut ws, &s)),
-            time(&mut || cpu::backward_data(&mut dx, &dy, &w, &mut ws, &s)),
-            time(&mut || cpu::backward_weights(&mut dw, false, &x, &dy, &mut ws, &s)),
+            time(&mut || cpu::forward(y, x, w, None, false, &mut ws, &s)),
+            time(&mut || cpu::backward_data(dx, dy, w, &mut ws, &s)),
+            time(&mut || cpu::backward_weights(dw, false, x, dy, &mut ws, &s)),
         ];
         print!("{:22} {:>3}", e.name, e.count);
         for (i, &t) in times.iter().enumerate() {

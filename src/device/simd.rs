@@ -67,6 +67,38 @@ mod repr {
         // SAFETY: see above.
         unsafe { _mm512_max_ps(a, b) }
     }
+    /// Three rounds of pairwise interleaving: elements, pairs, quarters of registers.
+    #[inline(always)]
+    pub(super) fn transpose(r: [Repr; 16]) -> [Repr; 16] {
+        let mut out = r;
+        // SAFETY: see above.
+        unsafe {
+            let double = |v| _mm512_castps_pd(v);
+            let single = |v| _mm512_castpd_ps(v);
+            // q[g][c], quarter l: rows 4g .. 4g + 4 of column 4l + c.
+            let mut q = [[r[0]; 4]; 4];
+            for (g, q) in q.iter_mut().enumerate() {
+                let (a, b) = (_mm512_unpacklo_ps(r[4 * g], r[4 * g + 1]), _mm512_unpackhi_ps(r[4 * g], r[4 * g + 1]));
+                let (c, d) =
+                    (_mm512_unpacklo_ps(r[4 * g + 2], r[4 * g + 3]), _mm512_unpackhi_ps(r[4 * g + 2], r[4 * g + 3]));
+                q[0] = single(_mm512_unpacklo_pd(double(a), double(c)));
+                q[1] = single(_mm512_unpackhi_pd(double(a), double(c)));
+                q[2] = single(_mm512_unpacklo_pd(double(b), double(d)));
+                q[3] = single(_mm512_unpackhi_pd(double(b), double(d)));
+            }
+            for c in 0..4 {
+                let even = |a, b| _mm512_shuffle_f32x4::<0x88>(a, b);
+                let odd = |a, b| _mm512_shuffle_f32x4::<0xdd>(a, b);
+                let (a, b) = (even(q[0][c], q[1][c]), even(q[2][c], q[3][c]));
+                let (d, e) = (odd(q[0][c], q[1][c]), odd(q[2][c], q[3][c]));
+                out[c] = even(a, b);
+                out[8 + c] = odd(a, b);
+                out[4 + c] = even(d, e);
+                out[12 + c] = odd(d, e);
+            }
+        }
+        out
+    }
 }
 
 #[cfg(all(target_arch = "x86_64", target_feature = "avx2", target_feature = "fma", not(target_feature = "avx512f")))]
@@ -132,6 +164,9 @@ mod repr {
         // SAFETY: see above.
         unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
     }
+    pub(super) fn transpose(r: [Repr; 16]) -> [Repr; 16] {
+        super::transpose_by_element(r, store, load)
+    }
 }
 
 #[cfg(not(all(
@@ -185,6 +220,22 @@ mod repr {
     pub(super) fn max(a: Repr, b: Repr) -> Repr {
         std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
+    pub(super) fn transpose(r: [Repr; 16]) -> [Repr; 16] {
+        super::transpose_by_element(r, store, load)
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_feature = "avx512f")))]
+fn transpose_by_element(
+    r: [repr::Repr; 16],
+    store: impl Fn(repr::Repr, &mut [f32; 16]),
+    load: impl Fn(&[f32; 16]) -> repr::Repr,
+) -> [repr::Repr; 16] {
+    let mut t = [[0f32; 16]; 16];
+    for (v, t) in r.into_iter().zip(t.iter_mut()) {
+        store(v, t);
+    }
+    std::array::from_fn(|i| load(&std::array::from_fn(|j| t[j][i])))
 }
 
 /// Sixteen f32.
@@ -227,6 +278,11 @@ impl F32x16 {
     pub fn mul_add(self, b: Self, c: Self) -> Self {
         F32x16(repr::mul_add(self.0, b.0, c.0))
     }
+    /// Lane j of result i is lane i of `rows[j]`.
+    #[inline(always)]
+    pub fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        repr::transpose(rows.map(|v| v.0)).map(F32x16)
+    }
     /// Lane-wise maximum.
     #[inline(always)]
     pub fn max(self, b: Self) -> Self {
@@ -258,7 +314,7 @@ impl Mul for F32x16 {
     }
 }
 
-/// `dst = src` for short runs: vectors and one partial vector, without the call that `copy_from_slice` becomes.
+/// `dst = src`: whole vectors, and one partial vector in place of the call that a short `copy_from_slice` becomes.
 #[inline(always)]
 pub fn copy(dst: &mut [f32], src: &[f32]) {
     assert_eq!(dst.len(), src.len());
@@ -307,6 +363,19 @@ mod tests {
         check(va * vb, &|a, b| a * b);
         check(va.max(vb), &|a, b| a.max(b));
         check(va.mul_add(vb, F32x16::splat(2.0)), &|a, b| a * b + 2.0);
+    }
+
+    #[test]
+    fn transposed_square() {
+        let rows = std::array::from_fn(|i| {
+            let row: [f32; 16] = std::array::from_fn(|j| (100 * i + j) as f32);
+            F32x16::load(&row)
+        });
+        for (i, v) in F32x16::transpose(rows).into_iter().enumerate() {
+            let mut out = [0f32; 16];
+            v.store(&mut out);
+            assert_eq!(out, std::array::from_fn(|j| (100 * j + i) as f32));
+        }
     }
 
     #[test]

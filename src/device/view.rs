@@ -74,6 +74,16 @@ pub fn lanes_len(tasks: usize, lane_len: usize) -> usize {
     tasks.min(MAX_LANES) * lane_len
 }
 
+/// Elements to ask for beyond a workspace that is to be passed through [`aligned`].
+pub const ALIGN_SLACK: usize = 15;
+
+/// The part of `ws` from its first cache line on. Vectors that cross cache lines cost twice; buffers of the general
+/// allocator start 16 bytes after one.
+pub fn aligned(ws: &mut [f32]) -> &mut [f32] {
+    let skip = ws.as_ptr().align_offset(64).min(ws.len());
+    &mut ws[skip..]
+}
+
 /// Runs `f(task, lane)` for every task in `0..tasks`; each concurrent call has its own lane of `lane_len` elements of `ws`.
 fn run_lanes(tasks: usize, ws: &mut [f32], lane_len: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     if tasks == 0 {

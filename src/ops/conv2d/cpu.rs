@@ -9,7 +9,7 @@ use super::implicit::{self, Product, Source};
 use super::winograd::{self, Epilogue, Geometry, Kernels};
 use super::{pack, weights, winograd_weights};
 use crate::device::microkernel::{Isa, MR, NR};
-use crate::device::view::{self, MatMut};
+use crate::device::view::{self, ALIGN_SLACK, MatMut};
 use rayon::prelude::*;
 
 /// Sizes of a convolution: x `[n,h,w,c]`, weights `[o,kh,kw,c]`, y `[n,oh,ow,o]`.
@@ -72,6 +72,10 @@ impl ConvShape {
     fn x_window(&self) -> Window {
         Window { h: self.h, w: self.w, c: self.c, kh: self.kh, kw: self.kw }
     }
+    /// Whether the windows are single pixels, one after the other.
+    fn plain(&self) -> bool {
+        self.kh == 1 && self.kw == 1 && self.stride == 1 && self.pad == 0
+    }
     /// The geometry of Winograd's algorithm, where it can be used and pays.
     fn winograd(&self) -> Option<Geometry> {
         let g = Geometry {
@@ -113,16 +117,16 @@ pub(crate) enum Schedule {
     Columns(usize),
 }
 
+/// A right factor above this size (16 MiB) is not packed as a whole, to bound the workspace.
+const MAX_PACKED: usize = 4 << 20;
+
 impl Schedule {
     pub(crate) fn new(m: usize, k: usize, n: usize) -> Schedule {
-        // A is gathered again for every block of columns: cheap while it stays in the caches. B is packed before the tasks
-        // by rows can start, and each of them reads all of it: cheap while it is small.
-        let small_a = m * k <= 1 << 21;
-        let large_b = k * n > 4 << 20;
-        if (small_a && n >= 256 && k * n >= m * 64) || large_b {
-            return Schedule::Columns(if n >= 1024 { 128 } else { 64 });
+        if k * n > MAX_PACKED {
+            return Schedule::Columns(128);
         }
-        Schedule::Rows(m.div_ceil(32).next_multiple_of(MR).clamp(MR, 8 * MR))
+        // At least 24 tasks if there are so many tiles; blocks beyond 8 tiles gain nothing.
+        Schedule::Rows(m.div_ceil(24).next_multiple_of(MR).clamp(MR, 8 * MR))
     }
     pub(crate) fn workspace(self, m: usize, k: usize, n: usize) -> usize {
         match self {
@@ -180,7 +184,7 @@ pub(crate) fn product(
             view::par_blocks(y, m * n, block * n, ws, implicit::rows_lane(block), |_, i, part, lane| {
                 let rows = part.len() / n;
                 let mut c = MatMut::new(part, rows, n, n);
-                implicit::rows_product(isa, &mut c, rows, src, p, |r| (place(i * block + r), r), lane);
+                implicit::rows_product(isa, &mut c, (i * block, rows), src, p, &place, |r| r - i * block, lane);
             });
         }
     }
@@ -188,10 +192,11 @@ pub(crate) fn product(
 
 /// Workspace of [`forward`], in elements.
 pub fn forward_workspace(s: &ConvShape) -> usize {
-    if let Some(g) = s.winograd() {
-        return g.workspace();
-    }
-    Schedule::new(s.m(), s.k(), s.o).workspace(s.m(), s.k(), s.o)
+    ALIGN_SLACK
+        + match s.winograd() {
+            Some(g) => g.workspace(),
+            None => Schedule::new(s.m(), s.k(), s.o).workspace(s.m(), s.k(), s.o),
+        }
 }
 
 /// `y = conv(x, w) + bias`, then `max(0, .)` if `relu`.
@@ -201,10 +206,11 @@ pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, relu: 
     if y.is_empty() {
         return;
     }
+    let ws = view::aligned(ws);
     if let Some(g) = s.winograd() {
         return winograd::convolve(y, x, Kernels::Forward(w), Epilogue { bias, relu }, ws, &g);
     }
-    let src = Source { map: x, window: s.x_window() };
+    let src = Source { map: x, window: s.x_window(), plain: s.plain() };
     product(y, (s.m(), s.o), src, Right::Transposed(w), bias, relu, |i| s.place(i), ws);
 }
 
@@ -236,16 +242,16 @@ fn strided_rows(s: &ConvShape) -> usize {
 /// Workspace of [`backward_data`], in elements.
 pub fn backward_data_workspace(s: &ConvShape) -> usize {
     if let Some(g) = s.winograd_back() {
-        return g.workspace();
+        return ALIGN_SLACK + g.workspace();
     }
     let k = s.kh * s.kw * s.o;
     if s.stride == 1 {
         let m = s.n * s.h * s.w;
-        return Schedule::new(m, k, s.c).workspace(m, k, s.c);
+        return ALIGN_SLACK + Schedule::new(m, k, s.c).workspace(m, k, s.c);
     }
     let rows = strided_rows(s);
     let pixels = rows / s.stride * s.w.div_ceil(s.stride);
-    implicit::panels_len(k, s.c) + view::lanes_len(s.n * s.h.div_ceil(rows), implicit::rows_lane(pixels))
+    ALIGN_SLACK + implicit::panels_len(k, s.c) + view::lanes_len(s.n * s.h.div_ceil(rows), implicit::rows_lane(pixels))
 }
 
 /// `dx = gradient of conv for dy`; overwrites dx.
@@ -258,13 +264,15 @@ pub fn backward_data(dx: &mut [f32], dy: &[f32], w: &[f32], ws: &mut [f32], s: &
         dx.fill(0.0);
         return;
     }
+    let ws = view::aligned(ws);
     if let Some(g) = s.winograd_back() {
         return winograd::convolve(dx, dy, Kernels::Turned(w), Epilogue { bias: None, relu: false }, ws, &g);
     }
     if s.stride > 1 {
         return backward_data_strided(dx, dy, w, ws, s);
     }
-    let src = Source { map: dy, window: Window { h: s.oh(), w: s.ow(), c: s.o, kh: s.kh, kw: s.kw } };
+    let window = Window { h: s.oh(), w: s.ow(), c: s.o, kh: s.kh, kw: s.kw };
+    let src = Source { map: dy, window, plain: s.plain() };
     let (back_h, back_w) = (s.kh as isize - 1 - s.pad as isize, s.kw as isize - 1 - s.pad as isize);
     let place = |i: usize| Place {
         image: i / (s.h * s.w),
@@ -325,21 +333,31 @@ fn backward_data_strided(dx: &mut [f32], dy: &[f32], w: &[f32], ws: &mut [f32], 
             }
             let window = Window { h: s.oh(), w: s.ow(), c: s.o, kh: ph.taps, kw: pw.taps };
             let place = |t: usize| {
-                let (a, b) = (t / tw, t % tw);
-                let h = ph.start + (i * (rows / st) + a) as isize;
-                (Place { image, h0: h, w0: pw.start + b as isize }, (h0 + a * st) * s.w + w0 + b * st)
+                let h = ph.start + (i * (rows / st) + t / tw) as isize;
+                Place { image, h0: h, w0: pw.start + (t % tw) as isize }
             };
-            implicit::rows_product(isa, &mut c, th * tw, Source { map: dy, window }, p, place, lane);
+            let out = |t: usize| (h0 + t / tw * st) * s.w + w0 + t % tw * st;
+            implicit::rows_product(
+                isa,
+                &mut c,
+                (0, th * tw),
+                Source { map: dy, window, plain: false },
+                p,
+                place,
+                out,
+                lane,
+            );
         }
     });
 }
 
 /// Workspace of [`backward_weights`], in elements.
 pub fn backward_weights_workspace(s: &ConvShape) -> usize {
-    if let Some(g) = s.winograd() {
-        return winograd_weights::workspace(&g);
-    }
-    weights::workspace(s.m(), s.o, s.k())
+    ALIGN_SLACK
+        + match s.winograd() {
+            Some(g) => winograd_weights::workspace(&g),
+            None => weights::workspace(s.m(), s.o, s.k()),
+        }
 }
 
 /// `dw (+)= gradient of conv for dy`.
@@ -351,10 +369,11 @@ pub fn backward_weights(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32],
         }
         return;
     }
+    let ws = view::aligned(ws);
     if let Some(g) = s.winograd() {
         return winograd_weights::gradient(dw, accumulate, x, dy, ws, &g);
     }
-    let src = Source { map: x, window: s.x_window() };
+    let src = Source { map: x, window: s.x_window(), plain: s.plain() };
     weights::gradient(dw, accumulate, src, dy, (s.m(), s.o), |i| s.place(i), ws);
 }
 

@@ -31,11 +31,34 @@ impl Window {
         self.kh * self.kw * self.c
     }
 
+    /// Elements `k0 .. k0 + n` of the window at `at`, if they lie side by side in the map.
+    #[inline]
+    pub fn slice<'a>(&self, map: &'a [f32], at: Place, k0: usize, n: usize) -> Option<&'a [f32]> {
+        let line = self.kw * self.c;
+        let (i, first) = (k0 / line, k0 % line);
+        let h = at.h0 + i as isize;
+        let inside = at.w0 >= 0 && at.w0 as usize + self.kw <= self.w && h >= 0 && (h as usize) < self.h;
+        if !inside || first + n > line {
+            return None;
+        }
+        let from = ((at.image * self.h + h as usize) * self.w + at.w0 as usize) * self.c + first;
+        Some(&map[from..from + n])
+    }
+
     /// Writes elements `k0 .. k0 + dst.len()` of the window at `at`.
     #[inline]
     pub fn copy_row(&self, dst: &mut [f32], map: &[f32], at: Place, k0: usize) {
         let line = self.kw * self.c; // one row of the window: contiguous in the map
         let k1 = k0 + dst.len();
+        let inside =
+            at.w0 >= 0 && at.w0 as usize + self.kw <= self.w && at.h0 >= 0 && at.h0 as usize + self.kh <= self.h;
+        if inside && dst.len() == self.len() {
+            let from = ((at.image * self.h + at.h0 as usize) * self.w + at.w0 as usize) * self.c;
+            for (i, part) in dst.chunks_exact_mut(line).enumerate() {
+                simd::copy(part, &map[from + i * self.w * self.c..][..line]);
+            }
+            return;
+        }
         let inside_lo = (-at.w0).clamp(0, self.kw as isize) as usize * self.c;
         let inside_hi = (self.w as isize - at.w0).clamp(0, self.kw as isize) as usize * self.c;
         let mut k = k0;

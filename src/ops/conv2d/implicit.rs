@@ -1,20 +1,22 @@
 //! Products whose left factor is a gathered matrix: convolution as implicit GEMM, and linear layers (1x1 windows).
 //!
 //! Two schedules. *By rows*: all of B is packed once, then tasks take blocks of output rows. *By columns*: tasks take
-//! blocks of output columns and pack their part of B as they go; for few rows or a large B.
+//! blocks of output columns and pack their part of B as they go; for a B that is too large to pack as a whole.
 
 use super::gather::{Place, Window};
-use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, RS_WIDE, tile};
+use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, tile};
 use crate::device::view::{self, MatMut};
 
 /// Sums are made in chunks of this many products, whose part of A and B stays in the caches.
 pub(crate) const KC: usize = 256;
+/// Row length of the gathered A: an odd number of cache lines, so that rows do not fall on the same cache sets.
+const ROW: usize = KC + 16;
 /// Columns that one pass over a block of rows takes: 8 panels, 256 KiB of B.
 const NC: usize = 256;
 
 /// Workspace of one running task for `rows` rows.
 pub(crate) fn rows_lane(rows: usize) -> usize {
-    rows * RS_WIDE
+    rows * ROW
 }
 
 /// What the left factor is made of.
@@ -22,6 +24,15 @@ pub(crate) fn rows_lane(rows: usize) -> usize {
 pub(crate) struct Source<'a> {
     pub map: &'a [f32],
     pub window: Window,
+    /// Row i of A is row i of `map` (windows of one pixel, stride 1): no gathering.
+    pub plain: bool,
+}
+
+impl Source<'_> {
+    /// Whether A is read where it is: not if its rows would fall on the same few cache sets.
+    fn direct(&self) -> bool {
+        self.plain && !self.window.c.is_multiple_of(512)
+    }
 }
 
 /// The right factor, packed in panels over its whole depth, and what happens to the product.
@@ -33,30 +44,36 @@ pub(crate) struct Product<'a> {
     pub relu: bool,
 }
 
-/// `c[out(i), :] = A[i, :] B` for `i` in `0..count`, with row i of A gathered at `place(i)`. `lane`: [`rows_lane`].
+/// `c[out(i), :] = A[i, :] B` for `count` rows i from `first` on, where row i of A is the window at `place(i)`. `lane`:
+/// [`rows_lane`].
 pub(crate) fn rows_product(
     isa: Isa,
     c: &mut MatMut<'_>,
-    count: usize,
+    (first, count): (usize, usize),
     src: Source<'_>,
     p: Product<'_>,
-    place: impl Fn(usize) -> (Place, usize),
+    place: impl Fn(usize) -> Place,
+    out: impl Fn(usize) -> usize,
     lane: &mut [f32],
 ) {
     let depth = src.window.len();
     let tiles = count.div_ceil(MR);
     for k0 in (0..depth).step_by(KC) {
         let k = KC.min(depth - k0);
-        for i in 0..count {
-            src.window.copy_row(&mut lane[i * RS_WIDE..][..k], src.map, place(i).0, k0);
+        let direct = src.direct();
+        if !direct {
+            for i in 0..count {
+                src.window.copy_row(&mut lane[i * ROW..][..k], src.map, place(first + i), k0);
+            }
         }
+        let (a, rs) = if direct { (&src.map[first * depth + k0..], depth) } else { (&*lane, ROW) };
         let last = k0 + k == depth;
         for n0 in (0..p.n).step_by(NC) {
             for t in 0..tiles {
                 // Balanced tiles: no tile is much smaller than the others.
                 let (r0, r1) = (t * count / tiles, (t + 1) * count / tiles);
                 let mut rows = [0usize; MR];
-                (r0..r1).for_each(|r| rows[r - r0] = place(r).1);
+                (r0..r1).for_each(|r| rows[r - r0] = out(first + r));
                 for col in (n0..p.n.min(n0 + NC)).step_by(NR) {
                     let n = NR.min(p.n - col);
                     let b = &p.panels[(col / NR * depth + k0) * NR..][..k * NR];
@@ -65,8 +82,8 @@ pub(crate) fn rows_product(
                         bias: p.bias.filter(|_| last).map(|b| &b[col..col + n]),
                         relu: p.relu && last,
                     };
-                    let f = Factors { a: &lane[r0 * RS_WIDE..], cs: 1, b, ldb: NR, k };
-                    tile::<RS_WIDE>(isa, f, c, &rows[..r1 - r0], col, n, finish);
+                    let f = Factors { a: &a[r0 * rs..], rs, cs: 1, b, ldb: NR, k };
+                    tile(isa, f, c, &rows[..r1 - r0], col, n, finish);
                 }
             }
         }
@@ -75,7 +92,7 @@ pub(crate) fn rows_product(
 
 /// Workspace of [`columns_product`].
 pub(crate) fn columns_workspace(n: usize, width: usize) -> usize {
-    view::lanes_len(n.div_ceil(width), KC * width + MR * RS_WIDE)
+    view::lanes_len(n.div_ceil(width), KC * width + MR * ROW)
 }
 
 /// `y[i, :] = A[i, :] B` for all rows of `y [count, p_n]`, by columns. `pack(panel, col, n, k0)` packs the panel of columns
@@ -94,8 +111,9 @@ pub(crate) fn columns_product(
     let depth = src.window.len();
     let count = y.rows();
     let tiles = count.div_ceil(MR);
-    view::par_cols(y, width, ws, KC * width + MR * RS_WIDE, |block, mut c, lane| {
-        let (panels, a) = lane.split_at_mut(KC * width);
+    let direct = src.direct();
+    view::par_cols(y, width, ws, KC * width + MR * ROW, |block, mut c, lane| {
+        let (panels, buffer) = lane.split_at_mut(KC * width);
         let col0 = block * width;
         for k0 in (0..depth).step_by(KC) {
             let k = KC.min(depth - k0);
@@ -105,11 +123,13 @@ pub(crate) fn columns_product(
             }
             for t in 0..tiles {
                 let (r0, r1) = (t * count / tiles, (t + 1) * count / tiles);
-                let mut rows = [0usize; MR];
-                for r in r0..r1 {
-                    rows[r - r0] = r;
-                    src.window.copy_row(&mut a[(r - r0) * RS_WIDE..][..k], src.map, place(r), k0);
+                let rows: [usize; MR] = std::array::from_fn(|i| r0 + i);
+                if !direct {
+                    for r in r0..r1 {
+                        src.window.copy_row(&mut buffer[(r - r0) * ROW..][..k], src.map, place(r), k0);
+                    }
                 }
+                let (a, rs) = if direct { (&src.map[r0 * depth + k0..], depth) } else { (&*buffer, ROW) };
                 for col in (0..c.cols()).step_by(NR) {
                     let n = NR.min(c.cols() - col);
                     let finish = Finish {
@@ -117,8 +137,8 @@ pub(crate) fn columns_product(
                         bias: bias.filter(|_| last).map(|b| &b[col0 + col..][..n]),
                         relu: relu && last,
                     };
-                    let f = Factors { a, cs: 1, b: &panels[col * k..][..k * NR], ldb: NR, k };
-                    tile::<RS_WIDE>(isa, f, &mut c, &rows[..r1 - r0], col, n, finish);
+                    let f = Factors { a, rs, cs: 1, b: &panels[col * k..][..k * NR], ldb: NR, k };
+                    tile(isa, f, &mut c, &rows[..r1 - r0], col, n, finish);
                 }
             }
         }

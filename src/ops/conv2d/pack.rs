@@ -1,7 +1,7 @@
 //! Packing the right-hand factor of a product into panels: `[columns / NR][k][NR]`, zero beyond the last column.
 
 use crate::device::microkernel::NR;
-use crate::device::simd;
+use crate::device::simd::{self, F32x16};
 
 /// Panel from rows: `panel[k, j] = row(k)[col + j]`, for `panel.len() / NR` values of k and `n` columns.
 pub(crate) fn from_rows<'a>(panel: &mut [f32], col: usize, n: usize, row: impl Fn(usize) -> &'a [f32]) {
@@ -19,14 +19,18 @@ pub(crate) fn from_columns(panel: &mut [f32], w: &[f32], ld: usize, row: usize, 
     if n < NR {
         panel.fill(0.0);
     }
-    // 16 values of k for all columns at a time: the lines of the panel written stay in the first-level cache.
     for k in (0..depth).step_by(16) {
         let m = (depth - k).min(16);
-        let dst = &mut panel[k * NR..(k + m) * NR];
-        for j in 0..n {
-            let src = &w[(row + j) * ld + k0 + k..][..m];
-            for (i, &v) in src.iter().enumerate() {
-                dst[i * NR + j] = v;
+        for j in (0..n).step_by(16) {
+            let at = |i: usize| (row + j + i) * ld + k0 + k;
+            let zero = F32x16::zero();
+            let rows = if j + 16 <= n && m == 16 {
+                std::array::from_fn(|i| F32x16::load(&w[at(i)..]))
+            } else {
+                std::array::from_fn(|i| if j + i < n { F32x16::load_partial(&w[at(i)..][..m]) } else { zero })
+            };
+            for (i, v) in F32x16::transpose(rows).into_iter().take(m).enumerate() {
+                v.store(&mut panel[(k + i) * NR + j..]);
             }
         }
     }

@@ -6,10 +6,16 @@
 use super::gather::Place;
 use super::implicit::Source;
 use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, tile};
+use crate::device::simd;
 use crate::device::view::{self, MatMut};
 
 /// Pixels summed by one call of the micro-kernel.
 const PC: usize = 256;
+/// A packed panel of dy: the channels of two tiles in rows of NR. Panels are a cache line longer than their rows, so that
+/// the same row of different panels falls on different cache sets.
+const DY_PANEL: usize = PC * NR + 16;
+/// A packed panel of A.
+const A_PANEL: usize = PC * NR + 16;
 /// Columns (elements of the window) of a task.
 const NC: usize = 256;
 /// Rows (output channels) of a task.
@@ -37,14 +43,8 @@ impl Split {
         let pixels = m.div_ceil(groups).max(1);
         Split { groups: m.div_ceil(pixels).max(1), pixels, oc, nc }
     }
-    fn ld_dy(&self) -> usize {
-        self.oc.next_multiple_of(16) + 16
-    }
-    fn ld_a(&self) -> usize {
-        self.nc + 16
-    }
     fn lane(&self) -> usize {
-        PC * (self.ld_dy() + self.ld_a())
+        self.oc.div_ceil(2 * MR) * DY_PANEL + self.nc.div_ceil(NR) * A_PANEL
     }
     fn partials(&self, o: usize, k: usize) -> usize {
         if self.groups > 1 { self.groups * o * k } else { 0 }
@@ -74,27 +74,59 @@ pub(crate) fn gradient(
     let isa = Isa::detect();
     let s = Split::new(m, o, k);
     let (partials, ws) = ws.split_at_mut(s.partials(o, k));
-    let (lane_len, ld_dy, ld_a) = (s.lane(), s.ld_dy(), s.ld_a());
+    let lane_len = s.lane();
     // One task: group g, output channels from o0, columns of `c` (from n0).
     let task = |g: usize, o0: usize, n0: usize, mut c: MatMut<'_>, add: bool, lane: &mut [f32]| {
-        let (dyp, a) = lane.split_at_mut(PC * ld_dy);
         let (oc, nc) = (c.rows(), c.cols());
+        // Panel q has channels bounds(q) .. bounds(q + 1): at most two tiles.
+        let panels = oc.div_ceil(2 * MR);
+        let bounds = |q: usize| q * oc / panels;
+        let (dyp, a) = lane.split_at_mut(s.oc.div_ceil(2 * MR) * DY_PANEL);
         let end = m.min((g + 1) * s.pixels);
-        let tiles = oc.div_ceil(MR);
         for m0 in (g * s.pixels..end).step_by(PC) {
             let pc = PC.min(end - m0);
             for i in 0..pc {
-                crate::device::simd::copy(&mut dyp[i * ld_dy..][..oc], &dy[(m0 + i) * o + o0..][..oc]);
-                src.window.copy_row(&mut a[i * ld_a..][..nc], src.map, place(m0 + i), n0);
+                let row = (m0 + i) * o + o0;
+                for (q, panel) in dyp.chunks_exact_mut(DY_PANEL).take(panels).enumerate() {
+                    let panel = &mut panel[i * NR..][..NR];
+                    match dy[row + bounds(q)..].first_chunk::<NR>() {
+                        // What follows the channels of the panel is read, but not used.
+                        Some(part) => panel.copy_from_slice(part),
+                        None => simd::copy(
+                            &mut panel[..bounds(q + 1) - bounds(q)],
+                            &dy[row + bounds(q)..row + bounds(q + 1)],
+                        ),
+                    }
+                }
+                let mut buffer = [0f32; NC];
+                let row = if src.plain {
+                    &src.map[(m0 + i) * k + n0..][..nc]
+                } else {
+                    let at = place(m0 + i);
+                    src.window.slice(src.map, at, n0, nc).unwrap_or_else(|| {
+                        src.window.copy_row(&mut buffer[..nc], src.map, at, n0);
+                        &buffer[..nc]
+                    })
+                };
+                for (panel, part) in a.chunks_exact_mut(A_PANEL).zip(row.chunks(NR)) {
+                    match <&[f32; NR]>::try_from(part) {
+                        Ok(whole) => panel[i * NR..][..NR].copy_from_slice(whole),
+                        Err(_) => simd::copy(&mut panel[i * NR..][..part.len()], part),
+                    }
+                }
             }
-            for t in 0..tiles {
-                let (r0, r1) = (t * oc / tiles, (t + 1) * oc / tiles);
-                let rows: [usize; MR] = std::array::from_fn(|i| r0 + i);
-                for col in (0..nc).step_by(NR) {
-                    let n = NR.min(nc - col);
-                    let f = Factors { a: &dyp[r0..], cs: ld_dy, b: &a[col..], ldb: ld_a, k: pc };
-                    let finish = Finish { accumulate: add || m0 > g * s.pixels, ..Finish::default() };
-                    tile::<1>(isa, f, &mut c, &rows[..r1 - r0], col, n, finish);
+            for q in 0..panels {
+                let (start, end) = (bounds(q), bounds(q + 1));
+                let middle = if end - start > MR { (start + end).div_ceil(2) } else { end };
+                for (r0, r1) in [(start, middle), (middle, end)] {
+                    let rows: [usize; MR] = std::array::from_fn(|i| r0 + i);
+                    for col in (0..nc).step_by(NR) {
+                        let b = &a[col / NR * A_PANEL..][..A_PANEL];
+                        let a = &dyp[q * DY_PANEL + r0 - start..(q + 1) * DY_PANEL];
+                        let f = Factors { a, rs: 1, cs: NR, b, ldb: NR, k: pc };
+                        let finish = Finish { accumulate: add || m0 > g * s.pixels, ..Finish::default() };
+                        tile(isa, f, &mut c, &rows[..r1 - r0], col, NR.min(nc - col), finish);
+                    }
                 }
             }
         }

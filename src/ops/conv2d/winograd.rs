@@ -6,14 +6,12 @@
 //! some output channels, whose weights it transforms itself: they are larger than the map.
 
 use super::transform::{self, IN, OUT, POINTS};
-use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, RS_NARROW, RS_WIDE, tile};
+use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, spread, tile};
 use crate::device::simd::F32x16 as V;
 use crate::device::view::{self, MatMut};
 
-/// Input channels that a row of a packed tile block holds.
-const WIDE: usize = 256;
-/// The same for few channels.
-const NARROW: usize = 64;
+/// Input channels summed by one call of the micro-kernel.
+const KC: usize = 256;
 /// Tiles of a pass of the schedule by tiles.
 const PASS: usize = 2 * MR;
 /// Output channels of a pass.
@@ -59,15 +57,9 @@ impl Geometry {
     pub fn pays(&self) -> bool {
         self.c >= 8 && self.o >= 8 && 6 * self.tiles() <= self.n * self.oh * self.ow
     }
-    fn narrow(&self) -> bool {
-        self.c <= NARROW
-    }
-    fn row_stride(&self) -> usize {
-        if self.narrow() { RS_NARROW } else { RS_WIDE }
-    }
     /// Elements of one point of a block of up to MR tiles.
     fn block_len(&self) -> usize {
-        self.c.div_ceil(WIDE) * MR * self.row_stride()
+        MR * spread(self.c)
     }
     fn by_channels(&self) -> bool {
         self.tiles() <= 128 && self.o >= 128
@@ -77,20 +69,23 @@ impl Geometry {
         PASS.div_ceil(self.tile_cols()).min(self.tile_rows()).max(1)
     }
     fn weights_len(&self) -> usize {
-        POINTS * self.c * self.o.next_multiple_of(NR)
+        self.o.div_ceil(NR) * panel_len(self.c)
+    }
+    /// Elements of one point of `tiles` tiles.
+    fn point_len(&self, tiles: usize) -> usize {
+        spread(tiles.div_ceil(MR) * self.block_len())
     }
     fn lane_len(&self) -> usize {
         if self.by_channels() {
-            POINTS * OB * (KB + self.tiles())
+            OB / NR * panel_len(KB) + POINTS * spread(self.tiles() * OB)
         } else {
             let tiles = PASS.min(self.task_rows() * self.tile_cols());
-            POINTS * (tiles.div_ceil(MR) * self.block_len() + tiles * OB)
+            POINTS * (self.point_len(tiles) + spread(tiles * OB))
         }
     }
     pub fn workspace(&self) -> usize {
         if self.by_channels() {
-            let all = POINTS * self.tiles().div_ceil(MR) * self.block_len();
-            all + view::lanes_len(self.o.div_ceil(OB), self.lane_len())
+            POINTS * self.point_len(self.tiles()) + view::lanes_len(self.o.div_ceil(OB), self.lane_len())
         } else {
             let tasks = self.n * self.tile_rows().div_ceil(self.task_rows());
             self.weights_len() + view::lanes_len(tasks, self.lane_len())
@@ -101,6 +96,17 @@ impl Geometry {
         let (rows, cols) = (self.tile_rows(), self.tile_cols());
         (t / (rows * cols), t / cols % rows, t % cols)
     }
+}
+
+/// Elements of one point of a panel of kernels. The points of all buffers here are [`spread`]: the transforms write or read
+/// one line of each, and with distances that are powers of two these would fall on the same cache set.
+fn panel_point(depth: usize) -> usize {
+    spread(depth * NR)
+}
+
+/// Elements of a panel of kernels.
+fn panel_len(depth: usize) -> usize {
+    POINTS * panel_point(depth)
 }
 
 /// A tile of the map that is read: transforms 16 channels at a time.
@@ -153,19 +159,18 @@ impl InputTile {
     }
 }
 
-/// Transforms tiles `t0..t1` (at most MR) into a block: row p of `v` holds point p as `[chunk of WIDE channels, MR, stride]`.
+/// Transforms tiles `t0..t1` (at most MR) into a block: row p of `v` holds point p, tile after tile.
 fn transform_block(g: &Geometry, x: &[f32], (t0, t1): (usize, usize), v: &mut MatMut<'_>) {
-    let stride = g.row_stride();
+    let stride = spread(g.c);
     for t in t0..t1 {
         InputTile::new(g, t).transform(x, |p, c0, value| {
-            let at = (c0 / WIDE * MR + t - t0) * stride + c0 % WIDE;
-            value.store(&mut v.row_mut(p)[at..]);
+            value.store(&mut v.row_mut(p)[(t - t0) * stride + c0..]);
         });
     }
 }
 
 /// Transforms the kernels of `n <= NR` output channels from `o0` and input channels `c0 .. c0 + depth` into one panel a
-/// point: `u[(point * depth + c) * NR + o]`.
+/// point: `u[point * panel_point(depth) + c * NR + o]`.
 fn transform_kernels(
     g: &Geometry,
     kernels: Kernels<'_>,
@@ -177,6 +182,7 @@ fn transform_kernels(
     if n < NR {
         u.fill(0.0);
     }
+    let point = panel_point(depth);
     for j in (0..n).step_by(16) {
         let lanes = (n - j).min(16);
         match kernels {
@@ -185,22 +191,21 @@ fn transform_kernels(
                     let load = |r: usize, q: usize| {
                         V::load_partial(&w[((c0 + c) * 9 + 8 - (r * 3 + q)) * g.o + o0 + j..][..lanes])
                     };
-                    transform::kernel_2d(load, |p, v| v.store(&mut u[(p * depth + c) * NR + j..]));
+                    transform::kernel_2d(load, |p, v| v.store(&mut u[p * point + c * NR + j..]));
                 }
             }
             Kernels::Forward(w) => {
                 for cb in (0..depth).step_by(16) {
                     let m = (depth - cb).min(16);
-                    let mut turned = [[[0f32; 16]; 16]; 9];
-                    for o in 0..lanes {
-                        for (tap, t) in turned.iter_mut().enumerate() {
-                            let row = &w[((o0 + j + o) * 9 + tap) * g.c + c0 + cb..][..m];
-                            row.iter().zip(t.iter_mut()).for_each(|(&v, t)| t[o] = v);
-                        }
+                    let mut turned = [[V::zero(); 16]; 9];
+                    for (tap, t) in turned.iter_mut().enumerate() {
+                        let at = |o: usize| ((o0 + j + o) * 9 + tap) * g.c + c0 + cb;
+                        let row = |o: usize| if o < lanes { V::load_partial(&w[at(o)..][..m]) } else { V::zero() };
+                        *t = V::transpose(std::array::from_fn(row));
                     }
                     for c in 0..m {
-                        let load = |r: usize, q: usize| V::load(&turned[r * 3 + q][c]);
-                        transform::kernel_2d(load, |p, v| v.store(&mut u[(p * depth + cb + c) * NR + j..]));
+                        let load = |r: usize, q: usize| turned[r * 3 + q][c];
+                        transform::kernel_2d(load, |p, v| v.store(&mut u[p * point + (cb + c) * NR + j..]));
                     }
                 }
             }
@@ -255,9 +260,8 @@ struct PointProducts<'a> {
     /// Row p: point p of the blocks, `block_len` elements each.
     v: &'a [f32],
     v_stride: usize,
-    /// `[panel, point, depth, NR]`, with the panels `panel_stride` apart.
+    /// `[panel, point, depth, NR]`: see [`transform_kernels`].
     u: &'a [f32],
-    panel_stride: usize,
     /// Input channels `c0 .. c0 + depth`, which `u` holds.
     c0: usize,
     depth: usize,
@@ -266,35 +270,26 @@ struct PointProducts<'a> {
 }
 
 impl PointProducts<'_> {
-    /// Tiles: `tiles` in balanced blocks; `m` is `[point, tiles, OB]`.
-    fn run<const RS: usize>(&self, g: &Geometry, tiles: usize, m: &mut [f32]) {
+    /// `tiles` tiles in balanced blocks; `m` is `[point, tiles, OB]`.
+    fn run(&self, g: &Geometry, tiles: usize, m: &mut [f32]) {
         let blocks = tiles.div_ceil(MR);
+        let rs = spread(g.c);
+        let (panel, point) = (panel_len(self.depth), panel_point(self.depth));
         for p in 0..POINTS {
-            let mut out = MatMut::new(&mut m[p * tiles * OB..][..tiles * OB], tiles, OB, OB);
+            let mut out = MatMut::new(&mut m[p * spread(tiles * OB)..][..tiles * OB], tiles, OB, OB);
             for b in 0..blocks {
                 let (t0, t1) = (b * tiles / blocks, (b + 1) * tiles / blocks);
                 let rows: [usize; MR] = std::array::from_fn(|i| t0 + i);
-                let mut c = self.c0;
-                while c < self.c0 + self.depth {
-                    let chunk = c / WIDE;
-                    let k = ((chunk + 1) * WIDE).min(self.c0 + self.depth) - c;
-                    let a = &self.v[p * self.v_stride + b * g.block_len() + chunk * MR * RS + c % WIDE..];
+                for k0 in (0..self.depth).step_by(KC) {
+                    let k = KC.min(self.depth - k0);
+                    let a = &self.v[p * self.v_stride + b * g.block_len() + self.c0 + k0..];
                     for j in (0..self.n).step_by(NR) {
-                        let panel =
-                            &self.u[j / NR * self.panel_stride + (p * self.depth + c - self.c0) * NR..][..k * NR];
-                        let f = Factors { a, cs: 1, b: panel, ldb: NR, k };
-                        let finish = Finish { accumulate: c > 0, ..Finish::default() };
-                        tile::<RS>(
-                            self.isa,
-                            f,
-                            &mut out,
-                            &rows[..t1 - t0],
-                            j,
-                            NR.min(self.n - j).next_multiple_of(16),
-                            finish,
-                        );
+                        let b = &self.u[j / NR * panel + p * point + k0 * NR..][..k * NR];
+                        let f = Factors { a, rs, cs: 1, b, ldb: NR, k };
+                        let finish = Finish { accumulate: self.c0 + k0 > 0, ..Finish::default() };
+                        let wide = NR.min(self.n - j).next_multiple_of(16);
+                        tile(self.isa, f, &mut out, &rows[..t1 - t0], j, wide, finish);
                     }
-                    c += k;
                 }
             }
         }
@@ -303,26 +298,13 @@ impl PointProducts<'_> {
 
 /// The convolution. `y` is overwritten.
 pub(crate) fn convolve(y: &mut [f32], x: &[f32], kernels: Kernels<'_>, e: Epilogue<'_>, ws: &mut [f32], g: &Geometry) {
-    match (g.by_channels(), g.narrow()) {
-        (true, true) => by_channels::<RS_NARROW>(y, x, kernels, e, ws, g),
-        (true, false) => by_channels::<RS_WIDE>(y, x, kernels, e, ws, g),
-        (false, true) => by_tiles::<RS_NARROW>(y, x, kernels, e, ws, g),
-        (false, false) => by_tiles::<RS_WIDE>(y, x, kernels, e, ws, g),
-    }
+    if g.by_channels() { by_channels(y, x, kernels, e, ws, g) } else { by_tiles(y, x, kernels, e, ws, g) }
 }
 
-fn by_tiles<const RS: usize>(
-    y: &mut [f32],
-    x: &[f32],
-    kernels: Kernels<'_>,
-    e: Epilogue<'_>,
-    ws: &mut [f32],
-    g: &Geometry,
-) {
+fn by_tiles(y: &mut [f32], x: &[f32], kernels: Kernels<'_>, e: Epilogue<'_>, ws: &mut [f32], g: &Geometry) {
     let isa = Isa::detect();
     let (u, ws) = ws.split_at_mut(g.weights_len());
-    let panel_stride = POINTS * g.c * NR;
-    view::par_blocks(u, g.weights_len(), panel_stride, &mut [], 0, |_, i, u, _| {
+    view::par_blocks(u, g.weights_len(), panel_len(g.c), &mut [], 0, |_, i, u, _| {
         transform_kernels(g, kernels, (i * NR, NR.min(g.o - i * NR)), 0, g.c, u);
     });
     let u = &*u;
@@ -338,8 +320,8 @@ fn by_tiles<const RS: usize>(
         for pass in 0..passes {
             let (p0, p1) = (pass * count / passes, (pass + 1) * count / passes);
             let (tiles, blocks) = (p1 - p0, (p1 - p0).div_ceil(MR));
-            let (v, m) = lane.split_at_mut(POINTS * blocks * g.block_len());
-            let v_stride = blocks * g.block_len();
+            let (v, m) = lane.split_at_mut(POINTS * g.point_len(tiles));
+            let v_stride = g.point_len(tiles);
             let mut vm = MatMut::new(v, POINTS, v_stride, v_stride);
             for b in 0..blocks {
                 let range = (start + p0 + b * tiles / blocks, start + p0 + (b + 1) * tiles / blocks);
@@ -347,48 +329,46 @@ fn by_tiles<const RS: usize>(
             }
             for o0 in (0..g.o).step_by(OB) {
                 let n = OB.min(g.o - o0);
-                let u = &u[o0 / NR * panel_stride..];
-                PointProducts { isa, v, v_stride, u, panel_stride, c0: 0, depth: g.c, n }.run::<RS>(g, tiles, m);
+                let u = &u[o0 / NR * panel_len(g.c)..];
+                PointProducts { isa, v, v_stride, u, c0: 0, depth: g.c, n }.run(g, tiles, m);
                 for t in 0..tiles {
-                    write_tile(g, start + p0 + t, &m[t * OB..], tiles * OB, &mut y, (first, o0), (o0, n), e);
+                    write_tile(g, start + p0 + t, &m[t * OB..], spread(tiles * OB), &mut y, (first, o0), (o0, n), e);
                 }
             }
         }
     });
 }
 
-fn by_channels<const RS: usize>(
-    y: &mut [f32],
-    x: &[f32],
-    kernels: Kernels<'_>,
-    e: Epilogue<'_>,
-    ws: &mut [f32],
-    g: &Geometry,
-) {
+fn by_channels(y: &mut [f32], x: &[f32], kernels: Kernels<'_>, e: Epilogue<'_>, ws: &mut [f32], g: &Geometry) {
     let isa = Isa::detect();
     let tiles = g.tiles();
     let blocks = tiles.div_ceil(MR);
-    let v_stride = blocks * g.block_len();
+    let v_stride = g.point_len(tiles);
     let (v, ws) = ws.split_at_mut(POINTS * v_stride);
-    view::par_cols(MatMut::new(v, POINTS, v_stride, v_stride), g.block_len(), &mut [], 0, |b, mut v, _| {
-        transform_block(g, x, (b * tiles / blocks, (b + 1) * tiles / blocks), &mut v);
-    });
+    view::par_cols(
+        MatMut::new(v, POINTS, blocks * g.block_len(), v_stride),
+        g.block_len(),
+        &mut [],
+        0,
+        |b, mut v, _| {
+            transform_block(g, x, (b * tiles / blocks, (b + 1) * tiles / blocks), &mut v);
+        },
+    );
     let v = &*v;
     let pixels = g.n * g.oh * g.ow;
     view::par_cols(MatMut::new(y, pixels, g.o, g.o), OB, ws, g.lane_len(), |task, mut y, lane| {
-        let (u, m) = lane.split_at_mut(POINTS * OB * KB);
+        let (u, m) = lane.split_at_mut(OB / NR * panel_len(KB));
         let (o0, n) = (task * OB, y.cols());
         for c0 in (0..g.c).step_by(KB) {
             let depth = KB.min(g.c - c0);
-            let panel_stride = POINTS * depth * NR;
             for j in (0..n).step_by(NR) {
-                let u = &mut u[j / NR * panel_stride..][..panel_stride];
+                let u = &mut u[j / NR * panel_len(depth)..][..panel_len(depth)];
                 transform_kernels(g, kernels, (o0 + j, NR.min(n - j)), c0, depth, u);
             }
-            PointProducts { isa, v, v_stride, u, panel_stride, c0, depth, n }.run::<RS>(g, tiles, m);
+            PointProducts { isa, v, v_stride, u, c0, depth, n }.run(g, tiles, m);
         }
         for t in 0..tiles {
-            write_tile(g, t, &m[t * OB..], tiles * OB, &mut y, (0, 0), (o0, n), e);
+            write_tile(g, t, &m[t * OB..], spread(tiles * OB), &mut y, (0, 0), (o0, n), e);
         }
     });
 }

@@ -5,7 +5,7 @@
 
 use super::transform::{self, OUT, POINTS};
 use super::winograd::{Geometry, InputTile};
-use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, tile};
+use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, spread, tile};
 use crate::device::simd::F32x16 as V;
 use crate::device::view::{self, MatMut};
 
@@ -20,84 +20,89 @@ const STEP: usize = 8;
 
 /// How the work is cut up.
 struct Split {
-    /// Row lengths of the transforms of x and dy: an odd number of cache lines, to spread rows over the cache sets.
-    ld_x: usize,
-    ld_dy: usize,
     groups: usize,
+    /// Tiles of a group.
     group: usize,
-    /// Output channels of a task.
-    ob: usize,
+    /// Panels of NR channels: of x, of dy.
+    x_panels: usize,
+    dy_panels: usize,
 }
 
 impl Split {
     fn new(g: &Geometry) -> Split {
-        let odd = |n: usize| (n.div_ceil(16) | 1) * 16;
-        let (ld_x, ld_dy) = (odd(g.c), odd(g.o));
-        let fit = (GROUP_LEN / (POINTS * (ld_x + ld_dy))).clamp(STEP, MAX_GROUP);
+        let (x_panels, dy_panels) = (g.c.div_ceil(NR), g.o.div_ceil(NR));
+        let fit = (GROUP_LEN / (POINTS * NR * (x_panels + dy_panels))).clamp(STEP, MAX_GROUP);
         let groups = g.tiles().div_ceil(fit).max(1);
         let group = g.tiles().div_ceil(groups).next_multiple_of(STEP);
-        Split { ld_x, ld_dy, groups: g.tiles().div_ceil(group), group, ob: if g.o >= 256 { 32 } else { 16 } }
+        Split { groups: g.tiles().div_ceil(group), group, x_panels, dy_panels }
     }
-    fn lane_len(&self) -> usize {
-        POINTS * self.ob * CB
+    /// Elements of one point of a panel: its tiles, side by side.
+    fn panel(&self) -> usize {
+        spread(self.group * NR)
     }
 }
+
+/// Products of one task at a time: [`POINTS`] x NR output channels x CB input channels.
+const LANE: usize = POINTS * LANE_POINT;
+/// One point of them; a cache line more than they need, so that the points fall on different cache sets.
+const LANE_POINT: usize = NR * CB + 16;
 
 /// Workspace of [`gradient`].
 pub(crate) fn workspace(g: &Geometry) -> usize {
     let s = Split::new(g);
-    POINTS * s.group * (s.ld_x + s.ld_dy) + view::lanes_len(g.o.div_ceil(s.ob), s.lane_len())
+    POINTS * s.panel() * (s.x_panels + s.dy_panels) + view::lanes_len(s.dy_panels, LANE)
 }
 
 /// `dw (+)= gradient`, for the forward geometry `g`.
 pub(crate) fn gradient(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32], ws: &mut [f32], g: &Geometry) {
     let isa = Isa::detect();
     let s = Split::new(g);
-    let (vx, ws) = ws.split_at_mut(POINTS * s.group * s.ld_x);
-    let (vdy, ws) = ws.split_at_mut(POINTS * s.group * s.ld_dy);
+    // Transforms: [panel, point, tile, NR], so that the factors of every product are read from start to end.
+    let (vx, ws) = ws.split_at_mut(POINTS * s.x_panels * s.panel());
+    let (vdy, ws) = ws.split_at_mut(POINTS * s.dy_panels * s.panel());
     for group in 0..s.groups {
         let start = group * s.group;
         let tiles = s.group.min(g.tiles() - start);
-        let view = MatMut::new(vx, POINTS, tiles * s.ld_x, s.group * s.ld_x);
-        view::par_cols(view, STEP * s.ld_x, &mut [], 0, |task, mut v, _| {
-            for i in 0..v.cols() / s.ld_x {
+        let view = MatMut::new(vx, POINTS * s.x_panels, tiles * NR, s.panel());
+        view::par_cols(view, STEP * NR, &mut [], 0, |task, mut v, _| {
+            for i in 0..v.cols() / NR {
                 InputTile::new(g, start + task * STEP + i).transform(x, |p, c0, value| {
-                    value.store(&mut v.row_mut(p)[i * s.ld_x + c0..]);
+                    value.store(&mut v.row_mut(c0 / NR * POINTS + p)[i * NR + c0 % NR..]);
                 });
             }
         });
-        let view = MatMut::new(vdy, POINTS, tiles * s.ld_dy, s.group * s.ld_dy);
-        view::par_cols(view, STEP * s.ld_dy, &mut [], 0, |task, mut v, _| {
-            for i in 0..v.cols() / s.ld_dy {
+        let view = MatMut::new(vdy, POINTS * s.dy_panels, tiles * NR, s.panel());
+        view::par_cols(view, STEP * NR, &mut [], 0, |task, mut v, _| {
+            for i in 0..v.cols() / NR {
                 transform_dy(g, start + task * STEP + i, dy, |p, o0, value| {
-                    value.store(&mut v.row_mut(p)[i * s.ld_dy + o0..]);
+                    value.store(&mut v.row_mut(o0 / NR * POINTS + p)[i * NR + o0 % NR..]);
                 });
             }
         });
         let (vx, vdy) = (&*vx, &*vdy);
         let filter = 9 * g.c;
         let add = accumulate || group > 0;
-        view::par_blocks(dw, g.o * filter, s.ob * filter, ws, s.lane_len(), |_, block, dw, m| {
-            let (o0, n) = (block * s.ob, dw.len() / filter);
+        view::par_blocks(dw, g.o * filter, NR * filter, ws, LANE, |_, block, dw, m| {
+            let n = dw.len() / filter;
             let row_tiles = n.div_ceil(MR);
             for c0 in (0..g.c).step_by(CB) {
                 let cb = CB.min(g.c - c0);
                 for p in 0..POINTS {
-                    let mut out = MatMut::new(&mut m[p * s.ob * CB..][..n * CB], n, CB, CB);
-                    let b = &vx[p * s.group * s.ld_x + c0..][..(tiles - 1) * s.ld_x + cb.next_multiple_of(16)];
+                    let mut out = MatMut::new(&mut m[p * LANE_POINT..][..n * CB], n, CB, CB);
                     for r in 0..row_tiles {
                         let (r0, r1) = (r * n / row_tiles, (r + 1) * n / row_tiles);
                         let rows: [usize; MR] = std::array::from_fn(|i| r0 + i);
-                        let a = &vdy[p * s.group * s.ld_dy + o0 + r0..];
+                        let a = &vdy[(block * POINTS + p) * s.panel()..][..s.panel()];
                         for j in (0..cb).step_by(NR) {
-                            let f = Factors { a, cs: s.ld_dy, b: &b[j..], ldb: s.ld_x, k: tiles };
+                            let b = &vx[((c0 + j) / NR * POINTS + p) * s.panel()..][..s.panel()];
+                            let f = Factors { a: &a[r0..], rs: 1, cs: NR, b, ldb: NR, k: tiles };
                             let wide = NR.min(cb - j).next_multiple_of(16);
-                            tile::<1>(isa, f, &mut out, &rows[..r1 - r0], j, wide, Finish::default());
+                            tile(isa, f, &mut out, &rows[..r1 - r0], j, wide, Finish::default());
                         }
                     }
                 }
                 for o in 0..n {
-                    write_filter(&m[o * CB..], s.ob * CB, &mut dw[o * filter..][..filter], (g.c, c0, cb), add);
+                    write_filter(&m[o * CB..], LANE_POINT, &mut dw[o * filter..][..filter], (g.c, c0, cb), add);
                 }
             }
         });

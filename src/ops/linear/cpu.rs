@@ -1,6 +1,7 @@
 //! Fully connected layers on the CPU, f32: `y[M,N] = x[M,K] w[N,K]^T + bias`. The products are those of
 //! [`crate::ops::conv2d`] with windows of one pixel; workspace and determinism as there.
 
+use crate::device::view::{self, ALIGN_SLACK};
 use crate::ops::conv2d::cpu::{Right, Schedule, product};
 use crate::ops::conv2d::gather::{Place, Window};
 use crate::ops::conv2d::implicit::Source;
@@ -25,7 +26,7 @@ impl LinearShape {
 }
 
 fn rows(map: &[f32], m: usize, c: usize) -> Source<'_> {
-    Source { map, window: Window { h: 1, w: m, c, kh: 1, kw: 1 } }
+    Source { map, window: Window { h: 1, w: m, c, kh: 1, kw: 1 }, plain: true }
 }
 
 fn place(i: usize) -> Place {
@@ -34,7 +35,7 @@ fn place(i: usize) -> Place {
 
 /// Workspace of [`forward`], in elements.
 pub fn forward_workspace(s: &LinearShape) -> usize {
-    Schedule::new(s.m, s.k, s.n).workspace(s.m, s.k, s.n)
+    ALIGN_SLACK + Schedule::new(s.m, s.k, s.n).workspace(s.m, s.k, s.n)
 }
 
 /// `y = x w^T + bias`, then `max(0, .)` if `relu`.
@@ -42,13 +43,13 @@ pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, relu: 
     assert!(y.len() == s.m * s.n && x.len() == s.m * s.k && w.len() == s.n * s.k);
     assert!(bias.is_none_or(|b| b.len() == s.n));
     if !y.is_empty() {
-        product(y, (s.m, s.n), rows(x, s.m, s.k), Right::Transposed(w), bias, relu, place, ws);
+        product(y, (s.m, s.n), rows(x, s.m, s.k), Right::Transposed(w), bias, relu, place, view::aligned(ws));
     }
 }
 
 /// Workspace of [`backward_data`], in elements.
 pub fn backward_data_workspace(s: &LinearShape) -> usize {
-    Schedule::new(s.m, s.n, s.k).workspace(s.m, s.n, s.k)
+    ALIGN_SLACK + Schedule::new(s.m, s.n, s.k).workspace(s.m, s.n, s.k)
 }
 
 /// `dx = dy w`; overwrites dx.
@@ -56,13 +57,13 @@ pub fn backward_data(dx: &mut [f32], dy: &[f32], w: &[f32], ws: &mut [f32], s: &
     assert!(dx.len() == s.m * s.k && dy.len() == s.m * s.n && w.len() == s.n * s.k);
     if !dx.is_empty() {
         let row = |q: usize| q * s.k;
-        product(dx, (s.m, s.k), rows(dy, s.m, s.n), Right::Rows(w, &row), None, false, place, ws);
+        product(dx, (s.m, s.k), rows(dy, s.m, s.n), Right::Rows(w, &row), None, false, place, view::aligned(ws));
     }
 }
 
 /// Workspace of [`backward_weights`], in elements.
 pub fn backward_weights_workspace(s: &LinearShape) -> usize {
-    weights::workspace(s.m, s.n, s.k)
+    ALIGN_SLACK + weights::workspace(s.m, s.n, s.k)
 }
 
 /// `dw (+)= dy^T x`.
@@ -77,5 +78,5 @@ pub fn backward_weights(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32],
         }
         return;
     }
-    weights::gradient(dw, accumulate, rows(x, s.m, s.k), dy, (s.m, s.n), place, ws);
+    weights::gradient(dw, accumulate, rows(x, s.m, s.k), dy, (s.m, s.n), place, view::aligned(ws));
 }

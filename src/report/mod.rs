@@ -8,5 +8,6 @@ pub mod log;
 pub mod pictures;
 pub mod results;
 mod sections;
+pub mod tensorboard;
 
 pub use html::write_report;

@@ -1,123 +1,182 @@
-//! Writes `log.jsonl`, one [`LogEvent`] a line; a run that goes on drops the lines that it will write again.
+//! Writes `log.jsonl`, one [`Event`] a line; a run that goes on drops the lines that it will write again.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+
 use super::atomic::write_atomic;
+use super::event::Event;
 use crate::error::{Error, Result};
-use crate::report::log::LogEvent;
 
 /// The log of a run, open for writing. Each line reaches the system at once: a killed process loses none.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
     file: File,
+    /// Stages whose beginning is in the log: one that goes on does not begin twice.
+    begun: Vec<usize>,
 }
 
 impl LogFile {
     /// A new log.
     pub fn create(path: &Path) -> Result<LogFile> {
         let file = File::create(path).map_err(|error| Error::io(path, error))?;
-        Ok(LogFile { path: path.to_path_buf(), file })
+        Ok(LogFile { path: path.to_path_buf(), file, begun: Vec::new() })
     }
 
     /// Goes on with a log from a checkpoint that was made in stage `stage_index` after `global_step` steps of the run:
-    /// lines of later steps, later stages and the end are dropped, and so is a last line that was cut off.
+    /// what came after it is dropped, and so is a last line that was cut off.
     pub fn resume(path: &Path, stage_index: usize, global_step: u64) -> Result<LogFile> {
+        let mut begun = Vec::new();
         if path.exists() {
             let bytes = std::fs::read(path).map_err(|error| Error::io(path, error))?;
             let text = String::from_utf8_lossy(&bytes);
-            let kept = text.lines().filter(|line| is_before(line, stage_index, global_step));
-            write_atomic(path, |file| kept.into_iter().try_for_each(|line| writeln!(file, "{line}")))?;
+            let mut kept = text.lines().filter_map(|line| Some((Place::of(line)?, line))).collect::<Vec<_>>();
+            kept.retain(|(place, _)| place.is_before(stage_index, global_step));
+            // Lines of the same step that follow the checkpoint's own (the last evaluation, say) will come again.
+            let own =
+                kept.iter().rposition(|(place, _)| place.event == "checkpoint" && place.global_step == global_step);
+            kept.truncate(own.map_or(kept.len(), |own| own + 1));
+            begun.extend(kept.iter().filter(|(place, _)| place.event == "stage").map(|(place, _)| place.stage_index));
+            write_atomic(path, |file| kept.iter().try_for_each(|(_, line)| writeln!(file, "{line}")))?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(|error| Error::io(path, error))?;
-        Ok(LogFile { path: path.to_path_buf(), file })
+        Ok(LogFile { path: path.to_path_buf(), file, begun })
     }
 
-    /// Adds one line.
-    pub fn write(&mut self, event: &LogEvent) -> Result<()> {
-        let line = event.to_line()? + "\n";
+    /// Adds one line. Numbers that are not finite become `null`.
+    pub fn write(&mut self, event: &Event) -> Result<()> {
+        if let Event::Stage(stage) = event {
+            if self.begun.contains(&stage.stage_index) {
+                return Ok(());
+            }
+            self.begun.push(stage.stage_index);
+        }
+        let line = serde_json::to_string(event).map_err(|error| Error::value("log", error.to_string()))? + "\n";
         self.file.write_all(line.as_bytes()).map_err(|error| Error::io(&self.path, error))
     }
 }
 
-/// Whether a line tells of what was done up to a checkpoint. Lines of other versions stay, if they are JSON.
-fn is_before(line: &str, stage_index: usize, global_step: u64) -> bool {
-    match serde_json::from_str::<LogEvent>(line) {
-        Ok(LogEvent::Start(_)) => true,
-        Ok(LogEvent::Stage(line)) => line.stage_index <= stage_index && line.global_step <= global_step,
-        Ok(LogEvent::Train(line)) => line.stage_index <= stage_index && line.global_step <= global_step,
-        Ok(LogEvent::Eval(line)) => line.stage_index <= stage_index && line.global_step <= global_step,
-        Ok(LogEvent::Checkpoint(line)) => line.global_step <= global_step,
-        Ok(LogEvent::End(_)) => false,
-        Ok(LogEvent::Unknown) => true,
-        Err(_) => serde_json::from_str::<serde_json::Value>(line).is_ok_and(|value| value.is_object()),
+/// What decides whether a line stays; all other fields are free.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Place {
+    event: String,
+    stage_index: usize,
+    global_step: u64,
+}
+
+impl Place {
+    /// `None` for what is no JSON object. Lines of other versions are fine.
+    fn of(line: &str) -> Option<Place> {
+        serde_json::from_str(line).ok()
+    }
+
+    /// Whether the line tells of what was done up to a checkpoint.
+    fn is_before(&self, stage_index: usize, global_step: u64) -> bool {
+        let before = self.stage_index <= stage_index && self.global_step <= global_step;
+        self.event == "start" || (self.event != "end" && before)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::log::{CheckpointLine, EndLine, EvalLine, RunLog, StageLine, StartLine, TrainLine};
+    use crate::report::log::RunLog;
 
-    fn train(stage_index: usize, global_step: u64) -> LogEvent {
-        LogEvent::Train(TrainLine { stage_index, global_step, ..Default::default() })
+    /// A line as an event; fields that do not matter here are filled in.
+    fn event(line: &str) -> Event {
+        let mut value: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).unwrap();
+        let fill = serde_json::json!({
+            "version": "", "recipe": "", "seed": 1, "device": "", "threads": 1, "classes": [], "parameters": 1,
+            "stage": "s", "stages": 2, "steps": 1, "steps_per_epoch": 1, "total_steps": 3, "images": 1, "buckets": [],
+            "persistent_bytes": 1, "arena_bytes": 1, "step": 1, "epoch": 1.0, "lr": 0.1, "losses": { "loss": 1.5 },
+            "grad_norm": 1.0, "images_per_s": 1.0, "data_wait": 0.0, "time_s": 1.0, "memory_bytes": 1, "split": "val",
+            "metrics": {}, "per_class": {}, "path": "x", "reason": "done",
+        });
+        let fill = fill.as_object().unwrap().clone();
+        for (key, filler) in fill {
+            value.entry(key).or_insert(filler);
+        }
+        serde_json::from_value(value.into()).unwrap()
     }
 
-    fn stage(stage_index: usize, global_step: u64) -> LogEvent {
-        LogEvent::Stage(StageLine { stage_index, global_step, ..Default::default() })
-    }
-
-    fn checkpoint(global_step: u64) -> LogEvent {
-        LogEvent::Checkpoint(CheckpointLine { path: "x".into(), global_step })
-    }
-
-    fn eval(stage_index: usize, global_step: u64) -> LogEvent {
-        LogEvent::Eval(EvalLine { stage_index, global_step, ..Default::default() })
+    fn line(event: &Event) -> String {
+        serde_json::to_string(event).unwrap() + "\n"
     }
 
     #[test]
     fn a_resumed_log_has_no_line_twice() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log.jsonl");
-        let start = || LogEvent::Start(StartLine { seed: 1, ..Default::default() });
-        let before = [start(), stage(0, 0), train(0, 1), train(0, 2), eval(0, 2), checkpoint(2)];
-        let after = [stage(1, 2), train(1, 3), eval(1, 3), checkpoint(3), LogEvent::End(EndLine::default())];
+        let before = [
+            event(r#"{"event":"start"}"#),
+            event(r#"{"event":"stage","stage_index":0,"global_step":0}"#),
+            event(r#"{"event":"train","stage_index":0,"global_step":1}"#),
+            event(r#"{"event":"train","stage_index":0,"global_step":2}"#),
+            event(r#"{"event":"eval","stage_index":0,"global_step":2}"#),
+            event(r#"{"event":"checkpoint","global_step":2}"#),
+        ];
+        let after = [
+            event(r#"{"event":"stage","stage_index":1,"global_step":2}"#),
+            event(r#"{"event":"train","stage_index":1,"global_step":3}"#),
+            event(r#"{"event":"eval","stage_index":1,"global_step":3}"#),
+            event(r#"{"event":"checkpoint","global_step":3}"#),
+            event(r#"{"event":"end","global_step":3}"#),
+        ];
         let mut log = LogFile::create(&path).unwrap();
         for event in before.iter().chain(&after) {
             log.write(event).unwrap();
         }
         drop(log);
-        // A process was killed while it wrote.
         let mut text = std::fs::read_to_string(&path).unwrap();
-        let whole = text.lines().count();
-        assert_eq!(whole, before.len() + after.len());
+        assert_eq!(text.lines().count(), before.len() + after.len());
+        // A process was killed while it wrote.
         text += "{\"event\":\"weather\",\"rain\":true}\n{\"event\":\"train\",\"sta";
         std::fs::write(&path, &text).unwrap();
 
         let mut log = LogFile::resume(&path, 0, 2).unwrap();
         let kept = std::fs::read_to_string(&path).unwrap();
-        let want = before.iter().map(|event| event.to_line().unwrap() + "\n").collect::<String>();
-        assert_eq!(kept, want + "{\"event\":\"weather\",\"rain\":true}\n");
+        assert_eq!(kept, before.iter().map(line).collect::<String>());
+        log.write(&event(r#"{"event":"stage","stage_index":0,"global_step":2}"#)).unwrap();
         after.iter().for_each(|event| log.write(event).unwrap());
         let read = RunLog::read(&path).unwrap();
         assert_eq!((read.train.len(), read.evals.len(), read.stages.len(), read.skipped), (3, 2, 2, 0));
+        assert_eq!(read.stages[0].global_step, 0, "a stage that goes on does not begin twice");
         assert!(read.end.is_some());
 
-        // In the middle of the second stage its own beginning stays.
+        // Without the checkpoint's own line, steps and stages decide; lines of another version stay.
+        std::fs::write(&path, text.replace("checkpoint", "weather")).unwrap();
         LogFile::resume(&path, 1, 2).unwrap();
         let read = RunLog::read(&path).unwrap();
-        assert_eq!((read.train.len(), read.stages.len()), (2, 2));
+        assert_eq!((read.train.len(), read.stages.len(), read.skipped), (2, 2, 0));
+        assert!(std::fs::read_to_string(&path).unwrap().contains("rain"));
     }
 
     #[test]
     fn a_log_that_was_deleted_begins_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log.jsonl");
-        LogFile::resume(&path, 0, 5).unwrap().write(&train(0, 6)).unwrap();
+        let train = event(r#"{"event":"train","stage_index":0,"global_step":6}"#);
+        LogFile::resume(&path, 0, 5).unwrap().write(&train).unwrap();
         assert_eq!(RunLog::read(&path).unwrap().train.len(), 1);
         let error = LogFile::create(&folder.path().join("none/log.jsonl")).unwrap_err().to_string();
         assert!(error.contains("none/log.jsonl"), "{error}");
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_stay_readable() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let Event::Train(mut train) = event(r#"{"event":"train","stage_index":0,"global_step":6}"#) else { panic!() };
+        train.lr = f64::NAN;
+        train.losses.insert("loss".into(), f64::INFINITY);
+        LogFile::create(&path).unwrap().write(&Event::Train(train)).unwrap();
+        let read = RunLog::read(&path).unwrap();
+        assert!(read.train[0].lr.is_nan() && read.train[0].losses["loss"].is_nan());
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(Place::of(text.trim()).unwrap().is_before(0, 6));
     }
 }

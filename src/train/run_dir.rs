@@ -150,11 +150,12 @@ impl RunDir {
         link_atomic(&self.last(), &self.stage(name))
     }
 
-    /// Keeps the last checkpoint under its step, and of such only the newest `keep`.
+    /// Keeps the last checkpoint under its step, and of such only the newest `keep`; 0 does nothing.
     pub fn keep_step(&self, global_step: u64, keep: usize) -> Result<()> {
-        if keep > 0 {
-            link_atomic(&self.last(), &self.step(global_step))?;
+        if keep == 0 {
+            return Ok(());
         }
+        link_atomic(&self.last(), &self.step(global_step))?;
         let mut kept = self.steps()?;
         kept.sort_unstable();
         for step in &kept[..kept.len().saturating_sub(keep)] {
@@ -285,7 +286,7 @@ mod tests {
         assert_eq!(fs::read_to_string(run.stage("one")).unwrap(), "10");
         assert_eq!(run.relative(&run.best()), "checkpoints/best.safetensors");
         run.keep_step(7, 0).unwrap();
-        assert!(run.steps().unwrap().is_empty() && run.last().exists());
+        assert_eq!(run.steps().unwrap().len(), 2);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::rc::Rc;
 pub use arena::Buf;
 pub use plan::{LiveAtPeak, StepPlan};
 pub use scope::{OpTime, Scope, op_times, profile_enabled, reset_op_times};
+pub use simd::simd_level;
 
 use crate::error::Result;
 

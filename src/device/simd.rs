@@ -392,3 +392,14 @@ mod tests {
         }
     }
 }
+
+/// The vector instructions that this build uses, for reports.
+pub fn simd_level() -> &'static str {
+    if cfg!(target_feature = "avx512f") {
+        "AVX-512"
+    } else if cfg!(target_feature = "avx2") {
+        "AVX2"
+    } else {
+        "the target's baseline vectors"
+    }
+}

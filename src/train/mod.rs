@@ -2,8 +2,11 @@
 
 mod atomic;
 pub mod checkpoint;
+pub mod data;
 pub mod engine;
 pub mod event;
+pub mod finish;
+pub mod infer;
 pub mod log;
 pub mod progress;
 pub mod recipe;
@@ -15,6 +18,4 @@ mod recipe_schema;
 pub mod recorder;
 pub mod run_dir;
 pub mod schedule;
-pub mod data;
-pub mod infer;
 pub mod trainer;

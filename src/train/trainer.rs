@@ -129,6 +129,20 @@ fn loader_options(recipe: &Recipe, data: &RunData, index: usize, start_step: u64
     }
 }
 
+/// The memory plans of every stage, without training: name, context, plans.
+pub fn plan_run(recipe: &Recipe, file: &Path) -> Result<Vec<(String, StageContext, StagePlans)>> {
+    let data = RunData::open(recipe, file)?;
+    let classes = data.train.dataset().class_names().len();
+    let mut planner = Engine::new(&Device::plan(), &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)?;
+    (0..recipe.stages.len())
+        .map(|i| {
+            let context = stage_context(recipe, &data, i)?;
+            let plans = StagePlans::trace(&mut planner, &context.setup)?;
+            Ok((recipe.stages[i].name.clone(), context, plans))
+        })
+        .collect()
+}
+
 /// Trains a recipe on a device. `file` names the recipe in errors.
 pub fn train(
     recipe: &Recipe,
@@ -139,8 +153,7 @@ pub fn train(
 ) -> Result<Outcome> {
     let data = RunData::open(recipe, file)?;
     let classes = data.train.dataset().class_names();
-    let mut engine =
-        Engine::new(device, &recipe.model, classes.len(), pixel_stats(&recipe.data), recipe.seed)?;
+    let mut engine = Engine::new(device, &recipe.model, classes.len(), pixel_stats(&recipe.data), recipe.seed)?;
     let category_ids = data.train.dataset().categories.iter().map(|c| c.id).collect();
     let mut meta = Meta::new(recipe.to_toml(), classes.clone(), category_ids);
     let resumed = options.resume.as_ref().map(|path| Checkpoint::load(path)).transpose()?;
@@ -235,9 +248,6 @@ impl Run<'_> {
         let later: u64 = (index + 1..self.recipe.stages.len())
             .map(|i| stage_context(self.recipe, self.data, i).map(|c| c.schedule.total_steps()))
             .sum::<Result<u64>>()?;
-        if let Some(line) = stage.lr_sentence() {
-            self.observer.note(&line);
-        }
         self.observer.event(&Event::Stage(event::Stage {
             stage: stage.name.clone(),
             stage_index: index,
@@ -311,12 +321,7 @@ impl Run<'_> {
                 self.clock.waited += loader.waited() - before;
                 let inputs = engine.train_inputs(batch.bucket);
                 inputs.load(&host_batch(&batch, &[], &[]));
-                inputs.set_key(
-                    self.recipe.seed,
-                    index as u8,
-                    self.meta.step,
-                    (pass * stage.micro_batch as u64) as u32,
-                );
+                inputs.set_key(self.recipe.seed, index as u8, self.meta.step, (pass * stage.micro_batch as u64) as u32);
                 let (plan, weight) = (&plans.train[batch.bucket], 1.0 / passes as f32);
                 engine.train_pass(Some(plan), batch.bucket, weight, pass == 0, Sampling::Random)?;
                 for (sum, loss) in losses.iter_mut().zip(engine.losses()) {

@@ -1,0 +1,55 @@
+//! What a finished run leaves beside its checkpoints: metrics.json, example pictures, report.html.
+
+use std::path::PathBuf;
+
+use super::recipe::Recipe;
+use super::run_dir::RunDir;
+use super::trainer::Outcome;
+use crate::data::draw::DrawnObject;
+use crate::error::Result;
+use crate::report::html::write_report;
+use crate::report::pictures::{Example, save_examples};
+
+/// Pictures shown in the report.
+const EXAMPLES: usize = 8;
+/// Detections shown need at least this score.
+const SHOWN_SCORE: f32 = 0.5;
+
+/// Writes the files of a run that has ended; an interrupted one gets a report of what there is.
+pub fn finish(dir: &RunDir, recipe: &Recipe, outcome: &Outcome, compare: &[PathBuf]) -> Result<()> {
+    if let Some((split, metrics)) = &outcome.metrics {
+        let per_class: serde_json::Map<_, _> = metrics
+            .per_class
+            .iter()
+            .map(|(name, (ap, ap50))| (name.clone(), serde_json::json!({ "ap": ap, "ap50": ap50 })))
+            .collect();
+        dir.write_metrics(&serde_json::json!({
+            "recipe": recipe.name, "split": split, "seed": recipe.seed, "time_s": outcome.time_s,
+            "metrics": metrics.by_key(), "per_class": per_class,
+        }))?;
+    }
+    if let Some(store) = &outcome.store {
+        let dataset = store.dataset();
+        let mut examples = Vec::new();
+        for found in outcome.detections.iter().take(EXAMPLES) {
+            let Some(image) = store.get(found.index)? else { continue };
+            let Some(picture) = image::RgbImage::from_raw(image.width, image.height, image.data.clone()) else {
+                continue;
+            };
+            let drawn = |bbox, class, score| DrawnObject { bbox, class, score, polygons: Vec::new(), note: "" };
+            examples.push(Example {
+                name: dataset.images[found.index].file_name.clone(),
+                image: picture,
+                truth: dataset.ground_truth(found.index).map(|a| drawn(a.xyxy, a.class as usize, None)).collect(),
+                found: found
+                    .found
+                    .iter()
+                    .filter(|d| d.score >= SHOWN_SCORE)
+                    .map(|d| drawn(d.bbox, d.class, Some(d.score)))
+                    .collect(),
+            });
+        }
+        save_examples(dir.path(), &examples, &dataset.class_names())?;
+    }
+    write_report(dir.path(), compare)
+}

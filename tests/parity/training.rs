@@ -26,11 +26,13 @@ struct Tolerances {
     whole: f64,
 }
 
-/// Batch norm over as few as 60 values amplifies rounding: torch's f32 is this far from f64 (`noise` in the fixtures: dot up to
-/// 0.7 % here, 2 % in other detectors, median 0.07 %; l2 up to 0.1 %, 0.3 % elsewhere).
-const BATCH_NORM: Tolerances = Tolerances { forward: 1e-3, l2: 3e-3, dot: 2e-2, dot_median: 1.5e-3, whole: 2e-2 };
-/// Without batch statistics there is nothing to amplify.
-const FROZEN_NORM: Tolerances = Tolerances { forward: 1e-4, l2: 1e-4, dot: 1e-4, dot_median: 1e-5, whole: 1e-3 };
+/// Batch norm over as few as 60 values amplifies rounding. torch's own f32 is from f64, and from its f32 with another
+/// convolution (`noise` in the fixtures): dot up to 0.7 %, median 0.08 %, l2 up to 0.12 %. Three times that for the largest of 195
+/// parameters, twice for the median.
+const BATCH_NORM: Tolerances = Tolerances { forward: 1e-4, l2: 3e-3, dot: 2e-2, dot_median: 1.5e-3, whole: 2e-2 };
+/// What remains are ReLUs of inputs near zero, open in one program and closed in the other: an image changed by 1e-5 of itself
+/// moves dot by up to 0.2 %, at most 0.015 % in the median, and l2 by up to 0.05 %.
+const FROZEN_NORM: Tolerances = Tolerances { forward: 1e-4, l2: 1e-3, dot: 5e-3, dot_median: 3e-4, whole: 1e-2 };
 
 #[test]
 fn passes_are_those_of_mmdetection() {
@@ -114,7 +116,7 @@ impl<'a> Pass<'a> {
         }
         let share = found as f64 / (2 * n) as f64;
         eprintln!("training proposals of the whole pass: {:.2} % are the same", 100.0 * share);
-        assert!(share > 0.97, "{mode}: only {found} of {} training proposals found", 2 * n);
+        assert!(share > 0.99, "{mode}: only {found} of {} training proposals found", 2 * n);
     }
 
     fn losses_and_backward(&self) {
@@ -188,7 +190,7 @@ fn distance(got: &[f32], stride: usize, want: &[f32]) -> f64 {
 fn statistics_after_the_step(r: &Reference, f: &Fixture) {
     let summary = f.value("pretrain.bn_after_summary").as_object().unwrap();
     let mut errors = Errors::new("running statistics: sum and dot, relative to l1 and l2", 1e-5);
-    let mut whole = Errors::new("running statistics: elements", 1e-4);
+    let mut whole = Errors::new("running statistics: elements", 1e-5);
     let statistics: Vec<_> = r.store.all().iter().filter(|p| p.role() == Role::Statistic).collect();
     assert_eq!(statistics.len(), summary.len());
     let stored = f.names();

@@ -31,8 +31,22 @@ impl Observer for Lines {
         use std::io::Write;
         writeln!(self.0, "{}", serde_json::to_string(event).unwrap()).unwrap();
         match event {
-            Event::Train(t) => println!("{} {}/{:.2} lr {:.4} {:?} g {:.2} {:.1} img/s wait {:.2} t {:.0}", t.stage, t.step, t.epoch, t.lr, t.losses.values().map(|v| (v * 1e3).round() / 1e3).collect::<Vec<_>>(), t.grad_norm, t.images_per_s, t.data_wait, t.time_s),
-            Event::Eval(e) => println!("EVAL {} {} ap {:.3} ap50 {:.3} t {:.0}", e.stage, e.step, e.metrics["bbox_ap"], e.metrics["bbox_ap50"], e.time_s),
+            Event::Train(t) => println!(
+                "{} {}/{:.2} lr {:.4} {:?} g {:.2} {:.1} img/s wait {:.2} t {:.0}",
+                t.stage,
+                t.step,
+                t.epoch,
+                t.lr,
+                t.losses.values().map(|v| (v * 1e3).round() / 1e3).collect::<Vec<_>>(),
+                t.grad_norm,
+                t.images_per_s,
+                t.data_wait,
+                t.time_s
+            ),
+            Event::Eval(e) => println!(
+                "EVAL {} {} ap {:.3} ap50 {:.3} t {:.0}",
+                e.stage, e.step, e.metrics["bbox_ap"], e.metrics["bbox_ap50"], e.time_s
+            ),
             e => println!("{}", serde_json::to_string(e).unwrap()),
         }
         Ok(())
@@ -46,9 +60,22 @@ fn main() -> anyhow::Result<()> {
         None => (Recipe::built_in(&args.set)?, PathBuf::from("recipes/shapes.toml")),
     };
     std::fs::create_dir_all(&args.out)?;
-    let options = TrainOptions { checkpoints: args.out.clone(), resume: args.resume, stop_after: args.stop_after, interrupt: Arc::new(AtomicBool::new(false)) };
-    let o = train(&recipe, &file, &Device::cpu(), &options, &mut Lines(std::fs::File::create(args.out.join("log.jsonl"))?))?;
-    if let Some((s, m)) = o.metrics { println!("{s}\n{m}"); }
+    let options = TrainOptions {
+        checkpoints: args.out.clone(),
+        resume: args.resume,
+        stop_after: args.stop_after,
+        interrupt: Arc::new(AtomicBool::new(false)),
+    };
+    let o = train(
+        &recipe,
+        &file,
+        &Device::cpu(),
+        &options,
+        &mut Lines(std::fs::File::create(args.out.join("log.jsonl"))?),
+    )?;
+    if let Some((s, m)) = o.metrics {
+        println!("{s}\n{m}");
+    }
     println!("{:.0} s", o.time_s);
     Ok(())
 }

@@ -51,13 +51,7 @@ impl RunData {
             Ok(Some(store))
         };
         let filter = TrainFilter { empty_gt: !cfg.keep_empty, min_image_size: cfg.min_image_size };
-        Ok(RunData {
-            max_gt: train.dataset().max_gt(),
-            val: other(&cfg.val)?,
-            test: other(&cfg.test)?,
-            train,
-            filter,
-        })
+        Ok(RunData { max_gt: train.dataset().max_gt(), val: other(&cfg.val)?, test: other(&cfg.test)?, train, filter })
     }
 }
 
@@ -76,13 +70,9 @@ fn geometry(resize: &Resize) -> Geometry {
         Resize::FitCrop { size, jitter } => {
             Geometry::Fixed { shape: Shape::square(size), jitter: (jitter[0], jitter[1]) }
         }
-        Resize::KeepRatio { long, short, pad_to, buckets } => Geometry::Buckets {
-            long,
-            short,
-            jitter: (1.0, 1.0),
-            divisor: pad_to,
-            max_shapes: buckets,
-        },
+        Resize::KeepRatio { long, short, pad_to, buckets } => {
+            Geometry::Buckets { long, short, jitter: (1.0, 1.0), divisor: pad_to, max_shapes: buckets }
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 
 mod atomic;
 pub mod checkpoint;
+pub mod data;
 pub mod engine;
 pub mod event;
+pub mod infer;
 pub mod log;
 pub mod progress;
 pub mod recipe;
@@ -15,6 +17,4 @@ mod recipe_schema;
 pub mod recorder;
 pub mod run_dir;
 pub mod schedule;
-pub mod data;
-pub mod infer;
 pub mod trainer;

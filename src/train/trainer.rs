@@ -139,8 +139,7 @@ pub fn train(
 ) -> Result<Outcome> {
     let data = RunData::open(recipe, file)?;
     let classes = data.train.dataset().class_names();
-    let mut engine =
-        Engine::new(device, &recipe.model, classes.len(), pixel_stats(&recipe.data), recipe.seed)?;
+    let mut engine = Engine::new(device, &recipe.model, classes.len(), pixel_stats(&recipe.data), recipe.seed)?;
     let category_ids = data.train.dataset().categories.iter().map(|c| c.id).collect();
     let mut meta = Meta::new(recipe.to_toml(), classes.clone(), category_ids);
     let resumed = options.resume.as_ref().map(|path| Checkpoint::load(path)).transpose()?;
@@ -311,12 +310,7 @@ impl Run<'_> {
                 self.clock.waited += loader.waited() - before;
                 let inputs = engine.train_inputs(batch.bucket);
                 inputs.load(&host_batch(&batch, &[], &[]));
-                inputs.set_key(
-                    self.recipe.seed,
-                    index as u8,
-                    self.meta.step,
-                    (pass * stage.micro_batch as u64) as u32,
-                );
+                inputs.set_key(self.recipe.seed, index as u8, self.meta.step, (pass * stage.micro_batch as u64) as u32);
                 let (plan, weight) = (&plans.train[batch.bucket], 1.0 / passes as f32);
                 engine.train_pass(Some(plan), batch.bucket, weight, pass == 0, Sampling::Random)?;
                 for (sum, loss) in losses.iter_mut().zip(engine.losses()) {

@@ -96,8 +96,9 @@ impl<'a> Pass<'a> {
         let out = model.rpn.forward(&mut tape, &p).unwrap();
         let mut errors = Errors::new("P2 to P6 and RPN raw outputs", self.tolerances.forward);
         let sizes = self.inputs.anchors.level_sizes();
-        for level in 0..5 {
-            errors.nhwc(f, &format!("{mode}.fpn.{level}"), p[level].value().f32s());
+        assert_eq!(p.len(), 5);
+        for (level, p) in p.iter().enumerate() {
+            errors.nhwc(f, &format!("{mode}.fpn.{level}"), p.value().f32s());
             errors.nhwc(f, &format!("{mode}.rpn_cls.{level}"), &level_of(out.logits.value(), &sizes, level));
             errors.nhwc(f, &format!("{mode}.rpn_reg.{level}"), &level_of(out.deltas.value(), &sizes, level));
         }

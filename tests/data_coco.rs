@@ -387,3 +387,20 @@ fn the_command_line() {
     assert_eq!(text, "error: nothing.json: annotation file not found: check the path\n");
     assert_eq!(dataset(&["check"], dir.path()).status.code(), Some(2));
 }
+
+#[test]
+fn shapes_are_made_checked_and_drawn() {
+    let dir = TempDir::new().unwrap();
+    let size = ["--size", "96x64", "--train", "4", "--val", "2"];
+    let made = dataset(&[&["shapes", "--out", "s"], size.as_slice()].concat(), dir.path());
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(String::from_utf8_lossy(&made.stdout).contains("s/annotations/train.json: 4 images in s/images/train"));
+    let checked = dataset(&["check", "s/annotations/val.json", "--images", "s/images/val"], dir.path());
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+    let draw = ["draw", "s/annotations/train.json", "--images", "s/images/train", "--out", "drawn", "--count", "3"];
+    let drawn = dataset(&draw, dir.path());
+    assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+    assert_eq!(std::fs::read_dir(dir.path().join("drawn")).unwrap().count(), 4, "three copies and the sheet");
+    let size = dataset(&["shapes", "--out", "t", "--size", "5x5"], dir.path());
+    assert_eq!(size.status.code(), Some(1));
+}

@@ -52,35 +52,37 @@ impl Buckets {
     /// image goes into the smallest shape that holds it; batches are of `batch` images of one shape, and the last
     /// batch of each shape is filled up, which counts as waste too.
     pub fn choose(sizes: &[Shape], max_shapes: usize, divisor: u32, batch: usize) -> Self {
-        let up = |v: u32, d: u32| v.max(1).next_multiple_of(d.max(1));
-        let mut divisor = divisor.max(1);
-        let mut padded = distinct(sizes, |s| Shape { height: up(s.height, divisor), width: up(s.width, divisor) });
+        let pad = |s: &Shape, d: u32| {
+            let up = |v: u32| v.max(1).next_multiple_of(d.max(1));
+            Shape { height: up(s.height), width: up(s.width) }
+        };
         let mut grid = divisor;
+        let mut padded = distinct(sizes, |s| pad(s, grid));
         while padded.len() > MAX_DISTINCT {
             grid *= 2;
-            padded = distinct(sizes, |s| Shape { height: up(s.height, grid), width: up(s.width, grid) });
+            padded = distinct(sizes, |s| pad(s, grid));
         }
-        divisor = grid;
         let mut shapes = merge(&padded, max_shapes.max(1), batch);
         improve(&mut shapes, &padded, batch);
-        shapes.retain(|s| padded.iter().any(|(p, _)| smallest(&[*s], *p).is_some()));
-        shapes.sort_by_key(|s| (s.pixels(), s.height));
-        shapes.dedup();
-        let of_image: Vec<u16> = sizes
-            .iter()
-            .map(|s| {
-                let p = Shape { height: up(s.height, divisor), width: up(s.width, divisor) };
-                smallest(&shapes, p).expect("shapes cover every padded size") as u16
-            })
-            .collect();
-        // A shape that no image chose must not be planned for.
-        let mut used: Vec<u16> = of_image.clone();
-        used.sort_unstable();
-        used.dedup();
-        let renumber = |k: u16| used.binary_search(&k).expect("used holds every choice") as u16;
-        Self {
-            of_image: of_image.iter().map(|&k| renumber(k)).collect(),
-            shapes: used.iter().map(|&k| shapes[usize::from(k)]).collect(),
+        // Shapes shrink to what their images need; then an image may fit into a smaller one than before.
+        let exact: Vec<Shape> = sizes.iter().map(|s| pad(s, divisor)).collect();
+        let assign = |shapes: &[Shape]| -> Vec<u16> {
+            exact.iter().map(|s| smallest(shapes, *s).expect("shapes cover every padded size") as u16).collect()
+        };
+        loop {
+            let of_image = assign(&shapes);
+            let mut tight: Vec<Option<Shape>> = vec![None; shapes.len()];
+            for (k, s) in of_image.iter().zip(&exact) {
+                let slot = &mut tight[usize::from(*k)];
+                *slot = Some(slot.map_or(*s, |t| t.union(*s)));
+            }
+            // A shape that no image chose must not be planned for.
+            let mut tight: Vec<Shape> = tight.into_iter().flatten().collect();
+            tight.sort_by_key(|s| (s.pixels(), s.height));
+            if tight == shapes {
+                return Self { of_image, shapes };
+            }
+            shapes = tight;
         }
     }
 
@@ -175,6 +177,86 @@ fn improve(shapes: &mut [Shape], padded: &[(Shape, usize)], batch: usize) {
         }
         if best == before {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape((height, width): (u32, u32)) -> Shape {
+        Shape { height, width }
+    }
+
+    #[test]
+    fn images_of_one_size_have_one_bucket() {
+        let b = Buckets::choose(&[shape((240, 320)); 9], 4, 32, 2);
+        assert_eq!((b.shapes, b.of_image), (vec![shape((256, 320))], vec![0; 9]));
+        let none = Buckets::choose(&[], 4, 32, 2);
+        assert!(none.shapes.is_empty() && none.of_image.is_empty());
+    }
+
+    #[test]
+    fn few_sizes_are_kept_apart_and_many_are_merged() {
+        let sizes: Vec<Shape> =
+            [(800, 1067), (1067, 800), (800, 1199), (800, 1333)].iter().copied().map(shape).collect();
+        let many: Vec<Shape> = sizes.iter().cycle().take(400).copied().collect();
+        let b = Buckets::choose(&many, 4, 32, 2);
+        assert_eq!(b.shapes, [(1088, 800), (800, 1088), (800, 1216), (800, 1344)].map(shape).to_vec().sorted());
+        assert!(b.waste(&many) < 0.02);
+        let two = Buckets::choose(&many, 2, 32, 2);
+        assert_eq!(two.shapes, [(1088, 800), (800, 1344)].map(shape));
+        let one = Buckets::choose(&many, 1, 32, 2);
+        assert_eq!(one.shapes, [shape((1088, 1344))]);
+    }
+
+    trait Sorted {
+        fn sorted(self) -> Self;
+    }
+    impl Sorted for Vec<Shape> {
+        fn sorted(mut self) -> Self {
+            self.sort_by_key(|s| (s.pixels(), s.height));
+            self
+        }
+    }
+
+    #[test]
+    fn a_rare_size_is_not_worth_a_bucket_of_its_own() {
+        // One 300 × 300 among a hundred 320 × 320: its own bucket would be filled up with 15 more images of a batch.
+        let mut sizes = vec![shape((320, 320)); 96];
+        sizes.push(shape((250, 250)));
+        assert_eq!(
+            Buckets::choose(&sizes, 4, 32, 16).shapes.len(),
+            2,
+            "a batch more either way: the smaller is cheaper"
+        );
+        sizes.truncate(95);
+        sizes.push(shape((250, 250)));
+        assert_eq!(Buckets::choose(&sizes, 4, 32, 16).shapes, [shape((320, 320))], "96 images are six full batches");
+    }
+
+    #[test]
+    fn thousands_of_sizes_are_covered_quickly_and_tightly() {
+        let mut rng = crate::tensor::philox::Stream::new(1, 0, 0, 0, crate::tensor::philox::Purpose::Test).rng();
+        let sizes: Vec<Shape> = (0..3000)
+            .map(|_| {
+                let (a, b) = (200 + rng.below(600), 500 + rng.below(833));
+                if rng.below(4) == 0 { shape((b, a)) } else { shape((a, b)) }
+            })
+            .collect();
+        for max in [1, 2, 4, 8] {
+            let b = Buckets::choose(&sizes, max, 32, 2);
+            assert!(b.shapes.len() <= max);
+            for (i, s) in sizes.iter().enumerate() {
+                assert!(
+                    b.shape(i).holds(*s) && [b.shape(i).height, b.shape(i).width].iter().all(|v| v.is_multiple_of(32))
+                );
+                let better = b.shapes.iter().any(|o| o.holds(*s) && o.pixels() < b.shape(i).pixels());
+                assert!(!better, "{s} in {}", b.shape(i));
+            }
+            let limit = [0.77, 0.63, 0.49, 0.39][max.ilog2() as usize];
+            assert!(b.waste(&sizes) < limit, "{max}: {} {:?}", b.waste(&sizes), b.shapes);
         }
     }
 }

@@ -117,7 +117,7 @@ impl fmt::Display for Stats {
         writeln!(f, "\nclass                       boxes   images")?;
         let most = self.classes.iter().map(|c| c.1).max().unwrap_or(0);
         for (name, n, images) in &self.classes {
-            writeln!(f, "{name:<24} {n:>8} {images:>8}  {}", bar(*n, most))?;
+            writeln!(f, "{}", format!("{name:<24} {n:>8} {images:>8}  {}", bar(*n, most)).trim_end())?;
         }
         writeln!(f, "\nboxes in an image          images")?;
         let ranges =

@@ -6,17 +6,24 @@ mod box_decode;
 mod box_encode;
 mod class_candidates;
 mod concat_rows;
+mod conv2d;
 mod elementwise;
 mod ema;
 mod gather_rows;
 mod grad_norm;
 mod image_normalize;
+mod linear;
+mod match_boxes;
 mod max_pool;
+mod nms;
 mod optimizer;
+mod roi_align;
+mod sample;
 mod sgd;
 mod smooth_l1;
 mod softmax;
 mod softmax_ce;
+mod top_k;
 mod upsample_add;
 
 /// Sizes of one problem.

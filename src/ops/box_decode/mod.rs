@@ -28,6 +28,8 @@ pub(crate) struct DecodeShape {
 ///
 /// Shapes: anchors `[N,4]` (shared) or `[B,N,4]`, deltas `[B,N,4]` f32; idx `[B,K]` i32; sizes `[B,4]` f32 (img_h,
 /// img_w, pad_h, pad_w); y `[B,K,4]` f32, `K = N` without idx.
+/// Saves: nothing.
+/// Gradient: none.
 /// Cost: reads and writes 4·B·K; two exponentials a box.
 /// Errors: `Shape` if the batches or row counts differ.
 /// Reference: Girshick et al. 2014, appendix C; clamping as mmdetection's `delta2bbox`.

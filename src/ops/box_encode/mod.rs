@@ -14,6 +14,8 @@ pub const INFO: OpInfo = OpInfo { name: "box_encode", gradient: Gradient::No("ta
 /// zeros where `gt` names no ground truth (-1 = not positive).
 ///
 /// Shapes: rois `[B,S,4]`, gt_boxes `[B,G,4]` f32; gt `[B,S]` i32; y `[B,S,4]` f32.
+/// Saves: nothing.
+/// Gradient: none.
 /// Cost: reads 9·B·S, writes 4·B·S; two logarithms a positive.
 /// Errors: `Shape` if the batches or row counts differ.
 /// Reference: Girshick et al. 2014, appendix C; the inverse of `box_decode` where nothing is clamped.

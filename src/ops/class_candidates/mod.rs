@@ -52,6 +52,8 @@ pub fn max_classes(k: usize, threshold: f32) -> usize {
 /// Shapes: probs `[B,R,K+1]`, deltas `[B,R,4K]` or `[B,R,4]`, rois `[B,R,4]` f32; valid `[B,R]` i32 (-1 = no RoI); sizes
 /// `[B,4]` f32 (img_h, img_w, pad_h, pad_w); scale `[B,2]` f32 (w, h); [`Candidates`] with N = R·[`max_classes`]. If
 /// probs are no probabilities, pairs beyond N are dropped.
+/// Saves: nothing.
+/// Gradient: none.
 /// Cost: reads B·R·K probabilities, decodes the few that pass; one thread an image.
 /// Errors: `Shape` if batches, RoIs or classes differ; `Value` if the threshold is not a number.
 /// Reference: mmdetection's `multiclass_nms` up to the suppression.

@@ -14,6 +14,8 @@ pub const INFO: OpInfo =
 /// `y = exp(x - max x) / sum exp(x - max x)` over the last dimension.
 ///
 /// Shapes: x, y `[..,K]` f32.
+/// Saves: nothing.
+/// Gradient: none.
 /// Cost: reads and writes M·K; one exponential an element.
 /// Errors: `Shape` if x has no dimension.
 /// Reference: Girshick 2015, section 2.1.

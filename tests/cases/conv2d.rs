@@ -1,0 +1,103 @@
+use super::{Case, case};
+use crate::support::tensors::*;
+use upres::Result;
+use upres::device::Device;
+use upres::ops::conv2d::{Activation, conv2d};
+use upres::tape::{Param, Role, Tape};
+use upres::tensor::{DType, Tensor};
+
+/// N, H, W, C, O, kernel, stride, pad. The kernels meet many more shapes in tests/conv.rs; here is the op on the tape.
+const CASES: &[Case] = &[
+    case("empty", &[0, 5, 5, 3, 4, 3, 1, 1]),
+    case("one", &[1, 1, 1, 1, 1, 1, 1, 0]),
+    case("tail", &[2, 7, 9, 5, 11, 3, 2, 1]),
+    case("pointwise", &[2, 6, 5, 33, 17, 1, 1, 0]),
+    case("three_by_three", &[1, 13, 10, 24, 40, 3, 1, 1]), // Winograd's
+    case("stem", &[1, 24, 20, 3, 64, 7, 2, 3]),
+];
+
+fn sizes(case: &Case) -> [usize; 8] {
+    case.dims.try_into().unwrap()
+}
+
+fn param(device: &Device, name: &str, shape: &[usize], data: &[f32]) -> Result<Param> {
+    let p = Param::new(name, Role::Weight, Tensor::from_slice(device, shape, data)?);
+    p.set_grad(Some(Tensor::zeros(device, shape, DType::F32)?))?;
+    Ok(p)
+}
+
+/// Twice the same input through the same parameters, as the heads of a pyramid do: both y, dx of both, dw, db.
+fn run(device: &Device, case: &Case) -> Result<Vec<Tensor>> {
+    let [n, h, w, c, o, k, stride, pad] = sizes(case);
+    let x = uniform(1, n * h * w * c, -1.0, 1.0);
+    let weight = param(device, "weight", &[o, k, k, c], &uniform(2, o * k * k * c, -1.0, 1.0))?;
+    let bias = param(device, "bias", &[o], &uniform(3, o, -1.0, 1.0))?;
+    let mut tape = Tape::new(device);
+    let (v, b) = (tape.param(&weight), tape.param(&bias));
+    let (mut out, mut inputs, mut roots) = (Vec::new(), Vec::new(), Vec::new());
+    for activation in [Activation::None, Activation::Relu] {
+        let x = tape.leaf(Tensor::from_slice(device, &[n, h, w, c], &x)?);
+        let y = conv2d(&mut tape, &x, &v, Some(&b), stride, pad, activation)?;
+        let dy = Tensor::from_slice(device, y.shape(), &uniform(4, y.value().numel(), -1.0, 1.0))?;
+        out.push(y.value().clone());
+        inputs.push(x);
+        roots.push((y, dy));
+    }
+    let grads = tape.backward(roots)?;
+    out.extend(inputs.iter().map(|x| grads.get(x).expect("dx").clone()));
+    out.push(weight.grad().clone().expect("dw"));
+    out.push(bias.grad().clone().expect("db"));
+    Ok(out)
+}
+
+#[test]
+fn equals_the_definition() {
+    for case in CASES {
+        let [n, h, w, c, o, k, stride, pad] = sizes(case);
+        let out = everywhere(|dev| run(dev, case));
+        let (oh, ow) = ((h + 2 * pad - k) / stride + 1, (w + 2 * pad - k) / stride + 1);
+        let (x, weight) = (wide(&uniform(1, n * h * w * c, -1.0, 1.0)), wide(&uniform(2, o * k * k * c, -1.0, 1.0)));
+        let (bias, dy) = (wide(&uniform(3, o, -1.0, 1.0)), wide(&uniform(4, n * oh * ow * o, -1.0, 1.0)));
+        let (mut y, mut dw, mut db) = (vec![0.0; dy.len()], vec![0.0; weight.len()], vec![0.0; o]);
+        let mut dx = [vec![0.0; x.len()], vec![0.0; x.len()]];
+        let rectified = out[1].f32s();
+        for i in 0..dy.len() {
+            let (oc, ox, oy, image) = (i % o, i / o % ow, i / o / ow % oh, i / o / ow / oh);
+            // The second pass has a ReLU: its mask is that of the op's y, near 0 rounding decides.
+            let g = [dy[i], if rectified[i] > 0.0 { dy[i] } else { 0.0 }];
+            db[oc] += g[0] + g[1];
+            y[i] += bias[oc];
+            for (ky, kx) in (0..k).flat_map(|ky| (0..k).map(move |kx| (ky, kx))) {
+                let (iy, ix) = ((oy * stride + ky).wrapping_sub(pad), (ox * stride + kx).wrapping_sub(pad));
+                if iy >= h || ix >= w {
+                    continue;
+                }
+                for ic in 0..c {
+                    let (a, b) = (((image * h + iy) * w + ix) * c + ic, ((oc * k + ky) * k + kx) * c + ic);
+                    y[i] += x[a] * weight[b];
+                    dw[b] += x[a] * (g[0] + g[1]);
+                    dx[0][a] += weight[b] * g[0];
+                    dx[1][a] += weight[b] * g[1];
+                }
+            }
+        }
+        let relu: Vec<f64> = y.iter().map(|v| v.max(0.0)).collect();
+        for (i, want) in [&y, &relu, &dx[0], &dx[1], &dw, &db].into_iter().enumerate() {
+            // F(4x4, 3x3)'s transforms multiply by up to 8 and subtract again: a digit is lost.
+            let tol = if case.name == "three_by_three" { 3e-5 } else { 3e-6 };
+            let rms = (want.iter().map(|v| v * v).sum::<f64>() / want.len().max(1) as f64).sqrt();
+            assert_close(&format!("{}: output {i}", case.name), &out[i].f32s(), want, tol * rms, tol);
+        }
+    }
+}
+
+#[test]
+fn refuses() {
+    let dev = Device::cpu();
+    let mut tape = Tape::new(&dev);
+    let mut leaf = |shape: &[usize]| tape.leaf(Tensor::zeros(&dev, shape, DType::F32).unwrap());
+    let (x, w, thin, bias) = (leaf(&[1, 4, 4, 3]), leaf(&[2, 3, 3, 3]), leaf(&[2, 3, 3, 1]), leaf(&[5]));
+    let mut conv = |w, bias, stride, pad| conv2d(&mut tape, &x, w, bias, stride, pad, Activation::None).is_err();
+    assert!(conv(&thin, None, 1, 1) && conv(&w, Some(&bias), 1, 1) && conv(&w, None, 0, 1));
+    assert!(!conv(&w, None, 1, 0));
+}

@@ -1,0 +1,71 @@
+use super::{Case, case};
+use crate::support::tensors::*;
+use upres::Result;
+use upres::device::Device;
+use upres::ops::conv2d::Activation;
+use upres::ops::linear::linear;
+use upres::tape::Tape;
+use upres::tensor::{DType, Tensor};
+
+/// M, C, O. The kernels meet larger shapes in tests/conv.rs; here is the op on the tape.
+const CASES: &[Case] = &[
+    case("empty", &[0, 5, 3]),
+    case("one", &[1, 1, 1]),
+    case("tail", &[13, 33, 7]),
+    case("one_row", &[1, 300, 81]),
+    case("head", &[64, 784, 81]),
+];
+
+/// y, dx, dw, db.
+fn run(device: &Device, case: &Case) -> Result<Vec<Tensor>> {
+    let [m, c, o] = case.dims.try_into().unwrap();
+    let mut tape = Tape::new(device);
+    let x = tape.leaf(Tensor::from_slice(device, &[m, 1, c], &uniform(1, m * c, -1.0, 1.0))?);
+    let w = tape.leaf(Tensor::from_slice(device, &[o, c], &uniform(2, o * c, -1.0, 1.0))?);
+    let b = tape.leaf(Tensor::from_slice(device, &[o], &uniform(3, o, -1.0, 1.0))?);
+    let y = linear(&mut tape, &x, &w, Some(&b), Activation::Relu)?;
+    let mut out = vec![y.value().clone()];
+    let grads = tape.backward(vec![(y, Tensor::from_slice(device, &[m, o], &uniform(4, m * o, -1.0, 1.0))?)])?;
+    out.extend([&x, &w, &b].map(|v| grads.get(v).expect("a gradient").clone()));
+    Ok(out)
+}
+
+#[test]
+fn equals_the_definition() {
+    for case in CASES {
+        let [m, c, o]: [usize; 3] = case.dims.try_into().unwrap();
+        let out = everywhere(|dev| run(dev, case));
+        let [x, w] = [(1, m * c), (2, o * c)].map(|(seed, n)| wide(&uniform(seed, n, -1.0, 1.0)));
+        let [b, dy] = [(3, o), (4, m * o)].map(|(seed, n)| wide(&uniform(seed, n, -1.0, 1.0)));
+        let (mut dx, mut dw, mut db) = (vec![0.0; m * c], vec![0.0; o * c], vec![0.0; o]);
+        let (mut y, rectified) = (Vec::new(), out[0].f32s());
+        for i in 0..m * o {
+            let (row, k) = (i / o, i % o);
+            let g = if rectified[i] > 0.0 { dy[i] } else { 0.0 };
+            let mut sum = b[k];
+            for j in 0..c {
+                sum += x[row * c + j] * w[k * c + j];
+                dx[row * c + j] += g * w[k * c + j];
+                dw[k * c + j] += g * x[row * c + j];
+            }
+            db[k] += g;
+            y.push(sum.max(0.0));
+        }
+        for (i, want) in [&y, &dx, &dw, &db].into_iter().enumerate() {
+            let rms = (want.iter().map(|v| v * v).sum::<f64>() / want.len().max(1) as f64).sqrt();
+            assert_close(&format!("{}: output {i}", case.name), &out[i].f32s(), want, 3e-6 * rms, 3e-6);
+        }
+    }
+}
+
+#[test]
+fn refuses() {
+    let dev = Device::cpu();
+    let mut tape = Tape::new(&dev);
+    let mut leaf = |shape: &[usize]| tape.leaf(Tensor::zeros(&dev, shape, DType::F32).unwrap());
+    let (x, w, bias) = (leaf(&[2, 4]), leaf(&[3, 5]), leaf(&[5]));
+    assert!(linear(&mut tape, &x, &w, None, Activation::None).is_err());
+    let mut w = || tape.leaf(Tensor::zeros(&dev, &[3, 4], DType::F32).unwrap());
+    let w = w();
+    assert!(linear(&mut tape, &x, &w, Some(&bias), Activation::None).is_err());
+}

@@ -1,0 +1,57 @@
+use super::{Case, case};
+use crate::support::tensors::*;
+use upres::Result;
+use upres::device::Device;
+use upres::ops::sample::{SampleMode, Sampler, boxes_with_gt, sample, with_gt};
+use upres::tensor::Tensor;
+use upres::tensor::philox::Purpose;
+
+/// B, N, G, samples an image. The choice is tested beside the op; here every way of running it.
+const CASES: &[Case] = &[
+    case("no_images", &[0, 5, 2, 8]),
+    case("no_candidates", &[2, 0, 3, 8]), // ground truth alone, then nothing at all
+    case("nothing_wanted", &[2, 9, 1, 0]),
+    case("one", &[1, 1, 1, 1]),
+    case("tail", &[3, 33, 5, 64]), // fewer candidates than samples
+    case("rpn", &[2, 12_495, 24, 256]),
+];
+
+fn run(device: &Device, case: &Case, mode: SampleMode) -> Result<Vec<Tensor>> {
+    let [b, n, g, num] = case.dims.try_into().unwrap();
+    let assigned = tensor(device, &[b, n], &integers(1, b * n, -2, g as i32 + 1));
+    let count = tensor(device, &[b], &integers(2, b, 0, g as i32 + 1));
+    let key = tensor(device, &[6], &[7, 0, 1, 3, 0, 0]);
+    let all = with_gt(&assigned, &count, g)?;
+    let (rois, truth) =
+        (tensor(device, &[b, n, 4], &boxes(3, b * n, 50.0)), tensor(device, &[b, g, 4], &boxes(4, b * g, 50.0)));
+    let s = sample(&all, &Sampler { num, pos_fraction: 0.25, mode }, &key)?;
+    Ok(vec![all, s.idx, s.gt, s.counts, boxes_with_gt(&rois, &truth)?])
+}
+
+#[test]
+fn is_the_same_everywhere() {
+    for case in CASES {
+        let [_, n, g, num]: [usize; 4] = case.dims.try_into().unwrap();
+        for random in [false, true] {
+            let mode = || if random { SampleMode::Random(Purpose::Test) } else { SampleMode::Strided };
+            let out: Vec<Vec<i32>> =
+                everywhere(|dev| run(dev, case, mode())).iter().take(4).map(Output::i32s).collect();
+            let samples = out[1].chunks(num.max(1)).zip(out[2].chunks(num.max(1)));
+            for (image, (idx, gt)) in samples.enumerate() {
+                let assigned = &out[0][image * (n + g)..][..n + g];
+                let (pos, neg) = (out[3][2 * image] as usize, out[3][2 * image + 1] as usize);
+                assert!(pos <= num / 4 && pos + neg <= num, "{}: quotas", case.name);
+                for (i, (&idx, &gt)) in idx.iter().zip(gt).enumerate() {
+                    let right = if i < pos {
+                        assigned[idx as usize] == gt + 1 && gt >= 0
+                    } else if i < pos + neg {
+                        assigned[idx as usize] == 0 && gt == -1
+                    } else {
+                        idx == -1 && gt == -1
+                    };
+                    assert!(right, "{}: image {image}, sample {i}: candidate {idx}, ground truth {gt}", case.name);
+                }
+            }
+        }
+    }
+}

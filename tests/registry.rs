@@ -1,0 +1,102 @@
+//! The registry against the source tree: an op that lacks a part does not pass.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use upres::ops::{Gradient, OPS};
+
+/// A folder beside the ops that is none: helpers of the tape and of the optimizer, without a gradient.
+const NOT_AN_OP: &str = "elementwise";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: PathBuf) -> String {
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The doc comment of `pub fn <name>`, without its slashes; none if there is no such function.
+fn doc_of(source: &str, name: &str) -> Option<String> {
+    let at = source.find(&format!("\npub fn {name}("))?;
+    let above: Vec<&str> = source[..at].lines().rev().take_while(|l| l.starts_with("///")).collect();
+    Some(above.iter().rev().map(|l| l.trim_start_matches("///").trim()).collect::<Vec<_>>().join("\n"))
+}
+
+/// What is missing in one op.
+fn faults(name: &str, gradient: Gradient) -> Vec<String> {
+    let source = read(root().join(format!("src/ops/{name}/mod.rs")));
+    let mut faults = Vec::new();
+    let mut expect = |there: bool, what: String| {
+        if !there {
+            faults.push(format!("{name}: {what}"));
+        }
+    };
+    match doc_of(&source, name) {
+        None => expect(false, format!("no `pub fn {name}`: function, folder and entry share one name")),
+        Some(doc) => {
+            for label in ["Shapes:", "Saves:", "Gradient:", "Cost:", "Errors:", "Reference:"] {
+                // Two short ones may share a line.
+                expect(doc.contains(label), format!("its doc comment has no `{label}`"));
+            }
+            expect(!doc.starts_with("Shapes:"), "its doc comment does not begin with what it computes".into());
+        }
+    }
+    expect(source.contains(&format!("name: \"{name}\"")), format!("INFO is not named \"{name}\""));
+    expect(source.contains(&format!("\"{name}")), "errors and profiles do not name it".into());
+    expect(source.starts_with("//! "), "its module says nothing of itself".into());
+    expect(source.contains("on_device!"), "no dispatch: the plan device would compute".into());
+    match gradient {
+        Gradient::Yes => {
+            expect(source.contains("impl Backward for "), "says it has a gradient, but no rule".into());
+            let record = source.contains("tape.record(") || source.contains("tape.record_all(");
+            expect(record, "its rule is never recorded".into());
+        }
+        Gradient::No(reason) => {
+            expect(!source.contains("impl Backward for "), "has a rule, but says that it has no gradient".into());
+            expect(reason.len() > 10, "gives no reason for having no gradient".into());
+        }
+    }
+    expect(root().join(format!("src/ops/{name}/cpu.rs")).is_file(), "no cpu.rs".into());
+    let cases = root().join(format!("tests/cases/{name}.rs"));
+    if cases.is_file() {
+        let cases = read(cases);
+        expect(cases.contains("CASES: &[Case] = &["), "tests/cases has no list of shapes for it".into());
+        expect(cases.contains("everywhere("), "its cases do not run in a planned step".into());
+        expect(cases.contains("#[test]"), "its cases are used by no test".into());
+        let listed = read(root().join("tests/cases/mod.rs")).contains(&format!("mod {name};"));
+        expect(listed, "tests/cases/mod.rs does not name it".into());
+    } else {
+        expect(false, format!("no tests/cases/{name}.rs"));
+    }
+    faults
+}
+
+#[test]
+fn every_op_is_whole() {
+    let faults: Vec<String> = OPS.iter().flat_map(|op| faults(op.name, op.gradient)).collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn every_op_is_registered_once() {
+    let names: BTreeSet<&str> = OPS.iter().map(|op| op.name).collect();
+    let twice: Vec<_> = OPS.iter().enumerate().filter(|(i, op)| OPS[..*i].iter().any(|o| o.name == op.name)).collect();
+    assert!(twice.is_empty(), "registered twice: {twice:?}");
+    for entry in std::fs::read_dir(root().join("src/ops")).expect("src/ops") {
+        let entry = entry.expect("an entry of src/ops");
+        let name = entry.file_name().into_string().expect("a name");
+        if entry.path().is_dir() && name != NOT_AN_OP {
+            assert!(names.contains(name.as_str()), "src/ops/{name} is not in OPS");
+        }
+    }
+}
+
+/// The checks themselves: a source that lacks a part is found out.
+#[test]
+fn doc_comments_are_read_whole() {
+    let source = "//! x\n/// a\n/// b\npub fn f(x: u8) {}\n/// c\npub fn other() {}\n";
+    assert_eq!(doc_of(source, "f").as_deref(), Some("a\nb"));
+    assert_eq!(doc_of(source, "other").as_deref(), Some("c"));
+    assert_eq!(doc_of(source, "oth"), None);
+}

@@ -6,24 +6,42 @@ use std::path::{Path, PathBuf};
 
 use upres::data::draw::DrawnObject;
 use upres::data::shapes::{Class, ShapesOptions, Split, render};
-use upres::report::log::{EndLine, EvalLine, LogEvent, StageLine, StartLine, TrainLine};
 use upres::report::pictures::{Example, save_examples};
 use upres::report::write_report;
 use upres::tensor::philox::{Purpose, Stream};
+use upres::train::event::{End, Eval, Event, Stage, Start, Train};
 
 /// A run of two stages (or one) as the training loop would leave it; `pace` is how fast AP rises.
 fn write_run(dir: &Path, stages: &[(&str, u64)], seed: u64, pace: f64) {
     fs::create_dir_all(dir).unwrap();
     let mut rng = Stream::new(seed, 0, 0, 0, Purpose::Test).rng();
-    let start = StartLine { version: "0.1.0".into(), seed, device: "cpu".into(), threads: 2, resumed_from_step: 0 };
-    let mut events = vec![LogEvent::Start(start)];
-    let (mut global_step, mut time_s, mut last) = (0, 0.0, EvalLine::default());
+    let start = Start {
+        version: "0.1.0".into(),
+        recipe: "shapes".into(),
+        seed,
+        device: "cpu".into(),
+        threads: 2,
+        classes: Class::ALL.map(|c| c.name().to_string()).to_vec(),
+        parameters: 1_500_000,
+        resumed_at: None,
+    };
+    let mut events = vec![Event::Start(start)];
+    let (mut global_step, mut time_s, mut last) = (0, 0.0, None);
     for (stage_index, &(stage, steps)) in stages.iter().enumerate() {
         let stage = stage.to_string();
-        let memory = 300 << 20;
-        let line =
-            StageLine { stage: stage.clone(), stage_index, global_step, time_s, steps, memory_planned_bytes: memory };
-        events.push(LogEvent::Stage(line));
+        events.push(Event::Stage(Stage {
+            stage: stage.clone(),
+            stage_index,
+            stages: stages.len(),
+            steps,
+            steps_per_epoch: 40,
+            total_steps: 600,
+            images: 600,
+            buckets: vec![[128, 128]],
+            persistent_bytes: 100 << 20,
+            arena_bytes: 200 << 20,
+            global_step,
+        }));
         for step in (5..=steps).step_by(5) {
             global_step += 5;
             time_s += 1.5;
@@ -33,7 +51,7 @@ fn write_run(dir: &Path, stages: &[(&str, u64)], seed: u64, pace: f64) {
             let parts = [("rpn_cls", 0.2), ("rpn_box", 0.1), ("roi_cls", 0.4), ("roi_box", 0.3)];
             let mut losses: BTreeMap<String, f64> = parts.iter().map(|(k, v)| (k.to_string(), v * level)).collect();
             losses.insert("loss".into(), level);
-            events.push(LogEvent::Train(TrainLine {
+            events.push(Event::Train(Train {
                 stage: stage.clone(),
                 stage_index,
                 step,
@@ -45,15 +63,16 @@ fn write_run(dir: &Path, stages: &[(&str, u64)], seed: u64, pace: f64) {
                 images_per_s: 20.0 + noise,
                 data_wait: 0.02,
                 time_s,
-                memory_bytes: memory,
+                memory_bytes: 300 << 20,
             }));
             if step % 40 == 0 || step == steps {
                 let ap = 0.8 * (1.0 - 1.0 / (1.0 + pace * time_s / 60.0)) * (0.95 + 0.1 * f64::from(rng.uniform()));
                 let metrics =
                     [("bbox_ap", ap), ("bbox_ap50", 1.3 * ap), ("bbox_ap75", 0.9 * ap), ("bbox_ap_large", -1.0)];
-                last = EvalLine {
+                let eval = Eval {
                     stage: stage.clone(),
                     stage_index,
+                    split: "val".into(),
                     step,
                     global_step,
                     epoch: step as f64 / 40.0,
@@ -61,13 +80,15 @@ fn write_run(dir: &Path, stages: &[(&str, u64)], seed: u64, pace: f64) {
                     metrics: metrics.iter().map(|(k, v)| (k.to_string(), *v)).collect(),
                     per_class: Class::ALL.iter().map(|c| (c.name().to_string(), ap)).collect(),
                 };
-                events.push(LogEvent::Eval(last.clone()));
+                events.push(Event::Eval(eval.clone()));
+                last = Some(eval);
             }
         }
     }
-    events.push(LogEvent::End(EndLine { reason: "done".into(), global_step, time_s }));
-    let lines: String = events.iter().map(|e| e.to_line().unwrap() + "\n").collect();
+    events.push(Event::End(End { reason: "done".into(), global_step, time_s, data_wait: 0.02 }));
+    let lines: String = events.iter().map(|e| serde_json::to_string(e).unwrap() + "\n").collect();
     fs::write(dir.join("log.jsonl"), lines).unwrap();
+    let last = last.unwrap();
     let metrics = serde_json::json!({ "val": { "metrics": last.metrics, "per_class": last.per_class } });
     fs::write(dir.join("metrics.json"), metrics.to_string()).unwrap();
     let recipe = "name = \"shapes & more\"\nseed = 1\n\n[expect]\nbbox_ap = 60.0\nbbox_ap50 = 99.9\nwindow = 0.5\n";

@@ -173,3 +173,32 @@ fn odd_options_work_or_are_refused_in_one_line() {
     fs::write(&file, "").unwrap();
     assert!(generate(&file, &small()).unwrap_err().to_string().contains("file"));
 }
+
+#[test]
+fn the_program_makes_checks_and_draws_the_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let out =
+            std::process::Command::new(env!("CARGO_BIN_EXE_dataset")).args(args).current_dir(&dir).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        (out.status.code(), text)
+    };
+    let (code, text) = run(&["shapes", "--out", "s", "--train", "5", "--val", "2", "--seed", "7", "--size", "120x96"]);
+    assert!(code == Some(0) && text.contains("5 images") && text.contains("crescent"), "{text}");
+    assert_eq!(run(&["check", "s/annotations/train.json", "--images", "s/images/train"]).0, Some(0));
+    let (code, text) =
+        run(&["draw", "s/annotations/train.json", "--images", "s/images/train", "--out", "d", "--count", "3"]);
+    assert!(code == Some(0) && text.contains("3 pictures"), "{text}");
+    let drawn = fs::read_dir(dir.path().join("d")).unwrap().count();
+    assert_eq!(drawn, 3 + 1);
+    assert!(image::open(dir.path().join("d/sheet.png")).unwrap().width() > 3 * 120);
+    for (args, code, words) in [
+        (vec!["shapes", "--out", "s", "--size", "20x20"], 1, "shapes: size"),
+        (vec!["shapes", "--out", "s", "--size", "20"], 2, "WIDTHxHEIGHT"),
+        (vec!["draw", "none.json", "--images", "s", "--out", "d"], 1, "none.json"),
+        (vec!["draw", "s/annotations/val.json", "--images", "s/images/train", "--out", "d"], 1, "000006.png"),
+    ] {
+        let (got, text) = run(&args);
+        assert!(got == Some(code) && text.contains(words) && !text.contains("panicked"), "{args:?}: {text}");
+    }
+}

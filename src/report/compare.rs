@@ -34,10 +34,12 @@ impl Run {
         Ok(Run { name, results: Results::of_run(dir, &log), log })
     }
 
-    /// The best value of a metric over the evaluations of the log and the final numbers; NaN if there is none.
+    /// The best value of a metric on the validation split, of the log's evaluations and of the final numbers; NaN if
+    /// there is none.
     pub fn best(&self, key: &str) -> f64 {
         let evals = self.log.evals.iter().filter_map(|e| e.metrics.get(key)).copied();
-        evals.chain(self.results.iter().take(1).map(|r| r.get(key))).fold(f64::NAN, f64::max)
+        let last = self.results.iter().filter(|r| r.split != "test").map(|r| r.get(key));
+        evals.chain(last).fold(f64::NAN, f64::max)
     }
 }
 

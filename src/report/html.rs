@@ -109,6 +109,9 @@ fn head(body: &mut String, run: &Run, title: &str) {
             0 => escape(&s.device),
             n => format!("{}, {n} threads", escape(&s.device)),
         });
+        if s.parameters > 0 {
+            facts.push(format!("{:.2} million parameters", s.parameters as f64 / 1e6));
+        }
     }
     let stages = run.log.stage_names();
     if !stages.is_empty() {

@@ -1,36 +1,29 @@
-//! `log.jsonl`: one JSON object a line. The training loop writes [`LogEvent`]s, the report reads them with
-//! [`RunLog::parse`], which forgives a file that was cut off, numbers that are not finite, and lines of another version.
+//! `log.jsonl` as the report reads it. The training loop writes [`crate::train::event::Event`]s, one a line; here is what
+//! the report needs of them, forgiving: a file that was cut off, numbers that are not finite, keys and lines of another
+//! version. Main type: [`RunLog`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
 
 /// A line of the log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
-pub enum LogEvent {
-    /// The program started (again, if the run was resumed).
+#[derive(Debug, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Line {
     Start(StartLine),
-    /// A stage began.
     Stage(StageLine),
-    /// Some training steps.
     Train(TrainLine),
-    /// An evaluation.
     Eval(EvalLine),
-    /// A checkpoint was written.
-    Checkpoint(CheckpointLine),
-    /// The run ended.
     End(EndLine),
-    /// A line of another version.
     #[serde(other)]
-    Unknown,
+    Other,
 }
 
-/// The program started.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The program started, or went on.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StartLine {
     /// Version of upres.
@@ -41,31 +34,28 @@ pub struct StartLine {
     pub device: String,
     /// Threads of the CPU back end.
     pub threads: usize,
-    /// Step that the run continues from; 0 for a new one.
-    pub resumed_from_step: u64,
+    /// Number of parameters.
+    pub parameters: usize,
 }
 
-/// A stage began.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// A stage began, or went on.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StageLine {
     /// Name of the stage.
     pub stage: String,
     /// Its place in the recipe, from 0.
     pub stage_index: usize,
-    /// Steps of all stages before this one.
-    pub global_step: u64,
-    /// Seconds of training until now.
-    #[serde(deserialize_with = "lenient")]
-    pub time_s: f64,
-    /// Steps of this stage.
-    pub steps: u64,
-    /// Peak that the planner computed, in bytes; 0 if it is not known.
-    pub memory_planned_bytes: u64,
+    /// Training images.
+    pub images: usize,
+    /// Planned bytes of parameters, optimizer state and inputs.
+    pub persistent_bytes: u64,
+    /// Planned bytes of the step's arena.
+    pub arena_bytes: u64,
 }
 
 /// Some training steps; the numbers are means since the last such line.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct TrainLine {
     /// Name of the stage.
@@ -97,18 +87,20 @@ pub struct TrainLine {
     /// Seconds of training until now, over all stages and resumptions.
     #[serde(deserialize_with = "lenient")]
     pub time_s: f64,
-    /// Bytes of the arena in use at the peak.
+    /// Bytes in use.
     pub memory_bytes: u64,
 }
 
 /// An evaluation.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct EvalLine {
     /// Name of the stage.
     pub stage: String,
     /// Its place in the recipe, from 0.
     pub stage_index: usize,
+    /// `val` or `test`.
+    pub split: String,
     /// Steps done in this stage.
     pub step: u64,
     /// Steps done in all stages.
@@ -127,18 +119,8 @@ pub struct EvalLine {
     pub per_class: BTreeMap<String, f64>,
 }
 
-/// A checkpoint was written.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct CheckpointLine {
-    /// File, relative to the run directory.
-    pub path: String,
-    /// Steps done in all stages.
-    pub global_step: u64,
-}
-
 /// The run ended.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct EndLine {
     /// `done`, `stopped` or what went wrong.
@@ -165,13 +147,6 @@ pub fn number(v: &serde_json::Value) -> f64 {
     v.as_f64().or_else(|| v.as_str().and_then(|s| s.parse().ok())).unwrap_or(f64::NAN)
 }
 
-impl LogEvent {
-    /// The line without its line break.
-    pub fn to_line(&self) -> Result<String> {
-        serde_json::to_string(self).map_err(|e| Error::value("log", e.to_string()))
-    }
-}
-
 /// The log of a run, in order of the steps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunLog {
@@ -181,7 +156,7 @@ pub struct RunLog {
     pub stages: Vec<StageLine>,
     /// Training steps.
     pub train: Vec<TrainLine>,
-    /// Evaluations.
+    /// Evaluations during training (not those of the test split).
     pub evals: Vec<EvalLine>,
     /// The end; none if the run goes on or was killed.
     pub end: Option<EndLine>,
@@ -202,15 +177,15 @@ impl RunLog {
         let mut log = RunLog::default();
         for line in text.lines().filter(|l| !l.trim().is_empty()) {
             match parse_line(line) {
-                Some(LogEvent::Start(s)) => {
+                Some(Line::Start(s)) => {
                     log.start = Some(s);
                     log.end = None;
                 }
-                Some(LogEvent::Stage(s)) => {
+                Some(Line::Stage(s)) => {
                     log.stages.retain(|o| o.stage_index < s.stage_index);
                     log.stages.push(s);
                 }
-                Some(LogEvent::Train(t)) => {
+                Some(Line::Train(t)) => {
                     while log.train.last().is_some_and(|l| l.global_step >= t.global_step) {
                         log.train.pop();
                     }
@@ -219,14 +194,14 @@ impl RunLog {
                     }
                     log.train.push(t);
                 }
-                Some(LogEvent::Eval(e)) => {
+                Some(Line::Eval(e)) if e.split != "test" => {
                     while log.evals.last().is_some_and(|l| l.global_step >= e.global_step) {
                         log.evals.pop();
                     }
                     log.evals.push(e);
                 }
-                Some(LogEvent::End(e)) => log.end = Some(e),
-                Some(LogEvent::Checkpoint(_) | LogEvent::Unknown) => {}
+                Some(Line::End(e)) => log.end = Some(e),
+                Some(Line::Eval(_) | Line::Other) => {}
                 None => log.skipped += 1,
             }
         }
@@ -257,14 +232,13 @@ impl RunLog {
         (0..count).map(|i| names.get(&i).map_or_else(|| format!("stage {i}"), |n| n.to_string())).collect()
     }
 
-    /// Seconds at which each stage began, by place; NaN where the log does not say.
+    /// Seconds at which each stage began, by place: the end of the one before; NaN where the log does not say.
     pub fn stage_times(&self) -> Vec<f64> {
         let begin = |i: usize| {
-            let stated = self.stages.iter().find(|s| s.stage_index == i).map(|s| s.time_s);
-            stated.filter(|t| t.is_finite()).unwrap_or_else(|| {
-                let before = self.train.iter().rfind(|t| t.stage_index < i).map(|t| t.time_s);
-                before.unwrap_or(if i == 0 { 0.0 } else { f64::NAN })
-            })
+            let before = self.train.iter().rfind(|t| t.stage_index < i).map(|t| t.time_s);
+            let evaluated = self.evals.iter().rfind(|e| e.stage_index < i).map(|e| e.time_s);
+            let last = before.into_iter().chain(evaluated).fold(f64::NAN, f64::max);
+            if i == 0 { 0.0 } else { last }
         };
         (0..self.stage_names().len()).map(begin).collect()
     }
@@ -295,7 +269,7 @@ pub fn finite(points: impl Iterator<Item = (f64, f64)>) -> Vec<(f64, f64)> {
     points.filter(|p| p.0.is_finite() && p.1.is_finite()).collect()
 }
 
-fn parse_line(line: &str) -> Option<LogEvent> {
+fn parse_line(line: &str) -> Option<Line> {
     serde_json::from_str(line).ok().or_else(|| serde_json::from_str(&without_bare_nan(line)).ok())
 }
 
@@ -331,25 +305,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_come_back_and_the_agreed_form_is_read() {
+    fn the_agreed_form_is_read() {
         let line = r#"{"event":"train","stage":"pretrain","stage_index":0,"step":120,"global_step":120,"epoch":1.2,"lr":0.01,"losses":{"loss":1.2,"rpn_cls":0.3},"grad_norm":2.5,"images_per_s":31.5,"data_wait":0.02,"time_s":33.1,"memory_bytes":1000000}"#;
-        let event = parse_line(line).unwrap();
-        let LogEvent::Train(t) = &event else { panic!("{event:?}") };
+        let Some(Line::Train(t)) = parse_line(line) else { panic!() };
         assert_eq!((t.step, t.lr, t.losses["rpn_cls"], t.memory_bytes), (120, 0.01, 0.3, 1_000_000));
-        assert_eq!(parse_line(&event.to_line().unwrap()).unwrap(), event);
         let line = r#"{"event":"eval","stage":"pretrain","stage_index":0,"step":5,"global_step":5,"epoch":1.0,"time_s":3.0,"metrics":{"bbox_ap":0.25,"bbox_ap_small":-1},"per_class":{"circle":0.7}}"#;
-        let LogEvent::Eval(e) = parse_line(line).unwrap() else { panic!() };
+        let Some(Line::Eval(e)) = parse_line(line) else { panic!() };
         assert_eq!((e.metrics["bbox_ap"], e.per_class["circle"]), (0.25, 0.7));
     }
 
     #[test]
-    fn numbers_that_are_not_finite_are_nan_and_stay_readable() {
-        let t =
-            TrainLine { lr: f64::NAN, losses: BTreeMap::from([("loss".into(), f64::INFINITY)]), ..Default::default() };
-        let LogEvent::Train(back) = parse_line(&LogEvent::Train(t).to_line().unwrap()).unwrap() else { panic!() };
-        assert!(back.lr.is_nan() && back.losses["loss"].is_nan());
+    fn what_the_training_loop_writes_is_read() {
+        use crate::train::event::{Event, Train};
+        let wild = Train {
+            stage: "a".into(),
+            stage_index: 1,
+            step: 3,
+            global_step: 9,
+            epoch: 0.5,
+            lr: f64::NAN,
+            losses: BTreeMap::from([("loss".into(), f64::INFINITY)]),
+            grad_norm: 2.0,
+            images_per_s: 3.0,
+            data_wait: 0.1,
+            time_s: 4.0,
+            memory_bytes: 5,
+        };
+        let text = serde_json::to_string(&Event::Train(wild)).unwrap();
+        let Some(Line::Train(t)) = parse_line(&text) else { panic!("{text}") };
+        assert!(t.lr.is_nan() && t.losses["loss"].is_nan());
+        assert_eq!((t.stage_index, t.global_step, t.time_s, t.memory_bytes), (1, 9, 4.0, 5));
+    }
+
+    #[test]
+    fn bare_nan_is_read() {
         let line = r#"{"event":"train","stage":"a NaN \" NaN","lr":NaN,"grad_norm":-Infinity,"losses":{"loss":"NaN"}}"#;
-        let LogEvent::Train(t) = parse_line(line).unwrap() else { panic!() };
+        let Some(Line::Train(t)) = parse_line(line) else { panic!() };
         assert!(t.lr.is_nan() && t.grad_norm.is_nan() && t.losses["loss"].is_nan());
         assert_eq!(t.stage, "a NaN \" NaN");
     }
@@ -380,7 +371,7 @@ mod tests {
     #[test]
     fn epochs_and_times_run_through_the_stages() {
         let log = RunLog::parse(concat!(
-            "{\"event\":\"stage\",\"stage\":\"a\",\"stage_index\":0,\"time_s\":0}\n",
+            "{\"event\":\"stage\",\"stage\":\"a\",\"stage_index\":0}\n",
             "{\"event\":\"train\",\"stage\":\"a\",\"stage_index\":0,\"global_step\":1,\"epoch\":3,\"time_s\":30}\n",
             "{\"event\":\"train\",\"stage\":\"b\",\"stage_index\":1,\"global_step\":2,\"epoch\":1,\"time_s\":50}\n",
             "{\"event\":\"eval\",\"stage\":\"b\",\"stage_index\":1,\"global_step\":2,\"epoch\":1,\"time_s\":52,\"metrics\":{\"bbox_ap\":0.5}}\n",
@@ -388,6 +379,8 @@ mod tests {
         assert_eq!(log.epochs_before(), [0.0, 3.0]);
         assert_eq!(log.stage_names(), ["a", "b"]);
         assert_eq!(log.stage_times(), [0.0, 30.0]);
+        let test = "{\"event\":\"eval\",\"split\":\"test\",\"metrics\":{\"bbox_ap\":0.5}}\n";
+        assert!(RunLog::parse(test).evals.is_empty());
         assert_eq!(log.total_time(), 52.0);
         assert_eq!(log.metric_over_epochs("bbox_ap"), [(4.0, 0.5)]);
         assert_eq!(log.metric_over_time("bbox_ap"), [(52.0, 0.5)]);

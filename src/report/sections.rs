@@ -191,7 +191,8 @@ pub(super) fn timing(log: &RunLog) -> String {
         let lines: Vec<&TrainLine> = log.train.iter().filter(|t| t.stage_index == index).collect();
         let Some(last) = lines.last() else { continue };
         let end = begins.get(index + 1).copied().filter(|t| t.is_finite()).unwrap_or_else(|| log.total_time());
-        let planned = log.stages.iter().find(|s| s.stage_index == index).map_or(0, |s| s.memory_planned_bytes);
+        let stage = log.stages.iter().find(|s| s.stage_index == index);
+        let planned = stage.map_or(0, |s| s.persistent_bytes.saturating_add(s.arena_bytes));
         let used = lines.iter().map(|t| t.memory_bytes).max().unwrap_or(0);
         let speed = median(lines.iter().map(|t| t.images_per_s));
         let wait = mean(lines.iter().map(|t| t.data_wait));

@@ -3,7 +3,7 @@
 //! `cargo bench --bench conv -- [--filter TEXT] [--threads N] [--seconds S] [--json FILE] [--cpu-time]`
 //! `--cpu-time` (Linux) runs one thread and gives the mean of the time that it was on the CPU: for machines with other work.
 //! Each time is the best of many repetitions; GFLOP/s are those of the direct algorithm. The sums weigh each shape with its
-//! count, and leave out the gradient of the image (the data gradient of the stem), which no training step computes.
+//! count (0: narrow networks, not in the sums), and leave out the gradient of the image (the data gradient of the stem), which no training step computes.
 
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -155,10 +155,11 @@ fn run(filter: &str, seconds: f64, cpu_time: bool, mut json: Option<std::fs::Fil
         }
         println!(" {:8.1}", sizes.iter().max().map_or(0.0, |&n| n as f64 * 4e-6));
     }
-    for (pass, (t, flops)) in PASSES.iter().zip(sums) {
-        println!("sum {pass}: {:.1} ms, {:.0} GFLOP/s", t * 1e3, flops / t / 1e9);
+    let backward = (sums[1].0 + sums[2].0, sums[1].1 + sums[2].1);
+    for (pass, (t, flops)) in PASSES.iter().zip(sums).chain([(&"backward", backward)]) {
+        if t > 0.0 {
+            println!("sum {pass}: {:.1} ms, {:.0} GFLOP/s", t * 1e3, flops / t / 1e9);
+        }
     }
-    let (t, flops) = (sums[1].0 + sums[2].0, sums[1].1 + sums[2].1);
-    println!("sum backward: {:.1} ms, {:.0} GFLOP/s", t * 1e3, flops / t / 1e9);
     Ok(())
 }

@@ -39,7 +39,8 @@ struct Cli {
 }
 
 const EXAMPLE: &str = "Example:
-  detect runs/shapes/checkpoints/last.safetensors data/shapes/images/val --out found --score-threshold 0.3
+  detect runs/shapes/checkpoints/last.safetensors data/shapes/images/val \\
+      --out found --score-threshold 0.3
 
 A picture that cannot be read is named on the error output; the others are done.
 Exit code: 0 done; 1 failed, or a picture could not be read; 2 wrong usage.";

@@ -183,10 +183,6 @@ fn detect_writes_boxes_and_pictures() {
     assert!(own.join("a-2.png").is_file());
 }
 
-fn upres_run<S: AsRef<std::ffi::OsStr>>(program: &str, args: impl IntoIterator<Item = S>) -> Ran {
-    run(program, args)
-}
-
 /// Starts `train`, on one thread or more.
 fn start(args: &[&str], threads: usize) -> Child {
     let mut command = command("train");

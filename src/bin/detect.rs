@@ -1,2 +1,202 @@
-//! Stub.
-fn main() {}
+//! `detect`: finds objects in pictures, writes JSON and annotated copies.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, ValueEnum};
+use image::RgbImage;
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+use serde::Serialize;
+use upres::data::decode::image_size;
+use upres::data::draw::{DrawnObject, annotated, write_png};
+use upres::data::{BadImages, Category, Dataset, ImageStore};
+use upres::device::Device;
+use upres::train::infer::{Detector, ImageDetections};
+use upres::{Error, Result};
+
+/// Finds objects in pictures: writes DIR/detections.json, and a copy DIR/NAME.png of each picture with boxes, class
+/// names and scores drawn (small pictures enlarged, so that the names can be read).
+#[derive(Parser)]
+#[command(version, max_term_width = 110, after_help = EXAMPLE)]
+struct Cli {
+    /// Checkpoint that `train` wrote; its running average of the weights is taken where it has one
+    checkpoint: PathBuf,
+    /// JPEG and PNG files, and folders of them
+    #[arg(required = true, value_name = "IMAGE|DIR")]
+    inputs: Vec<PathBuf>,
+    /// Folder for the results; made if it is not there
+    #[arg(long, value_name = "DIR", default_value = "detections")]
+    out: PathBuf,
+    /// Leave out what the detector is less sure of; the recipe's box_head.score_threshold is the lowest that has an effect
+    #[arg(long, default_value_t = 0.5, value_parser = parse_score)]
+    score_threshold: f32,
+    /// Where it runs
+    #[arg(long, value_enum, default_value_t = DeviceKind::Auto)]
+    device: DeviceKind,
+}
+
+const EXAMPLE: &str = "Example:
+  detect runs/shapes/checkpoints/last.safetensors data/shapes/images/val \\
+      --out found --score-threshold 0.3
+
+A picture that cannot be read is named on the error output; the others are done.
+Exit code: 0 done; 1 failed, or a picture could not be read; 2 wrong usage.";
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DeviceKind {
+    /// The fastest there is
+    Auto,
+    /// The processor
+    Cpu,
+}
+
+fn parse_score(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|v| (0.0..=1.0).contains(v)).ok_or_else(|| "want a number from 0 to 1".into())
+}
+
+/// A line of detections.json: COCO's results format with names in place of image ids.
+#[derive(Serialize)]
+struct Found<'a> {
+    file_name: &'a str,
+    category_id: i64,
+    category: &'a str,
+    bbox: [f32; 4],
+    score: f32,
+}
+
+/// Pictures held in memory between detection and drawing; more are decoded again.
+const CACHE_BYTES: u64 = 1 << 30;
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE, // the pictures have been named
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// True if every picture was done.
+fn run(args: &Cli) -> Result<bool> {
+    let device = match args.device {
+        DeviceKind::Auto | DeviceKind::Cpu => Device::cpu(),
+    };
+    let mut detector = Detector::load(&args.checkpoint, &device)?;
+    let (files, mut failed) = readable(&args.inputs);
+    if files.is_empty() {
+        return Ok(false); // each input has been named
+    }
+    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
+
+    let ids = detector.classes().iter().zip(&detector.meta.category_ids);
+    let categories: Vec<Category> = ids.map(|(name, &id)| Category { id, name: name.clone() }).collect();
+    let dataset = Arc::new(Dataset::from_files(&files, categories)?);
+    let store = Arc::new(ImageStore::new(dataset.clone(), BadImages::Skip, CACHE_BYTES));
+    let bar = ProgressBar::new(files.len() as u64); // draws nothing where there is no terminal
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} images  {per_sec}  {eta} left");
+    bar.set_style(style.expect("detect: the template is right"));
+    let found = detector.detect(&store, 1, |done, _| bar.set_position(done as u64));
+    bar.finish_and_clear();
+    let mut found = found?;
+    for image in &mut found {
+        image.found.retain(|d| d.score >= args.score_threshold);
+    }
+    for (_, message) in store.skipped() {
+        eprintln!("error: {message}");
+        failed += 1;
+    }
+
+    write_json(&args.out.join("detections.json"), &found, &dataset)?;
+    let names = copy_names(&args.out, &files);
+    let classes = dataset.class_names();
+    found.par_iter().try_for_each(|image| draw(&names[image.index], image, &store, &classes))?;
+    let objects: usize = found.iter().map(|i| i.found.len()).sum();
+    println!("{objects} objects in {} pictures: {}", found.len(), args.out.display());
+    Ok(failed == 0)
+}
+
+/// The picture files behind the arguments whose headers can be read, and how many arguments or files cannot (each is
+/// named on the error output).
+fn readable(inputs: &[PathBuf]) -> (Vec<PathBuf>, usize) {
+    let (mut files, mut failed) = (Vec::new(), 0);
+    for input in inputs {
+        let listed = if input.is_dir() { pictures_in(input) } else { Ok(vec![input.clone()]) };
+        let checked = listed.map(|list| list.into_iter().map(|f| image_size(&f).map(|_| f)).collect());
+        for result in checked.unwrap_or_else(|e| vec![Err(e)]) {
+            match result {
+                Ok(file) => files.push(file),
+                Err(e) => {
+                    eprintln!("error: {e}");
+                    failed += 1;
+                }
+            }
+        }
+    }
+    (files, failed)
+}
+
+/// JPEG and PNG files of a folder by name, sorted.
+fn pictures_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    let is_picture = |p: &PathBuf| {
+        let extension = p.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+        ["jpg", "jpeg", "png"].contains(&extension.as_str()) && p.is_file()
+    };
+    let mut files: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(is_picture).collect();
+    files.sort();
+    if files.is_empty() {
+        return Err(Error::data(folder, "no .jpg, .jpeg or .png file in this folder"));
+    }
+    Ok(files)
+}
+
+fn write_json(path: &Path, found: &[ImageDetections], dataset: &Dataset) -> Result<()> {
+    let rows = found.iter().flat_map(|image| {
+        image.found.iter().map(|d| {
+            let [x0, y0, x1, y1] = d.bbox;
+            Found {
+                file_name: &dataset.images[image.index].file_name,
+                category_id: dataset.categories[d.class].id,
+                category: &dataset.categories[d.class].name,
+                bbox: [x0, y0, x1 - x0, y1 - y0],
+                score: d.score,
+            }
+        })
+    });
+    let lines: Result<Vec<String>, _> = rows.map(|row| serde_json::to_string(&row)).collect();
+    let lines = lines.map_err(|e| Error::data(path, e.to_string()))?;
+    std::fs::write(path, format!("[\n{}\n]\n", lines.join(",\n"))).map_err(|e| Error::io(path, e))
+}
+
+/// Where the annotated copies go: NAME.png, or NAME-2.png and so on where two pictures have the same name or the copy
+/// would replace one of the pictures.
+fn copy_names(out: &Path, files: &[PathBuf]) -> Vec<PathBuf> {
+    let inputs: HashSet<PathBuf> = files.iter().filter_map(|f| f.canonicalize().ok()).collect();
+    let mut taken = HashSet::new();
+    let mut name = |file: &PathBuf| {
+        let stem = file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        let candidates = (1..).map(|n| if n == 1 { format!("{stem}.png") } else { format!("{stem}-{n}.png") });
+        let is_input = |p: &PathBuf| p.canonicalize().is_ok_and(|p| inputs.contains(&p));
+        let mut free = candidates.map(|c| out.join(c)).filter(|p| !is_input(p) && taken.insert(p.clone()));
+        free.next().expect("there is always a larger number")
+    };
+    files.iter().map(&mut name).collect()
+}
+
+fn draw(copy: &Path, image: &ImageDetections, store: &ImageStore, classes: &[String]) -> Result<()> {
+    let Some(picture) = store.get(image.index)? else { return Ok(()) };
+    let (w, h) = (picture.width, picture.height);
+    let pixels = RgbImage::from_raw(w, h, picture.data.clone());
+    let pixels = pixels.ok_or_else(|| Error::data(copy, format!("cannot be drawn: {w} × {h} pixels")))?;
+    let objects: Vec<DrawnObject> = image
+        .found
+        .iter()
+        .map(|d| DrawnObject { bbox: d.bbox, class: d.class, score: Some(d.score), ..DrawnObject::default() })
+        .collect();
+    write_png(copy, &annotated(&pixels, &objects, classes))
+}

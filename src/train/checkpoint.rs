@@ -3,13 +3,14 @@
 //! Tensors: parameters under their names, `momentum.<name>`, `ema.<name>`. The metadata holds [`Meta`] as JSON.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
+use super::atomic::write_atomic;
 use crate::error::{Error, Result};
 use crate::nn::ParamStore;
 use crate::tensor::Tensor;
@@ -68,21 +69,9 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
 }
 
-/// Writes a checkpoint: a temporary file in the same folder, synced, then renamed over `path`. If anything fails the old
-/// file is intact and the temporary one is gone.
+/// Writes a checkpoint. If anything fails the old file is intact and no temporary one stays.
 pub fn save(path: &Path, meta: &Meta, tensors: &[(String, Tensor)]) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let file = tempfile::Builder::new().prefix(".checkpoint").tempfile_in(folder).map_err(|e| Error::io(path, e))?;
-    let full = |e: std::io::Error| {
-        let message = format!("the checkpoint could not be written ({e}); the previous one is intact; free some space");
-        Error::checkpoint(path, message)
-    };
-    let mut out = BufWriter::with_capacity(1 << 20, file);
-    write_to(&mut out, meta, tensors).map_err(full)?;
-    let file = out.into_inner().map_err(|e| full(e.into_error()))?;
-    file.as_file().sync_all().map_err(full)?;
-    file.persist(path).map_err(|e| full(e.error))?;
-    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io(folder, e))
+    write_atomic(path, |mut out| write_to(&mut out, meta, tensors))
 }
 
 /// The file's bytes: length of the header, header, tensors.

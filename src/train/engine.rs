@@ -154,8 +154,18 @@ impl Engine {
 
     /// Sets what is trained, makes optimizer state (zeros) and inputs. Weights stay.
     pub fn enter_stage(&mut self, setup: &StageSetup) -> Result<()> {
+        self.enter(setup, |p| setup.trains(p))
+    }
+
+    /// Makes inputs for evaluation passes of `batch` images, and nothing that only training needs. Weights stay.
+    pub fn enter_eval(&mut self, buckets: Vec<Bucket>, batch: usize) -> Result<()> {
+        let stage = StageConfig { micro_batch: batch, ema: 0.0, ..StageConfig::default() };
+        self.enter(&StageSetup::new(&stage, Vec::new(), buckets, 1), |_| false)
+    }
+
+    fn enter(&mut self, setup: &StageSetup, trains: impl Fn(&Param) -> bool) -> Result<()> {
         self.stage = None; // its memory goes first
-        self.store.set_trainable(|p| setup.trains(p))?;
+        self.store.set_trainable(trains)?;
         let shapes: Vec<Vec<usize>> = self.store.trainable().map(Param::shape).collect();
         let momentum = Tensor::flat(&self.device, &shapes, DType::F32)?;
         let mut average = Vec::new();

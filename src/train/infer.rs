@@ -1,14 +1,111 @@
-//! Detections of a whole set of images.
+//! Detectors from checkpoints, and detections of whole sets of images.
+//!
+//! Main types: [`Detector`], [`ImageDetections`].
 
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::data::host_batch;
+use super::checkpoint::{Checkpoint, Meta};
+use super::data::{buckets, eval_pipeline, host_batch, pixel_stats};
 use super::engine::{Detection, Engine};
-use crate::data::{EvalLoader, ImageStore, Pipeline};
-use crate::device::StepPlan;
-use crate::error::Result;
+use super::recipe::{BadImages, Recipe, StageConfig};
+use crate::data::{self, EvalLoader, ImageStore, Pipeline};
+use crate::device::{Device, StepPlan};
+use crate::error::{Error, Result};
 use crate::eval::ResultBox;
+
+/// A trained detector: what `evaluate` and `detect` need of a checkpoint.
+pub struct Detector {
+    /// What the checkpoint says of itself.
+    pub meta: Meta,
+    recipe: Recipe,
+    engine: Engine,
+    planner: Engine,
+}
+
+impl Detector {
+    /// Reads a checkpoint onto a device; running averages of the weights are taken where it has them.
+    ///
+    /// Errors: `Io` and `Checkpoint` if the file is missing, truncated or not of the model that its recipe describes.
+    pub fn load(checkpoint: &Path, device: &Device) -> Result<Detector> {
+        let file = Checkpoint::load(checkpoint)?;
+        let recipe = Recipe::parse(&file.meta.recipe, checkpoint, &[]).map_err(|e| {
+            Error::checkpoint(checkpoint, format!("its recipe cannot be used by this version of upres: {e}"))
+        })?;
+        let engine = |device: &Device| {
+            let classes = file.meta.classes.len();
+            Engine::new(device, &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)
+        };
+        let (engine, planner) = (engine(device)?, engine(&Device::plan())?);
+        file.load_model(&engine.store, true)?;
+        Ok(Detector { meta: file.meta, recipe, engine, planner })
+    }
+
+    /// Class names, in the order of [`Detection::class`].
+    pub fn classes(&self) -> &[String] {
+        &self.meta.classes
+    }
+
+    /// Images of an evaluation pass in training.
+    pub fn batch_size(&self) -> usize {
+        self.last_stage().micro_batch
+    }
+
+    /// What the recipe does with images that cannot be read.
+    pub fn bad_images(&self) -> data::BadImages {
+        match self.recipe.data.bad_images {
+            BadImages::Fail => data::BadImages::Fail,
+            BadImages::Skip => data::BadImages::Skip,
+        }
+    }
+
+    fn last_stage(&self) -> &StageConfig {
+        self.recipe.stages.last().expect("a recipe that was checked has a stage")
+    }
+
+    /// Detections in all images of a store, at the size of the recipe's last stage, `batch_size` images at a time.
+    /// `progress` hears how many of how many images are done.
+    pub fn detect(
+        &mut self,
+        store: &Arc<ImageStore>,
+        batch_size: usize,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<Vec<ImageDetections>> {
+        let pipeline = eval_pipeline(self.last_stage());
+        let all: Vec<usize> = (0..store.dataset().images.len()).collect();
+        let shapes = buckets(&pipeline.buckets(store.dataset(), &all, batch_size).shapes);
+        self.planner.enter_eval(shapes.clone(), batch_size)?;
+        let plans: Vec<_> = (0..shapes.len()).map(|b| self.planner.eval_pass(None, b)).collect::<Result<_>>()?;
+        let order: Vec<usize> = (0..shapes.len()).collect();
+        self.engine.enter_eval(shapes, batch_size)?;
+        self.engine.device().reserve_arena(plans.iter().map(|p| p.peak_bytes).max().unwrap_or(0));
+        let workers = self.recipe.data.workers;
+        detect_all(&mut self.engine, &plans, &order, store, pipeline, batch_size, workers, progress)
+    }
+
+    /// Rewrites class numbers of this detector as those of a data set with the same class names in another order.
+    ///
+    /// Errors: `Data` that names the first class that one has and the other has not.
+    pub fn match_classes(&self, dataset: &data::Dataset) -> Result<Vec<usize>> {
+        let theirs = dataset.class_names();
+        let mine = self.classes();
+        let differ = |message: String| {
+            let message = format!("{message}: evaluate a checkpoint on a data set with the classes it was trained on");
+            Err(Error::data(&dataset.path, message))
+        };
+        if let Some(name) = mine.iter().find(|n| !theirs.contains(n)) {
+            return differ(format!("no category {name:?}, a class of the checkpoint (it has {mine:?})"));
+        }
+        if let Some(c) = dataset.categories.iter().find(|c| !mine.contains(&c.name)) {
+            return differ(format!("category {:?} (id {}) is no class of the checkpoint ({mine:?})", c.name, c.id));
+        }
+        if theirs == mine {
+            return Ok((0..mine.len()).collect());
+        }
+        Ok(mine.iter().filter_map(|n| theirs.iter().position(|t| t == n)).collect())
+    }
+}
 
 /// Detections of one image.
 pub struct ImageDetections {

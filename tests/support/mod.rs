@@ -4,4 +4,5 @@
 #![allow(dead_code)]
 
 pub mod fixtures;
+pub mod programs;
 pub mod tensors;

@@ -4,7 +4,6 @@
 //! Ops match the device once, inside the op, with `on_device!`. Nothing above `ops` knows which one it runs on.
 
 mod arena;
-pub mod gemm;
 pub mod microkernel;
 mod plan;
 mod scope;

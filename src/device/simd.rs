@@ -342,6 +342,17 @@ pub fn zero(dst: &mut [f32]) {
     }
 }
 
+/// The vector instructions that this build uses, for reports.
+pub fn simd_level() -> &'static str {
+    if cfg!(target_feature = "avx512f") {
+        "AVX-512"
+    } else if cfg!(target_feature = "avx2") {
+        "AVX2"
+    } else {
+        "the target's baseline vectors"
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,16 +401,5 @@ mod tests {
             assert!(dst[1..n + 1].iter().all(|&v| v == 0.0));
             assert_eq!((dst[0], dst[n + 1]), (-1.0, -1.0));
         }
-    }
-}
-
-/// The vector instructions that this build uses, for reports.
-pub fn simd_level() -> &'static str {
-    if cfg!(target_feature = "avx512f") {
-        "AVX-512"
-    } else if cfg!(target_feature = "avx2") {
-        "AVX2"
-    } else {
-        "the target's baseline vectors"
     }
 }

@@ -83,7 +83,7 @@ pub(crate) fn assert_close(got: &[f32], want: &[f32], abs: f32, rel: f32) {
     let mut worst = (0.0f32, 0);
     for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
         let excess = (g - w).abs() / (abs + rel * w.abs());
-        if !(excess <= worst.0) {
+        if excess > worst.0 || excess.is_nan() {
             worst = (if excess.is_nan() { f32::INFINITY } else { excess }, i);
         }
     }

@@ -92,8 +92,8 @@ fn both<const N: usize, const M: usize>(
         for (r, v) in column.iter_mut().enumerate() {
             *v = load(r, c);
         }
-        for (r, v) in f(column).into_iter().enumerate() {
-            t[r][c] = v;
+        for (row, v) in t.iter_mut().zip(f(column)) {
+            row[c] = v;
         }
     }
     for (r, row) in t.into_iter().enumerate() {

@@ -32,7 +32,7 @@ fn reference(b: &[f32], s: &[f32], group: &[i32], p: Nms) -> Vec<i32> {
             let w = (a[2].min(b[2]) - a[0].max(b[0])).max(0.0);
             let h = (a[3].min(b[3]) - a[1].max(b[1])).max(0.0);
             let iou = w * h / (area(a) + area(b) - w * h);
-            (!p.offset && group[k] != group[i]) || !(iou > p.iou_threshold)
+            (!p.offset && group[k] != group[i]) || iou <= p.iou_threshold || iou.is_nan()
         });
         if free {
             keep.push(i);

@@ -89,7 +89,7 @@ fn run_lanes(tasks: usize, ws: &mut [f32], lane_len: usize, f: impl Fn(usize, &m
     if tasks == 0 {
         return;
     }
-    let fit = if lane_len == 0 { MAX_LANES } else { ws.len() / lane_len };
+    let fit = ws.len().checked_div(lane_len).unwrap_or(MAX_LANES);
     assert!(fit > 0, "workspace of {} elements, {lane_len} wanted", ws.len());
     let lanes = fit.min(MAX_LANES).min(tasks).min(rayon::current_num_threads());
     if lanes == 1 {

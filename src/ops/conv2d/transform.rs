@@ -88,13 +88,8 @@ fn both<const N: usize, const M: usize>(
 ) {
     let mut t = [[V::zero(); N]; M];
     for c in 0..N {
-        let mut column = [V::zero(); N];
-        for (r, v) in column.iter_mut().enumerate() {
-            *v = load(r, c);
-        }
-        for (row, v) in t.iter_mut().zip(f(column)) {
-            row[c] = v;
-        }
+        let column = f(std::array::from_fn(|r| load(r, c)));
+        t.iter_mut().zip(column).for_each(|(row, v)| row[c] = v);
     }
     for (r, row) in t.into_iter().enumerate() {
         for (c, v) in f(row).into_iter().enumerate() {

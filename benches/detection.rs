@@ -63,18 +63,20 @@ impl Report {
     }
 }
 
-/// Plans `step` on the plan device, then repeats it in the CPU's arena for at least two seconds; `step` returns the time of
-/// its part that counts, and a number.
-fn measure(step: impl Fn(&Device) -> Result<Box<dyn Fn() -> Result<(Duration, f64)>>>) -> Result<(Vec<Duration>, f64)> {
+/// A step to repeat: the time of its part that counts, and a number that shows what it did.
+type Step = Box<dyn Fn() -> Result<(Duration, f64)>>;
+
+/// Plans `step` on the plan device, then repeats it in the CPU's arena for at least two seconds.
+fn measure(step: impl Fn(&Device) -> Result<Step>) -> Result<(Vec<Duration>, f64)> {
     let traced = Device::plan();
     let on_plan = step(&traced)?;
-    let ((_, _), plan) = traced.step(None, || on_plan())?;
+    let ((_, _), plan) = traced.step(None, &on_plan)?;
     let cpu = Device::cpu();
     let on_cpu = step(&cpu)?;
     let (mut times, mut check) = (Vec::new(), 0.0);
     let start = Instant::now();
     while times.len() < 11 || start.elapsed() < Duration::from_secs(2) {
-        let ((time, value), _) = cpu.step(Some(&plan), || on_cpu())?;
+        let ((time, value), _) = cpu.step(Some(&plan), &on_cpu)?;
         times.push(time);
         check = value;
     }
@@ -206,7 +208,7 @@ fn bench_roi_align(out: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn roi_step(dev: &Device, p: RoiAlign, backward: bool) -> Result<Box<dyn Fn() -> Result<(Duration, f64)>>> {
+fn roi_step(dev: &Device, p: RoiAlign, backward: bool) -> Result<Step> {
     let mut levels = Vec::new();
     for (l, stride) in STRIDES.iter().enumerate() {
         let side = (SIDE / stride) as usize;

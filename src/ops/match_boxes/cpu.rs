@@ -169,7 +169,7 @@ impl Block {
     fn iou(&self, g: &[f32; 4]) -> [f32; BLOCK] {
         let g_area = (g[2] - g[0]) * (g[3] - g[1]);
         let mut iou = [0.0; BLOCK];
-        for i in 0..BLOCK {
+        for (i, iou) in iou.iter_mut().enumerate() {
             let (left, top) =
                 (if self.x0[i] > g[0] { self.x0[i] } else { g[0] }, if self.y0[i] > g[1] { self.y0[i] } else { g[1] });
             let (right, bottom) =
@@ -177,7 +177,7 @@ impl Block {
             let (w, h) = (right - left, bottom - top);
             let inter = (if w > 0.0 { w } else { 0.0 }) * (if h > 0.0 { h } else { 0.0 });
             let union = g_area + self.area[i] - inter;
-            iou[i] = inter / (if union < 1e-6 { 1e-6 } else { union });
+            *iou = inter / (if union < 1e-6 { 1e-6 } else { union });
         }
         iou
     }

@@ -63,7 +63,7 @@ impl Report {
     }
 }
 
-/// What is measured: returns the time of its part that counts, and a number.
+/// A step to repeat: the time of its part that counts, and a number that shows what it did.
 type Step = Box<dyn Fn() -> Result<(Duration, f64)>>;
 
 /// Plans `step` on the plan device, then repeats it in the CPU's arena for at least two seconds.

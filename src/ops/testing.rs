@@ -82,8 +82,8 @@ pub(crate) fn assert_close(got: &[f32], want: &[f32], abs: f32, rel: f32) {
     assert_eq!(got.len(), want.len());
     let mut worst = (0.0f32, 0);
     for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
-        let excess = (g - w).abs() / (abs + rel * w.abs());
-        if excess > worst.0 || excess.is_nan() {
+        let excess = if g == w { 0.0 } else { (g - w).abs() / (abs + rel * w.abs()) };
+        if excess.is_nan() || excess > worst.0 {
             worst = (if excess.is_nan() { f32::INFINITY } else { excess }, i);
         }
     }

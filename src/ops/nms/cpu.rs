@@ -128,7 +128,7 @@ fn image(keep: &mut [i32], keys: &mut [u64], kept: &mut [f32], groups: &mut [i32
     for g in (0..n).filter_map(|i| image.group_of(i)) {
         starts[g + 1] += 1;
     }
-    lens[..p.groups].copy_from_slice(&starts[1..]);
+    lens.copy_from_slice(&starts[1..]);
     for g in 0..p.groups {
         starts[g + 1] += starts[g];
     }

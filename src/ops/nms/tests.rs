@@ -27,14 +27,14 @@ fn reference(b: &[f32], s: &[f32], group: &[i32], p: Nms) -> Vec<i32> {
     let area = |b: [f32; 4]| (b[2] - b[0]) * (b[3] - b[1]);
     let mut keep: Vec<usize> = Vec::new();
     for i in order {
-        let free = keep.iter().all(|&k| {
+        let suppressed = keep.iter().any(|&k| {
             let (a, b) = (at(k), at(i));
             let w = (a[2].min(b[2]) - a[0].max(b[0])).max(0.0);
             let h = (a[3].min(b[3]) - a[1].max(b[1])).max(0.0);
             let iou = w * h / (area(a) + area(b) - w * h);
-            (!p.offset && group[k] != group[i]) || iou <= p.iou_threshold || iou.is_nan()
+            (p.offset || group[k] == group[i]) && iou > p.iou_threshold
         });
-        if free {
+        if !suppressed {
             keep.push(i);
         }
     }

@@ -59,7 +59,8 @@ pub fn image_size(path: impl AsRef<Path>) -> Result<(u32, u32)> {
     let bytes = read(path)?;
     let size = catch_unwind(AssertUnwindSafe(|| match kind(&bytes)? {
         Kind::Jpeg => {
-            let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&bytes[..]), jpeg_options());
+            let mut decoder =
+                JpegDecoder::new_with_options(ZCursor::new(&bytes[..]), jpeg_options().set_strict_mode(false));
             decoder.decode_headers().map_err(corrupt)?;
             let info = decoder.info().ok_or("corrupt image: no header")?;
             let orientation = decoder.exif().map_or(1, |e| orientation(e));

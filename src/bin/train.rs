@@ -134,8 +134,12 @@ fn run(args: &Args) -> Result<()> {
         stop_after: args.stop_after,
         interrupt,
     };
-    let outcome = train(&recipe, &file, &device, &options, &mut recorder)?;
+    let outcome = train(&recipe, &file, &device, &options, &mut recorder);
     drop(recorder);
+    if outcome.is_err() && meta.is_none() {
+        let _ = dir.discard_unbegun(); // what went wrong before is what the user must hear
+    }
+    let outcome = outcome?;
     finish(&dir, &recipe, &outcome, &args.compare)?;
     match &outcome.metrics {
         Some((split, metrics)) => println!("\n{split} split, final weights\n{metrics}\n"),

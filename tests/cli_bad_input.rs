@@ -75,7 +75,7 @@ fn recipes() {
     ] {
         c.train(swap(from, to), &[]).complains(parts);
     }
-    c.train(swap("[[stage]]", "[stag]"), &[]).complains(&["tiny.toml", "stag"]);
+    c.train(swap("[[stage]]", "[[stag]]"), &[]).complains(&["tiny.toml", "stag"]);
     let binary = c.path("binary.toml");
     fs::write(&binary, [0xFF, 0xFE, 0, 1]).unwrap();
     train(&binary, &c.path("run"), &[]).complains(&["binary.toml", "UTF-8"]);

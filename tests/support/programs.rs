@@ -58,7 +58,7 @@ pub fn command(program: &str) -> Command {
         other => panic!("no program {other}"),
     };
     let mut command = Command::new(path);
-    command.env_remove("RUST_BACKTRACE").stdin(std::process::Stdio::null());
+    command.env("RUST_BACKTRACE", "1").stdin(std::process::Stdio::null());
     command
 }
 

@@ -177,8 +177,17 @@ fn run_folders() {
     fs::write(c.path("file"), "x").unwrap();
     train(&recipe, &c.path("file"), &[]).complains(&["file"]);
     assert_eq!(fs::read_to_string(c.path("file")).unwrap(), "x");
-    // A last checkpoint that was cut off.
+    // An override that does not fit the checkpoint is refused, and forgotten.
     c.train(|t| t, &["--stop-after", "2"]).done();
+    let resume = |more: &[&str]| {
+        let path = c.path("run");
+        run_program("train", ["--resume", path.to_str().unwrap(), "--stop-after", "3"].iter().chain(more))
+    };
+    let wide = &["--set", "model.backbone.width=0.25"];
+    resume(wide).complains(&["last.safetensors", "another model", "backbone.conv1.weight"]);
+    resume(&["--set", "stage.pretrain.frozen=1"]).complains(&["recipe.toml", "frozen"]);
+    resume(&[]).done();
+    // A last checkpoint that was cut off.
     fs::write(last(&c.path("run")), &before[..before.len() / 2]).unwrap();
     run_program("train", ["--resume".as_ref(), c.path("run").as_os_str()])
         .complains(&["last.safetensors", "truncated"]);

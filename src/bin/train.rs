@@ -136,8 +136,9 @@ fn run(args: &Args) -> Result<()> {
     };
     let outcome = train(&recipe, &file, &device, &options, &mut recorder);
     drop(recorder);
-    if outcome.is_err() && meta.is_none() {
-        let _ = dir.discard_unbegun(); // what went wrong before is what the user must hear
+    if outcome.is_err() {
+        // What went wrong in the run is what the user must hear, not what goes wrong here.
+        let _ = if meta.is_some() { restore_recipe(&dir) } else { dir.discard_unbegun() };
     }
     let outcome = outcome?;
     finish(&dir, &recipe, &outcome, &args.compare)?;
@@ -157,6 +158,12 @@ fn run(args: &Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The recipe of the last checkpoint: an override that was refused must not stay.
+fn restore_recipe(dir: &RunDir) -> Result<()> {
+    let checkpoint = Checkpoint::load(&dir.last())?;
+    dir.write_recipe(&Recipe::parse(&checkpoint.meta.recipe, dir.recipe(), &[])?)
 }
 
 fn print_plan(recipe: &Recipe, file: &Path) -> Result<()> {

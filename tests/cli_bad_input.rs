@@ -75,7 +75,7 @@ fn recipes() {
     ] {
         c.train(swap(from, to), &[]).complains(parts);
     }
-    c.train(swap("[[stage]]", "[stag]"), &[]).complains(&["tiny.toml", "stag"]);
+    c.train(swap("[[stage]]", "[[stag]]"), &[]).complains(&["tiny.toml", "stag"]);
     let binary = c.path("binary.toml");
     fs::write(&binary, [0xFF, 0xFE, 0, 1]).unwrap();
     train(&binary, &c.path("run"), &[]).complains(&["binary.toml", "UTF-8"]);
@@ -100,7 +100,7 @@ fn annotation_files() {
     let missing = Case::new();
     fs::remove_file(missing.path(file)).unwrap();
     missing.train(|t| t, &[]).complains(&["annotations/train.json"]);
-    assert!(!last(&missing.path("run")).exists());
+    assert!(!missing.path("run").exists(), "the same command works once the file is there");
 
     type Edit = fn(String) -> String;
     let edits: [(Edit, &[&str]); 5] = [
@@ -144,6 +144,7 @@ fn pictures() {
         let c = Case::new();
         damage(&c.picture());
         c.train(fail, stop).complains(&[&first_picture(), word]);
+        assert!(!c.path("run").exists() || last(&c.path("run")).exists(), "the same command works once it is mended");
         c.train(skip, stop).done();
         assert!(last(&c.path("run")).is_file());
     }
@@ -176,8 +177,17 @@ fn run_folders() {
     fs::write(c.path("file"), "x").unwrap();
     train(&recipe, &c.path("file"), &[]).complains(&["file"]);
     assert_eq!(fs::read_to_string(c.path("file")).unwrap(), "x");
-    // A last checkpoint that was cut off.
+    // An override that does not fit the checkpoint is refused, and forgotten.
     c.train(|t| t, &["--stop-after", "2"]).done();
+    let resume = |more: &[&str]| {
+        let path = c.path("run");
+        run_program("train", ["--resume", path.to_str().unwrap(), "--stop-after", "3"].iter().chain(more))
+    };
+    let wide = &["--set", "model.backbone.width=0.25"];
+    resume(wide).complains(&["last.safetensors", "another model", "backbone.conv1.weight"]);
+    resume(&["--set", "stage.pretrain.frozen=1"]).complains(&["recipe.toml", "frozen"]);
+    resume(&[]).done();
+    // A last checkpoint that was cut off.
     fs::write(last(&c.path("run")), &before[..before.len() / 2]).unwrap();
     run_program("train", ["--resume".as_ref(), c.path("run").as_os_str()])
         .complains(&["last.safetensors", "truncated"]);

@@ -134,8 +134,13 @@ fn run(args: &Args) -> Result<()> {
         stop_after: args.stop_after,
         interrupt,
     };
-    let outcome = train(&recipe, &file, &device, &options, &mut recorder)?;
+    let outcome = train(&recipe, &file, &device, &options, &mut recorder);
     drop(recorder);
+    if outcome.is_err() {
+        // What went wrong in the run is what the user must hear, not what goes wrong here.
+        let _ = if meta.is_some() { restore_recipe(&dir) } else { dir.discard_unbegun() };
+    }
+    let outcome = outcome?;
     finish(&dir, &recipe, &outcome, &args.compare)?;
     match &outcome.metrics {
         Some((split, metrics)) => println!("\n{split} split, final weights\n{metrics}\n"),
@@ -153,6 +158,12 @@ fn run(args: &Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The recipe of the last checkpoint: an override that was refused must not stay.
+fn restore_recipe(dir: &RunDir) -> Result<()> {
+    let checkpoint = Checkpoint::load(&dir.last())?;
+    dir.write_recipe(&Recipe::parse(&checkpoint.meta.recipe, dir.recipe(), &[])?)
 }
 
 fn print_plan(recipe: &Recipe, file: &Path) -> Result<()> {

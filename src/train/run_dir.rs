@@ -140,6 +140,16 @@ impl RunDir {
         write_atomic(&self.metrics(), |file| writeln!(file, "{metrics:#}"))
     }
 
+    /// Removes the folder of a run that failed before anything came of it: no checkpoint, no step in the log. The same
+    /// command then works once its cause is mended.
+    pub fn discard_unbegun(&self) -> Result<()> {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        if self.last().exists() || log.contains(r#""event":"train""#) {
+            return Ok(());
+        }
+        fs::remove_dir_all(&self.root).map_err(|error| Error::io(&self.root, error))
+    }
+
     /// Makes the last checkpoint the best one.
     pub fn keep_best(&self) -> Result<()> {
         link_atomic(&self.last(), &self.best())
@@ -179,8 +189,11 @@ fn refuse_used(out: &Path) -> Result<()> {
     match fs::read_dir(out) {
         Ok(mut entries) => match entries.next() {
             None => Ok(()),
-            Some(_) if out.join("recipe.toml").exists() || out.join("log.jsonl").exists() => {
+            Some(_) if out.join("checkpoints/last.safetensors").exists() => {
                 refuse("holds a run already: go on with it by --resume, or name another folder")
+            }
+            Some(_) if out.join("recipe.toml").exists() => {
+                refuse("holds a run without a checkpoint: remove it if it has ended, or name another folder")
             }
             Some(_) => refuse("is not empty: name another folder"),
         },
@@ -223,8 +236,10 @@ mod tests {
         let run = RunDir::create(Some(&out), &recipe()).unwrap();
         assert!(run.checkpoints().is_dir());
         assert_eq!(run.read_recipe(&[]).unwrap(), recipe());
-        let error = RunDir::create(Some(&out), &recipe()).unwrap_err().to_string();
-        assert!(error.contains("holds a run already") && error.contains("--resume"), "{error}");
+        let refused = || RunDir::create(Some(&out), &recipe()).unwrap_err().to_string();
+        assert!(refused().contains("without a checkpoint"), "{}", refused());
+        fs::write(run.last(), "").unwrap();
+        assert!(refused().contains("holds a run already") && refused().contains("--resume"), "{}", refused());
 
         let other = folder.path().join("other");
         fs::create_dir(&other).unwrap();
@@ -234,6 +249,21 @@ mod tests {
         fs::write(files.join("x"), "").unwrap();
         assert!(RunDir::create(Some(&files), &recipe()).unwrap_err().to_string().contains("is not empty"));
         assert!(RunDir::create(Some(&files.join("x")), &recipe()).unwrap_err().to_string().contains("is a file"));
+    }
+
+    #[test]
+    fn only_a_run_that_never_began_is_discarded() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(Some(&folder.path().join("a")), &recipe()).unwrap();
+        for (file, text) in [(run.log(), "{\"event\":\"train\"}\n"), (run.last(), "")] {
+            fs::write(&file, text).unwrap();
+            run.discard_unbegun().unwrap();
+            assert!(run.path().is_dir());
+            fs::remove_file(file).unwrap();
+        }
+        fs::write(run.log(), "{\"event\":\"start\"}\n").unwrap();
+        run.discard_unbegun().unwrap();
+        assert!(!run.path().exists());
     }
 
     #[test]

@@ -56,13 +56,15 @@ checkpoint=$(find run/checkpoints -name '*.safetensors' | sort | tail -n 1)
 exists "$checkpoint"
 run evaluate "$checkpoint" --annotations shapes/annotations/val.json --images shapes/images/val --detections detections.json
 exists out.txt
-image=$(find shapes/images/val -name '*.png' | sort | head -n 1)
+image=$(find shapes/images/val -name '*.png' | sort | sed -n 1p)
 run detect "$checkpoint" "$image" --out detected
-exists "$(find detected -name '*.json' | head -n 1)"
+exists "$(find detected -name '*.json' | sed -n 1p)"
 
 fails 2 train --no-such-option
 fails 1 train missing.toml
-fails 1 train --out other --resume nothing-here
+fails 2 train --out other --resume nothing-here
+fails 1 train --resume nothing-here
+fails 1 train --out run --stop-after 2
 fails 1 evaluate missing.safetensors --annotations shapes/annotations/val.json --images shapes/images/val
 head -c 1000 "$checkpoint" >truncated.safetensors
 fails 1 detect truncated.safetensors "$image"

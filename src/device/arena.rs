@@ -143,7 +143,7 @@ pub(super) fn alloc(cpu: &Rc<Cpu>, bytes: usize) -> Result<Buf> {
     // SAFETY: offset + bytes lies inside the arena's block, asserted on the line above.
     let ptr = unsafe { run.arena.ptr.add(planned.offset) };
     cpu.live.set(cpu.live.get() + 1);
-    cpu.high_water.set(cpu.high_water.get().max(planned.offset + bytes));
+    cpu.high_water.set(cpu.high_water.get().max(planned.offset + bytes.next_multiple_of(ALIGN_BYTES)));
     let home = Home::Arena { cpu: cpu.clone(), _arena: run.arena.clone() };
     Ok(fresh(ptr, bytes, home))
 }

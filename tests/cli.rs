@@ -84,6 +84,9 @@ fn train_leaves_a_complete_run() {
     assert_eq!(events(run, "stage").len(), 2);
     assert_eq!(events(run, "end")[0]["reason"], "done");
     let losses = events(run, "train");
+    // Epochs of a few steps have a line too, however fast they go by.
+    let logged: Vec<_> = losses.iter().map(|e| &e["global_step"]).collect();
+    assert!(events(run, "eval").iter().all(|e| logged.contains(&&e["global_step"])), "{logged:?}");
     assert!(losses.iter().all(|e| e["losses"]["loss"].as_f64().unwrap().is_finite()));
     assert_tidy(run);
 }

@@ -335,11 +335,13 @@ impl Run<'_> {
             self.meta.global_step += 1;
             meter.add(stage.images_per_step);
             let (step, last) = (self.meta.step, self.meta.step == total);
-            if last || meter.since() >= LOG_EVERY {
+            // An evaluation starts the meter anew: without a line before it, short epochs would log no loss at all.
+            let eval_due = context.schedule.eval_due(step, stage.eval_every_epochs) && !(last && self.is_final(index));
+            if last || eval_due || meter.since() >= LOG_EVERY {
                 let event = self.train_event(engine, index, context, plans, lr, &losses, &mut meter);
                 self.observer.event(&event)?;
             }
-            if context.schedule.eval_due(step, stage.eval_every_epochs) && !(last && self.is_final(index)) {
+            if eval_due {
                 self.evaluate_val(engine, index, context, plans)?;
                 meter = Meter::new(self.clock.waited);
             }

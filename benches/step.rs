@@ -39,7 +39,7 @@ fn main() {
     let mut planner = Engine::new(&plan_device, &config, 80, pixels, 0).expect("plan: model");
     planner.enter_stage(&setup).expect("plan: stage");
     let pass = planner.train_pass(None, 0, 1.0, true, Sampling::Random).expect("plan: pass");
-    let update = planner.update(None, 0.0).expect("plan: update");
+    let update = planner.update(None, 0.0, 1).expect("plan: update");
     let planned = plan_device.persistent_bytes() + pass.peak_bytes.max(update.peak_bytes);
     eprintln!("planned in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
     if options.contains_key("plan") {
@@ -85,7 +85,7 @@ fn main() {
         inputs.load(&batch);
         inputs.set_key(0, 0, step as u64, 0);
         engine.train_pass(Some(&pass), 0, 1.0, true, Sampling::Random).expect("pass");
-        engine.update(Some(&update), 1e-3).expect("update");
+        engine.update(Some(&update), 1e-3, 1).expect("update");
         let ms = start.elapsed().as_secs_f64() * 1e3;
         eprintln!("step {step}: {ms:.0} ms, losses {:?}", engine.losses());
         if step > 0 {

@@ -104,7 +104,7 @@ fn plans(s: &StageSetup) -> Plans {
     let persistent = device.persistent_bytes();
     Plans {
         pass: e.train_pass(None, 0, 1.0, true, Sampling::Random).unwrap(),
-        update: e.update(None, 0.0).unwrap(),
+        update: e.update(None, 0.0, 1).unwrap(),
         eval: e.eval_pass(None, 0).unwrap(),
         persistent,
     }
@@ -124,7 +124,7 @@ fn memory_in_use_is_the_plan_to_the_byte() {
             assert!(peak as f64 <= 1.05 * bound as f64, "packed within 5 %: {peak} {bound}");
         }
         e.train_pass(Some(&plans.pass), 0, 1.0, true, Sampling::Random).unwrap();
-        e.update(Some(&plans.update), 0.01).unwrap();
+        e.update(Some(&plans.update), 0.01, 1).unwrap();
         e.eval_pass(Some(&plans.eval), 0).unwrap();
         let peak = plans.pass.peak_bytes.max(plans.update.peak_bytes).max(plans.eval.peak_bytes);
         let used = device.arena_high_water();
@@ -144,7 +144,7 @@ fn eight_pictures_are_learnt_by_heart() {
     for step in 0..150 {
         load(&mut e, &p, step);
         e.train_pass(Some(&plans.pass), 0, 1.0, true, Sampling::Random).unwrap();
-        e.update(Some(&plans.update), 0.02 * (1.0 - step as f64 / 150.0)).unwrap();
+        e.update(Some(&plans.update), 0.02 * (1.0 - step as f64 / 150.0), step + 1).unwrap();
         if step == 0 {
             first = e.losses().iter().sum();
         }

@@ -179,6 +179,19 @@ fn overrides() {
     assert!("=3".parse::<Override>().is_err());
 }
 
+/// The text of a resolved recipe holds no key of the optimizer that it does not use: it would not read again.
+#[test]
+fn optimizers_have_their_own_keys() {
+    let kind = "stage.one.optimizer.kind=adamw";
+    let recipe = parse(MINIMAL, &[kind, "stage.one.optimizer.betas=[0.8, 0.95]"]).unwrap();
+    assert_eq!((recipe.stages[0].optimizer.betas, recipe.stages[1].optimizer.momentum), ([0.8, 0.95], 0.9));
+    let text = recipe.to_toml();
+    assert_eq!(parse(&text, &[]).unwrap(), recipe, "{text}");
+    complains(MINIMAL, &[kind, "stage.one.optimizer.nesterov=true"], &["stage.one.optimizer.nesterov", "sgd", "adamw"]);
+    complains(MINIMAL, &["stage.one.optimizer.kind=adam"], &["adam", "adamw"]);
+    complains(MINIMAL, &[kind, "stage.one.optimizer.betas=[0.9, 1.0]"], &["stage.one.optimizer.betas"]);
+}
+
 #[test]
 fn unknown_keys_name_the_nearest() {
     let cases = [

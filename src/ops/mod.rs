@@ -3,6 +3,7 @@
 //! An op allocates its outputs and workspaces in `mod.rs`, then dispatches; so the plan device, which computes nothing,
 //! sees the same allocations as the CPU. docs/adding_an_op.md walks through one.
 
+pub mod adamw;
 pub mod batch_norm_relu;
 pub mod bce;
 pub mod box_decode;
@@ -56,6 +57,7 @@ pub enum Gradient {
 /// All ops.
 #[rustfmt::skip]
 pub const OPS: &[OpInfo] = &[
+    adamw::INFO,
     batch_norm_relu::INFO,
     bce::INFO,
     box_decode::INFO,

@@ -1,6 +1,7 @@
 //! Checkpoints: safetensors files that hold everything a run needs to go on bit-exactly, written atomically.
 //!
-//! Tensors: parameters under their names, `momentum.<name>`, `ema.<name>`. The metadata holds [`Meta`] as JSON.
+//! Tensors: parameters under their names, `momentum.<name>` (AdamW: `exp_avg.<name>`,
+//! `exp_avg_sq.<name>`), `ema.<name>`. The metadata holds [`Meta`] as JSON.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use super::recipe::{BatchNormMode, OptimizerConfig, StageConfig};
+use super::recipe::{BatchNormMode, OptimizerConfig, OptimizerKind, StageConfig};
 use crate::detection::anchors::Anchors;
 use crate::device::{Device, StepPlan};
 use crate::error::Result;
@@ -11,6 +11,7 @@ use crate::models::box_head::Detections;
 use crate::models::resnet::BackboneMode;
 use crate::models::{FasterRcnn, Inputs, ModelConfig, PixelStats, Sampling};
 use crate::nn::{NormMode, ParamStore};
+use crate::ops::adamw::{AdamWParam, AdamWRule, adamw, bias_correction};
 use crate::ops::elementwise;
 use crate::ops::ema::ema;
 use crate::ops::grad_norm::{clip_scale, grad_norm};
@@ -115,6 +116,8 @@ pub struct Engine {
     model_config: ModelConfig,
     stage: Option<Stage>,
     lr: Tensor,
+    /// AdamW's bias correction of the step.
+    correction: Tensor,
     ema_decay: Tensor,
     norm: Tensor,
     losses: Vec<Tensor>,
@@ -122,7 +125,8 @@ pub struct Engine {
 
 struct Stage {
     setup: StageSetup,
-    momentum: Vec<Tensor>,
+    /// Optimizer state: a name and a tensor for each trained parameter.
+    state: Vec<(&'static str, Vec<Tensor>)>,
     average: Vec<Tensor>,
     train: Vec<Inputs>,
     eval: Vec<Inputs>,
@@ -141,6 +145,7 @@ impl Engine {
             model_config: model.clone(),
             stage: None,
             lr: Tensor::zeros(device, &[1], DType::F32)?,
+            correction: Tensor::zeros(device, &[2], DType::F32)?,
             ema_decay: Tensor::zeros(device, &[1], DType::F32)?,
             norm: Tensor::zeros(device, &[1], DType::F32)?,
             losses: LOSSES.iter().map(|_| Tensor::zeros(device, &[1], DType::F32)).collect::<Result<_>>()?,
@@ -167,7 +172,12 @@ impl Engine {
         self.stage = None; // its memory goes first
         self.store.set_trainable(trains)?;
         let shapes: Vec<Vec<usize>> = self.store.trainable().map(Param::shape).collect();
-        let momentum = Tensor::flat(&self.device, &shapes, DType::F32)?;
+        let names: &[&str] = match setup.optimizer.kind {
+            OptimizerKind::Sgd => &["momentum"],
+            OptimizerKind::Adamw => &["exp_avg", "exp_avg_sq"],
+        };
+        let flat = |name: &&'static str| Ok((*name, Tensor::flat(&self.device, &shapes, DType::F32)?));
+        let state = names.iter().map(flat).collect::<Result<Vec<_>>>()?;
         let mut average = Vec::new();
         if setup.ema > 0.0 {
             let shapes: Vec<Vec<usize>> = self.store.all().iter().map(Param::shape).collect();
@@ -194,7 +204,7 @@ impl Engine {
             scores: Tensor::zeros(&self.device, &[b, d], DType::F32)?,
             classes: Tensor::zeros(&self.device, &[b, d], DType::I32)?,
         };
-        self.stage = Some(Stage { setup: setup.clone(), momentum, average, train, eval, outputs });
+        self.stage = Some(Stage { setup: setup.clone(), state, average, train, eval, outputs });
         Ok(())
     }
 
@@ -253,12 +263,14 @@ impl Engine {
         std::array::from_fn(|i| self.losses[i].f32s()[0])
     }
 
-    /// One optimizer step from the gradients of the passes since the last.
-    pub fn update(&mut self, plan: Option<&Rc<StepPlan>>, lr: f64) -> Result<Rc<StepPlan>> {
+    /// One optimizer step from the gradients of the passes since the last: the `step`-th of the stage, from 1.
+    pub fn update(&mut self, plan: Option<&Rc<StepPlan>>, lr: f64, step: u64) -> Result<Rc<StepPlan>> {
         self.lr.write(&[lr as f32]);
         let device = self.device.clone();
         let stage = self.stage.as_mut().expect("engine: a step before enter_stage");
+        self.correction.write(&bias_correction(stage.setup.optimizer.betas, step));
         let (store, norm, lr, decay) = (&self.store, &mut self.norm, &self.lr, &self.ema_decay);
+        let correction = &self.correction;
         let ((), plan) = device.step(plan, || {
             let params: Vec<&Param> = store.trainable().collect();
             params.iter().try_for_each(|p| p.finish_grad())?;
@@ -272,23 +284,7 @@ impl Engine {
             } else {
                 elementwise::fill(&mut scale, 1.0)?;
             }
-            let cfg = &stage.setup.optimizer;
-            let mut values: Vec<_> = params.iter().map(|p| p.value_mut()).collect();
-            let mut rows: Vec<SgdParam<'_>> = values
-                .iter_mut()
-                .zip(&grads)
-                .zip(stage.momentum.iter_mut())
-                .zip(&params)
-                .map(|(((value, grad), momentum), p)| SgdParam {
-                    value,
-                    grad,
-                    momentum,
-                    weight_decay: decay_of(cfg, p.role()),
-                })
-                .collect();
-            sgd(&mut rows, lr, &scale, cfg.momentum, cfg.nesterov)?;
-            drop(rows);
-            drop(values);
+            optimize(&stage.setup.optimizer, &params, &grads, &mut stage.state, lr, correction, &scale)?;
             if !stage.average.is_empty() {
                 let values: Vec<Tensor> = store.all().iter().map(Param::value).collect();
                 let mut pairs: Vec<_> = stage.average.iter_mut().zip(&values).collect();
@@ -342,12 +338,14 @@ impl Engine {
             .collect()
     }
 
-    /// Everything that a checkpoint of this stage holds: name and tensor. Parameters, `momentum.<name>`, `ema.<name>`.
+    /// Everything that a checkpoint of this stage holds: name and tensor. Parameters, optimizer state
+    /// (`momentum.<name>`; AdamW: `exp_avg.<name>`, `exp_avg_sq.<name>`), `ema.<name>`.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut v: Vec<_> = self.store.all().iter().map(|p| (p.name().to_string(), p.value())).collect();
         if let Some(stage) = &self.stage {
-            let trained = self.store.trainable();
-            v.extend(trained.zip(&stage.momentum).map(|(p, t)| (format!("momentum.{}", p.name()), t.clone())));
+            for (kind, tensors) in &stage.state {
+                v.extend(self.store.trainable().zip(tensors).map(|(p, t)| (format!("{kind}.{}", p.name()), t.clone())));
+            }
             v.extend(
                 self.store.all().iter().zip(&stage.average).map(|(p, t)| (format!("ema.{}", p.name()), t.clone())),
             );
@@ -359,8 +357,10 @@ impl Engine {
     /// that is missing.
     pub fn load_optimizer(&mut self, find: impl Fn(&str, usize) -> Result<Vec<f32>>) -> Result<()> {
         let Some(stage) = self.stage.as_mut() else { return Ok(()) };
-        for (p, t) in self.store.trainable().zip(stage.momentum.iter_mut()) {
-            t.write(&find(&format!("momentum.{}", p.name()), t.numel())?);
+        for (kind, tensors) in &mut stage.state {
+            for (p, t) in self.store.trainable().zip(tensors) {
+                t.write(&find(&format!("{kind}.{}", p.name()), t.numel())?);
+            }
         }
         for (p, t) in self.store.all().iter().zip(stage.average.iter_mut()) {
             t.write(&find(&format!("ema.{}", p.name()), t.numel())?);
@@ -380,6 +380,43 @@ impl Engine {
             }
         }
         None
+    }
+}
+
+/// One step of the stage's optimizer on all trained parameters.
+fn optimize(
+    cfg: &OptimizerConfig,
+    params: &[&Param],
+    grads: &[&Tensor],
+    state: &mut [(&'static str, Vec<Tensor>)],
+    lr: &Tensor,
+    correction: &Tensor,
+    scale: &Tensor,
+) -> Result<()> {
+    let mut values: Vec<_> = params.iter().map(|p| p.value_mut()).collect();
+    let each = values.iter_mut().zip(grads).zip(params.iter().map(|p| decay_of(cfg, p.role())));
+    match (cfg.kind, state) {
+        (OptimizerKind::Sgd, [(_, momentum)]) => {
+            let rows = each.zip(momentum);
+            let mut rows: Vec<SgdParam<'_>> = rows
+                .map(|(((value, grad), weight_decay), momentum)| SgdParam { value, grad, momentum, weight_decay })
+                .collect();
+            sgd(&mut rows, lr, scale, cfg.momentum, cfg.nesterov)
+        }
+        (OptimizerKind::Adamw, [(_, means), (_, squares)]) => {
+            let rows = each.zip(means.iter_mut().zip(squares));
+            let mut rows: Vec<AdamWParam<'_>> = rows
+                .map(|(((value, grad), weight_decay), (mean, square))| AdamWParam {
+                    value,
+                    grad,
+                    mean,
+                    square,
+                    weight_decay,
+                })
+                .collect();
+            adamw(&mut rows, lr, scale, correction, AdamWRule { betas: cfg.betas, eps: cfg.eps })
+        }
+        _ => unreachable!("engine: enter_stage makes the state of its optimizer"),
     }
 }
 

@@ -358,6 +358,8 @@ pub enum Precision {
 pub enum OptimizerKind {
     /// Stochastic gradient descent with momentum.
     Sgd,
+    /// Adam with decoupled weight decay.
+    Adamw,
 }
 
 /// What moves the weights.
@@ -370,10 +372,14 @@ pub struct OptimizerConfig {
     pub lr: f64,
     /// Images a step that `lr` is stated for; 0: never scaled. A file without it states `lr` for its `images_per_step`.
     pub lr_batch: usize,
-    /// Momentum.
+    /// `sgd`: momentum.
     pub momentum: f32,
-    /// Nesterov's momentum.
+    /// `sgd`: Nesterov's momentum.
     pub nesterov: bool,
+    /// `adamw`: decay of the running means of the gradient and of its square.
+    pub betas: [f64; 2],
+    /// `adamw`: added to the root of the squares.
+    pub eps: f32,
     /// Weight decay.
     pub weight_decay: f32,
     /// Decay the scale and bias of norms.
@@ -390,6 +396,8 @@ impl Default for OptimizerConfig {
             lr_batch: 0,
             momentum: 0.9,
             nesterov: false,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
             weight_decay: 1e-4,
             norm_decay: true,
             bias_decay: true,

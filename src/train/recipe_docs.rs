@@ -6,7 +6,10 @@ use std::path::PathBuf;
 
 use toml::Value;
 
-use super::recipe::{BuiltInData, ExpectConfig, ExpectSplit, Recipe, Resize, ShapesConfig, SplitConfig, StageConfig};
+use super::recipe::{
+    BuiltInData, ExpectConfig, ExpectSplit, OptimizerConfig, OptimizerKind, Recipe, Resize, ShapesConfig, SplitConfig,
+    StageConfig,
+};
 use super::recipe_keys::{KEYS, Need};
 use super::recipe_read::flatten;
 use super::recipe_schema::expected;
@@ -16,7 +19,7 @@ const HEAD: &str = include_str!("recipe_docs_head.md");
 /// Two recipes of nothing but defaults in which, together, every key has a value.
 fn references() -> [Recipe; 2] {
     let split = || Some(SplitConfig { annotations: PathBuf::from("-"), images: PathBuf::from("-") });
-    let recipe = |resize: Resize, epochs, steps| {
+    let recipe = |resize: Resize, kind, epochs, steps| {
         let mut recipe = Recipe {
             name: "-".into(),
             expect: Some(ExpectConfig {
@@ -30,6 +33,7 @@ fn references() -> [Recipe; 2] {
                 steps,
                 eval_resize: Some(resize.clone()),
                 resize,
+                optimizer: OptimizerConfig { kind, ..Default::default() },
                 ..Default::default()
             }],
             ..Recipe::default()
@@ -41,7 +45,8 @@ fn references() -> [Recipe; 2] {
         recipe
     };
     let fit_crop = toml::from_str::<Resize>("kind = \"fit_crop\"\nsize = 448").expect("a fit_crop");
-    [recipe(fit_crop, Some(1), None), recipe(Resize::default(), None, Some(1))]
+    let (sgd, adamw) = (OptimizerKind::Sgd, OptimizerKind::Adamw); // the last one is the default
+    [recipe(fit_crop, adamw, Some(1), None), recipe(Resize::default(), sgd, None, Some(1))]
 }
 
 /// Every key with its default in TOML.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::recipe::Recipe;
-use super::recipe_keys::{Need, Want};
+use super::recipe_keys::{KEYS, Need, Want};
 use super::recipe_schema::{Places, check, join, key_at, line};
 use crate::{Error, Result};
 
@@ -82,7 +82,9 @@ impl Recipe {
 
     /// The resolved recipe as TOML: every key with its value. Reading it again gives the same recipe.
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a recipe holds only what TOML can say")
+        let mut table = Table::try_from(self).expect("a recipe holds only what TOML can say");
+        remove_other_kinds(&mut table);
+        toml::to_string(&table).expect("a table is TOML")
     }
 
     /// Keys whose values differ, as `stage.0.epochs: 3, was 2`. For a run that is continued with another recipe.
@@ -121,6 +123,19 @@ pub(super) fn flatten(path: &str, value: &Value, leaves: &mut Vec<(String, Strin
 }
 
 /// A rate without `lr_batch` is stated for the batch of the file, so that overriding the batch scales it.
+/// Takes out of optimizer tables what belongs to another kind: a file that says it would be refused.
+fn remove_other_kinds(root: &mut Table) {
+    let stages = root.get_mut("stage").and_then(Value::as_array_mut).into_iter().flatten();
+    for optimizer in stages.filter_map(|stage| stage.get_mut("optimizer")?.as_table_mut()) {
+        let kind = optimizer.get("kind").and_then(Value::as_str).map(str::to_string);
+        let other = |name: &str| {
+            let key = KEYS.iter().find(|key| key.path == format!("stage.*.optimizer.{name}"));
+            key.is_some_and(|key| key.only.is_some() && key.only != kind.as_deref())
+        };
+        optimizer.retain(|name, _| !other(name));
+    }
+}
+
 fn state_lr_batches(root: &mut Table) {
     let Some(Value::Array(stages)) = root.get_mut("stage") else { return };
     for stage in stages.iter_mut().filter_map(Value::as_table_mut) {

@@ -71,7 +71,7 @@ impl StagePlans {
         let train = (0..setup.train.len()).map(|b| planner.train_pass(None, b, 1.0, true, Sampling::Random));
         let train = train.collect::<Result<Vec<_>>>()?;
         let eval = (0..setup.eval.len()).map(|b| planner.eval_pass(None, b)).collect::<Result<Vec<_>>>()?;
-        Ok(StagePlans { train, eval, update: planner.update(None, 0.0)?, persistent_bytes })
+        Ok(StagePlans { train, eval, update: planner.update(None, 0.0, 1)?, persistent_bytes })
     }
 
     /// Bytes of the arena that holds each of the steps.
@@ -330,7 +330,7 @@ impl Run<'_> {
                 self.check_finite(engine)?;
                 loader.recycle(batch);
             }
-            engine.update(Some(&plans.update), lr)?;
+            engine.update(Some(&plans.update), lr, self.meta.step + 1)?;
             self.meta.step += 1;
             self.meta.global_step += 1;
             meter.add(stage.images_per_step);

@@ -1,5 +1,6 @@
 //! One file an op: its only list of shapes, each with the reason for it, and what is checked at each.
 
+mod adamw;
 mod batch_norm_relu;
 mod bce;
 mod box_decode;

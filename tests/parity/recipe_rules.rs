@@ -20,13 +20,13 @@ fn decayed(stage_name: &str) -> (BTreeSet<String>, BTreeSet<String>) {
         e.enter_stage(&setup).unwrap();
         e
     };
-    let plan = engine(&Device::plan()).update(None, 0.0).unwrap();
+    let plan = engine(&Device::plan()).update(None, 0.0, 1).unwrap();
     let mut e = engine(&Device::cpu());
     for p in e.store.all() {
         p.load(&vec![1.0; p.numel()]).unwrap();
     }
     e.store.trainable().for_each(|p| p.clear_grad().unwrap()); // no gradient: zero
-    e.update(Some(&plan), LR).unwrap();
+    e.update(Some(&plan), LR, 1).unwrap();
     let decay = 1.0 - LR as f32 * setup.optimizer.weight_decay;
     let (mut shrunk, mut same) = (BTreeSet::new(), BTreeSet::new());
     for p in e.store.all().iter().filter(|p| is_weight(p)) {

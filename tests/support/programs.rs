@@ -134,7 +134,7 @@ colour_jitter = {{ brightness = 0.2, hue = 0.05 }}
 ema = 0.9
 eval_every_epochs = 20
 checkpoint_every_steps = 9
-optimizer = {{ lr = 0.02 }}
+optimizer = {{ kind = "adamw", lr = 0.002, weight_decay = 0.05 }}
 schedule = {{ warmup_steps = 5 }}
 
 [[stage]]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use upres::detection::anchors::{self, Anchors};
-use upres::device::Device;
+use upres::device::{Device, use_threads};
 use upres::models::config::RpnConfig;
 use upres::ops::match_boxes::{Matcher, match_boxes};
 use upres::ops::nms::{Nms, nms};
@@ -28,6 +28,7 @@ const STRIDES: [f32; 4] = [4.0, 8.0, 16.0, 32.0];
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().collect();
     let json = args.iter().position(|a| a == "--json").and_then(|i| args.get(i + 1));
+    use_threads(0)?;
     let mut out = Report { json: json.map(File::create).transpose()? };
     bench_nms(&mut out)?;
     bench_match_boxes(&mut out)?;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::time::Instant;
 
-use upres::device::{Device, op_times, reset_op_times};
+use upres::device::{Device, op_times, reset_op_times, use_threads};
 use upres::models::config::{BoxHeadKind, ModelConfig};
 use upres::models::{HostBatch, PixelStats, Sampling};
 use upres::tensor::philox::{Purpose, Stream};
@@ -17,6 +17,7 @@ use upres::train::recipe::StageConfig;
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let mut options: HashMap<String, String> = HashMap::new();
+    use_threads(0).expect("the first in this process");
     let mut it = args.iter().peekable();
     while let Some(a) = it.next() {
         let value = it.next_if(|v| !v.starts_with("--")).cloned().unwrap_or_default();

@@ -187,6 +187,8 @@ fn optimizers_have_their_own_keys() {
     assert_eq!((recipe.stages[0].optimizer.betas, recipe.stages[1].optimizer.momentum), ([0.8, 0.95], 0.9));
     let text = recipe.to_toml();
     assert_eq!(parse(&text, &[]).unwrap(), recipe, "{text}");
+    let again = parse(&text, &["stage.0.optimizer.kind=sgd", "stage.1.resize.kind=fit_crop", "stage.1.resize.size=64"]);
+    assert_eq!(again.unwrap().stages[0].optimizer.momentum, 0.9, "another kind takes the keys of its own");
     complains(MINIMAL, &[kind, "stage.one.optimizer.nesterov=true"], &["stage.one.optimizer.nesterov", "sgd", "adamw"]);
     complains(MINIMAL, &["stage.one.optimizer.kind=adam"], &["adam", "adamw"]);
     complains(MINIMAL, &[kind, "stage.one.optimizer.betas=[0.9, 1.0]"], &["stage.one.optimizer.betas"]);

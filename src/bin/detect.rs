@@ -13,7 +13,7 @@ use serde::Serialize;
 use upres::data::decode::image_size;
 use upres::data::draw::{DrawnObject, annotated, write_png};
 use upres::data::{BadImages, Category, Dataset, ImageStore};
-use upres::device::Device;
+use upres::device::{Device, use_threads};
 use upres::train::infer::{Detector, ImageDetections};
 use upres::{Error, Result};
 
@@ -83,6 +83,7 @@ fn main() -> ExitCode {
 
 /// True if every picture was done.
 fn run(args: &Cli) -> Result<bool> {
+    use_threads(0)?;
     let device = match args.device {
         DeviceKind::Auto | DeviceKind::Cpu => Device::cpu(),
     };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use upres::data::{Dataset, ImageStore};
-use upres::device::Device;
+use upres::device::{Device, use_threads};
 use upres::eval::{Evaluator, write_results};
 use upres::train::infer::{Detector, to_results};
 
@@ -59,6 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Cli) -> upres::Result<()> {
+    use_threads(0)?;
     let device = match args.device {
         DeviceKind::Auto | DeviceKind::Cpu => Device::cpu(),
     };

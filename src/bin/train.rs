@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, ValueEnum};
+use upres::device::{Device, use_threads};
 use upres::train::checkpoint::Checkpoint;
 use upres::train::finish::finish;
 use upres::train::progress::{Progress, bytes};
@@ -14,7 +15,7 @@ use upres::train::recipe_read::Override;
 use upres::train::recorder::Recorder;
 use upres::train::run_dir::RunDir;
 use upres::train::trainer::{TrainOptions, plan_run, train};
-use upres::{Error, Result, device::Device};
+use upres::{Error, Result};
 
 /// Trains an object detector from scratch: low resolution first, then high (arXiv 2106.03112).
 ///
@@ -98,10 +99,7 @@ fn run(args: &Args) -> Result<()> {
         (None, Some(path)) => (Recipe::read(path, &overrides)?, path.clone()),
         (None, None) => (Recipe::built_in(&overrides)?, PathBuf::from("recipes/shapes.toml")),
     };
-    if recipe.threads > 0 {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(recipe.threads);
-        pool.build_global().map_err(|e| Error::recipe(&file, "threads", e.to_string()))?;
-    }
+    use_threads(recipe.threads)?;
     let device = match args.device {
         DeviceArg::Auto | DeviceArg::Cpu => Device::cpu(),
     };

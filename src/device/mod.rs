@@ -18,10 +18,18 @@ pub use plan::{LiveAtPeak, StepPlan};
 pub use scope::{OpTime, Scope, op_times, profile_enabled, reset_op_times};
 pub use simd::simd_level;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Every buffer begins at a multiple of this: a cache line, and the widest vector.
 pub const ALIGN_BYTES: usize = 64;
+
+/// Sets up the threads of the CPU back end, once in a process, before anything else runs: `threads` of them, 0 for
+/// every core (or `RAYON_NUM_THREADS`). The calling thread becomes one of them: from any other thread each parallel loop
+/// would be handed over and waited for asleep, two switches of context for loops of some microseconds.
+pub fn use_threads(threads: usize) -> Result<()> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
+    pool.build_global().map_err(|error| Error::value("threads", error.to_string()))
+}
 
 /// A place for tensors.
 #[derive(Clone)]

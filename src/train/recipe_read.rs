@@ -6,7 +6,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::recipe::Recipe;
-use super::recipe_keys::{KEYS, Need, Want};
+use super::recipe_keys::{Key, Need, Want};
 use super::recipe_schema::{Places, check, join, key_at, line};
 use crate::{Error, Result};
 
@@ -83,7 +83,10 @@ impl Recipe {
     /// The resolved recipe as TOML: every key with its value. Reading it again gives the same recipe.
     pub fn to_toml(&self) -> String {
         let mut table = Table::try_from(self).expect("a recipe holds only what TOML can say");
-        remove_other_kinds(&mut table);
+        let stages = table.get_mut("stage").and_then(Value::as_array_mut).into_iter().flatten();
+        for optimizer in stages.filter_map(|stage| stage.get_mut("optimizer")?.as_table_mut()) {
+            remove_other_kinds("stage.0.optimizer", optimizer);
+        }
         toml::to_string(&table).expect("a table is TOML")
     }
 
@@ -123,17 +126,11 @@ pub(super) fn flatten(path: &str, value: &Value, leaves: &mut Vec<(String, Strin
 }
 
 /// A rate without `lr_batch` is stated for the batch of the file, so that overriding the batch scales it.
-/// Takes out of optimizer tables what belongs to another kind: a file that says it would be refused.
-fn remove_other_kinds(root: &mut Table) {
-    let stages = root.get_mut("stage").and_then(Value::as_array_mut).into_iter().flatten();
-    for optimizer in stages.filter_map(|stage| stage.get_mut("optimizer")?.as_table_mut()) {
-        let kind = optimizer.get("kind").and_then(Value::as_str).map(str::to_string);
-        let other = |name: &str| {
-            let key = KEYS.iter().find(|key| key.path == format!("stage.*.optimizer.{name}"));
-            key.is_some_and(|key| key.only.is_some() && key.only != kind.as_deref())
-        };
-        optimizer.retain(|name, _| !other(name));
-    }
+/// Takes out of a table at `path` what belongs to another kind than its own: such keys would be refused.
+fn remove_other_kinds(path: &str, table: &mut Table) {
+    let Some(Value::String(kind)) = table.get("kind").cloned() else { return };
+    let other = |key: &Key| key.only.is_some_and(|only| only != kind);
+    table.retain(|name, _| !key_at(&join(path, name)).is_some_and(other));
 }
 
 fn state_lr_batches(root: &mut Table) {
@@ -196,6 +193,9 @@ fn apply(file: &Path, root: &mut Table, places: &mut Places, given: &Override) -
         table.remove(last);
     } else {
         table.insert(last.clone(), value);
+    }
+    if last == "kind" {
+        remove_other_kinds(&tables.join("."), table); // what the file says for its own kind
     }
     places.set(&path, &format!("{}={}", given.key, given.value));
     Ok(())

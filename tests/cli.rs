@@ -296,6 +296,27 @@ fn an_interrupt_ends_after_the_step_with_a_checkpoint() {
     assert_eq!(step(&run), at + 1);
 }
 
+/// A disk that fills up while a checkpoint is written: one line about it, and the run goes on from the old checkpoint.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(dir.path(), shapes());
+    let run = dir.path().join("run");
+    train(&recipe, &run, &["--stop-after", "10"]).done();
+    let before = fs::read(last(&run)).unwrap();
+    // Files of at most 1 MiB (512-byte blocks in POSIX, 1024 in bash: at most 2); a checkpoint is larger.
+    assert!(before.len() > 2 << 20, "{}", before.len());
+    let script = "trap '' XFSZ; ulimit -f 2048; exec \"$0\" --resume \"$1\"";
+    let train_program = command("train").get_program().to_owned();
+    let limited = std::process::Command::new("sh").args(["-c", script]).arg(train_program).arg(&run).output().unwrap();
+    Ran::from(limited).complains(&["last.safetensors", "not written", "untouched", "--resume"]);
+    assert_eq!(fs::read(last(&run)).unwrap(), before);
+    assert_tidy(&run);
+    run_program("train", ["--resume", run.to_str().unwrap(), "--stop-after", "20"]).done();
+    assert_eq!(step(&run), 20);
+}
+
 /// The built-in data set is made where it is absent.
 #[test]
 fn the_built_in_data_set_is_made() {

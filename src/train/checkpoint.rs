@@ -1,7 +1,7 @@
 //! Checkpoints: safetensors files that hold everything a run needs to go on bit-exactly, written atomically.
 //!
-//! Tensors: parameters under their names, `momentum.<name>` (AdamW: `exp_avg.<name>`,
-//! `exp_avg_sq.<name>`), `ema.<name>`. The metadata holds [`Meta`] as JSON.
+//! Tensors: parameters under their names, `momentum.<name>` (AdamW: `exp_avg.<name>`, `exp_avg_sq.<name>`),
+//! `ema.<name>`. The metadata holds [`Meta`] as JSON, and a checksum of it and of the tensors' bytes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,6 +20,8 @@ use crate::tensor::Tensor;
 const FORMAT: u32 = 1;
 /// Key of [`Meta`] in the safetensors metadata.
 const META_KEY: &str = "upres";
+/// Key of the CRC-32C (hexadecimal) of the metadata's text followed by the tensors' bytes.
+const CHECKSUM_KEY: &str = "crc32c";
 
 /// What a checkpoint says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,7 +81,9 @@ pub fn save(path: &Path, meta: &Meta, tensors: &[(String, Tensor)]) -> Result<()
 fn write_to(out: &mut impl Write, meta: &Meta, tensors: &[(String, Tensor)]) -> std::io::Result<()> {
     let mut header = serde_json::Map::new();
     let text = serde_json::to_string(meta).map_err(std::io::Error::other)?;
-    header.insert("__metadata__".into(), serde_json::json!({ META_KEY: text }));
+    let append = |sum, (_, t): &(String, Tensor)| crc32c::crc32c_append(sum, bytemuck::cast_slice(t.f32s()));
+    let sum = tensors.iter().fold(crc32c::crc32c(text.as_bytes()), append);
+    header.insert("__metadata__".into(), serde_json::json!({ META_KEY: text, CHECKSUM_KEY: format!("{sum:08x}") }));
     let mut offset = 0;
     for (name, t) in tensors {
         let end = offset + t.bytes();
@@ -105,10 +109,18 @@ impl Checkpoint {
             Error::checkpoint(path, format!("not a whole safetensors file ({e}): truncated, or something else"))
         };
         let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
-        let text = header.metadata().as_ref().and_then(|m| m.get(META_KEY)).ok_or_else(|| {
+        let (header_len, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+        let metadata = header.metadata().as_ref();
+        let text = metadata.and_then(|m| m.get(META_KEY)).ok_or_else(|| {
             Error::checkpoint(path, "no upres metadata: a weights file of another program, not a checkpoint")
         })?;
+        // The library has checked that the tensors fill the rest of the file.
+        let data = bytes.get(8 + header_len..).unwrap_or_default();
+        let sum = format!("{:08x}", crc32c::crc32c_append(crc32c::crc32c(text.as_bytes()), data));
+        if metadata.and_then(|m| m.get(CHECKSUM_KEY)).is_some_and(|want| *want != sum) {
+            let message = "damaged: its content does not match its checksum; take another checkpoint of the run";
+            return Err(Error::checkpoint(path, message));
+        }
         let meta: Meta = serde_json::from_str(text).map_err(|e| {
             Error::checkpoint(path, format!("metadata cannot be read ({e}); written by another version?"))
         })?;
@@ -232,6 +244,15 @@ mod tests {
             fs::write(&path, &bytes[..n]).unwrap();
             let e = Checkpoint::load(&path).map(|_| ()).unwrap_err().to_string();
             assert!(e.contains("c.safetensors") && e.contains("truncated"), "{n}: {e}");
+        }
+        // One bit anywhere in the weights, or in what the checkpoint says of itself.
+        let said = bytes.windows(8).position(|w| w == b"name = \\").unwrap();
+        for (place, bit) in [(bytes.len() - 1, 0x80), (bytes.len() - 30, 1), (said + 1, 1)] {
+            let mut damaged = bytes.clone();
+            damaged[place] ^= bit;
+            fs::write(&path, &damaged).unwrap();
+            let e = Checkpoint::load(&path).map(|_| ()).unwrap_err().to_string();
+            assert!(e.contains("c.safetensors") && e.contains("checksum"), "{place}: {e}");
         }
         let foreign = b"\x02\0\0\0\0\0\0\0{}";
         fs::write(&path, foreign).unwrap();

@@ -176,19 +176,8 @@ pub(super) fn run<R>(cpu: &Rc<Cpu>, plan: &Rc<StepPlan>, step: impl FnOnce() -> 
     if cpu.running.borrow().is_some() {
         return Err(Error::Plan { message: "a step inside a step".into() });
     }
-    let arena = {
-        let mut slot = cpu.arena.borrow_mut();
-        let large_enough = slot.as_ref().is_some_and(|a| a.layout.size() >= plan.peak_bytes);
-        if !large_enough {
-            *slot = None; // free the old one first: two arenas at once would not be the plan
-            let block = Block::new(plan.peak_bytes);
-            // SAFETY: the block was just made with at least `peak_bytes` bytes.
-            unsafe { block.ptr.as_ptr().write_bytes(0, plan.peak_bytes) };
-            *slot = Some(Rc::new(block));
-            cpu.high_water.set(0);
-        }
-        slot.clone().expect("arena: made above")
-    };
+    reserve(cpu, plan.peak_bytes);
+    let arena = cpu.arena.borrow().clone().expect("arena: reserved above");
     *cpu.running.borrow_mut() = Some(Running { plan: plan.clone(), next: 0, arena });
     let guard = StepGuard(cpu);
     let out = step()?;
@@ -218,10 +207,11 @@ impl Drop for StepGuard<'_> {
 pub(super) fn reserve(cpu: &Cpu, bytes: usize) {
     let mut slot = cpu.arena.borrow_mut();
     if slot.as_ref().is_none_or(|a| a.layout.size() < bytes) {
-        *slot = None;
+        *slot = None; // free the old one first: two arenas at once would not be the plan
         let block = Block::new(bytes);
         // SAFETY: the block was just made with at least `bytes` bytes.
         unsafe { block.ptr.as_ptr().write_bytes(0, bytes) };
         *slot = Some(Rc::new(block));
+        cpu.high_water.set(0);
     }
 }

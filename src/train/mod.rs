@@ -8,6 +8,7 @@ pub mod event;
 pub mod finish;
 pub mod infer;
 pub mod log;
+mod meter;
 pub mod progress;
 pub mod recipe;
 mod recipe_check;

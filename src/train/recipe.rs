@@ -289,7 +289,7 @@ pub enum Resize {
         /// Shapes are multiples of this.
         #[serde(default = "Resize::default_pad_to")]
         pad_to: u32,
-        /// Padded shapes for each orientation.
+        /// At most so many padded shapes in all.
         #[serde(default = "Resize::default_buckets")]
         buckets: usize,
     },

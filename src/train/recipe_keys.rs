@@ -206,7 +206,7 @@ pub const KEYS: &[Key] = &[
     key("stage.*.resize.long", Whole(32, 16_384), "limit of the longer side", PAPER).in_table().only("keep_ratio"),
     key("stage.*.resize.short", Whole(32, 16_384), "limit of the shorter side", PAPER).in_table().only("keep_ratio"),
     key("stage.*.resize.pad_to", Whole(1, 1024), "padded sides are multiples of this", PAPER).only("keep_ratio"),
-    key("stage.*.resize.buckets", Whole(1, 64), "padded shapes for each orientation", OURS).only("keep_ratio"),
+    key("stage.*.resize.buckets", Whole(1, 64), "at most so many padded shapes in all", OURS).only("keep_ratio"),
     key("stage.*.eval_resize", Like("stage.*.resize"), "resize of evaluation images; left out: as `resize`, without its randomness", OURS).optional(),
     key("stage.*.colour_jitter.brightness", Real(0.0, 1.0), "random factor from 1 ± this", PAPER),
     key("stage.*.colour_jitter.contrast", Real(0.0, 1.0), "random factor from 1 ± this", PAPER),

@@ -12,6 +12,7 @@ use super::data::{RunData, buckets, eval_pipeline, host_batch, pixel_stats, trai
 use super::engine::{Engine, LOSSES, StageSetup};
 use super::event::{self, Event, Observer};
 use super::infer::{detect_all, to_results};
+use super::meter::{Clock, Meter};
 use super::recipe::{Recipe, StageConfig};
 use super::schedule::Schedule;
 use crate::data::loader::plan_batches;
@@ -23,6 +24,9 @@ use crate::models::Sampling;
 
 /// Least time between two lines of the log.
 const LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// Skipped images that are named at the end of a run.
+const SKIPPED_SHOWN: usize = 50;
 
 /// How a run is run.
 #[derive(Clone, Debug, Default)]
@@ -197,6 +201,7 @@ pub fn train(
             break;
         }
     }
+    run.note_skipped();
     let outcome = outcome.ok_or_else(|| Error::recipe(file, "stage", "no stage: add at least one [[stage]]"))?;
     run.observer.event(&Event::End(event::End {
         reason: outcome.reason.into(),
@@ -205,18 +210,6 @@ pub fn train(
         data_wait: run.clock.waited.as_secs_f64() / run.clock.start.elapsed().as_secs_f64().max(1e-9),
     }))?;
     Ok(outcome)
-}
-
-struct Clock {
-    before: f64,
-    start: Instant,
-    waited: Duration,
-}
-
-impl Clock {
-    fn now(&self) -> f64 {
-        self.before + self.start.elapsed().as_secs_f64()
-    }
 }
 
 struct Run<'a> {
@@ -352,6 +345,26 @@ impl Run<'_> {
         Ok("done")
     }
 
+    /// Names the pictures that were left out because they are bad.
+    fn note_skipped(&mut self) {
+        let splits =
+            [("train", Some(&self.data.train)), ("val", self.data.val.as_ref()), ("test", self.data.test.as_ref())];
+        for (split, store) in splits {
+            let skipped = store.map_or(Vec::new(), |store| store.skipped());
+            if skipped.is_empty() {
+                continue;
+            }
+            self.observer.note(&format!("{split}: {} bad images were skipped", skipped.len()));
+            for (_, why) in skipped.iter().take(SKIPPED_SHOWN) {
+                self.observer.note(&format!("  {why}"));
+            }
+            if skipped.len() > SKIPPED_SHOWN {
+                let rest = skipped.len() - SKIPPED_SHOWN;
+                self.observer.note(&format!("  and {rest} more: `dataset check` lists them all"));
+            }
+        }
+    }
+
     fn is_final(&self, index: usize) -> bool {
         index + 1 == self.recipe.stages.len() && self.data.test.is_none()
     }
@@ -478,34 +491,5 @@ impl Run<'_> {
             path: path.display().to_string(),
             global_step: self.meta.global_step,
         }))
-    }
-}
-
-/// Speed since the last line of the log.
-struct Meter {
-    start: Instant,
-    images: usize,
-    waited: Duration,
-}
-
-impl Meter {
-    fn new(waited: Duration) -> Meter {
-        Meter { start: Instant::now(), images: 0, waited }
-    }
-
-    fn add(&mut self, images: usize) {
-        self.images += images;
-    }
-
-    fn since(&self) -> Duration {
-        self.start.elapsed()
-    }
-
-    /// Images a second and the share of time spent waiting; starts anew.
-    fn read(&mut self, waited: Duration) -> (f64, f64) {
-        let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
-        let out = (self.images as f64 / seconds, (waited - self.waited).as_secs_f64() / seconds);
-        *self = Meter::new(waited);
-        out
     }
 }

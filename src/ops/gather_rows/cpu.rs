@@ -48,9 +48,3 @@ pub(super) fn take_i32(y: &mut [i32], x: &[i32], idx: &[i32], n: usize, s: usize
         *y = row(i, n).map_or(missing, |i| x[r / s * n + i]);
     }
 }
-
-pub(super) fn row_image(y: &mut [i32], idx: &[i32], s: usize) {
-    for (r, (y, &i)) in y.iter_mut().zip(idx).enumerate() {
-        *y = if i < 0 { -1 } else { (r / s) as i32 };
-    }
-}

@@ -59,20 +59,6 @@ pub fn take_i32(x: &Tensor, idx: &Tensor, missing: i32) -> Result<Tensor> {
     Ok(y)
 }
 
-/// The image of each row of a batch laid end to end, for ops that want one list of rows: `y[b S + s] = b`, -1 where the
-/// index is negative.
-///
-/// Shapes: idx `[B,S]` i32, y `[B S]` i32.
-/// Errors: `Shape` if idx has not two dimensions.
-pub fn row_image(idx: &Tensor) -> Result<Tensor> {
-    let _op = idx.device().enter("row_image");
-    let [b, s] = idx.dims("row_image: idx")?;
-    idx.expect_dtype("row_image: idx", DType::I32)?;
-    let mut y = Tensor::empty(idx.device(), &[b * s], DType::I32)?;
-    on_device!(idx.device(), cpu => cpu::row_image(y.i32s_mut(), idx.i32s(), s));
-    Ok(y)
-}
-
 fn gather(x: &Tensor, idx: &Tensor) -> Result<(Tensor, GatherShape)> {
     let (images, n, c) = match *x.shape() {
         [b, n, c] => (Some(b), n, c),

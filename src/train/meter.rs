@@ -1,0 +1,49 @@
+//! Time of a run and its speed.
+
+use std::time::{Duration, Instant};
+
+/// Time of the whole run.
+pub(super) struct Clock {
+    /// Seconds before it was resumed.
+    pub before: f64,
+    /// When this process began.
+    pub start: Instant,
+    /// Time spent waiting for data.
+    pub waited: Duration,
+}
+
+impl Clock {
+    /// Seconds of training so far.
+    pub fn now(&self) -> f64 {
+        self.before + self.start.elapsed().as_secs_f64()
+    }
+}
+
+/// Speed since the last line of the log.
+pub(super) struct Meter {
+    start: Instant,
+    images: usize,
+    waited: Duration,
+}
+
+impl Meter {
+    pub fn new(waited: Duration) -> Meter {
+        Meter { start: Instant::now(), images: 0, waited }
+    }
+
+    pub fn add(&mut self, images: usize) {
+        self.images += images;
+    }
+
+    pub fn since(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Images a second and the share of time spent waiting; starts anew.
+    pub fn read(&mut self, waited: Duration) -> (f64, f64) {
+        let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
+        let out = (self.images as f64 / seconds, (waited - self.waited).as_secs_f64() / seconds);
+        *self = Meter::new(waited);
+        out
+    }
+}

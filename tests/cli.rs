@@ -60,7 +60,7 @@ fn assert_same_state(a: &Path, b: &Path) {
 fn assert_tidy(run: &Path) {
     for folder in [run.to_path_buf(), run.join("checkpoints")] {
         let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        let hidden: Vec<_> = names.filter(|n| n.starts_with('.')).collect();
+        let hidden: Vec<_> = names.filter(|n| n.starts_with('.') && n != ".lock").collect();
         assert!(hidden.is_empty(), "{hidden:?}");
     }
 }
@@ -109,7 +109,10 @@ fn evaluate_gives_the_numbers_of_the_training_run() {
 
     let rows: Vec<upres::eval::ResultBox> = serde_json::from_value(json(&out)).unwrap();
     assert!(!rows.is_empty(), "an untrained head is sure of something at 0.05");
-    let metrics = upres::eval::Evaluator::new(&data.join("annotations/val.json")).unwrap().evaluate(&rows).unwrap();
+    let metrics =
+        upres::eval::Evaluator::new(&upres::data::Dataset::load(data.join("annotations/val.json"), "").unwrap())
+            .evaluate(&rows)
+            .unwrap();
     assert_eq!(format!("{metrics}\n"), all.out);
     let logged = events(run, "eval").pop().unwrap();
     assert_eq!(logged["split"], "val");
@@ -176,7 +179,14 @@ fn detect_writes_boxes_and_pictures() {
     assert!(ran.err.contains("bad.jpg") && ran.err.contains("none.png"), "{ran:?}");
     assert!(out.join(format!("{stem}.png")).is_file() && out.join("detections.json").is_file());
 
-    // A copy never replaces the picture itself.
+    // A copy never replaces the picture itself, nor any other file that was there before.
+    let own = dir.path().join("other");
+    fs::create_dir(&own).unwrap();
+    fs::write(own.join(format!("{stem}.png")), "mine").unwrap();
+    for _ in 0..2 {
+        run_program("detect", [last(run), one.clone(), "--out".into(), own.clone()]).done();
+    }
+    assert!(own.join(format!("{stem}-2.png")).is_file());
     let own = dir.path().join("own");
     fs::create_dir(&own).unwrap();
     fs::copy(&one, own.join("a.png")).unwrap();
@@ -315,6 +325,83 @@ fn a_full_disk_loses_nothing() {
     assert_tidy(&run);
     run_program("train", ["--resume", run.to_str().unwrap(), "--stop-after", "20"]).done();
     assert_eq!(step(&run), 20);
+}
+
+/// The best checkpoint is that of the best evaluation, the last one of the run included.
+#[test]
+fn the_best_checkpoint_is_of_the_best_evaluation() {
+    let dir = tempfile::tempdir().unwrap();
+    let (recipe, run) = (dir.path().join("r.toml"), dir.path().join("run"));
+    // One stage, one evaluation: at the very end.
+    let text = tiny_recipe(shapes());
+    fs::write(&recipe, &text[..text.rfind("[[stage]]").unwrap()]).unwrap();
+    train(&recipe, &run, &["--set", "stage.0.eval_every_epochs=0", "--set", "stage.0.steps=10"]).done();
+    assert_eq!(events(&run, "eval").len(), 1);
+    let meta = meta(&run.join("checkpoints/best.safetensors"));
+    assert_eq!((meta["global_step"].as_u64(), meta["best_ap"].is_number()), (Some(10), true));
+
+    let best = finished_run().join("checkpoints/best.safetensors");
+    let evals = events(finished_run(), "eval");
+    let ap = |e: &Value| e["metrics"]["bbox_ap"].as_f64().unwrap();
+    let highest = evals.iter().map(ap).fold(f64::MIN, f64::max);
+    let first = evals.iter().find(|e| ap(e) == highest).unwrap();
+    assert_eq!(self::meta(&best)["global_step"], first["global_step"]);
+}
+
+/// A picture that is missing in the first evaluation costs no step: the run goes on with that evaluation.
+#[test]
+fn a_failed_evaluation_loses_nothing() {
+    let dir = folder_with_data();
+    let data = dir.path().join("data");
+    let (recipe, run) = (write_recipe(dir.path(), &data), dir.path().join("run"));
+    let picture = fs::read_dir(data.join("images/val")).unwrap().next().unwrap().unwrap().path();
+    let away = dir.path().join("away.png");
+    fs::rename(&picture, &away).unwrap();
+    // Evaluations come every 20 epochs of 3 steps.
+    let ran = train(&recipe, &run, &["--set", "stage.0.checkpoint_every_steps=0", "--stop-after", "70"]);
+    ran.complains(&[picture.file_name().unwrap().to_str().unwrap()]);
+    assert_eq!((step(&run), meta(&last(&run))["evaluation_due"].as_bool()), (60, Some(true)));
+    fs::rename(&away, &picture).unwrap();
+    run_program("train", ["--resume", run.to_str().unwrap(), "--stop-after", "61"]).done();
+    let evals = events(&run, "eval");
+    assert_eq!((evals.len(), evals[0]["global_step"].as_u64(), step(&run)), (1, Some(60), 61));
+    assert_eq!(meta(&last(&run))["evaluation_due"].as_bool(), Some(false));
+}
+
+#[test]
+fn one_process_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let (recipe, run) = (write_recipe(dir.path(), shapes()), dir.path().join("run"));
+    train(&recipe, &run, &["--stop-after", "1"]).done();
+    let log = fs::read(run.join("log.jsonl")).unwrap();
+    let lock = fs::File::open(run.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    run_program("train", ["--resume", run.to_str().unwrap()]).complains(&["another process"]);
+    drop(lock);
+    // Refused for another reason: the log stays as it was.
+    let args = ["--resume", run.to_str().unwrap(), "--set", "model.backbone.width=0.25"];
+    run_program("train", args).complains(&["another model"]);
+    assert_eq!(fs::read(run.join("log.jsonl")).unwrap(), log);
+    run_program("train", ["--resume", run.to_str().unwrap(), "--stop-after", "2"]).done();
+}
+
+/// Another order of the categories would give every output another meaning.
+#[test]
+fn a_resumed_run_has_its_classes() {
+    let dir = folder_with_data();
+    let data = dir.path().join("data");
+    let (recipe, run) = (write_recipe(dir.path(), &data), dir.path().join("run"));
+    train(&recipe, &run, &["--stop-after", "1"]).done();
+    for split in ["train", "val"] {
+        let file = data.join(format!("annotations/{split}.json"));
+        let mut truth = json(&file);
+        truth["categories"][0]["name"] = "blob".into();
+        fs::write(&file, truth.to_string()).unwrap();
+    }
+    run_program("train", ["--resume", run.to_str().unwrap()]).complains(&["last.safetensors", "ellipse", "blob"]);
+    let weights = format!("init.weights={}", last(&run).display());
+    let ran = train(&recipe, &dir.path().join("new"), &["--set", &weights, "--stop-after", "1"]).done();
+    assert!(ran.err.contains("init.weights: its classes (ellipse"), "{ran:?}");
 }
 
 /// The built-in data set is made where it is absent.

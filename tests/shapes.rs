@@ -154,6 +154,20 @@ fn ensure_writes_once_and_again_if_something_differs() {
 }
 
 #[test]
+fn a_folder_with_other_files_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let annotations = dir.path().join("annotations/train.json");
+    fs::create_dir_all(annotations.parent().unwrap()).unwrap();
+    fs::write(&annotations, "{\"images\": []}").unwrap();
+    for result in [generate(dir.path(), &small()), ensure(dir.path(), &small())] {
+        let text = result.unwrap_err().to_string();
+        assert!(text.contains("did not make: choose another"), "{text}");
+    }
+    assert_eq!(fs::read_to_string(&annotations).unwrap(), "{\"images\": []}");
+    assert!(!dir.path().join("images").exists());
+}
+
+#[test]
 fn odd_options_work_or_are_refused_in_one_line() {
     let tiny = ShapesOptions { size: (48, 48), objects: (1, 40), train: 2, val: 0, ..small() };
     let dir = tempfile::tempdir().unwrap();

@@ -112,8 +112,9 @@ fn run(args: &Cli) -> Result<bool> {
         failed += 1;
     }
 
-    write_json(&args.out.join("detections.json"), &found, &dataset)?;
-    let names = copy_names(&args.out, &files);
+    let json = args.out.join("detections.json");
+    let names = copy_names(&args.out, &files, json.exists());
+    write_json(&json, &found, &dataset)?;
     let classes = dataset.class_names();
     found.par_iter().try_for_each(|image| draw(&names[image.index], image, &store, &classes))?;
     let objects: usize = found.iter().map(|i| i.found.len()).sum();
@@ -175,15 +176,15 @@ fn write_json(path: &Path, found: &[ImageDetections], dataset: &Dataset) -> Resu
 }
 
 /// Where the annotated copies go: NAME.png, or NAME-2.png and so on where two pictures have the same name or the copy
-/// would replace one of the pictures.
-fn copy_names(out: &Path, files: &[PathBuf]) -> Vec<PathBuf> {
+/// would replace one of the pictures, or, unless the folder is `ours` from an earlier call, any file.
+fn copy_names(out: &Path, files: &[PathBuf], ours: bool) -> Vec<PathBuf> {
     let inputs: HashSet<PathBuf> = files.iter().filter_map(|f| f.canonicalize().ok()).collect();
     let mut taken = HashSet::new();
     let mut name = |file: &PathBuf| {
         let stem = file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         let candidates = (1..).map(|n| if n == 1 { format!("{stem}.png") } else { format!("{stem}-{n}.png") });
-        let is_input = |p: &PathBuf| p.canonicalize().is_ok_and(|p| inputs.contains(&p));
-        let mut free = candidates.map(|c| out.join(c)).filter(|p| !is_input(p) && taken.insert(p.clone()));
+        let is_kept = |p: &PathBuf| p.canonicalize().is_ok_and(|p| !ours || inputs.contains(&p));
+        let mut free = candidates.map(|c| out.join(c)).filter(|p| !is_kept(p) && taken.insert(p.clone()));
         free.next().expect("there is always a larger number")
     };
     files.iter().map(&mut name).collect()

@@ -66,7 +66,7 @@ fn run(args: &Cli) -> upres::Result<()> {
     let mut detector = Detector::load(&args.checkpoint, &device)?;
     let dataset = Arc::new(Dataset::load(&args.annotations, &args.images)?);
     let classes = detector.match_classes(&dataset)?;
-    let evaluator = Evaluator::new(&args.annotations)?;
+    let evaluator = Evaluator::new(&dataset);
     let store = Arc::new(ImageStore::new(dataset, detector.bad_images(), 0));
     let batch = args.batch.map_or(detector.batch_size(), usize::from);
 

@@ -9,12 +9,13 @@ use clap::{Parser, ValueEnum};
 use upres::device::{Device, use_threads};
 use upres::train::checkpoint::Checkpoint;
 use upres::train::finish::finish;
+use upres::train::plans::plan_run;
 use upres::train::progress::{Progress, bytes};
 use upres::train::recipe::Recipe;
 use upres::train::recipe_read::Override;
 use upres::train::recorder::Recorder;
 use upres::train::run_dir::RunDir;
-use upres::train::trainer::{TrainOptions, plan_run, train};
+use upres::train::trainer::{TrainOptions, train};
 use upres::{Error, Result};
 
 /// Trains an object detector from scratch: low resolution first, then high (arXiv 2106.03112).
@@ -93,6 +94,11 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let mut overrides = args.overrides.clone();
     overrides.extend(args.seed.map(|s| Override { key: "seed".into(), value: s.to_string() }));
+    for dir in &args.compare {
+        if !dir.is_dir() {
+            return Err(Error::data(dir, "--compare: no such run directory"));
+        }
+    }
     let resumed = args.resume.as_deref().map(RunDir::resume).transpose()?;
     let (recipe, file) = match (&resumed, &args.recipe) {
         (Some(dir), _) => (dir.read_recipe(&overrides)?, dir.recipe()),
@@ -107,14 +113,21 @@ fn run(args: &Args) -> Result<()> {
         return print_plan(&recipe, &file);
     }
     let meta = resumed.as_ref().map(|dir| Checkpoint::load(&dir.last()).map(|c| c.meta)).transpose()?;
+    let lock;
     let dir = match resumed {
         Some(dir) => {
+            lock = dir.lock()?;
+            dir.clear_half_written()?;
             dir.write_recipe(&recipe)?;
             dir
         }
-        None => RunDir::create(args.out.as_deref(), &recipe)?,
+        None => {
+            let dir = RunDir::create(args.out.as_deref(), &recipe)?;
+            lock = dir.lock()?;
+            dir
+        }
     };
-    let mut recorder = Recorder::new(&dir, &recipe, meta.as_ref(), Progress::new(&recipe))?;
+    let mut recorder = Recorder::new(&dir, &recipe, meta.as_ref(), Progress::new(&recipe));
     for note in recipe.notes() {
         upres::train::event::Observer::note(&mut recorder, &note);
     }
@@ -124,6 +137,7 @@ fn run(args: &Args) -> Result<()> {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(130); // asked twice: at once
         }
+        eprintln!("interrupted: a checkpoint after this step, or now in an evaluation; again: at once");
     });
     handler.map_err(|e| Error::value("train", format!("cannot catch interrupts: {e}")))?;
     let options = TrainOptions {
@@ -139,11 +153,12 @@ fn run(args: &Args) -> Result<()> {
         let _ = if meta.is_some() { restore_recipe(&dir) } else { dir.discard_unbegun() };
     }
     let outcome = outcome?;
-    finish(&dir, &recipe, &outcome, &args.compare)?;
     match &outcome.metrics {
         Some((split, metrics)) => println!("\n{split} split, final weights\n{metrics}\n"),
         None => println!("{}: go on with `train --resume {}`", outcome.reason, dir.path().display()),
     }
+    finish(&dir, &recipe, &outcome, &args.compare)?;
+    drop(lock);
     if let (Some((_, metrics)), Some(expect)) = (&outcome.metrics, &recipe.expect) {
         for line in expect.shortfalls(metrics.ap(), metrics.ap50()) {
             println!("below what the recipe expects: {line}");

@@ -105,6 +105,10 @@ fn kind(bytes: &[u8]) -> Result<Kind, String> {
 }
 
 fn corrupt(e: impl std::fmt::Display) -> String {
+    let e = e.to_string();
+    if e.contains("limit") {
+        return format!("larger than {MAX_SIDE} pixels on a side, or than 4 GiB: cut it into tiles ({e})");
+    }
     format!("corrupt or truncated image ({e}): copy or convert it again")
 }
 

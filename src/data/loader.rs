@@ -292,7 +292,8 @@ impl EvalLoader {
         pipeline.check()?;
         check_options(batch, 1)?;
         let all: Vec<usize> = (0..store.dataset().images.len()).collect();
-        let buckets = pipeline.buckets(store.dataset(), &all, batch);
+        // As for single images: what is found in a picture must not depend on the batch through its padding.
+        let buckets = pipeline.buckets(store.dataset(), &all, 1);
         let mut members = vec![Vec::new(); buckets.shapes.len()];
         for (index, &k) in buckets.of_image.iter().enumerate() {
             members[usize::from(k)].push(index);

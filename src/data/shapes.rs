@@ -308,8 +308,11 @@ fn visible(class: Class, mask: &trace::Mask) -> Option<VisibleShape> {
 
 /// Writes `dir/images/<split>/*.png` and `dir/annotations/<split>.json` (written last, so that an annotation file
 /// means that its pictures are complete).
+///
+/// Errors: `Data` if `dir` holds files that were not made here: nobody's pictures are overwritten.
 pub fn generate(dir: &Path, options: &ShapesOptions) -> Result<ShapesSummary> {
     options.check()?;
+    claim(dir)?;
     let mut splits = Vec::new();
     for (split, count) in options.splits() {
         let (annotations, images_dir) = paths(dir, split);
@@ -322,7 +325,7 @@ pub fn generate(dir: &Path, options: &ShapesOptions) -> Result<ShapesSummary> {
                 let picture = picture(options, split, i);
                 let path = images_dir.join(file_name(options, split, i));
                 let png = encode_png(&picture.rgb, picture.width, picture.height)?;
-                fs::write(&path, png).map_err(|e| Error::io(&path, e))?;
+                write_atomically(&path, &png)?;
                 Ok((picture.width, picture.height, picture.shapes))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -335,6 +338,27 @@ pub fn generate(dir: &Path, options: &ShapesOptions) -> Result<ShapesSummary> {
         splits.push(SplitSummary { split, annotations, images_dir, images: count, instances });
     }
     Ok(ShapesSummary { splits, written: true })
+}
+
+/// Marks a folder as one that this program fills, unless it holds anything else.
+fn claim(dir: &Path) -> Result<()> {
+    let mark = dir.join(".upres-shapes");
+    let mut entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+            fs::read_dir(dir).map_err(|e| Error::io(dir, e))?
+        }
+        Err(e) => return Err(Error::io(dir, e)),
+    };
+    let is_ours = || {
+        let text = fs::read_to_string(paths(dir, Split::Train).0).unwrap_or_default();
+        text.get(..100).is_some_and(|start| start.contains("\"upres shapes, "))
+    };
+    if !mark.exists() && entries.next().is_some() && !is_ours() {
+        return Err(Error::data(dir, "this folder holds files that `dataset shapes` did not make: choose another one"));
+    }
+    fs::write(&mark, "made by upres: `dataset shapes` may overwrite what is here\n").map_err(|e| Error::io(&mark, e))
 }
 
 /// [`generate`], unless `dir` holds the complete set of the same options already.

@@ -2,7 +2,7 @@
 //!
 //! Main types: [`Evaluator`], [`Metrics`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,15 +11,16 @@ use hotcoco::params::IouType;
 use hotcoco::{COCO, COCOeval};
 use serde::{Deserialize, Serialize};
 
+use crate::data::Dataset;
 use crate::error::{Error, Result};
 
 /// One detection in COCO's results format.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResultBox {
     /// Image id of the annotation file.
-    pub image_id: u64,
+    pub image_id: i64,
     /// Category id of the annotation file.
-    pub category_id: u64,
+    pub category_id: i64,
     /// x, y, width, height in pixels of the original image.
     pub bbox: [f64; 4],
     /// 0 to 1.
@@ -83,17 +84,49 @@ impl fmt::Display for Metrics {
     }
 }
 
-/// Ground truth, read once.
+/// Ground truth of a data set.
+///
+/// hotcoco gets what [`Dataset`] has read, under numbers of its own, and never sees the file: it is stricter than training
+/// may be about fields that no metric needs, and a run must not end at its first evaluation.
 #[derive(Clone)]
 pub struct Evaluator {
     truth: Arc<COCO>,
+    images: HashMap<i64, u64>,
+    categories: HashMap<i64, u64>,
 }
 
 impl Evaluator {
-    /// From a COCO annotation file.
-    pub fn new(annotations: &Path) -> Result<Evaluator> {
-        let truth = COCO::new(annotations).map_err(|e| Error::data(annotations, e.to_string()))?;
-        Ok(Evaluator { truth: Arc::new(truth) })
+    /// Takes all images and annotations, those that training leaves out too. Numbers follow the ids, as pycocotools orders
+    /// images and classes.
+    pub fn new(dataset: &Dataset) -> Evaluator {
+        let mut order: Vec<usize> = (0..dataset.images.len()).collect();
+        order.sort_by_key(|&i| dataset.images[i].id);
+        let mut truth = hotcoco::Dataset::default();
+        for (class, category) in dataset.categories.iter().enumerate() {
+            let id = class as u64 + 1;
+            truth.categories.push(hotcoco::Category { id, name: category.name.clone(), ..Default::default() });
+        }
+        for (image_id, &index) in (1..).zip(&order) {
+            let image = &dataset.images[index];
+            let (height, width) = (image.height, image.width);
+            truth.images.push(hotcoco::Image { id: image_id, height, width, ..Default::default() });
+            for a in &dataset.annotations[index] {
+                truth.annotations.push(hotcoco::Annotation {
+                    id: truth.annotations.len() as u64 + 1,
+                    image_id,
+                    category_id: u64::from(a.class) + 1,
+                    bbox: Some(a.bbox),
+                    area: Some(a.area),
+                    iscrowd: a.iscrowd,
+                    ..Default::default()
+                });
+            }
+        }
+        Evaluator {
+            truth: Arc::new(COCO::from_dataset(truth)),
+            images: (1..).zip(&order).map(|(id, &i)| (dataset.images[i].id, id)).collect(),
+            categories: (1..).zip(&dataset.categories).map(|(id, c)| (c.id, id)).collect(),
+        }
     }
 
     /// The metrics of all detections together.
@@ -101,14 +134,15 @@ impl Evaluator {
     /// Errors: `Value` if a detection names an image or a category that the annotation file does not have.
     pub fn evaluate(&self, detections: &[ResultBox]) -> Result<Metrics> {
         let wrong = |e: hotcoco::error::Error| Error::value("evaluate", e.to_string());
+        let unknown =
+            |what: &str, id: i64| Error::value("evaluate", format!("{what} {id} is not in the annotation file"));
+        let mut rows: Vec<f64> = Vec::with_capacity(7 * detections.len());
         for d in detections {
-            if self.truth.get_img(d.image_id).is_none() {
-                return Err(Error::value("evaluate", format!("image_id {} is not in the annotation file", d.image_id)));
-            }
-            if self.truth.get_cat(d.category_id).is_none() {
-                let id = d.category_id;
-                return Err(Error::value("evaluate", format!("category_id {id} is not in the annotation file")));
-            }
+            let image = *self.images.get(&d.image_id).ok_or_else(|| unknown("image_id", d.image_id))?;
+            let category = self.categories.get(&d.category_id);
+            let category = *category.ok_or_else(|| unknown("category_id", d.category_id))?;
+            let [x, y, w, h] = d.bbox;
+            rows.extend([image as f64, x, y, w, h, d.score, category as f64]);
         }
         let found = if detections.is_empty() {
             COCO::from_dataset(hotcoco::Dataset {
@@ -117,13 +151,6 @@ impl Evaluator {
                 ..Default::default()
             })
         } else {
-            let rows: Vec<f64> = detections
-                .iter()
-                .flat_map(|d| {
-                    let [x, y, w, h] = d.bbox;
-                    [d.image_id as f64, x, y, w, h, d.score, d.category_id as f64]
-                })
-                .collect();
             self.truth.load_res_anns(COCO::detections_from_rows(&rows, 7).map_err(wrong)?).map_err(wrong)?
         };
         let mut eval = COCOeval::new(self.truth.clone(), found, IouType::Bbox);
@@ -170,11 +197,14 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/coco_eval").join(name)
     }
 
+    fn evaluator(truth: &str) -> Evaluator {
+        Evaluator::new(&Dataset::load(fixture(truth), "").unwrap())
+    }
+
     fn check(truth: &str, found: &str, key: &str) -> Metrics {
         let want: serde_json::Value =
             serde_json::from_str(&std::fs::read_to_string(fixture("expected_stats.json")).unwrap()).unwrap();
-        let metrics =
-            Evaluator::new(&fixture(truth)).unwrap().evaluate(&read_results(&fixture(found)).unwrap()).unwrap();
+        let metrics = evaluator(truth).evaluate(&read_results(&fixture(found)).unwrap()).unwrap();
         for (i, got) in metrics.numbers.iter().enumerate() {
             let want = want[key][i].as_f64().unwrap();
             assert!((got - want).abs() < 1e-9, "{key} {}: {got} {want}", COCO_KEYS[i]);
@@ -198,15 +228,37 @@ mod tests {
 
     #[test]
     fn nothing_found_is_zero() {
-        let m = Evaluator::new(&fixture("crowd1_gt.json")).unwrap().evaluate(&[]).unwrap();
+        let m = evaluator("crowd1_gt.json").evaluate(&[]).unwrap();
         assert_eq!(m.ap(), 0.0);
     }
 
     #[test]
     fn unknown_ids_are_named() {
         let d = ResultBox { image_id: 987_654, category_id: 1, bbox: [0.0, 0.0, 1.0, 1.0], score: 0.5 };
-        let e = Evaluator::new(&fixture("crowd1_gt.json")).unwrap().evaluate(&[d]).unwrap_err();
+        let e = evaluator("crowd1_gt.json").evaluate(&[d]).unwrap_err();
         assert!(e.to_string().contains("987654"), "{e}");
+    }
+
+    /// What CVAT and Roboflow write, ids that no 64-bit float holds, images out of order, no area.
+    #[test]
+    fn files_of_other_programs_are_evaluated() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        let text = r#"{"info": {"year": "2023", "version": 1, "date_created": 5},
+            "licenses": [{"id": "x", "name": 3}],
+            "images": [{"id": 9007199254740993, "file_name": "b.png", "width": 99, "height": 99, "date_captured": 0},
+                       {"id": 9007199254740992, "file_name": "a.png", "width": 99, "height": 99, "license": ""}],
+            "categories": [{"id": 1, "name": "x", "supercategory": null}],
+            "annotations": [{"id": 1, "image_id": 9007199254740993, "category_id": 1, "bbox": [0, 0, 50, 50], "iscrowd": null},
+                            {"id": "2", "image_id": 9007199254740993, "category_id": 1, "bbox": [1, 2, 3]},
+                            {"id": 3, "image_id": 9007199254740992, "category_id": 1, "bbox": [0, 0, null, 50]}]}"#;
+        std::fs::write(&path, text).unwrap();
+        let evaluator = Evaluator::new(&Dataset::load(&path, "").unwrap());
+        let found = |image_id| ResultBox { image_id, category_id: 1, bbox: [0.0, 0.0, 50.0, 50.0], score: 0.5 };
+        let m = evaluator.evaluate(&[found(9_007_199_254_740_993)]).unwrap();
+        let sizes = ["bbox_ap", "bbox_ap_medium", "bbox_ap_small"].map(|key| m.by_key()[key].round());
+        assert_eq!(sizes, [1.0, 1.0, -1.0], "the area is that of the box");
+        assert_eq!(evaluator.evaluate(&[found(9_007_199_254_740_992)]).unwrap().ap(), 0.0);
     }
 
     #[test]

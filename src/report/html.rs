@@ -146,7 +146,7 @@ fn expectations(body: &mut String, run: &Run, recipe: &toml::Table) {
     let real = |v: &toml::Value| v.as_float().or_else(|| v.as_integer().map(|i| i as f64));
     let window = expect.get("window").and_then(real).unwrap_or(0.0);
     let split = expect.get("split").and_then(toml::Value::as_str).unwrap_or("val");
-    let Some(results) = run.results.iter().find(|r| r.split == split).or(run.results.first()) else { return };
+    let Some(results) = run.results.iter().find(|r| r.split == split) else { return };
     let mut rows = String::new();
     for (key, name) in [("bbox_ap", "AP"), ("bbox_ap50", "AP50")] {
         if let Some(want) = expect.get(key).and_then(real) {

@@ -54,7 +54,7 @@ pub struct StageLine {
     pub arena_bytes: u64,
 }
 
-/// Some training steps; the numbers are means since the last such line.
+/// Some training steps; losses and speed are means since the last such line.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct TrainLine {

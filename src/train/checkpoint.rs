@@ -44,6 +44,9 @@ pub struct Meta {
     pub time_s: f64,
     /// Best validation AP so far, of this run.
     pub best_ap: Option<f64>,
+    /// An evaluation is due before the next step: it had not ended when this was written.
+    #[serde(default)]
+    pub evaluation_due: bool,
 }
 
 impl Meta {
@@ -59,6 +62,7 @@ impl Meta {
             global_step: 0,
             time_s: 0.0,
             best_ap: None,
+            evaluation_due: false,
         }
     }
 }

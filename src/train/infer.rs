@@ -49,7 +49,7 @@ impl Detector {
 
     /// Images of an evaluation pass in training.
     pub fn batch_size(&self) -> usize {
-        self.last_stage().micro_batch
+        self.stage().micro_batch
     }
 
     /// What the recipe does with images that cannot be read.
@@ -60,28 +60,35 @@ impl Detector {
         }
     }
 
-    fn last_stage(&self) -> &StageConfig {
-        self.recipe.stages.last().expect("a recipe that was checked has a stage")
+    /// The stage that the checkpoint is of: its weights are evaluated at its resolution.
+    fn stage(&self) -> &StageConfig {
+        let last = self.recipe.stages.last().expect("a recipe that was checked has a stage");
+        self.recipe.stages.get(self.meta.stage).unwrap_or(last)
     }
 
-    /// Detections in all images of a store, at the size of the recipe's last stage, `batch_size` images at a time.
+    /// Detections in all images of a store, at the size of the checkpoint's stage, `batch_size` images at a time.
     /// `progress` hears how many of how many images are done.
     pub fn detect(
         &mut self,
         store: &Arc<ImageStore>,
         batch_size: usize,
-        progress: impl FnMut(usize, usize),
+        mut progress: impl FnMut(usize, usize),
     ) -> Result<Vec<ImageDetections>> {
-        let pipeline = eval_pipeline(self.last_stage());
+        let pipeline = eval_pipeline(self.stage());
         let all: Vec<usize> = (0..store.dataset().images.len()).collect();
-        let shapes = buckets(&pipeline.buckets(store.dataset(), &all, batch_size).shapes);
+        let shapes = buckets(&pipeline.buckets(store.dataset(), &all, 1).shapes);
         self.planner.enter_eval(shapes.clone(), batch_size)?;
         let plans: Vec<_> = (0..shapes.len()).map(|b| self.planner.eval_pass(None, b)).collect::<Result<_>>()?;
         let order: Vec<usize> = (0..shapes.len()).collect();
         self.engine.enter_eval(shapes, batch_size)?;
         self.engine.device().reserve_arena(plans.iter().map(|p| p.peak_bytes).max().unwrap_or(0));
         let workers = self.recipe.data.workers;
-        detect_all(&mut self.engine, &plans, &order, store, pipeline, batch_size, workers, progress)
+        let goes_on = |done, total| {
+            progress(done, total);
+            true
+        };
+        let found = detect_all(&mut self.engine, &plans, &order, store, pipeline, batch_size, workers, goes_on)?;
+        Ok(found.expect("detect_all: nobody ended it"))
     }
 
     /// Rewrites class numbers of this detector as those of a data set with the same class names in another order.
@@ -116,7 +123,8 @@ pub struct ImageDetections {
 }
 
 /// Runs the detector over all images of a store. `order[b]` is the engine's number of the pipeline's bucket `b`. Images that
-/// cannot be read (and are skipped) have no detections. `progress` hears how many of how many images are done.
+/// cannot be read (and are skipped) have no detections. `progress` hears how many of how many images are done, and ends it
+/// by `false`: the result is then none.
 pub fn detect_all(
     engine: &mut Engine,
     plans: &[Rc<StepPlan>],
@@ -125,8 +133,8 @@ pub fn detect_all(
     pipeline: Pipeline,
     batch_size: usize,
     workers: usize,
-    mut progress: impl FnMut(usize, usize),
-) -> Result<Vec<ImageDetections>> {
+    mut progress: impl FnMut(usize, usize) -> bool,
+) -> Result<Option<Vec<ImageDetections>>> {
     let total = store.dataset().images.len();
     let mut loader = EvalLoader::new(store.clone(), pipeline, batch_size, workers, 2)?;
     let (no_boxes, no_labels) = (vec![0.0; batch_size * 4], vec![-1; batch_size]);
@@ -146,11 +154,13 @@ pub fn detect_all(
                 all.push(ImageDetections { index: batch.indices[slot], found });
             }
         }
-        progress(all.len(), total);
+        if !progress(all.len(), total) {
+            return Ok(None);
+        }
         loader.recycle(batch);
     }
     all.sort_by_key(|d| d.index);
-    Ok(all)
+    Ok(Some(all))
 }
 
 /// Detections in COCO's results format.
@@ -158,12 +168,12 @@ pub fn to_results(all: &[ImageDetections], store: &ImageStore) -> Vec<ResultBox>
     let dataset = store.dataset();
     let mut rows = Vec::new();
     for image in all {
-        let image_id = dataset.images[image.index].id as u64;
+        let image_id = dataset.images[image.index].id;
         rows.extend(image.found.iter().map(|d| {
             let [x0, y0, x1, y1] = d.bbox.map(f64::from);
             ResultBox {
                 image_id,
-                category_id: dataset.categories[d.class].id as u64,
+                category_id: dataset.categories[d.class].id,
                 bbox: [x0, y0, x1 - x0, y1 - y0],
                 score: f64::from(d.score),
             }

@@ -37,7 +37,7 @@ impl LogFile {
             kept.retain(|(place, _)| place.is_before(stage_index, global_step));
             // Lines of the same step that follow the checkpoint's own (the last evaluation, say) will come again.
             let own =
-                kept.iter().rposition(|(place, _)| place.event == "checkpoint" && place.global_step == global_step);
+                kept.iter().rposition(|(place, _)| place.is_last_checkpoint() && place.global_step == global_step);
             kept.truncate(own.map_or(kept.len(), |own| own + 1));
             begun.extend(kept.iter().filter(|(place, _)| place.event == "stage").map(|(place, _)| place.stage_index));
             write_atomic(path, |file| kept.iter().try_for_each(|(_, line)| writeln!(file, "{line}")))?;
@@ -66,12 +66,18 @@ struct Place {
     event: String,
     stage_index: usize,
     global_step: u64,
+    path: String,
 }
 
 impl Place {
     /// `None` for what is no JSON object. Lines of other versions are fine.
     fn of(line: &str) -> Option<Place> {
         serde_json::from_str(line).ok()
+    }
+
+    /// Whether the line tells of the checkpoint that runs go on from.
+    fn is_last_checkpoint(&self) -> bool {
+        self.event == "checkpoint" && Path::new(&self.path).file_stem().is_some_and(|stem| stem == "last")
     }
 
     /// Whether the line tells of what was done up to a checkpoint.
@@ -94,7 +100,7 @@ mod tests {
             "stage": "s", "stages": 2, "steps": 1, "steps_per_epoch": 1, "total_steps": 3, "images": 1, "buckets": [],
             "persistent_bytes": 1, "arena_bytes": 1, "step": 1, "epoch": 1.0, "lr": 0.1, "losses": { "loss": 1.5 },
             "grad_norm": 1.0, "images_per_s": 1.0, "data_wait": 0.0, "time_s": 1.0, "memory_bytes": 1, "split": "val",
-            "metrics": {}, "per_class": {}, "path": "x", "reason": "done",
+            "metrics": {}, "per_class": {}, "path": "c/last.safetensors", "reason": "done",
         });
         let fill = fill.as_object().unwrap().clone();
         for (key, filler) in fill {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::engine::LOSSES;
+
 /// Time of the whole run.
 pub(super) struct Clock {
     /// Seconds before it was resumed.
@@ -19,20 +21,30 @@ impl Clock {
     }
 }
 
-/// Speed since the last line of the log.
+/// Losses and speed since the last line of the log.
 pub(super) struct Meter {
     start: Instant,
     images: usize,
+    steps: usize,
+    losses: [f64; LOSSES.len()],
     waited: Duration,
 }
 
 impl Meter {
     pub fn new(waited: Duration) -> Meter {
-        Meter { start: Instant::now(), images: 0, waited }
+        Meter { start: Instant::now(), images: 0, steps: 0, losses: [0.0; LOSSES.len()], waited }
     }
 
-    pub fn add(&mut self, images: usize) {
+    /// One step.
+    pub fn add(&mut self, images: usize, losses: &[f64; LOSSES.len()]) {
         self.images += images;
+        self.steps += 1;
+        self.losses.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
+    }
+
+    /// Mean losses of the steps.
+    pub fn losses(&self) -> [f64; LOSSES.len()] {
+        self.losses.map(|sum| sum / self.steps.max(1) as f64)
     }
 
     pub fn since(&self) -> Duration {

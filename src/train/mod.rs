@@ -9,6 +9,7 @@ pub mod finish;
 pub mod infer;
 pub mod log;
 mod meter;
+pub mod plans;
 pub mod progress;
 pub mod recipe;
 mod recipe_check;

@@ -74,6 +74,11 @@ impl Recipe {
         if split.is_none() {
             return error(key, format!("missing: expect.split = {:?} needs it", key.trim_start_matches("data.")));
         }
+        if expect.split == ExpectSplit::Val && self.data.test.is_some() {
+            let message =
+                "the final weights are evaluated on data.test: set expect.split = \"test\", or remove data.test";
+            return error("expect.split", message.into());
+        }
         for (key, value) in [("expect.bbox_ap", expect.bbox_ap), ("expect.bbox_ap50", expect.bbox_ap50)] {
             if value.is_some_and(|value| value > 0.0 && value <= 1.0) {
                 return error(key, "is in per cent: write 39.3, not 0.393".into());

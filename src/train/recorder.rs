@@ -12,8 +12,10 @@ use crate::report::tensorboard::EventWriter;
 /// Writes what a run tells into its folder and to the user.
 pub struct Recorder {
     run: RunDir,
-    log: LogFile,
-    tensorboard: EventWriter,
+    /// Stage and step of the checkpoint that the run goes on from.
+    resumed: Option<(usize, u64)>,
+    /// Open from the first event on: a run that is refused before leaves the files as they are.
+    files: Option<(LogFile, EventWriter)>,
     progress: Progress,
     /// Checkpoints to keep by step, of each stage.
     keep: Vec<usize>,
@@ -22,21 +24,30 @@ pub struct Recorder {
 
 impl Recorder {
     /// For a new run, or one that goes on from a checkpoint with `resumed` as its metadata.
-    pub fn new(run: &RunDir, recipe: &Recipe, resumed: Option<&Meta>, progress: Progress) -> Result<Recorder> {
-        let log = match resumed {
-            Some(meta) => LogFile::resume(&run.log(), meta.stage, meta.global_step)?,
-            None => LogFile::create(&run.log())?,
-        };
-        let tensorboard = EventWriter::create(run.path(), resumed.map(|meta| meta.global_step))?;
+    pub fn new(run: &RunDir, recipe: &Recipe, resumed: Option<&Meta>, progress: Progress) -> Recorder {
         let keep = recipe.stages.iter().map(|stage| stage.keep_checkpoints).collect();
-        Ok(Recorder { run: run.clone(), log, tensorboard, progress, keep, stage: 0 })
+        let resumed = resumed.map(|meta| (meta.stage, meta.global_step));
+        Recorder { run: run.clone(), resumed, files: None, progress, keep, stage: 0 }
+    }
+
+    fn open(&self) -> Result<(LogFile, EventWriter)> {
+        let log = match self.resumed {
+            Some((stage, global_step)) => LogFile::resume(&self.run.log(), stage, global_step)?,
+            None => LogFile::create(&self.run.log())?,
+        };
+        Ok((log, EventWriter::create(self.run.path(), self.resumed.map(|(_, global_step)| global_step))?))
     }
 }
 
 impl Observer for Recorder {
     fn event(&mut self, event: &Event) -> Result<()> {
-        self.log.write(event)?;
-        self.tensorboard.event(event)?;
+        if self.files.is_none() {
+            self.files = Some(self.open()?);
+        }
+        if let Some((log, tensorboard)) = &mut self.files {
+            log.write(event)?;
+            tensorboard.event(event)?;
+        }
         self.progress.event(event)?;
         match event {
             Event::Stage(stage) => self.stage = stage.stage_index,
@@ -67,7 +78,7 @@ mod tests {
         recipe.stages[0].keep_checkpoints = 2;
         let run = RunDir::create(Some(folder.path()), &recipe).unwrap();
         let quiet = || Progress::plain(&recipe, Box::new(std::io::sink()));
-        let mut recorder = Recorder::new(&run, &recipe, None, quiet()).unwrap();
+        let mut recorder = Recorder::new(&run, &recipe, None, quiet());
         let save = |step: u64, path: std::path::PathBuf| {
             std::fs::write(&path, step.to_string()).unwrap();
             Event::Checkpoint(CheckpointWritten { path: path.display().to_string(), global_step: step })
@@ -82,10 +93,12 @@ mod tests {
         assert!(RunLog::read(&run.log()).unwrap().end.is_some());
 
         let meta = Meta { global_step: 10, ..Meta::new(String::new(), vec![], vec![]) };
-        Recorder::new(&run, &recipe, Some(&meta), quiet()).unwrap();
+        let mut resumed = Recorder::new(&run, &recipe, Some(&meta), quiet());
+        assert!(RunLog::read(&run.log()).unwrap().end.is_some(), "nothing happens before the run goes on");
+        resumed.event(&save(20, run.last())).unwrap();
         assert!(RunLog::read(&run.log()).unwrap().end.is_none());
         let text = std::fs::read_to_string(run.log()).unwrap();
-        assert_eq!(text.lines().count(), 4, "both files of steps 5 and 10");
+        assert_eq!(text.lines().count(), 4, "best and last of step 5, last of step 10, and what came now");
         let files = std::fs::read_dir(folder.path()).unwrap();
         let names = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         assert_eq!(names.filter(|name| name.starts_with("events.out")).count(), 2);

@@ -1,7 +1,7 @@
 //! The folder of a run: `recipe.toml`, `log.jsonl`, `metrics.json`, `report.html`, TensorBoard events and
 //! `checkpoints/{last,best,stage-NAME,step-N}.safetensors`.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -38,7 +38,23 @@ impl RunDir {
         Ok(run)
     }
 
-    /// A run to go on with: needs its recipe and its last checkpoint. Clears what a killed process left half written.
+    /// Keeps other processes from training in the folder for as long as the result lives, or this process.
+    ///
+    /// Errors: `Value` if another one does.
+    pub fn lock(&self) -> Result<File> {
+        let path = self.root.join(".lock");
+        let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let what = self.root.display().to_string();
+                Err(Error::value(what, "another process is training in this folder: wait for its end, or end it"))
+            }
+            // Some file systems have no locks: nothing is lost that was there before.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+        }
+    }
+
+    /// A run to go on with: needs its recipe and its last checkpoint.
     pub fn resume(root: &Path) -> Result<RunDir> {
         let run = RunDir { root: root.to_path_buf() };
         let nothing = |what: String| Error::value("--resume", format!("nothing to resume: {what}"));
@@ -58,7 +74,12 @@ impl RunDir {
             );
             return Err(nothing(text));
         }
-        for folder in [run.root.clone(), run.checkpoints()] {
+        Ok(run)
+    }
+
+    /// Removes what a killed process left half written. Needs the [lock](RunDir::lock).
+    pub fn clear_half_written(&self) -> Result<()> {
+        for folder in [self.root.clone(), self.checkpoints()] {
             let entries = fs::read_dir(&folder).map_err(|error| Error::io(&folder, error))?;
             for path in entries.flatten().map(|entry| entry.path()) {
                 let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -67,7 +88,7 @@ impl RunDir {
                 }
             }
         }
-        Ok(run)
+        Ok(())
     }
 
     /// The folder.
@@ -293,6 +314,7 @@ mod tests {
         fs::write(run.last(), "x").unwrap();
         fs::write(run.checkpoints().join(".last.safetensors.tmp"), "half").unwrap();
         assert_eq!(RunDir::resume(&out).unwrap(), run);
+        run.clear_half_written().unwrap();
         assert_eq!(fs::read_dir(run.checkpoints()).unwrap().count(), 1, "what was half written is gone");
     }
 

@@ -2,22 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{Checkpoint, Meta, save};
-use super::data::{RunData, buckets, eval_pipeline, host_batch, pixel_stats, train_pipeline};
-use super::engine::{Engine, LOSSES, StageSetup};
+use super::data::{RunData, eval_pipeline, host_batch, pixel_stats, train_pipeline};
+use super::engine::{Engine, LOSSES};
 use super::event::{self, Event, Observer};
 use super::infer::{detect_all, to_results};
 use super::meter::{Clock, Meter};
-use super::recipe::{Recipe, StageConfig};
-use super::schedule::Schedule;
-use crate::data::loader::plan_batches;
-use crate::data::{ImageStore, Loader, LoaderOptions, Shape};
-use crate::device::{Device, StepPlan};
+use super::plans::{StageContext, StagePlans, eval_buckets, loader_options, stage_context};
+use super::recipe::Recipe;
+use crate::data::{ImageStore, Loader, Shape};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluator, Metrics};
 use crate::models::Sampling;
@@ -55,98 +53,6 @@ pub struct Outcome {
     pub time_s: f64,
 }
 
-/// Memory plans of a stage.
-pub struct StagePlans {
-    /// One for each training bucket.
-    pub train: Vec<Rc<StepPlan>>,
-    /// One for each evaluation bucket.
-    pub eval: Vec<Rc<StepPlan>>,
-    /// The optimizer's.
-    pub update: Rc<StepPlan>,
-    /// Bytes of parameters, optimizer state and inputs.
-    pub persistent_bytes: usize,
-}
-
-impl StagePlans {
-    /// Traces every step of a stage on the plan device.
-    pub fn trace(planner: &mut Engine, setup: &StageSetup) -> Result<StagePlans> {
-        planner.enter_stage(setup)?;
-        let persistent_bytes = planner.device().persistent_bytes();
-        let train = (0..setup.train.len()).map(|b| planner.train_pass(None, b, 1.0, true, Sampling::Random));
-        let train = train.collect::<Result<Vec<_>>>()?;
-        let eval = (0..setup.eval.len()).map(|b| planner.eval_pass(None, b)).collect::<Result<Vec<_>>>()?;
-        Ok(StagePlans { train, eval, update: planner.update(None, 0.0, 1)?, persistent_bytes })
-    }
-
-    /// Bytes of the arena that holds each of the steps.
-    pub fn arena_bytes(&self) -> usize {
-        self.train.iter().chain(&self.eval).chain([&self.update]).map(|p| p.peak_bytes).max().unwrap_or(0)
-    }
-}
-
-/// A stage with the numbers that follow from the data.
-pub struct StageContext {
-    /// What the engine prepares.
-    pub setup: StageSetup,
-    /// Learning rates and length.
-    pub schedule: Schedule,
-    /// Shapes of the validation and test images, in the order of their buckets.
-    pub eval_shapes: Vec<Shape>,
-}
-
-/// What follows from recipe and data for stage `index`.
-pub fn stage_context(recipe: &Recipe, data: &RunData, index: usize) -> Result<StageContext> {
-    let stage = &recipe.stages[index];
-    let options = loader_options(recipe, data, index, 0, u64::MAX);
-    let (passes, shapes) = plan_batches(data.train.dataset(), &train_pipeline(stage), &options)?;
-    let schedule = Schedule::new(stage, passes.div_ceil(stage.accumulate() as u64));
-    let mut eval_shapes: Vec<Shape> = Vec::new();
-    for store in [&data.val, &data.test].into_iter().flatten() {
-        for s in eval_buckets(stage, store) {
-            if !eval_shapes.contains(&s) {
-                eval_shapes.push(s);
-            }
-        }
-    }
-    let setup = StageSetup::new(stage, buckets(&shapes), buckets(&eval_shapes), data.max_gt);
-    Ok(StageContext { setup, schedule, eval_shapes })
-}
-
-fn eval_buckets(stage: &StageConfig, store: &ImageStore) -> Vec<Shape> {
-    let all: Vec<usize> = (0..store.dataset().images.len()).collect();
-    eval_pipeline(stage).buckets(store.dataset(), &all, stage.micro_batch).shapes
-}
-
-fn loader_options(recipe: &Recipe, data: &RunData, index: usize, start_step: u64, end_step: u64) -> LoaderOptions {
-    let stage = &recipe.stages[index];
-    LoaderOptions {
-        seed: recipe.seed,
-        stage: index as u8,
-        batch: stage.micro_batch,
-        max_gt: data.max_gt,
-        times: stage.repeat as usize,
-        filter: data.filter,
-        threads: recipe.data.workers,
-        prefetch: recipe.data.prefetch,
-        start_step,
-        end_step,
-    }
-}
-
-/// The memory plans of every stage, without training: name, context, plans.
-pub fn plan_run(recipe: &Recipe, file: &Path) -> Result<Vec<(String, StageContext, StagePlans)>> {
-    let data = RunData::open(recipe, file)?;
-    let classes = data.train.dataset().class_names().len();
-    let mut planner = Engine::new(&Device::plan(), &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)?;
-    (0..recipe.stages.len())
-        .map(|i| {
-            let context = stage_context(recipe, &data, i)?;
-            let plans = StagePlans::trace(&mut planner, &context.setup)?;
-            Ok((recipe.stages[i].name.clone(), context, plans))
-        })
-        .collect()
-}
-
 /// Trains a recipe on a device. `file` names the recipe in errors.
 pub fn train(
     recipe: &Recipe,
@@ -162,11 +68,26 @@ pub fn train(
     let mut meta = Meta::new(recipe.to_toml(), classes.clone(), category_ids);
     let resumed = options.resume.as_ref().map(|path| Checkpoint::load(path)).transpose()?;
     if let Some(c) = &resumed {
+        if c.meta.classes != classes {
+            let message = format!("its classes {:?} are not those of the data now, {classes:?}", c.meta.classes);
+            return Err(Error::checkpoint(&c.path, message));
+        }
         c.load_model(&engine.store, false)?;
-        meta = Meta { recipe: meta.recipe, ..c.meta.clone() };
+        meta = Meta { recipe: meta.recipe, category_ids: meta.category_ids, ..c.meta.clone() };
     } else if let Some(weights) = &recipe.init.weights {
-        Checkpoint::load(weights)?.load_model(&engine.store, true)?;
+        let c = Checkpoint::load(weights)?;
+        c.load_model(&engine.store, true)?;
+        if c.meta.classes != classes {
+            let theirs = c.meta.classes.join(", ");
+            observer.note(&format!(
+                "init.weights: its classes ({theirs}) are others than the data's: they are learnt anew"
+            ));
+        }
     }
+    let stores = [("val", &data.val), ("test", &data.test)];
+    let evaluators =
+        stores.iter().filter_map(|(split, store)| Some((*split, Evaluator::new(store.as_ref()?.dataset()))));
+    let evaluators = evaluators.collect();
     observer.event(&Event::Start(event::Start {
         version: env!("CARGO_PKG_VERSION").into(),
         recipe: recipe.name.clone(),
@@ -191,7 +112,7 @@ pub fn train(
         )?,
         clock: Clock { before: meta.time_s, start: Instant::now(), waited: Duration::ZERO },
         meta,
-        evaluators: BTreeMap::new(),
+        evaluators,
     };
     let mut outcome = None;
     for index in run.meta.stage..recipe.stages.len() {
@@ -220,7 +141,7 @@ struct Run<'a> {
     planner: Engine,
     meta: Meta,
     clock: Clock,
-    evaluators: BTreeMap<String, Evaluator>,
+    evaluators: BTreeMap<&'static str, Evaluator>,
 }
 
 impl Run<'_> {
@@ -273,8 +194,16 @@ impl Run<'_> {
         if index + 1 == self.recipe.stages.len() {
             let split = if self.data.test.is_some() { "test" } else { "val" };
             if let Some(store) = self.data.test.as_ref().or(self.data.val.as_ref()) {
-                let (metrics, detections) = self.evaluate(engine, index, &context, &plans, split, store)?;
+                let found = self.evaluate(engine, index, &context, &plans, split, store)?;
+                let Some((metrics, detections)) = found else {
+                    return Ok(Outcome { reason: "interrupted", ..outcome });
+                };
                 self.log_eval(index, &context, split, &metrics)?;
+                if split == "val" {
+                    engine.swap_average(); // a checkpoint holds the weights and their average
+                    self.keep_best(engine, &metrics)?;
+                    engine.swap_average();
+                }
                 outcome.metrics = Some((split.into(), metrics));
                 outcome.detections = detections;
                 outcome.store = Some(store.clone());
@@ -293,6 +222,9 @@ impl Run<'_> {
     ) -> Result<&'static str> {
         let stage = &self.recipe.stages[index];
         let (total, passes) = (context.schedule.total_steps(), stage.accumulate() as u64);
+        if self.meta.evaluation_due && !self.evaluate_val(engine, index, context, plans)? {
+            return Ok("interrupted");
+        }
         if self.meta.step >= total {
             return Ok("done");
         }
@@ -310,7 +242,13 @@ impl Run<'_> {
             let mut losses = [0.0; LOSSES.len()];
             for pass in 0..passes {
                 let before = loader.waited();
-                let batch = loader.next()?;
+                let batch = match loader.next() {
+                    Err(error) if pass == 0 && self.meta.global_step > 0 => {
+                        self.save(engine, "last")?; // a bad picture costs no step
+                        return Err(error);
+                    }
+                    other => other?,
+                };
                 self.clock.waited += loader.waited() - before;
                 let inputs = engine.train_inputs(batch.bucket);
                 inputs.load(&host_batch(&batch, &[], &[]));
@@ -324,18 +262,23 @@ impl Run<'_> {
                 loader.recycle(batch);
             }
             engine.update(Some(&plans.update), lr, self.meta.step + 1)?;
+            if !engine.grad_norm().is_finite() {
+                return Err(self.non_finite("norm of the gradient".into(), engine.grad_norm()));
+            }
             self.meta.step += 1;
             self.meta.global_step += 1;
-            meter.add(stage.images_per_step);
+            meter.add(stage.images_per_step, &losses);
             let (step, last) = (self.meta.step, self.meta.step == total);
             // An evaluation starts the meter anew: without a line before it, short epochs would log no loss at all.
             let eval_due = context.schedule.eval_due(step, stage.eval_every_epochs) && !(last && self.is_final(index));
             if last || eval_due || meter.since() >= LOG_EVERY {
-                let event = self.train_event(engine, index, context, plans, lr, &losses, &mut meter);
+                let event = self.train_event(engine, index, context, plans, lr, &mut meter);
                 self.observer.event(&event)?;
             }
             if eval_due {
-                self.evaluate_val(engine, index, context, plans)?;
+                if !self.evaluate_val(engine, index, context, plans)? {
+                    return Ok("interrupted");
+                }
                 meter = Meter::new(self.clock.waited);
             }
             if stage.checkpoint_every_steps > 0 && step % stage.checkpoint_every_steps == 0 && !last {
@@ -376,11 +319,11 @@ impl Run<'_> {
         context: &StageContext,
         plans: &StagePlans,
         lr: f64,
-        losses: &[f64],
         meter: &mut Meter,
     ) -> Event {
+        let losses = meter.losses();
         let mut by_name: BTreeMap<String, f64> =
-            LOSSES.iter().zip(losses).map(|(name, &v)| (name.to_string(), v)).collect();
+            LOSSES.iter().zip(losses).map(|(name, v)| (name.to_string(), v)).collect();
         by_name.insert("loss".into(), losses.iter().sum());
         let (images_per_s, data_wait) = meter.read(self.clock.waited);
         Event::Train(event::Train {
@@ -407,34 +350,52 @@ impl Run<'_> {
         if let Some(name) = engine.first_non_finite() {
             tensor = format!("{tensor} (first non-finite: {name})");
         }
-        Err(Error::NonFinite {
-            step: self.meta.global_step,
-            tensor,
-            value: losses[i],
-            hint: "lower the learning rate, lengthen the warm-up or set clip_grad_norm; the last checkpoint is intact"
-                .into(),
-        })
+        Err(self.non_finite(tensor, losses[i]))
     }
 
+    fn non_finite(&self, tensor: String, value: f32) -> Error {
+        Error::NonFinite {
+            step: self.meta.global_step,
+            tensor,
+            value,
+            hint: "lower the learning rate, lengthen the warm-up or set clip_grad_norm; the last checkpoint is intact"
+                .into(),
+        }
+    }
+
+    /// Evaluates on the validation split, if there is one; false if it was interrupted. The last checkpoint is written
+    /// first: whatever happens in a long evaluation, no step is lost, and a resumed run begins with the evaluation.
     fn evaluate_val(
         &mut self,
         engine: &mut Engine,
         index: usize,
         context: &StageContext,
         plans: &StagePlans,
-    ) -> Result<()> {
-        let Some(store) = &self.data.val else { return self.save(engine, "last") };
+    ) -> Result<bool> {
+        let Some(store) = &self.data.val else {
+            self.save(engine, "last")?;
+            return Ok(true);
+        };
+        self.meta.evaluation_due = true;
+        self.save(engine, "last")?;
         engine.swap_average();
         let result = self.evaluate(engine, index, context, plans, "val", store);
         engine.swap_average();
-        let (metrics, _) = result?;
+        let Some((metrics, _)) = result? else { return Ok(false) };
+        self.meta.evaluation_due = false;
         self.log_eval(index, context, "val", &metrics)?;
-        let best = self.meta.best_ap.is_none_or(|b| metrics.ap() > b);
-        if best {
+        self.keep_best(engine, &metrics)?;
+        self.save(engine, "last")?;
+        Ok(true)
+    }
+
+    /// Writes the best checkpoint if no evaluation on the validation split was better.
+    fn keep_best(&mut self, engine: &Engine, metrics: &Metrics) -> Result<()> {
+        if self.meta.best_ap.is_none_or(|best| metrics.ap() > best) {
             self.meta.best_ap = Some(metrics.ap());
             self.save(engine, "best")?;
         }
-        self.save(engine, "last")
+        Ok(())
     }
 
     fn log_eval(&mut self, index: usize, context: &StageContext, split: &str, metrics: &Metrics) -> Result<()> {
@@ -459,11 +420,8 @@ impl Run<'_> {
         plans: &StagePlans,
         split: &str,
         store: &Arc<ImageStore>,
-    ) -> Result<(Metrics, Vec<super::infer::ImageDetections>)> {
+    ) -> Result<Option<(Metrics, Vec<super::infer::ImageDetections>)>> {
         let stage = &self.recipe.stages[index];
-        if !self.evaluators.contains_key(split) {
-            self.evaluators.insert(split.into(), Evaluator::new(&store.dataset().path)?);
-        }
         // This split's buckets, as the engine numbers them.
         let mine = eval_buckets(stage, store);
         let place = |s: &Shape| context.eval_shapes.iter().position(|e| e == s).expect("trainer: shapes of all splits");
@@ -477,13 +435,17 @@ impl Run<'_> {
             pipeline,
             stage.micro_batch,
             self.recipe.data.workers,
-            |_, _| {},
+            |_, _| !self.options.interrupt.load(Ordering::Relaxed),
         )?;
+        let Some(found) = found else { return Ok(None) };
         let metrics = self.evaluators[split].evaluate(&to_results(&found, store))?;
-        Ok((metrics, found))
+        Ok(Some((metrics, found)))
     }
 
     fn save(&mut self, engine: &Engine, name: &str) -> Result<()> {
+        if let Some(name) = engine.first_non_finite() {
+            return Err(self.non_finite(name, f32::NAN));
+        }
         self.meta.time_s = self.clock.now();
         let path = self.options.checkpoints.join(format!("{name}.safetensors"));
         save(&path, &self.meta, &engine.state())?;

@@ -1,0 +1,112 @@
+//! What follows from a recipe and its data before the first step: shapes, schedules, memory plans.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use super::data::{RunData, buckets, eval_pipeline, pixel_stats, train_pipeline};
+use super::engine::{Engine, StageSetup};
+use super::recipe::{Recipe, StageConfig};
+use super::schedule::Schedule;
+use crate::data::loader::plan_batches;
+use crate::data::{ImageStore, LoaderOptions, Shape};
+use crate::device::{Device, StepPlan};
+use crate::error::Result;
+use crate::models::Sampling;
+
+/// Memory plans of a stage.
+pub struct StagePlans {
+    /// One for each training bucket.
+    pub train: Vec<Rc<StepPlan>>,
+    /// One for each evaluation bucket.
+    pub eval: Vec<Rc<StepPlan>>,
+    /// The optimizer's.
+    pub update: Rc<StepPlan>,
+    /// Bytes of parameters, optimizer state and inputs.
+    pub persistent_bytes: usize,
+}
+
+impl StagePlans {
+    /// Traces every step of a stage on the plan device.
+    pub fn trace(planner: &mut Engine, setup: &StageSetup) -> Result<StagePlans> {
+        planner.enter_stage(setup)?;
+        let persistent_bytes = planner.device().persistent_bytes();
+        let train = (0..setup.train.len()).map(|b| planner.train_pass(None, b, 1.0, true, Sampling::Random));
+        let train = train.collect::<Result<Vec<_>>>()?;
+        let eval = (0..setup.eval.len()).map(|b| planner.eval_pass(None, b)).collect::<Result<Vec<_>>>()?;
+        Ok(StagePlans { train, eval, update: planner.update(None, 0.0, 1)?, persistent_bytes })
+    }
+
+    /// Bytes of the arena that holds each of the steps.
+    pub fn arena_bytes(&self) -> usize {
+        self.train.iter().chain(&self.eval).chain([&self.update]).map(|p| p.peak_bytes).max().unwrap_or(0)
+    }
+}
+
+/// A stage with the numbers that follow from the data.
+pub struct StageContext {
+    /// What the engine prepares.
+    pub setup: StageSetup,
+    /// Learning rates and length.
+    pub schedule: Schedule,
+    /// Shapes of the validation and test images, in the order of their buckets.
+    pub eval_shapes: Vec<Shape>,
+}
+
+/// What follows from recipe and data for stage `index`.
+pub fn stage_context(recipe: &Recipe, data: &RunData, index: usize) -> Result<StageContext> {
+    let stage = &recipe.stages[index];
+    let options = loader_options(recipe, data, index, 0, u64::MAX);
+    let (passes, shapes) = plan_batches(data.train.dataset(), &train_pipeline(stage), &options)?;
+    let schedule = Schedule::new(stage, passes.div_ceil(stage.accumulate() as u64));
+    let mut eval_shapes: Vec<Shape> = Vec::new();
+    for store in [&data.val, &data.test].into_iter().flatten() {
+        for s in eval_buckets(stage, store) {
+            if !eval_shapes.contains(&s) {
+                eval_shapes.push(s);
+            }
+        }
+    }
+    let setup = StageSetup::new(stage, buckets(&shapes), buckets(&eval_shapes), data.max_gt);
+    Ok(StageContext { setup, schedule, eval_shapes })
+}
+
+pub(super) fn eval_buckets(stage: &StageConfig, store: &ImageStore) -> Vec<Shape> {
+    let all: Vec<usize> = (0..store.dataset().images.len()).collect();
+    eval_pipeline(stage).buckets(store.dataset(), &all, 1).shapes // as EvalLoader
+}
+
+pub(super) fn loader_options(
+    recipe: &Recipe,
+    data: &RunData,
+    index: usize,
+    start_step: u64,
+    end_step: u64,
+) -> LoaderOptions {
+    let stage = &recipe.stages[index];
+    LoaderOptions {
+        seed: recipe.seed,
+        stage: index as u8,
+        batch: stage.micro_batch,
+        max_gt: data.max_gt,
+        times: stage.repeat as usize,
+        filter: data.filter,
+        threads: recipe.data.workers,
+        prefetch: recipe.data.prefetch,
+        start_step,
+        end_step,
+    }
+}
+
+/// The memory plans of every stage, without training: name, context, plans.
+pub fn plan_run(recipe: &Recipe, file: &Path) -> Result<Vec<(String, StageContext, StagePlans)>> {
+    let data = RunData::open(recipe, file)?;
+    let classes = data.train.dataset().class_names().len();
+    let mut planner = Engine::new(&Device::plan(), &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)?;
+    (0..recipe.stages.len())
+        .map(|i| {
+            let context = stage_context(recipe, &data, i)?;
+            let plans = StagePlans::trace(&mut planner, &context.setup)?;
+            Ok((recipe.stages[i].name.clone(), context, plans))
+        })
+        .collect()
+}

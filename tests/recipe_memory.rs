@@ -1,0 +1,88 @@
+//! The memory of every shipped recipe: what the arena really holds in a step is what the plan says, to the byte.
+
+use std::path::PathBuf;
+
+use upres::device::Device;
+use upres::models::{HostBatch, PixelStats, Sampling};
+use upres::train::engine::{Bucket, Engine, StageSetup};
+use upres::train::plans::StagePlans;
+use upres::train::recipe::{Recipe, Resize};
+
+/// Stages that the plan says need more are left out: machines that test have as much.
+const MOST_BYTES: usize = 8 << 30;
+const CLASSES: usize = 6;
+const MAX_GT: usize = 16;
+const PIXELS: PixelStats = PixelStats { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
+
+fn recipes() -> Vec<PathBuf> {
+    let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/recipes")).unwrap();
+    let mut files: Vec<_> = folder.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|end| end == "toml"));
+    files.sort();
+    files
+}
+
+/// The largest shape of a stage.
+fn bucket(resize: &Resize) -> Bucket {
+    match *resize {
+        Resize::FitCrop { size, .. } => Bucket { h: size as usize, w: size as usize },
+        Resize::KeepRatio { long, short, pad_to, .. } => {
+            let padded = |side: u32| side.next_multiple_of(pad_to) as usize;
+            Bucket { h: padded(short), w: padded(long) }
+        }
+    }
+}
+
+/// A grey batch with as many boxes as there are slots, of many sizes.
+fn load(engine: &mut Engine, images: usize, shape: Bucket) {
+    let (h, w) = (shape.h as f32, shape.w as f32);
+    let boxes = (0..images * MAX_GT).flat_map(|i| {
+        let (x, y) = ((i * 37 % 100) as f32 / 130.0, (i * 61 % 100) as f32 / 130.0);
+        let side = 0.04 + (i % MAX_GT) as f32 / 90.0;
+        [x * w, y * h, (x + side) * w, (y + side) * h]
+    });
+    let batch = HostBatch {
+        images: &vec![90; images * shape.h * shape.w * 3],
+        sizes: &vec![[h, w, h, w]; images],
+        scale: &vec![[1.0; 2]; images],
+        gt_boxes: &boxes.collect::<Vec<_>>(),
+        gt_labels: &(0..images * MAX_GT).map(|i| (i % CLASSES) as i32).collect::<Vec<_>>(),
+        gt_count: &vec![MAX_GT as i32; images],
+    };
+    engine.train_inputs(0).load(&batch);
+    engine.train_inputs(0).set_key(1, 0, 0, 0);
+}
+
+#[test]
+fn every_recipe_uses_what_it_plans() {
+    for file in recipes() {
+        let recipe = Recipe::read(&file, &[]).unwrap();
+        for stage in &recipe.stages {
+            let what = format!("{}, {}", recipe.name, stage.name);
+            let shape = bucket(&stage.resize);
+            let setup = StageSetup::new(stage, vec![shape], vec![shape], MAX_GT);
+            let engine = |device: &Device| Engine::new(device, &recipe.model, CLASSES, PIXELS, 0).unwrap();
+            let plans = StagePlans::trace(&mut engine(&Device::plan()), &setup).unwrap();
+            let total = plans.persistent_bytes + plans.arena_bytes();
+            for plan in plans.train.iter().chain(&plans.eval) {
+                let (peak, bound) = (plan.peak_bytes, plan.lower_bound_bytes);
+                assert!(peak as f64 <= 1.05 * bound as f64, "{what}: packed within 5 %: {peak} {bound}");
+            }
+            if total > MOST_BYTES {
+                println!("{what}: left out, it plans {} MiB", total >> 20);
+                continue;
+            }
+            let device = Device::cpu();
+            let mut engine = engine(&device);
+            engine.enter_stage(&setup).unwrap();
+            load(&mut engine, stage.micro_batch, shape);
+            engine.train_pass(Some(&plans.train[0]), 0, 1.0, true, Sampling::Random).unwrap();
+            engine.update(Some(&plans.update), 1e-4, 1).unwrap();
+            engine.eval_pass(Some(&plans.eval[0]), 0).unwrap();
+            assert!(engine.losses().iter().all(|loss| loss.is_finite()), "{what}: {:?}", engine.losses());
+            assert_eq!(device.arena_high_water(), plans.arena_bytes(), "{what}: arena");
+            assert_eq!(device.persistent_bytes(), plans.persistent_bytes, "{what}: what stays between steps");
+            println!("{what}: {} MiB planned and used", total >> 20);
+        }
+    }
+}

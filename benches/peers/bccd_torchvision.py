@@ -2,7 +2,7 @@
 """torchvision's Faster R-CNN on a small ResNet-FPN, trained from scratch for a given time, then evaluated with pycocotools.
 
 Batch norm is trained, as one must without pre-trained weights; everything else is torchvision's default but the input size.
-Pictures are flipped half the time. The schedule follows the clock: a linear warm-up in steps, then a cosine or steps at 8/12 and
+Pictures are mirrored half the time (with `--vertical-flip` top to bottom too). The schedule follows the clock: a linear warm-up in steps, then a cosine or steps at 8/12 and
 11/12 of the budget (the usual 1x). The clock counts training only, reading included. Progress goes to stderr, one JSON line to stdout.
 """
 
@@ -32,10 +32,10 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs
 class CocoBoxes(torch.utils.data.Dataset):
     """Pictures in [0, 1] and boxes of a COCO file; classes 1 … n in the order of its categories, 0 is background."""
 
-    def __init__(self, images, annotations, flip):
+    def __init__(self, images, annotations, flip, vertical=False):
         with contextlib.redirect_stdout(io.StringIO()):
             self.coco = COCO(str(annotations))
-        self.folder, self.flip = pathlib.Path(images), flip
+        self.folder, self.flip, self.vertical = pathlib.Path(images), flip, vertical
         self.label = {c: i + 1 for i, c in enumerate(sorted(self.coco.getCatIds()))}
         self.ids = sorted(i for i in self.coco.getImgIds() if not flip or self.boxes_of(i))
 
@@ -56,6 +56,9 @@ class CocoBoxes(torch.utils.data.Dataset):
         if self.flip and random.random() < 0.5:
             image, width = image.flip(-1), image.shape[-1]
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+        if self.vertical and random.random() < 0.5:
+            image, height = image.flip(-2), image.shape[-2]
+            boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
         labels = torch.tensor([self.label[a["category_id"]] for a in anns], dtype=torch.int64)
         return image, {"boxes": boxes, "labels": labels, "image_id": image_id}
 
@@ -72,7 +75,12 @@ def rate(progress, step, a):
 
 def train(model, data, a):
     groups = [p for p in model.parameters() if p.requires_grad]
-    sgd = torch.optim.SGD(groups, lr=a.lr, momentum=0.9, weight_decay=a.weight_decay)
+    if a.optimizer == "adamw":  # norms and biases do not decay
+        decayed, others = [q for q in groups if q.ndim > 1], [q for q in groups if q.ndim == 1]
+        parts = [{"params": decayed, "weight_decay": a.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(parts, lr=a.lr)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=a.lr, momentum=0.9, weight_decay=a.weight_decay)
     loader = torch.utils.data.DataLoader(data, a.batch, shuffle=True, drop_last=True, collate_fn=lambda b: tuple(zip(*b)))
     model.train()
     start, step, seen, epoch, recent = time.perf_counter(), 0, 0, 0, []
@@ -81,22 +89,22 @@ def train(model, data, a):
             elapsed = time.perf_counter() - start
             if elapsed >= 60 * a.minutes or step == a.max_steps:
                 return step, seen, elapsed
-            for group in sgd.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = a.lr * rate(elapsed / (60 * a.minutes), step, a)
             losses = model(images, targets)
             loss = sum(losses.values())
             if not torch.isfinite(loss):
                 raise SystemExit(f"step {step}: loss is {loss.item()}: {losses}")
-            sgd.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if a.clip:
                 torch.nn.utils.clip_grad_norm_(groups, a.clip)
-            sgd.step()
+            optimizer.step()
             recent.append(loss.item())
             step, seen = step + 1, seen + len(images)
             if step % 20 == 0:
                 done, recent = sum(recent) / len(recent), []
-                note(f"epoch {epoch} step {step} {elapsed:.0f} s loss {done:.3f} lr {sgd.param_groups[0]['lr']:.4g} {seen / elapsed:.2f} images/s")
+                note(f"epoch {epoch} step {step} {elapsed:.0f} s loss {done:.3f} lr {optimizer.param_groups[0]['lr']:.4g} {seen / elapsed:.2f} images/s")
         epoch += 1
 
 
@@ -134,6 +142,8 @@ def main():
     p.add_argument("--height", type=int, default=240)
     p.add_argument("--width", type=int, default=320)
     p.add_argument("--batch", type=int, default=2)
+    p.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
+    p.add_argument("--vertical-flip", action="store_true")
     p.add_argument("--lr", type=float, default=0.01)
     p.add_argument("--weight-decay", type=float, default=1e-4)
     p.add_argument("--warmup", type=int, default=50, help="steps")
@@ -148,7 +158,7 @@ def main():
     torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     random.seed(a.seed)
-    data, test = CocoBoxes(a.images, a.train, flip=True), CocoBoxes(a.images, a.test, flip=False)
+    data, test = CocoBoxes(a.images, a.train, flip=True, vertical=a.vertical_flip), CocoBoxes(a.images, a.test, flip=False)
     backbone = resnet_fpn_backbone(backbone_name=a.backbone, weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5)
     short, long = sorted((a.height, a.width))
     model = FasterRCNN(backbone, num_classes=len(data.label) + 1, min_size=short, max_size=long)
@@ -161,7 +171,7 @@ def main():
     metrics = evaluate(model, test)
     line = emit("bccd", f"faster_rcnn_{a.backbone}_fpn_{a.width}x{a.height}", "torchvision", train_s=seconds, steps=steps,
                 epochs=seen / len(data), images_per_s=seen / seconds, eval_s=time.perf_counter() - t, peak_rss_mib=peak, threads=a.threads,
-                batch=a.batch, lr=a.lr, schedule=a.schedule, seed=a.seed, torch=torch.__version__, torchvision=torchvision.__version__,
+                batch=a.batch, optimizer=a.optimizer, lr=a.lr, schedule=a.schedule, seed=a.seed, torch=torch.__version__, torchvision=torchvision.__version__,
                 **metrics)
     if a.out:
         a.out.write_text(json.dumps(line, indent=1) + "\n")

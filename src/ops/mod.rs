@@ -83,7 +83,7 @@ pub const OPS: &[OpInfo] = &[
     upsample_add::INFO,
 ];
 
-/// `dy` where `y > 0`, else 0; in place if nobody else holds `dy`. Without `y` there was no ReLU.
+/// 0 where `y <= 0`, else `dy`; in place if nobody else holds `dy`. Without `y` there was no ReLU.
 fn relu_gradient(mut dy: Tensor, y: Option<Tensor>) -> Result<Tensor> {
     let Some(y) = y else { return Ok(dy) };
     if !dy.is_unique() {

@@ -120,13 +120,13 @@ fn memory_in_use_is_the_plan_to_the_byte() {
         assert_eq!(device.persistent_bytes(), plans.persistent);
         load(&mut e, &pictures(2), 0);
         for plan in [&plans.eval, &plans.pass] {
-            let (peak, bound) = (plan.peak_bytes, plan.lower_bound_bytes);
+            let (peak, bound) = (plan.peak_bytes(), plan.lower_bound_bytes());
             assert!(peak as f64 <= 1.05 * bound as f64, "packed within 5 %: {peak} {bound}");
         }
         e.train_pass(Some(&plans.pass), 0, 1.0, true, Sampling::Random).unwrap();
         e.update(Some(&plans.update), 0.01, 1).unwrap();
         e.eval_pass(Some(&plans.eval), 0).unwrap();
-        let peak = plans.pass.peak_bytes.max(plans.update.peak_bytes).max(plans.eval.peak_bytes);
+        let peak = plans.pass.peak_bytes().max(plans.update.peak_bytes()).max(plans.eval.peak_bytes());
         let used = device.arena_high_water();
         assert_eq!(used, peak, "{norm:?}");
         assert_eq!(device.persistent_bytes(), plans.persistent, "a step leaves nothing behind");

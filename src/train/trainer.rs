@@ -80,7 +80,7 @@ impl StagePlans {
 
     /// Bytes of the arena that holds each of the steps.
     pub fn arena_bytes(&self) -> usize {
-        self.train.iter().chain(&self.eval).chain([&self.update]).map(|p| p.peak_bytes).max().unwrap_or(0)
+        self.train.iter().chain(&self.eval).chain([&self.update]).map(|p| p.peak_bytes()).max().unwrap_or(0)
     }
 }
 
@@ -230,7 +230,7 @@ impl Run<'_> {
         let context = stage_context(self.recipe, self.data, index)?;
         let plans = StagePlans::trace(&mut self.planner, &context.setup)?;
         engine.enter_stage(&context.setup)?;
-        engine.device().reserve_arena(plans.arena_bytes());
+        engine.device().reserve_arena(plans.arena_bytes())?;
         if let Some(c) = resumed {
             engine.load_optimizer(|name, n| c.values(name, n))?;
         } else {

@@ -21,6 +21,7 @@ pub mod match_boxes;
 pub mod max_pool;
 pub mod nms;
 pub(crate) mod order;
+pub(crate) mod partial;
 pub mod roi_align;
 pub mod sample;
 pub mod sgd;

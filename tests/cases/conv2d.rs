@@ -124,4 +124,7 @@ fn refuses() {
     let mut conv = |w, bias, stride, pad| conv2d(&mut tape, &x, w, bias, stride, pad, Activation::None).is_err();
     assert!(conv(&thin, None, 1, 1) && conv(&w, Some(&bias), 1, 1) && conv(&w, None, 0, 1));
     assert!(!conv(&w, None, 1, 0));
+    let whole = tape.leaf(Tensor::zeros(&dev, &[2], DType::I32).unwrap());
+    let error = conv2d(&mut tape, &x, &w, Some(&whole), 1, 1, Activation::None).unwrap_err().to_string();
+    assert!(error.starts_with("conv2d: bias: want f32"), "{error}");
 }

@@ -91,4 +91,7 @@ fn refuses() {
     let mut w = || tape.leaf(Tensor::zeros(&dev, &[3, 4], DType::F32).unwrap());
     let w = w();
     assert!(linear(&mut tape, &x, &w, Some(&bias), Activation::None).is_err());
+    let whole = tape.leaf(Tensor::zeros(&dev, &[3], DType::I32).unwrap());
+    let error = linear(&mut tape, &x, &w, Some(&whole), Activation::None).unwrap_err().to_string();
+    assert!(error.starts_with("linear: bias: want f32"), "{error}");
 }

@@ -173,11 +173,6 @@ pub fn par_cols(
     });
 }
 
-/// Runs `f(task)` for every task in `0..tasks`, in parallel.
-pub fn par_each(tasks: usize, f: impl Fn(usize) + Sync) {
-    run_lanes(tasks, &mut [], 0, |t, _| f(t));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

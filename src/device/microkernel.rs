@@ -43,6 +43,17 @@ impl Isa {
         }
         Isa(Kind::Portable)
     }
+
+    /// For reports; none if no kernel is written for the machine.
+    pub fn name(self) -> Option<&'static str> {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => Some("AVX-512"),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => Some("AVX2"),
+            Kind::Portable => None,
+        }
+    }
 }
 
 /// What happens to a finished tile.

@@ -47,7 +47,8 @@ impl Running {
         }
         let planned = planned.map_or("none".into(), |a| format!("{} in {} as event {}", a.bytes, a.scope, a.birth));
         let message = format!(
-            "the step departs from its plan at allocation {n} in {}: it wants {bytes} bytes as event {now}, planned {planned}",
+            "the step departs from its plan at allocation {n} in {}: \
+             it wants {bytes} bytes as event {now}, planned {planned}",
             scope::current(),
         );
         self.departed = Some(message.clone());
@@ -97,7 +98,8 @@ impl Block {
         block.ok_or_else(|| Error::Device {
             what: "cpu".into(),
             message: format!(
-                "no memory for {bytes} bytes ({:.1} GiB), {what}: take smaller micro-batches or images, or a machine with more memory",
+                "no memory for {bytes} bytes ({:.1} GiB), {what}: \
+                 take smaller micro-batches or images, or a machine with more memory",
                 bytes as f64 / f64::from(1 << 30),
             ),
         })

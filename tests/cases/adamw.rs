@@ -90,7 +90,7 @@ fn as_torch() {
             AdamWParam { value: &mut value, grad: &grad, mean: &mut mean, square: &mut square, weight_decay: 0.05 };
         adamw(&mut [row], &lr, &one, &correction(&dev, step).unwrap(), RULE).unwrap();
         let want = wide(&file.f32(&format!("adamw.p{step}")));
-        assert_close(&format!("step {step}"), &value.f32s(), &want, 1e-6, 1e-7);
+        assert_close(&format!("step {step}"), value.f32s(), &want, 1e-6, 1e-7);
     }
 }
 

@@ -142,7 +142,7 @@ fn bench_nms(out: &mut Report) -> Result<()> {
         }
     }
     let n = LEVELS * BOXES;
-    let p = Nms { iou_threshold: 0.7, groups: LEVELS, max_out: n, offset: false, min_size_px: None };
+    let p = Nms { iou_threshold: 0.7, groups: LEVELS, max_out: n, offset: false };
     let kept = |keep: &[i32]| keep.iter().filter(|&&k| k >= 0).count() as f64;
     for (name, p) in [("nms_8x5x2000", p), ("nms_8x5x2000_top1000", Nms { max_out: 1000, ..p })] {
         let (times, kept) = measure(|dev| {

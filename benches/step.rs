@@ -41,12 +41,12 @@ fn main() {
     planner.enter_stage(&setup).expect("plan: stage");
     let pass = planner.train_pass(None, 0, 1.0, true, Sampling::Random).expect("plan: pass");
     let update = planner.update(None, 0.0, 1).expect("plan: update");
-    let planned = plan_device.persistent_bytes() + pass.peak_bytes.max(update.peak_bytes);
+    let planned = plan_device.persistent_bytes() + pass.peak_bytes().max(update.peak_bytes());
     eprintln!("planned in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
     if options.contains_key("plan") {
         let mib = |v: usize| v as f64 / f64::from(1 << 20);
-        eprintln!("persistent {:.1} MiB, step {:.1} MiB", mib(plan_device.persistent_bytes()), mib(pass.peak_bytes));
-        eprintln!("lower bound of the step {:.1} MiB, {} buffers", mib(pass.lower_bound_bytes), pass.allocs.len());
+        eprintln!("persistent {:.1} MiB, step {:.1} MiB", mib(plan_device.persistent_bytes()), mib(pass.peak_bytes()));
+        eprintln!("lower bound of the step {:.1} MiB, {} buffers", mib(pass.lower_bound_bytes()), pass.allocs().len());
         for row in pass.live_at_peak().iter().take(30) {
             eprintln!("{:9.2} MiB {:4} {}", mib(row.bytes), row.buffers, row.scope);
         }

@@ -37,19 +37,13 @@ pub enum Error {
         /// What is wrong and what to do.
         message: String,
     },
-    /// Tensors on different devices, or a device that is not there.
+    /// A device that is not there, or has not the memory.
     #[error("{what}: {message}")]
     Device {
         /// Op or device.
         what: String,
         /// What is wrong and what to do.
         message: String,
-    },
-    /// A gradient was asked for through an op that has none.
-    #[error("{op}: not differentiable, but a gradient is due for one of its inputs")]
-    NotDifferentiable {
-        /// The op.
-        op: &'static str,
     },
     /// The step that ran is not the step that was planned.
     #[error("plan: {message}")]

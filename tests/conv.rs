@@ -194,15 +194,20 @@ fn winograd_accuracy() {
 
 #[test]
 fn empty_is_a_no_op() {
-    let s = square(0, 8, 8, 4, 6, 3, 1, 1);
-    let p = run(&s, &[], &gaussian(s.w_len(), 1), &[]);
-    assert!(p.y.is_empty() && p.dx.is_empty() && p.dw.iter().all(|&v| v == 0.0));
-    let mut dw = vec![2f32; s.w_len()];
-    cpu::backward_weights(&mut dw, true, &[], &[], &mut [], &s);
-    assert!(dw.iter().all(|&v| v == 2.0));
-    let s = square(1, 2, 2, 4, 6, 5, 1, 0); // the kernel does not fit: no output, no gradient
-    let p = run(&s, &gaussian(16, 1), &gaussian(s.w_len(), 1), &[]);
-    assert!(p.y.is_empty() && p.dx.iter().chain(&p.dw).all(|&v| v == 0.0));
+    for (c, o) in [(4, 6), (8, 8), (8, 130)] {
+        let s = square(0, 8, 8, c, o, 3, 1, 1);
+        let p = run(&s, &[], &gaussian(s.w_len(), 1), &[]);
+        assert!(p.y.is_empty() && p.dx.is_empty() && p.dw.iter().all(|&v| v == 0.0));
+        let mut dw = vec![2f32; s.w_len()];
+        cpu::backward_weights(&mut dw, true, &[], &[], &mut [], &s);
+        assert!(dw.iter().all(|&v| v == 2.0));
+    }
+    // The kernel does not fit: no output, no gradient. Channels that Winograd's algorithm would take, too.
+    for (h, w, c, o, k) in [(2, 2, 4, 6, 5), (2, 2, 8, 8, 3), (8, 2, 8, 8, 3), (2, 8, 8, 8, 3)] {
+        let s = square(1, h, w, c, o, k, 1, 0);
+        let p = run(&s, &gaussian(s.x_len(), 1), &gaussian(s.w_len(), 1), &[]);
+        assert!(p.y.is_empty() && p.dx.iter().chain(&p.dw).all(|&v| v == 0.0), "{s:?}");
+    }
 }
 
 #[test]
@@ -239,7 +244,75 @@ fn bias_gradient_and_relu_mask() {
     }
     let mut dy = vec![1f32, 2.0, 3.0, 4.0];
     cpu::relu_mask(&mut dy, &[0.0, -1.0, 1e-30, f32::NAN]);
-    assert_eq!(dy, [0.0, 0.0, 3.0, 0.0]);
+    assert_eq!(dy, [0.0, 0.0, 3.0, 4.0]); // NaN stops nothing
+}
+
+/// Shapes for the GEMM by rows and by columns and for both schedules of Winograd, which must let NaN through their ReLU.
+const NAN_SHAPES: [[usize; 7]; 5] = [
+    [2, 9, 7, 5, 33, 3, 2],
+    [1, 6, 5, 20, 19, 1, 1],
+    [1, 3, 3, 1024, 520, 3, 2], // too large to pack as a whole
+    [1, 16, 16, 24, 40, 3, 1],  // by tiles
+    [1, 14, 14, 16, 130, 3, 1], // by channels
+];
+
+/// The gradient of the data is a convolution of dy: it meets the same kernels.
+#[test]
+fn relu_lets_nan_through() {
+    for [n, h, w, c, o, k, stride] in NAN_SHAPES {
+        let s = square(n, h, w, c, o, k, stride, k / 2);
+        let (mut x, weight, dy) = (gaussian(s.x_len(), 1), gaussian(s.w_len(), 2), gaussian(s.y_len(), 3));
+        // Pixel (2, 2) of the first image: under the window of output pixel (2 / stride, 2 / stride).
+        x[(2 * w + 2) * c + c / 2] = f32::NAN;
+        let mut y = vec![0f32; s.y_len()];
+        cpu::forward(&mut y, &x, &weight, None, true, &mut ws(cpu::forward_workspace(&s)), &s);
+        let at = (2 / stride * s.ow() + 2 / stride) * o;
+        assert!(y[at..at + o].iter().all(|v| v.is_nan()), "{s:?}: NaN of a pixel");
+        // A channel whose bias is NaN, and whose weights are.
+        x.fill(1.0);
+        let mut bias = vec![-1e6f32; o];
+        bias[o - 1] = f32::NAN;
+        let mut poisoned = weight.clone();
+        poisoned[s.k() + 1] = f32::NAN;
+        cpu::forward(&mut y, &x, &poisoned, Some(&bias), true, &mut ws(cpu::forward_workspace(&s)), &s);
+        for row in y.chunks_exact(o) {
+            assert!(row[o - 1].is_nan(), "{s:?}: NaN of the bias");
+            assert!(
+                row.iter().enumerate().all(|(i, &v)| i == 1 || i == o - 1 || v == 0.0),
+                "{s:?}: the others are cut"
+            );
+        }
+        assert!(y[at + 1].is_nan(), "{s:?}: NaN of a weight");
+        // And the gradient behind it.
+        let mut g = dy.clone();
+        cpu::relu_mask(&mut g, &y);
+        assert_eq!(g[at + 1], dy[at + 1], "{s:?}: a NaN in y does not stop the gradient");
+    }
+    // No products at all: y is the bias.
+    let s = square(1, 2, 2, 0, 3, 1, 1, 0);
+    let mut y = vec![0f32; s.y_len()];
+    let bias = [1.0, -1.0, f32::NAN];
+    cpu::forward(&mut y, &[], &[], Some(&bias), true, &mut ws(cpu::forward_workspace(&s)), &s);
+    assert!(y.chunks_exact(3).all(|y| y[0] == 1.0 && y[1] == 0.0 && y[2].is_nan()));
+}
+
+#[test]
+fn relu_of_linear_layers_lets_nan_through() {
+    for (m, n, k) in [(1, 1, 1), (30, 64, 300), (5, 2000, 2500), (3, 7, 0)] {
+        let s = LinearShape { m, n, k };
+        let (mut x, w, mut bias) = (gaussian(m * k, 1), gaussian(n * k, 2), vec![-1e6f32; n]);
+        bias[n - 1] = f32::NAN;
+        let mut y = vec![0f32; m * n];
+        linear::forward(&mut y, &x, &w, Some(&bias), true, &mut ws(linear::forward_workspace(&s)), &s);
+        for row in y.chunks_exact(n) {
+            assert!(row[n - 1].is_nan() && row[..n - 1].iter().all(|&v| v == 0.0), "{s:?}");
+        }
+        if k > 0 {
+            x[k - 1] = f32::NAN;
+            linear::forward(&mut y, &x, &w, None, true, &mut ws(linear::forward_workspace(&s)), &s);
+            assert!(y[..n].iter().all(|v| v.is_nan()) && y[n..].iter().all(|v| !v.is_nan()), "{s:?}");
+        }
+    }
 }
 
 #[test]

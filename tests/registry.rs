@@ -23,6 +23,32 @@ fn doc_of(source: &str, name: &str) -> Option<String> {
     Some(above.iter().rev().map(|l| l.trim_start_matches("///").trim()).collect::<Vec<_>>().join("\n"))
 }
 
+/// The words between `before` and `after` in a source.
+fn words<'a>(source: &'a str, before: &'a str, after: &'a str) -> impl Iterator<Item = &'a str> {
+    let tails = source.split(before).skip(1).map(str::trim_start);
+    let heads = tails.filter_map(move |tail| tail.split_once(after).map(|(word, _)| word));
+    heads.filter(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
+}
+
+/// Whether the op gives its name to plans and profiles, and its errors begin with it: with what the function entered that
+/// found them. A folder may have more functions than its op (`softmax_ce` has `avg_factor`); each enters its own name, or
+/// the op's.
+fn naming_faults(name: &str, source: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let entered: BTreeSet<&str> = words(source, "enter(\"", "\")").collect();
+    if !entered.contains(name) {
+        faults.push(format!("no `enter(\"{name}\")`: plans and profiles do not show it"));
+    }
+    let functions: BTreeSet<&str> = words(source, "\npub fn ", "(").collect();
+    faults.extend(entered.difference(&functions).map(|w| format!("enters \"{w}\", which is no function of it")));
+    let errors: BTreeSet<&str> = words(source, "\"", ": ").chain(words(source, "Error::value(\"", "\"")).collect();
+    if !errors.contains(name) {
+        faults.push(format!("no error begins with \"{name}: \""));
+    }
+    faults.extend(errors.difference(&entered).map(|w| format!("an error begins with \"{w}: \"")));
+    faults
+}
+
 /// What is missing in one op.
 fn faults(name: &str, gradient: Gradient) -> Vec<String> {
     let source = read(root().join(format!("src/ops/{name}/mod.rs")));
@@ -43,7 +69,9 @@ fn faults(name: &str, gradient: Gradient) -> Vec<String> {
         }
     }
     expect(source.contains(&format!("name: \"{name}\"")), format!("INFO is not named \"{name}\""));
-    expect(source.contains(&format!("\"{name}")), "errors and profiles do not name it".into());
+    for fault in naming_faults(name, source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default()) {
+        expect(false, fault);
+    }
     expect(source.starts_with("//! "), "its module says nothing of itself".into());
     expect(source.contains("on_device!"), "no dispatch: the plan device would compute".into());
     match gradient {
@@ -90,6 +118,20 @@ fn every_op_is_registered_once() {
             assert!(names.contains(name.as_str()), "src/ops/{name} is not in OPS");
         }
     }
+}
+
+#[test]
+fn names_are_read_from_the_source() {
+    let good = r#"
+pub fn pool(x: &Tensor) { let _op = x.device().enter("pool"); x.dims("pool: x")?; Error::value("pool", "k") }
+pub fn helper(x: &Tensor) { let _op = x.device().enter("helper"); x.dims("helper: x")?; }
+"#;
+    assert_eq!(naming_faults("pool", good), [""; 0]);
+    let wrong = |from: &str, to: &str| naming_faults("pool", &good.replace(from, to)).join(", ");
+    assert!(wrong("enter(\"pool\")", "enter(\"conv\")").contains("no `enter(\"pool\")`"));
+    assert_eq!(wrong("\"pool: x\"", "\"conv: x\""), "an error begins with \"conv: \"");
+    assert_eq!(wrong("value(\"pool\"", "value(\"conv\""), "an error begins with \"conv: \"");
+    assert_eq!(wrong("enter(\"helper\")", "enter(\"pool\")"), "an error begins with \"helper: \"");
 }
 
 /// The checks themselves: a source that lacks a part is found out.

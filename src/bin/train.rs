@@ -191,7 +191,7 @@ fn print_plan(recipe: &Recipe, file: &Path) -> Result<()> {
                 "  {what:5} {batch} x {}x{} pixels: step         {:>12}",
                 bucket.h,
                 bucket.w,
-                bytes(plan.peak_bytes)
+                bytes(plan.peak_bytes())
             );
             for row in plan.live_at_peak().iter().take(6) {
                 println!("        {:>12} in {:3} buffers: {}", bytes(row.bytes), row.buffers, row.scope);

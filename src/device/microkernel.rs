@@ -43,6 +43,17 @@ impl Isa {
         }
         Isa(Kind::Portable)
     }
+
+    /// For reports; none if no kernel is written for the machine.
+    pub fn name(self) -> Option<&'static str> {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => Some("AVX-512"),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => Some("AVX2"),
+            Kind::Portable => None,
+        }
+    }
 }
 
 /// What happens to a finished tile.
@@ -52,7 +63,7 @@ pub struct Finish<'a> {
     pub accumulate: bool,
     /// Added to every row (as long as the tile is wide).
     pub bias: Option<&'a [f32]>,
-    /// `max(0, .)` after the bias.
+    /// `max(0, .)` after the bias; NaN stays.
     pub relu: bool,
 }
 
@@ -80,10 +91,14 @@ pub fn tile(isa: Isa, f: Factors<'_>, c: &mut MatMut<'_>, rows: &[usize], col0: 
     if mr == 0 || n == 0 {
         return;
     }
-    assert!(mr <= MR && n <= NR && col0 + n <= c.cols());
+    assert!(mr <= MR && n <= NR && n <= c.cols() && col0 <= c.cols() - n);
     if f.k > 0 {
-        assert!((mr - 1) * f.rs + (f.k - 1) * f.cs < f.a.len());
-        assert!((f.k - 1) * f.ldb + n.next_multiple_of(16) <= f.b.len());
+        // Strides are the caller's: a product that wraps must not look like one that fits.
+        let last = |i: usize, stride: usize| i.checked_mul(stride).expect("tile: a stride beyond the address space");
+        let a_last = last(mr - 1, f.rs).checked_add(last(f.k - 1, f.cs));
+        assert!(a_last.is_some_and(|at| at < f.a.len()));
+        let b_end = last(f.k - 1, f.ldb).checked_add(n.next_multiple_of(16));
+        assert!(b_end.is_some_and(|end| end <= f.b.len()));
     }
     let mut offsets = [0usize; MR];
     for (o, &r) in offsets.iter_mut().zip(rows) {
@@ -233,7 +248,7 @@ mod avx512 {
                         v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(m, p.bias.add(16 * j)));
                     }
                     if p.relu {
-                        v = _mm512_max_ps(v, _mm512_setzero_ps());
+                        v = _mm512_max_ps(_mm512_setzero_ps(), v); // the second, if one is NaN
                     }
                     _mm512_mask_storeu_ps(c, m, v);
                 }
@@ -306,7 +321,7 @@ mod avx2 {
                     t.iter_mut().zip(bias).for_each(|(t, b)| *t += b);
                 }
                 if p.relu {
-                    t.iter_mut().for_each(|t| *t = if *t > 0.0 { *t } else { 0.0 });
+                    t.iter_mut().for_each(|t| *t = if *t < 0.0 { 0.0 } else { *t });
                 }
                 c.copy_from_slice(&t[..n]);
             }
@@ -347,17 +362,49 @@ mod tests {
         assert_eq!(c, want, "{isa:?} {mr}x{n}x{k}"); // small integers: exact
     }
 
-    #[test]
-    fn every_tile_size_and_isa_is_exact() {
+    /// All that this machine has.
+    fn isas() -> Vec<Isa> {
         let mut isas = vec![Isa(Kind::Portable)];
         #[cfg(target_arch = "x86_64")]
         {
-            if Isa::detect().0 != Kind::Portable {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 isas.push(Isa(Kind::Avx2));
             }
             isas.push(Isa::detect());
         }
-        for isa in isas {
+        isas
+    }
+
+    #[test]
+    fn relu_lets_nan_through() {
+        let nan = f32::NAN;
+        let b: Vec<f32> = (0..NR).map(|j| [1.0, -1.0, nan][j % 3]).collect();
+        for isa in isas() {
+            for n in [1, 15, 16, 17, NR] {
+                let (a, mut c) = ([2.0f32; MR], vec![0f32; MR * NR]);
+                let f = Factors { a: &a, rs: 1, cs: 1, b: &b, ldb: NR, k: 1 };
+                let finish = Finish { relu: true, ..Finish::default() };
+                let rows: [usize; MR] = std::array::from_fn(|i| i);
+                tile(isa, f, &mut MatMut::new(&mut c, MR, NR, NR), &rows, 0, n, finish);
+                for (i, &v) in c.iter().enumerate().filter(|(i, _)| i % NR < n) {
+                    let right = if i % NR % 3 == 2 { v.is_nan() } else { v == [2.0, 0.0][i % NR % 3] };
+                    assert!(right, "{isa:?}: column {} of {n}: {v}", i % NR);
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "a stride beyond the address space")]
+    fn a_stride_that_wraps_is_refused() {
+        let (a, b, mut c) = ([1.0f32; 4], [1.0f32; NR], [0f32; 4 * NR]);
+        let f = Factors { a: &a, rs: usize::MAX / 2 + 1, cs: 1, b: &b, ldb: NR, k: 1 };
+        tile(Isa(Kind::Portable), f, &mut MatMut::new(&mut c, 4, NR, NR), &[0, 1, 2], 0, 16, Finish::default());
+    }
+
+    #[test]
+    fn every_tile_size_and_isa_is_exact() {
+        for isa in isas() {
             for mr in 1..=MR {
                 for n in [1, 3, 15, 16, 17, 31, 32] {
                     for k in [0, 1, 7] {

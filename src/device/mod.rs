@@ -8,6 +8,8 @@ pub mod microkernel;
 mod plan;
 mod scope;
 pub mod simd;
+#[cfg(test)]
+mod tests;
 pub mod view;
 
 use std::fmt;
@@ -64,7 +66,7 @@ impl Device {
         }
     }
 
-    /// One allocation cut into aligned pieces of the given sizes.
+    /// One allocation of `total` bytes, cut into aligned pieces of the given sizes.
     pub(crate) fn alloc_split(&self, total: usize, sizes: &[usize]) -> Result<Vec<Buf>> {
         let whole = Rc::new(self.alloc(total)?);
         let mut offset = 0;
@@ -79,9 +81,10 @@ impl Device {
     }
 
     /// Runs one step. On the plan device the step's plan comes back; on the CPU `plan` is followed to the byte: the
-    /// n-th allocation gets the n-th planned offset, and a step that allocates otherwise is an error.
+    /// n-th allocation gets the n-th planned offset, and a step that allocates or frees otherwise is an error.
     ///
-    /// Errors: `Plan` if the step departs from its plan or leaves memory behind; whatever `step` returns.
+    /// Errors: `Plan` if the step departs from its plan, leaves memory behind, runs inside another or while memory of an
+    /// earlier one is held; `Device` if there is no memory for the arena; whatever `step` returns.
     pub fn step<R>(&self, plan: Option<&Rc<StepPlan>>, step: impl FnOnce() -> Result<R>) -> Result<(R, Rc<StepPlan>)> {
         match self {
             Device::Cpu(cpu) => {
@@ -95,9 +98,12 @@ impl Device {
     }
 
     /// Makes the arena at its final size, so that a larger bucket met later never holds two at once.
-    pub fn reserve_arena(&self, bytes: usize) {
-        if let Device::Cpu(cpu) = self {
-            arena::reserve(cpu, bytes);
+    ///
+    /// Errors: `Device` if there is no memory for it.
+    pub fn reserve_arena(&self, bytes: usize) -> Result<()> {
+        match self {
+            Device::Cpu(cpu) => arena::reserve(cpu, bytes),
+            Device::Plan(_) => Ok(()),
         }
     }
 

@@ -18,27 +18,24 @@ pub struct Alloc {
     pub offset: usize,
     /// Who asked: `backward/rpn/conv2d`.
     pub scope: Rc<str>,
-    /// Event number of the allocation and of the free.
+    /// Event number of the allocation, from 0 in the step: allocations and frees count alike.
     pub birth: usize,
-    /// As `birth`.
+    /// Event number of the free.
     pub death: usize,
 }
 
-/// What one step needs, and where each of its buffers lies.
+/// What one step needs, and where each of its buffers lies. Only a trace makes one, and it has passed [`StepPlan::verify`].
 #[derive(Debug, Default)]
 pub struct StepPlan {
-    /// In the order of the step.
-    pub allocs: Vec<Alloc>,
-    /// Size of the arena.
-    pub peak_bytes: usize,
-    /// Largest sum of bytes alive at one time: no plan can be smaller.
-    pub lower_bound_bytes: usize,
+    allocs: Vec<Alloc>,
+    peak_bytes: usize,
+    lower_bound_bytes: usize,
 }
 
 /// A row of [`StepPlan::live_at_peak`].
 #[derive(Clone, Debug)]
 pub struct LiveAtPeak {
-    /// Scope, without the op.
+    /// Who asked, down to the op: `backward/rpn/conv2d`.
     pub scope: String,
     /// Bytes alive.
     pub bytes: usize,
@@ -47,6 +44,21 @@ pub struct LiveAtPeak {
 }
 
 impl StepPlan {
+    /// The buffers, in the order of the step.
+    pub fn allocs(&self) -> &[Alloc] {
+        &self.allocs
+    }
+
+    /// Size of the arena.
+    pub fn peak_bytes(&self) -> usize {
+        self.peak_bytes
+    }
+
+    /// Largest sum of bytes alive at one time: no plan can be smaller.
+    pub fn lower_bound_bytes(&self) -> usize {
+        self.lower_bound_bytes
+    }
+
     /// What lives at the moment of the largest sum, largest first.
     pub fn live_at_peak(&self) -> Vec<LiveAtPeak> {
         let Some((moment, _)) = live_bytes(&self.allocs).into_iter().max_by_key(|&(t, b)| (b, std::cmp::Reverse(t)))
@@ -65,8 +77,8 @@ impl StepPlan {
         rows
     }
 
-    /// Gives offsets: largest buffers first, each at the lowest place free during its whole life (the "greedy by size"
-    /// of Pisarchyk and Lee 2020, arXiv 2001.03288); of two orders the better one is kept.
+    /// Gives offsets with [`first_fit`] in two orders, largest buffers first and longest lives first, and keeps the smaller
+    /// arena. The first is the "greedy by size" of Pisarchyk and Lee 2020, arXiv 2001.03288.
     fn place(mut allocs: Vec<Alloc>) -> StepPlan {
         let lower_bound_bytes = live_bytes(&allocs).into_iter().map(|(_, b)| b).max().unwrap_or(0);
         let mut by_size: Vec<usize> = (0..allocs.len()).collect();
@@ -118,7 +130,8 @@ fn live_bytes(allocs: &[Alloc]) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// Places buffers in the given order, each in the tightest gap that is free during its whole life.
+/// Places buffers in the given order. Those placed before that live at the same time leave gaps; each goes to the start of
+/// the tightest gap that holds it (the lowest of equals), or above them all if none does.
 fn first_fit(allocs: &[Alloc], order: &[usize]) -> (Vec<usize>, usize) {
     let mut offsets = vec![0; allocs.len()];
     let mut placed: Vec<usize> = Vec::new(); // sorted by offset
@@ -155,10 +168,26 @@ fn first_fit(allocs: &[Alloc], order: &[usize]) -> (Vec<usize>, usize) {
 /// State of the plan device.
 #[derive(Default)]
 pub struct Tracer {
-    step: RefCell<Option<Vec<Alloc>>>,
-    clock: Cell<usize>,
+    trace: RefCell<Option<Trace>>,
+    /// Traces begun.
+    traces: Cell<u64>,
     persistent: Cell<usize>,
     scope: RefCell<Vec<Rc<str>>>,
+}
+
+/// A step that is being traced.
+struct Trace {
+    number: u64,
+    allocs: Vec<Alloc>,
+    /// Events so far.
+    clock: usize,
+}
+
+/// A buffer of a trace. Those of a trace that failed may outlive it: their free must not count in the next.
+#[derive(Clone, Copy)]
+pub(super) struct TraceId {
+    trace: u64,
+    n: usize,
 }
 
 impl Tracer {
@@ -176,51 +205,124 @@ impl Tracer {
         self.scope.borrow_mut().pop();
     }
 
-    fn tick(&self) -> usize {
-        self.clock.set(self.clock.get() + 1);
-        self.clock.get()
-    }
-
-    pub(super) fn free(&self, id: Option<usize>, bytes: usize) {
+    pub(super) fn free(&self, id: Option<TraceId>, bytes: usize) {
         let Some(id) = id else {
             self.persistent.set(self.persistent.get() - bytes);
             return;
         };
-        let now = self.tick();
-        if let Some(allocs) = self.step.borrow_mut().as_mut() {
-            allocs[id].death = now;
+        if let Some(trace) = self.trace.borrow_mut().as_mut().filter(|t| t.number == id.trace) {
+            trace.allocs[id.n].death = trace.clock;
+            trace.clock += 1;
         }
     }
 }
 
 pub(super) fn alloc(tracer: &Rc<Tracer>, bytes: usize) -> Buf {
-    let birth = tracer.tick();
-    let id = match tracer.step.borrow_mut().as_mut() {
+    let id = match tracer.trace.borrow_mut().as_mut() {
         None => {
             tracer.persistent.set(tracer.persistent.get() + bytes);
             None
         }
-        Some(allocs) => {
+        Some(trace) => {
             let scope = tracer.scope.borrow().last().cloned().unwrap_or_else(|| "step".into());
-            allocs.push(Alloc { bytes, offset: 0, scope, birth, death: usize::MAX });
-            Some(allocs.len() - 1)
+            trace.allocs.push(Alloc { bytes, offset: 0, scope, birth: trace.clock, death: usize::MAX });
+            trace.clock += 1;
+            Some(TraceId { trace: trace.number, n: trace.allocs.len() - 1 })
         }
     };
     Buf::planned(tracer.clone(), id, bytes)
 }
 
-/// Runs a step for its allocations.
+/// Ends the trace also when its step fails.
+struct TraceGuard<'a>(&'a Tracer);
+
+impl Drop for TraceGuard<'_> {
+    fn drop(&mut self) {
+        *self.0.trace.borrow_mut() = None;
+    }
+}
+
+/// Runs a step for its allocations and frees.
 pub(super) fn trace<R>(tracer: &Rc<Tracer>, step: impl FnOnce() -> Result<R>) -> Result<(R, Rc<StepPlan>)> {
-    if tracer.step.replace(Some(Vec::new())).is_some() {
+    if tracer.trace.borrow().is_some() {
         return Err(Error::Plan { message: "a step inside a step".into() });
     }
-    let out = step();
-    let allocs = tracer.step.replace(None).unwrap_or_default();
-    let out = out?;
+    let number = tracer.traces.get() + 1;
+    tracer.traces.set(number);
+    *tracer.trace.borrow_mut() = Some(Trace { number, allocs: Vec::new(), clock: 0 });
+    let guard = TraceGuard(tracer);
+    let out = step()?;
+    let allocs = tracer.trace.borrow_mut().take().map_or_else(Vec::new, |t| t.allocs);
+    drop(guard);
     if let Some(a) = allocs.iter().find(|a| a.death == usize::MAX) {
         return Err(Error::Plan { message: format!("the step left a buffer of {} behind", a.scope) });
     }
     let plan = StepPlan::place(allocs);
     plan.verify()?;
     Ok((out, Rc::new(plan)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alloc(bytes: usize, offset: usize, birth: usize, death: usize) -> Alloc {
+        Alloc { bytes, offset, scope: format!("op{birth}").into(), birth, death }
+    }
+
+    #[test]
+    fn verify_refuses_buffers_that_share_bytes_while_both_live() {
+        let overlaps = |allocs: [Alloc; 2]| {
+            let plan = StepPlan { allocs: allocs.into(), peak_bytes: 256, lower_bound_bytes: 0 };
+            plan.verify().is_err()
+        };
+        assert!(overlaps([alloc(128, 0, 0, 3), alloc(64, 64, 1, 2)]));
+        assert!(overlaps([alloc(64, 64, 1, 2), alloc(65, 0, 0, 3)]), "by one byte");
+        assert!(!overlaps([alloc(64, 0, 0, 3), alloc(64, 64, 1, 2)]), "side by side");
+        assert!(!overlaps([alloc(64, 0, 0, 1), alloc(64, 0, 2, 3)]), "one after the other");
+        assert!(!overlaps([alloc(64, 0, 0, 3), alloc(0, 0, 1, 2)]), "nothing overlaps nothing");
+        let plan = StepPlan { allocs: vec![alloc(64, 0, 0, 3), alloc(64, 0, 1, 2)], ..StepPlan::default() };
+        assert_eq!(plan.verify().unwrap_err().to_string(), "plan: buffers of op0 and op1 overlap");
+    }
+
+    #[test]
+    fn the_tightest_gap_is_taken() {
+        // 64 bytes go to where 192 were; 100 bytes (128 aligned) just fit between them and the one that still lives.
+        let allocs =
+            [alloc(192, 0, 0, 3), alloc(64, 0, 1, 8), alloc(128, 0, 2, 4), alloc(64, 0, 5, 9), alloc(100, 0, 6, 7)];
+        let (offsets, peak) = first_fit(&allocs, &[0, 1, 2, 3, 4]);
+        assert_eq!((&offsets[..], peak), (&[0, 192, 256, 0, 64][..], 384));
+        // Gaps of 192 and, between two that live, of 128 bytes: the higher one is the tighter one.
+        let allocs =
+            [alloc(192, 0, 0, 4), alloc(64, 0, 1, 9), alloc(128, 0, 2, 5), alloc(64, 0, 3, 8), alloc(100, 0, 6, 7)];
+        let (offsets, peak) = first_fit(&allocs, &[0, 1, 2, 3, 4]);
+        assert_eq!((&offsets[..], peak), (&[0, 192, 256, 384, 256][..], 448));
+    }
+
+    #[test]
+    fn random_plans_do_not_overlap_and_are_not_below_their_bound() {
+        use crate::tensor::philox::{Purpose, Stream};
+        for seed in 0..20 {
+            let mut r = Stream::new(seed, 0, 0, 0, Purpose::Test).rng();
+            let (mut allocs, mut live) = (Vec::new(), Vec::new());
+            let mut clock = 0;
+            while clock < 300 || !live.is_empty() {
+                if clock < 300 && (live.is_empty() || r.below(2) == 0) {
+                    live.push(allocs.len());
+                    allocs.push(alloc(r.below(5000) as usize, 0, clock, usize::MAX));
+                } else {
+                    let i = live.swap_remove(r.below(live.len() as u32) as usize);
+                    allocs[i].death = clock;
+                }
+                clock += 1;
+            }
+            let plan = StepPlan::place(allocs);
+            plan.verify().unwrap();
+            assert!(plan.peak_bytes >= plan.lower_bound_bytes);
+            let end = plan.allocs.iter().map(|a| a.offset + a.bytes.next_multiple_of(ALIGN_BYTES)).max();
+            assert_eq!(end, Some(plan.peak_bytes));
+            let rows = plan.live_at_peak();
+            assert!(rows.iter().map(|r| r.bytes).sum::<usize>() <= plan.lower_bound_bytes);
+        }
+    }
 }

@@ -283,7 +283,7 @@ impl F32x16 {
     pub fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
         repr::transpose(rows.map(|v| v.0)).map(F32x16)
     }
-    /// Lane-wise maximum.
+    /// Lane-wise `self` where it is larger, else `b`: a NaN of `b` stays, one of `self` does not.
     #[inline(always)]
     pub fn max(self, b: Self) -> Self {
         F32x16(repr::max(self.0, b.0))
@@ -342,14 +342,19 @@ pub fn zero(dst: &mut [f32]) {
     }
 }
 
-/// The vector instructions that this build uses, for reports.
-pub fn simd_level() -> &'static str {
-    if cfg!(target_feature = "avx512f") {
+/// The vector instructions in use, for reports: those of the build, and those of the GEMM, which are chosen at run time,
+/// where they differ.
+pub fn simd_level() -> String {
+    let build = if cfg!(target_feature = "avx512f") {
         "AVX-512"
-    } else if cfg!(target_feature = "avx2") {
+    } else if cfg!(all(target_feature = "avx2", target_feature = "fma")) {
         "AVX2"
     } else {
         "the target's baseline vectors"
+    };
+    match super::microkernel::Isa::detect().name() {
+        Some(gemm) if gemm != build => format!("{build} ({gemm} in matrix products)"),
+        _ => build.into(),
     }
 }
 
@@ -373,6 +378,10 @@ mod tests {
         check(va - vb, &|a, b| a - b);
         check(va * vb, &|a, b| a * b);
         check(va.max(vb), &|a, b| a.max(b));
+        check(va.max(F32x16::splat(f32::NAN)).max(vb), &|_, b| b);
+        let mut out = [0f32; 16];
+        va.max(F32x16::splat(f32::NAN)).store(&mut out);
+        assert!(out.iter().all(|v| v.is_nan()));
         check(va.mul_add(vb, F32x16::splat(2.0)), &|a, b| a * b + 2.0);
     }
 

@@ -25,7 +25,8 @@ impl<'a> MatMut<'a> {
     /// A view of `data`; panics if the matrix does not fit into it.
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize, ld: usize) -> Self {
         assert!(cols <= ld || rows <= 1);
-        assert!(rows == 0 || (rows - 1) * ld + cols <= data.len());
+        let end = |rows: usize| (rows - 1).checked_mul(ld)?.checked_add(cols);
+        assert!(rows == 0 || end(rows).is_some_and(|end| end <= data.len()));
         MatMut { ptr: data.as_mut_ptr(), rows, cols, ld, life: PhantomData }
     }
     /// Number of rows.
@@ -77,8 +78,9 @@ pub fn lanes_len(tasks: usize, lane_len: usize) -> usize {
 /// Elements to ask for beyond a workspace that is to be passed through [`aligned`].
 pub const ALIGN_SLACK: usize = 15;
 
-/// The part of `ws` from its first cache line on. Vectors that cross cache lines cost twice; buffers of the general
-/// allocator start 16 bytes after one.
+/// The part of `ws` from its first cache line on: vectors that cross cache lines cost twice. Tensors begin on one
+/// ([`ALIGN_BYTES`](super::ALIGN_BYTES)), so nothing is skipped; callers with a `Vec` (tests, benches) may begin 16 bytes
+/// after one.
 pub fn aligned(ws: &mut [f32]) -> &mut [f32] {
     let skip = ws.as_ptr().align_offset(64).min(ws.len());
     &mut ws[skip..]
@@ -171,14 +173,15 @@ pub fn par_cols(
     });
 }
 
-/// Runs `f(task)` for every task in `0..tasks`, in parallel.
-pub fn par_each(tasks: usize, f: impl Fn(usize) + Sync) {
-    run_lanes(tasks, &mut [], 0, |t, _| f(t));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[should_panic(expected = "is_some_and")]
+    fn a_matrix_that_wraps_does_not_fit() {
+        MatMut::new(&mut [0.0; 8], 3, 1, usize::MAX / 2 + 1); // 2 * ld is 0 modulo 2^64
+    }
 
     #[test]
     fn rows_and_columns_are_written_once() {

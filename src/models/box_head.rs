@@ -214,13 +214,7 @@ impl BoxHead {
             cfg.score_threshold,
             scale,
         )?;
-        let how = Nms {
-            iou_threshold: cfg.nms_iou,
-            groups: self.classes,
-            max_out: cfg.max_detections,
-            offset: true,
-            min_size_px: None,
-        };
+        let how = Nms { iou_threshold: cfg.nms_iou, groups: self.classes, max_out: cfg.max_detections, offset: true };
         let keep = nms(&c.boxes, &c.scores, &c.classes, how)?;
         let (boxes, scores, classes) = detections(&c, &keep)?;
         Ok(Detections { boxes, scores, classes })

@@ -142,7 +142,7 @@ pub struct RpnConfig {
     /// Anchors sampled from an image.
     pub samples: usize,
     /// Share of the samples that may be positive.
-    pub pos_fraction: f32,
+    pub pos_fraction: f64,
     /// Pixels that an anchor may leave the image; negative: no limit.
     pub allowed_border: f32,
     /// Standard deviations that box deltas are divided by.
@@ -229,7 +229,7 @@ pub struct BoxHeadConfig {
     /// RoIs sampled from an image.
     pub samples: usize,
     /// Share of the samples that may be positive.
-    pub pos_fraction: f32,
+    pub pos_fraction: f64,
     /// IoU from which a RoI is positive.
     pub pos_iou: f32,
     /// IoU below which a RoI is negative.

@@ -107,13 +107,7 @@ impl Rpn {
             &boxes,
             &scores,
             &groups,
-            Nms {
-                iou_threshold: self.cfg.nms_iou,
-                groups: inputs.anchors.levels(),
-                max_out: max,
-                offset: true,
-                min_size_px: None,
-            },
+            Nms { iou_threshold: self.cfg.nms_iou, groups: inputs.anchors.levels(), max_out: max, offset: true },
         )?;
         let boxes = take(&boxes, &keep)?;
         let logits = take(&scores.reshape(&[b, k, 1])?, &keep)?.reshape(&[b, max])?;

@@ -21,6 +21,7 @@ pub mod match_boxes;
 pub mod max_pool;
 pub mod nms;
 pub(crate) mod order;
+pub(crate) mod partial;
 pub mod roi_align;
 pub mod sample;
 pub mod sgd;
@@ -83,7 +84,7 @@ pub const OPS: &[OpInfo] = &[
     upsample_add::INFO,
 ];
 
-/// `dy` where `y > 0`, else 0; in place if nobody else holds `dy`. Without `y` there was no ReLU.
+/// 0 where `y <= 0`, else `dy`; in place if nobody else holds `dy`. Without `y` there was no ReLU.
 fn relu_gradient(mut dy: Tensor, y: Option<Tensor>) -> Result<Tensor> {
     let Some(y) = y else { return Ok(dy) };
     if !dy.is_unique() {

@@ -4,13 +4,15 @@
 //! Main types: [`Tape`], [`Var`], [`Param`], [`Backward`].
 
 mod param;
+#[cfg(test)]
+mod tests;
 
 use std::rc::Rc;
 
 pub use param::{Param, Role};
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::elementwise;
 use crate::tensor::Tensor;
 
@@ -89,11 +91,6 @@ impl Tape {
         &self.device
     }
 
-    /// False for [`Tape::inference`].
-    pub fn is_recording(&self) -> bool {
-        self.recording
-    }
-
     /// Names what `f` runs: in the memory plan, in profiles and in errors, forward and backward.
     pub fn scope<R>(&mut self, name: &str, f: impl FnOnce(&mut Tape) -> R) -> R {
         let _scope = self.device.enter(name);
@@ -138,21 +135,6 @@ impl Tape {
         }
         let node = self.push(Kind::Rule(Box::new(rule)), inputs.iter().map(|v| v.node).collect());
         Var { value: y, node: Some(node) }
-    }
-
-    /// The output of an op without gradient.
-    ///
-    /// Errors: `NotDifferentiable` if a gradient is due for an input; say [`Tape::detach`] where that is meant.
-    pub fn record_no_grad(&mut self, op: &'static str, inputs: &[&Var], y: Tensor) -> Result<Var> {
-        if self.recording && inputs.iter().any(|v| v.node.is_some()) {
-            return Err(Error::NotDifferentiable { op });
-        }
-        Ok(Var { value: y, node: None })
-    }
-
-    /// The same value without its place on the tape: gradients stop here.
-    pub fn detach(&self, v: &Var) -> Var {
-        Var { value: v.value.clone(), node: None }
     }
 
     /// True if the rule of an op on these inputs will be kept: an op may skip what only its gradient needs.

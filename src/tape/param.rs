@@ -96,11 +96,6 @@ impl Param {
         self.0.grad.borrow()
     }
 
-    /// The gradient, to be changed in place (scaled, clipped).
-    pub fn grad_mut(&self) -> RefMut<'_, Option<Tensor>> {
-        self.0.grad.borrow_mut()
-    }
-
     /// Forgets the gradient: the next write overwrites. A parameter without any write has gradient 0.
     pub fn clear_grad(&self) -> Result<()> {
         self.0.written.set(false);

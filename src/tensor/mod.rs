@@ -20,18 +20,33 @@ pub struct Tensor {
     dtype: DType,
     device: Device,
     buf: Rc<Buf>,
-    /// First element of this view, in bytes.
-    offset: usize,
+}
+
+/// The product of the dimensions. Err if it is beyond `usize`.
+fn checked_numel(what: &str, shape: &[usize]) -> Result<usize> {
+    let n = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    n.ok_or_else(|| too_large(what, shape))
+}
+
+/// Bytes of a tensor. Err if they are more than any allocation may have, rounded up to where the next one begins.
+fn checked_bytes(what: &str, shape: &[usize], dtype: DType) -> Result<usize> {
+    const MOST: usize = isize::MAX as usize + 1 - crate::device::ALIGN_BYTES;
+    let bytes = checked_numel(what, shape)?.checked_mul(dtype.bytes());
+    bytes.filter(|&b| b <= MOST).ok_or_else(|| too_large(what, shape))
+}
+
+fn too_large(what: &str, shape: &[usize]) -> Error {
+    Error::Shape { what: what.into(), want: "a size that fits the address space".into(), got: shape.to_vec() }
 }
 
 impl Tensor {
     /// An uninitialised tensor: in a step its memory comes from the planned arena, otherwise from the heap.
     ///
-    /// Errors: `Plan` if the running step was planned with another allocation at this place.
+    /// Errors: `Shape` if the size is beyond the address space; `Plan` if the running step was planned with another
+    /// allocation at this place; `Device` if there is no memory.
     pub fn empty(device: &Device, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let bytes = shape.iter().product::<usize>() * dtype.bytes();
-        let buf = Rc::new(device.alloc(bytes)?);
-        Ok(Tensor { shape: shape.to_vec(), dtype, device: device.clone(), buf, offset: 0 })
+        let buf = Rc::new(device.alloc(checked_bytes("empty", shape, dtype)?)?);
+        Ok(Tensor { shape: shape.to_vec(), dtype, device: device.clone(), buf })
     }
 
     /// A tensor of zeros.
@@ -43,8 +58,7 @@ impl Tensor {
 
     /// A tensor with the given contents. On the plan device the contents are dropped.
     pub fn from_slice<T: Element>(device: &Device, shape: &[usize], data: &[T]) -> Result<Tensor> {
-        let n: usize = shape.iter().product();
-        if n != data.len() {
+        if checked_numel("from_slice", shape)? != data.len() {
             return Err(Error::Shape {
                 what: "from_slice".into(),
                 want: format!("{} elements", data.len()),
@@ -68,9 +82,7 @@ impl Tensor {
 
     fn fill_bytes(&mut self, byte: u8) {
         if self.device.has_data() {
-            let n = self.bytes();
-            Rc::get_mut(&mut self.buf).expect("tensor: writing to a shared buffer").bytes_mut()[self.offset..][..n]
-                .fill(byte);
+            Rc::get_mut(&mut self.buf).expect("tensor: writing to a shared buffer").bytes_mut().fill(byte);
         }
     }
 
@@ -115,7 +127,7 @@ impl Tensor {
     /// If `T` is not the element type or the tensor is on the plan device: both are checked where the op dispatches.
     pub fn slice<T: Element>(&self) -> &[T] {
         assert_eq!(T::DTYPE, self.dtype, "tensor: read as another element type");
-        bytemuck::cast_slice(&self.buf.bytes()[self.offset..][..self.bytes()])
+        bytemuck::cast_slice(self.buf.bytes())
     }
 
     /// The elements, to be written.
@@ -124,9 +136,8 @@ impl Tensor {
     /// As [`Tensor::slice`], and if the buffer is shared.
     pub fn slice_mut<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(T::DTYPE, self.dtype, "tensor: written as another element type");
-        let (offset, n) = (self.offset, self.bytes());
         let buf = Rc::get_mut(&mut self.buf).expect("tensor: writing to a shared buffer");
-        bytemuck::cast_slice_mut(&mut buf.bytes_mut()[offset..][..n])
+        bytemuck::cast_slice_mut(buf.bytes_mut())
     }
 
     /// [`Tensor::slice`] of f32.
@@ -151,7 +162,7 @@ impl Tensor {
 
     /// The same elements under another shape; shares the buffer.
     pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
-        if shape.iter().product::<usize>() != self.numel() {
+        if checked_numel("reshape", shape)? != self.numel() {
             return Err(Error::Shape {
                 what: "reshape".into(),
                 want: format!("{} elements", self.numel()),
@@ -163,31 +174,15 @@ impl Tensor {
         Ok(t)
     }
 
-    /// Rows `start..start + len` of the first dimension; shares the buffer.
-    pub fn narrow(&self, start: usize, len: usize) -> Result<Tensor> {
-        if self.shape.is_empty() || start + len > self.shape[0] {
-            return Err(Error::Shape {
-                what: "narrow".into(),
-                want: format!("at least {} rows", start + len),
-                got: self.shape.clone(),
-            });
-        }
-        let row = self.bytes() / self.shape[0].max(1);
-        let mut t = self.clone();
-        t.shape[0] = len;
-        t.offset += start * row;
-        Ok(t)
-    }
-
     /// Splits one zeroed buffer into tensors of the given shapes, each writable on its own: parameters' gradients live so.
     pub fn flat(device: &Device, shapes: &[Vec<usize>], dtype: DType) -> Result<Vec<Tensor>> {
         const ALIGN: usize = crate::device::ALIGN_BYTES;
-        let sizes: Vec<usize> = shapes.iter().map(|s| s.iter().product::<usize>() * dtype.bytes()).collect();
-        let total: usize = sizes.iter().map(|b| b.next_multiple_of(ALIGN)).sum();
-        let bufs = device.alloc_split(total, &sizes)?;
+        let sizes = shapes.iter().map(|s| checked_bytes("flat", s, dtype)).collect::<Result<Vec<usize>>>()?;
+        let total = sizes.iter().try_fold(0usize, |sum, b| sum.checked_add(b.next_multiple_of(ALIGN)));
+        let bufs = device.alloc_split(checked_bytes("flat", &[total.unwrap_or(usize::MAX)], DType::U8)?, &sizes)?;
         let mut out = Vec::with_capacity(shapes.len());
         for (shape, buf) in shapes.iter().zip(bufs) {
-            let mut t = Tensor { shape: shape.clone(), dtype, device: device.clone(), buf: Rc::new(buf), offset: 0 };
+            let mut t = Tensor { shape: shape.clone(), dtype, device: device.clone(), buf: Rc::new(buf) };
             t.fill_bytes(0);
             out.push(t);
         }
@@ -231,14 +226,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn narrow_and_reshape_share_the_buffer() {
+    fn reshape_shares_the_buffer() {
         let dev = Device::cpu();
         let t = Tensor::from_slice(&dev, &[3, 2], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
-        let r = t.narrow(1, 2).unwrap();
-        assert_eq!(r.f32s(), &[3.0, 4.0, 5.0, 6.0]);
-        assert_eq!(r.reshape(&[4]).unwrap().f32s(), r.f32s());
+        let r = t.reshape(&[6]).unwrap();
+        assert_eq!(r.f32s(), t.f32s());
         assert!(!t.is_unique());
-        assert!(t.narrow(2, 2).is_err() && t.reshape(&[5]).is_err());
+        assert!(t.reshape(&[5]).is_err());
+    }
+
+    #[test]
+    fn sizes_that_wrap_are_errors() {
+        const HALF: usize = usize::MAX / 2 + 1;
+        for dev in [Device::cpu(), Device::plan()] {
+            // 2 * HALF is 0 modulo 2^64, and so are four bytes for each of HALF elements.
+            for shape in [&[HALF, 2][..], &[HALF], &[isize::MAX as usize / 4 + 1]] {
+                let error = Tensor::empty(&dev, shape, DType::F32).unwrap_err();
+                assert!(matches!(error, Error::Shape { .. }), "{error}");
+            }
+            let none = Tensor::zeros(&dev, &[0], DType::F32).unwrap();
+            assert!(matches!(none.reshape(&[HALF, 2]).unwrap_err(), Error::Shape { .. }));
+            assert!(none.reshape(&[0, HALF, 2]).is_ok());
+            assert!(matches!(Tensor::from_slice::<f32>(&dev, &[HALF, 2], &[]).unwrap_err(), Error::Shape { .. }));
+            let error = Tensor::flat(&dev, &vec![vec![HALF / 8]; 8], DType::F32).unwrap_err();
+            assert!(matches!(error, Error::Shape { .. }), "{error}");
+        }
     }
 
     #[test]

@@ -73,12 +73,6 @@ impl Stream {
         philox4x32_10([index, self.image, self.step as u32, c3], self.key)
     }
 
-    /// The `i`-th 32-bit number of the stream (random access).
-    #[inline]
-    pub fn u32_at(&self, i: u32) -> u32 {
-        self.block(i / 4)[(i % 4) as usize]
-    }
-
     /// A sequential reader.
     pub fn rng(self) -> Rng {
         Rng { stream: self, next: 0, block: [0; 4] }
@@ -120,13 +114,6 @@ impl Rng {
     pub fn below(&mut self, n: u32) -> u32 {
         debug_assert!(n > 0);
         ((u64::from(self.next_u32()) * u64::from(n)) >> 32) as u32
-    }
-
-    /// Standard normal (Box and Muller 1958), one number of each pair.
-    pub fn normal(&mut self) -> f32 {
-        let u1 = (f64::from(self.next_u32()) + 1.0) / 4_294_967_296.0; // (0, 1]
-        let u2 = f64::from(self.next_u32()) / 4_294_967_296.0;
-        ((-2.0 * u1.ln()).sqrt() * (2.0 * std::f64::consts::PI * u2).cos()) as f32
     }
 
     /// Shuffles in place (Fisher and Yates).
@@ -171,19 +158,7 @@ mod tests {
         let s = Stream::new(3, 1, 2, 3, Purpose::Test);
         let mut r = s.rng();
         for i in 0..11 {
-            assert_eq!(r.next_u32(), s.u32_at(i));
+            assert_eq!(r.next_u32(), s.block(i / 4)[i as usize % 4]);
         }
-    }
-
-    #[test]
-    fn normal_has_unit_variance() {
-        let mut r = Stream::new(3, 1, 2, 3, Purpose::Test).rng();
-        let (mut s, mut q) = (0.0f64, 0.0f64);
-        for _ in 0..20_000 {
-            let v = f64::from(r.normal());
-            s += v;
-            q += v * v;
-        }
-        assert!((s / 20_000.0).abs() < 0.03 && (q / 20_000.0 - 1.0).abs() < 0.05);
     }
 }

@@ -118,7 +118,8 @@ pub struct Engine {
     lr: Tensor,
     /// AdamW's bias correction of the step.
     correction: Tensor,
-    ema_decay: Tensor,
+    /// 1 - the decay, rounded after the difference.
+    ema_share: Tensor,
     norm: Tensor,
     losses: Vec<Tensor>,
 }
@@ -146,7 +147,7 @@ impl Engine {
             stage: None,
             lr: Tensor::zeros(device, &[1], DType::F32)?,
             correction: Tensor::zeros(device, &[2], DType::F32)?,
-            ema_decay: Tensor::zeros(device, &[1], DType::F32)?,
+            ema_share: Tensor::zeros(device, &[1], DType::F32)?,
             norm: Tensor::zeros(device, &[1], DType::F32)?,
             losses: LOSSES.iter().map(|_| Tensor::zeros(device, &[1], DType::F32)).collect::<Result<_>>()?,
         })
@@ -186,7 +187,7 @@ impl Engine {
                 elementwise::copy(a, &p.value())?;
             }
         }
-        self.ema_decay.write(&[setup.ema as f32]);
+        self.ema_share.write(&[(1.0 - setup.ema) as f32]);
         let inputs = |buckets: &[Bucket], batch: usize, max_gt: usize| -> Result<Vec<Inputs>> {
             buckets
                 .iter()
@@ -269,7 +270,7 @@ impl Engine {
         let device = self.device.clone();
         let stage = self.stage.as_mut().expect("engine: a step before enter_stage");
         self.correction.write(&bias_correction(stage.setup.optimizer.betas, step));
-        let (store, norm, lr, decay) = (&self.store, &mut self.norm, &self.lr, &self.ema_decay);
+        let (store, norm, lr, share) = (&self.store, &mut self.norm, &self.lr, &self.ema_share);
         let correction = &self.correction;
         let ((), plan) = device.step(plan, || {
             let params: Vec<&Param> = store.trainable().collect();
@@ -288,7 +289,7 @@ impl Engine {
             if !stage.average.is_empty() {
                 let values: Vec<Tensor> = store.all().iter().map(Param::value).collect();
                 let mut pairs: Vec<_> = stage.average.iter_mut().zip(&values).collect();
-                ema(&mut pairs, decay)?;
+                ema(&mut pairs, share)?;
             }
             Ok(())
         })?;

@@ -81,7 +81,7 @@ impl Detector {
         let plans: Vec<_> = (0..shapes.len()).map(|b| self.planner.eval_pass(None, b)).collect::<Result<_>>()?;
         let order: Vec<usize> = (0..shapes.len()).collect();
         self.engine.enter_eval(shapes, batch_size)?;
-        self.engine.device().reserve_arena(plans.iter().map(|p| p.peak_bytes).max().unwrap_or(0));
+        self.engine.device().reserve_arena(plans.iter().map(|p| p.peak_bytes()).max().unwrap_or(0))?;
         let workers = self.recipe.data.workers;
         let goes_on = |done, total| {
             progress(done, total);

@@ -38,7 +38,7 @@ impl StagePlans {
 
     /// Bytes of the arena that holds each of the steps.
     pub fn arena_bytes(&self) -> usize {
-        self.train.iter().chain(&self.eval).chain([&self.update]).map(|p| p.peak_bytes).max().unwrap_or(0)
+        self.train.iter().chain(&self.eval).chain([&self.update]).map(|p| p.peak_bytes()).max().unwrap_or(0)
     }
 }
 

@@ -151,7 +151,7 @@ impl Run<'_> {
         let context = stage_context(self.recipe, self.data, index)?;
         let plans = StagePlans::trace(&mut self.planner, &context.setup)?;
         engine.enter_stage(&context.setup)?;
-        engine.device().reserve_arena(plans.arena_bytes());
+        engine.device().reserve_arena(plans.arena_bytes())?;
         if let Some(c) = resumed {
             engine.load_optimizer(|name, n| c.values(name, n))?;
         } else {

@@ -106,4 +106,11 @@ fn refuses() {
     assert!(error.starts_with("adamw: correction: want [2]"), "{error}");
     let error = adamw(&mut row, &one, &one, &two, RULE).unwrap_err().to_string();
     assert!(error.starts_with("adamw: square 0: want [3]"), "{error}");
+    let whole = |n: usize| Tensor::zeros(&dev, &[n], DType::I32).unwrap();
+    for (lr, scale, correction, name) in
+        [(&whole(1), &one, &two, "lr"), (&one, &whole(1), &two, "grad_scale"), (&one, &one, &whole(2), "correction")]
+    {
+        let error = adamw(&mut [], lr, scale, correction, RULE).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("adamw: {name}: want f32")), "{error}");
+    }
 }

@@ -129,9 +129,10 @@ impl Problem {
             out.push(beta.grad().clone().expect("dbeta"));
         }
         out.extend(r.map(|r| grads.get(&r).expect("dresidual").clone()));
-        if let Some((dy, x)) = held.filter(|_| device.has_data()) {
+        if let Some((dy, x)) = held.as_ref().filter(|_| device.has_data()) {
             assert!(dy.f32s() == self.dy && x.f32s() == self.x, "somebody else's tensor was written over");
         }
+        drop(held); // at the same moment on every device
         out.push(mean.value());
         out.push(var.value());
         Ok(out)
@@ -308,6 +309,21 @@ fn one_value_a_channel_cannot_train() {
     assert_eq!(p.shape, [1, 1, 1, 5]);
     let error = p.run(&Device::cpu()).unwrap_err().to_string();
     assert!(error.contains("freeze batch norm"), "{error}");
+}
+
+#[test]
+fn parameters_of_another_type_are_refused() {
+    let dev = Device::cpu();
+    for (bad, name) in ["gamma", "beta", "running mean", "running variance"].into_iter().enumerate() {
+        let mut tape = Tape::new(&dev);
+        let tensor = |i| Tensor::zeros(&dev, &[4], if i == bad { DType::I32 } else { DType::F32 }).unwrap();
+        let x = tape.leaf(Tensor::zeros(&dev, &[1, 2, 2, 4], DType::F32).unwrap());
+        let (g, b) = (tape.leaf(tensor(0)), tape.leaf(tensor(1)));
+        let (mean, var) = (Param::new("m", Role::Statistic, tensor(2)), Param::new("v", Role::Statistic, tensor(3)));
+        let out = batch_norm_relu(&mut tape, &x, &g, &b, (&mean, &var), BnMode::Frozen, EPS, None, true);
+        let error = out.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("batch_norm_relu: {name}: want f32")), "{error}");
+    }
 }
 
 #[test]

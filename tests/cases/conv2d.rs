@@ -9,6 +9,7 @@ use upres::tensor::{DType, Tensor};
 /// N, H, W, C, O, kernel, stride, pad. The kernels meet many more shapes in tests/conv.rs; here is the op on the tape.
 const CASES: &[Case] = &[
     case("empty", &[0, 5, 5, 3, 4, 3, 1, 1]),
+    case("empty_many_channels", &[0, 8, 8, 8, 8, 3, 1, 1]), // Winograd's channels, no tile
     case("one", &[1, 1, 1, 1, 1, 1, 1, 0]),
     case("tail", &[2, 7, 9, 5, 11, 3, 2, 1]),
     case("pointwise", &[2, 6, 5, 33, 17, 1, 1, 0]),
@@ -91,6 +92,29 @@ fn equals_the_definition() {
     }
 }
 
+/// A ReLU does not hide NaN: not in y, and not in the gradients behind it.
+#[test]
+fn nan_goes_through() {
+    for case in &CASES[2..] {
+        let [n, h, w, c, o, k, stride, pad] = sizes(case);
+        let out = everywhere(|dev| {
+            let mut tape = Tape::new(dev);
+            let mut data = uniform(1, n * h * w * c, -1.0, 1.0);
+            data[0] = f32::NAN;
+            let x = tape.leaf(Tensor::from_slice(dev, &[n, h, w, c], &data)?);
+            let v = tape.leaf(Tensor::from_slice(dev, &[o, k, k, c], &uniform(2, o * k * k * c, -1.0, 1.0))?);
+            let y = conv2d(&mut tape, &x, &v, None, stride, pad, Activation::Relu)?;
+            let dy = Tensor::from_slice(dev, y.shape(), &uniform(4, y.value().numel(), -1.0, 1.0))?;
+            let value = y.value().clone();
+            let grads = tape.backward(vec![(y, dy)])?;
+            Ok(vec![value, grads.get(&v).expect("dw").clone()])
+        });
+        // The first output pixel sees the first input pixel; every channel of it, and the weight between the two.
+        assert!(out[0].f32s()[..o].iter().all(|v| v.is_nan()), "{}: y", case.name);
+        assert!(out[1].f32s()[(pad * k + pad) * c].is_nan(), "{}: dw", case.name);
+    }
+}
+
 #[test]
 fn refuses() {
     let dev = Device::cpu();
@@ -100,4 +124,7 @@ fn refuses() {
     let mut conv = |w, bias, stride, pad| conv2d(&mut tape, &x, w, bias, stride, pad, Activation::None).is_err();
     assert!(conv(&thin, None, 1, 1) && conv(&w, Some(&bias), 1, 1) && conv(&w, None, 0, 1));
     assert!(!conv(&w, None, 1, 0));
+    let whole = tape.leaf(Tensor::zeros(&dev, &[2], DType::I32).unwrap());
+    let error = conv2d(&mut tape, &x, &w, Some(&whole), 1, 1, Activation::None).unwrap_err().to_string();
+    assert!(error.starts_with("conv2d: bias: want f32"), "{error}");
 }

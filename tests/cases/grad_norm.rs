@@ -69,4 +69,6 @@ fn refuses() {
     let error = grad_norm(&dev, &[&grad, &pixels]).unwrap_err().to_string();
     assert!(error.starts_with("grad_norm: gradient 1: want f32"), "{error}");
     assert!(clip_scale(&grad, 1.0).is_err());
+    let error = clip_scale(&Tensor::zeros(&dev, &[1], DType::I32).unwrap(), 1.0).unwrap_err().to_string();
+    assert!(error.starts_with("clip_scale: norm: want f32"), "{error}");
 }

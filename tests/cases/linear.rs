@@ -58,6 +58,29 @@ fn equals_the_definition() {
     }
 }
 
+/// A ReLU does not hide NaN.
+#[test]
+fn nan_goes_through() {
+    for case in &CASES[1..] {
+        let [m, c, o] = case.dims.try_into().unwrap();
+        let out = everywhere(|dev| {
+            let mut tape = Tape::new(dev);
+            let mut data = uniform(1, m * c, -1.0, 1.0);
+            data[0] = f32::NAN;
+            let x = tape.leaf(Tensor::from_slice(dev, &[m, c], &data)?);
+            let w = tape.leaf(Tensor::from_slice(dev, &[o, c], &uniform(2, o * c, -1.0, 1.0))?);
+            let y = linear(&mut tape, &x, &w, None, Activation::Relu)?;
+            let value = y.value().clone();
+            let dy = Tensor::from_slice(dev, &[m, o], &uniform(4, m * o, -1.0, 1.0))?;
+            let grads = tape.backward(vec![(y, dy)])?;
+            Ok(vec![value, grads.get(&w).expect("dw").clone()])
+        });
+        let y = out[0].f32s();
+        assert!(y[..o].iter().all(|v| v.is_nan()) && y[o..].iter().all(|v| !v.is_nan()), "{}: y", case.name);
+        assert!(out[1].f32s().iter().step_by(c).all(|v| v.is_nan()), "{}: dw", case.name);
+    }
+}
+
 #[test]
 fn refuses() {
     let dev = Device::cpu();
@@ -68,4 +91,7 @@ fn refuses() {
     let mut w = || tape.leaf(Tensor::zeros(&dev, &[3, 4], DType::F32).unwrap());
     let w = w();
     assert!(linear(&mut tape, &x, &w, Some(&bias), Activation::None).is_err());
+    let whole = tape.leaf(Tensor::zeros(&dev, &[3], DType::I32).unwrap());
+    let error = linear(&mut tape, &x, &w, Some(&whole), Activation::None).unwrap_err().to_string();
+    assert!(error.starts_with("linear: bias: want f32"), "{error}");
 }

@@ -17,7 +17,7 @@ const CASES: &[Case] = &[
 
 fn run(device: &Device, case: &Case, offset: bool) -> Result<Vec<Tensor>> {
     let [b, n, groups, max_out] = case.dims.try_into().unwrap();
-    let p = Nms { iou_threshold: 0.5, groups, max_out, offset, min_size_px: Some(0.0) };
+    let p = Nms { iou_threshold: 0.5, groups, max_out, offset };
     let (rois, scores) = (tensor(device, &[b, n, 4], &boxes(1, b * n, 100.0)), uniform(2, b * n, 0.0, 1.0));
     let group = tensor(device, &[b, n], &integers(3, b * n, -1, groups as i32));
     Ok(vec![nms(&rois, &tensor(device, &[b, n], &scores), &group, p)?])

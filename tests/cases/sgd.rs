@@ -108,4 +108,9 @@ fn refuses() {
     let mut params = [SgdParam { value: &mut value, grad: &grad, momentum: &mut momentum, weight_decay: 0.0 }];
     let error = sgd(&mut params, &one, &one, 0.9, false).unwrap_err().to_string();
     assert!(error.starts_with("sgd: gradient 0: want [3]"), "{error}");
+    let whole = Tensor::zeros(&dev, &[1], DType::I32).unwrap();
+    for (lr, scale, name) in [(&whole, &one, "lr"), (&one, &whole, "grad_scale")] {
+        let error = sgd(&mut [], lr, scale, 0.9, false).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("sgd: {name}: want f32")), "{error}");
+    }
 }

@@ -126,7 +126,7 @@ pub fn everywhere(f: impl Fn(&Device) -> Result<Vec<Tensor>> + Sync) -> Vec<Outp
 
     let (tracer, cpu) = (Device::plan(), Device::cpu());
     let ((), plan) = tracer.step(None, || f(&tracer).map(drop)).expect("tracing the step");
-    let dirt = vec![0xFF_u8; plan.peak_bytes];
+    let dirt = vec![0xFF_u8; plan.peak_bytes()];
     let soil = |dev: &Device| Tensor::from_slice(dev, &[dirt.len()], &dirt).map(drop);
     let ((), soil_plan) = tracer.step(None, || soil(&tracer)).expect("tracing");
     cpu.step(Some(&soil_plan), || soil(&cpu)).expect("filling the arena with NaN");

@@ -56,9 +56,12 @@ pub fn adamw(
     rule: AdamWRule,
 ) -> Result<()> {
     let _op = lr.device().enter("adamw");
-    lr.expect_shape("adamw: lr", &[1])?;
-    grad_scale.expect_shape("adamw: grad_scale", &[1])?;
-    correction.expect_shape("adamw: correction", &[2])?;
+    for (what, t, n) in
+        [("adamw: lr", lr, 1), ("adamw: grad_scale", grad_scale, 1), ("adamw: correction", correction, 2)]
+    {
+        t.expect_shape(what, &[n])?;
+        t.expect_dtype(what, DType::F32)?;
+    }
     for (i, p) in params.iter().enumerate() {
         p.grad.expect_shape(&format!("adamw: gradient {i}"), p.value.shape())?;
         p.mean.expect_shape(&format!("adamw: mean {i}"), p.value.shape())?;

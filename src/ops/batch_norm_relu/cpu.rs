@@ -157,7 +157,7 @@ fn fold_stats(partial: &[f32], c0: usize, n: usize, s: &Split) -> ([f64; STRIP],
         let off = mean_of_all[j] - mean;
         m2[j] += dev2 - 2.0 * off * dev + count * off * off;
     });
-    (sum, m2.map(|v: f64| v.max(0.0)))
+    (sum, m2.map(|v: f64| if v < 0.0 { 0.0 } else { v })) // NaN stays
 }
 
 /// Calls `f(j, elements, partial sums)` for the `n` channels from `c0` of each chunk and pixel, in order.

@@ -30,7 +30,7 @@ pub enum BnMode {
 /// and beta: y and `[C]` only.
 /// Gradient: x, gamma, beta, residual; written over the incoming gradient and over x where nobody else holds them.
 /// Cost: training reads x twice and writes y, backward reads dy, x, y twice and writes dx; frozen one pass each; memory-bound.
-/// Errors: `Shape`; `Value` for training on one value a channel, whose variance is 0.
+/// Errors: `Shape`, `Dtype`; `Value` for training on one value a channel, whose variance is 0.
 /// Reference: Ioffe and Szegedy 2015, algorithm 1; running statistics as torch.nn.BatchNorm2d.
 pub fn batch_norm_relu(
     tape: &mut Tape,
@@ -47,10 +47,15 @@ pub fn batch_norm_relu(
     let _op = device.enter("batch_norm_relu");
     let [n, h, w, c] = x.value().dims("batch_norm_relu: x")?;
     x.value().expect_dtype("batch_norm_relu: x", DType::F32)?;
-    gamma.value().expect_shape("batch_norm_relu: gamma", &[c])?;
-    beta.value().expect_shape("batch_norm_relu: beta", &[c])?;
-    running.0.value().expect_shape("batch_norm_relu: running mean", &[c])?;
-    running.1.value().expect_shape("batch_norm_relu: running variance", &[c])?;
+    for (what, t) in [
+        ("batch_norm_relu: gamma", gamma.value()),
+        ("batch_norm_relu: beta", beta.value()),
+        ("batch_norm_relu: running mean", &running.0.value()),
+        ("batch_norm_relu: running variance", &running.1.value()),
+    ] {
+        t.expect_shape(what, &[c])?;
+        t.expect_dtype(what, DType::F32)?;
+    }
     if let Some(r) = residual {
         r.value().expect_shape("batch_norm_relu: residual", x.shape())?;
         r.value().expect_dtype("batch_norm_relu: residual", DType::F32)?;

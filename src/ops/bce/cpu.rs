@@ -5,7 +5,13 @@ use rayon::prelude::*;
 /// Elements of one parallel task: fixed, so that the sum does not depend on the number of threads.
 const CHUNK: usize = 4 * 1024;
 
-pub(super) fn forward(loss: &mut [f32], x: &[f32], target: &[i32], avg: &[f32], weight: f32) {
+/// Parallel tasks of `m` elements.
+pub(super) fn chunks(m: usize) -> usize {
+    m.div_ceil(CHUNK)
+}
+
+/// `sums` has a slot for each of the [`chunks`].
+pub(super) fn forward(loss: &mut [f32], sums: &mut [f64], x: &[f32], target: &[i32], avg: &[f32], weight: f32) {
     let chunk_sum = |(x, target): (&[f32], &[i32])| -> f64 {
         let counted = x.iter().zip(target).filter(|(_, t)| matches!(t, 0 | 1));
         counted
@@ -16,7 +22,8 @@ pub(super) fn forward(loss: &mut [f32], x: &[f32], target: &[i32], avg: &[f32], 
             })
             .sum()
     };
-    let sums: Vec<f64> = x.par_chunks(CHUNK).zip(target.par_chunks(CHUNK)).map(chunk_sum).collect();
+    let tasks = sums.par_iter_mut().zip(x.par_chunks(CHUNK).zip(target.par_chunks(CHUNK)));
+    tasks.for_each(|(sum, chunk)| *sum = chunk_sum(chunk));
     loss[0] = (f64::from(weight) * sums.iter().sum::<f64>() / f64::from(avg[0])) as f32;
 }
 

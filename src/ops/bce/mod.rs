@@ -2,6 +2,7 @@
 
 mod cpu;
 
+use super::partial::Partial;
 use super::{Gradient, OpInfo};
 use crate::error::Result;
 use crate::on_device;
@@ -28,8 +29,10 @@ pub fn bce(tape: &mut Tape, logits: &Var, target: &Tensor, avg: &Tensor, weight:
     avg.expect_shape("bce: avg", &[1])?;
     avg.expect_dtype("bce: avg", DType::F32)?;
     let mut loss = Tensor::empty(logits.device(), &[1], DType::F32)?;
-    on_device!(logits.device(), cpu =>
-        cpu::forward(loss.f32s_mut(), logits.value().f32s(), target.i32s(), avg.f32s(), weight));
+    let mut sums = Partial::new(logits.device(), cpu::chunks(target.numel()))?;
+    on_device!(logits.device(), cpu => cpu::forward(
+        loss.f32s_mut(), sums.slots(), logits.value().f32s(), target.i32s(), avg.f32s(), weight));
+    drop(sums);
     let rule = BceBwd { logits: logits.value().clone(), target: target.clone(), avg: avg.clone(), weight };
     Ok(tape.record([logits], loss, rule))
 }

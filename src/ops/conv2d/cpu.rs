@@ -161,7 +161,7 @@ pub(crate) fn product(
     let k = src.window.len();
     if k == 0 {
         for row in y.chunks_exact_mut(n) {
-            (0..n).for_each(|j| row[j] = bias.map_or(0.0, |b| if relu { b[j].max(0.0) } else { b[j] }));
+            (0..n).for_each(|j| row[j] = bias.map_or(0.0, |b| if relu && b[j] < 0.0 { 0.0 } else { b[j] }));
         }
         return;
     }
@@ -199,7 +199,7 @@ pub fn forward_workspace(s: &ConvShape) -> usize {
         }
 }
 
-/// `y = conv(x, w) + bias`, then `max(0, .)` if `relu`.
+/// `y = conv(x, w) + bias`, then `max(0, .)` if `relu`; NaN stays.
 pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, relu: bool, ws: &mut [f32], s: &ConvShape) {
     assert!(y.len() == s.y_len() && x.len() == s.x_len() && w.len() == s.w_len());
     assert!(bias.is_none_or(|b| b.len() == s.o));
@@ -416,7 +416,7 @@ fn column_sums(dy: &[f32], o: usize, col: usize, n: usize) -> [f32; BIAS_COLS] {
 pub fn relu_mask(dy: &mut [f32], y: &[f32]) {
     assert_eq!(dy.len(), y.len());
     dy.par_chunks_mut(1 << 14).zip(y.par_chunks(1 << 14)).for_each(|(dy, y)| {
-        // `y > 0` keeps the gradient, so a NaN in y stops it, as it does in a comparison with 0.
-        dy.iter_mut().zip(y).for_each(|(d, &y)| *d = if y > 0.0 { *d } else { 0.0 });
+        // `y <= 0` stops the gradient; a NaN in y does not, so that it is seen behind the ReLU too.
+        dy.iter_mut().zip(y).for_each(|(d, &y)| *d = if y <= 0.0 { 0.0 } else { *d });
     });
 }

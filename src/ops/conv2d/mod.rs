@@ -24,7 +24,7 @@ pub const INFO: OpInfo = OpInfo { name: "conv2d", gradient: Gradient::Yes };
 pub enum Activation {
     /// Nothing.
     None,
-    /// `max(0, y)`.
+    /// `max(0, y)`; NaN stays.
     Relu,
 }
 
@@ -34,7 +34,8 @@ pub enum Activation {
 /// Saves: x, w, and y if there is a ReLU.
 /// Gradient: x, w, bias.
 /// Cost: 2·N·OH·OW·O·KH·KW·C flops each for y, dx and dw; 3×3 stride 1 by Winograd's minimal filtering, the rest by GEMM.
-/// Errors: `Shape` if the channels of x and w or the length of the bias differ, `Value` if the stride is 0.
+/// Errors: `Shape` if the channels of x and w or the length of the bias differ; `Dtype`; `Value` if the stride is 0 or the
+/// kernel larger than the padded map.
 /// Reference: Lavin and Gray 2016 (arXiv 1509.09308) for the Winograd form.
 pub fn conv2d(
     tape: &mut Tape,
@@ -56,6 +57,7 @@ pub fn conv2d(
     }
     if let Some(b) = bias {
         b.value().expect_shape("conv2d: bias", &[o])?;
+        b.value().expect_dtype("conv2d: bias", DType::F32)?;
     }
     if stride_px == 0 || kh == 0 || kw == 0 || h + 2 * pad < kh || wd + 2 * pad < kw {
         return Err(Error::value(

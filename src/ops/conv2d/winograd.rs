@@ -53,9 +53,10 @@ impl Geometry {
         self.n * self.tile_rows() * self.tile_cols()
     }
     /// Whether this algorithm is the faster one (measured): not for a few channels, where the transforms are most of the
-    /// work, and not for maps that fill their tiles badly.
+    /// work, and not for maps that fill their tiles badly. Never for nothing: the schedules divide by their tiles.
     pub fn pays(&self) -> bool {
-        self.c >= 8 && self.o >= 8 && 6 * self.tiles() <= self.n * self.oh * self.ow
+        let tiles = self.tiles();
+        tiles > 0 && self.c >= 8 && self.o >= 8 && 6 * tiles <= self.n * self.oh * self.ow
     }
     /// Elements of one point of a block of up to MR tiles.
     fn block_len(&self) -> usize {
@@ -245,7 +246,7 @@ fn write_tile(
                 if r < rows && c < cols {
                     let mut v = v + bias;
                     if e.relu {
-                        v = v.max(V::zero());
+                        v = V::zero().max(v); // NaN stays
                     }
                     v.store_partial(&mut y.row_mut(pixel + r * g.ow + c)[col0 + j..][..lanes]);
                 }

@@ -4,8 +4,7 @@ use rayon::prelude::*;
 
 use crate::ops::elementwise::CHUNK;
 
-pub(super) fn update(average: &mut [f32], value: &[f32], decay: f32) {
-    let share = (1.0 - f64::from(decay)) as f32;
+pub(super) fn update(average: &mut [f32], value: &[f32], share: f32) {
     let run = |(a, v): (&mut [f32], &[f32])| a.iter_mut().zip(v).for_each(|(a, v)| *a += share * (v - *a));
     if average.len() <= CHUNK {
         return run((average, value));

@@ -11,24 +11,27 @@ use crate::tensor::{DType, Tensor};
 pub const INFO: OpInfo =
     OpInfo { name: "ema", gradient: Gradient::No("it follows parameters after the optimizer's step") };
 
-/// `average += (1 - decay) * (value - average)`, for each pair of average and value.
+/// `average += share * (value - average)`, for each pair of average and value; `share = 1 - decay`.
 ///
-/// Shapes: average and value of a pair alike, f32; decay `[1]` f32, read on the device.
+/// The share is what is stored: of a decay near 1, which rounds to f32, little would be left of the difference.
+///
+/// Shapes: average and value of a pair alike, f32; share `[1]` f32, read on the device.
 /// Saves: nothing.
 /// Gradient: none: it comes after the optimizer's step.
 /// Cost: reads two, writes one value a parameter; memory-bound.
 /// Errors: `Shape`, `Dtype`, naming the place in the list.
-/// Reference: mmengine's ExponentialMovingAverage with momentum 1 - decay; torch's AveragedModel with get_ema_avg_fn(decay).
-pub fn ema(pairs: &mut [(&mut Tensor, &Tensor)], decay: &Tensor) -> Result<()> {
-    let _op = decay.device().enter("ema");
-    decay.expect_shape("ema: decay", &[1])?;
+/// Reference: mmengine's ExponentialMovingAverage with momentum share; torch's AveragedModel with get_ema_avg_fn(decay).
+pub fn ema(pairs: &mut [(&mut Tensor, &Tensor)], share: &Tensor) -> Result<()> {
+    let _op = share.device().enter("ema");
+    share.expect_shape("ema: share", &[1])?;
+    share.expect_dtype("ema: share", DType::F32)?;
     for (i, (average, value)) in pairs.iter().enumerate() {
         value.expect_shape(&format!("ema: value {i}"), average.shape())?;
         value.expect_dtype(&format!("ema: value {i}"), DType::F32)?;
         average.expect_dtype(&format!("ema: average {i}"), DType::F32)?;
     }
     for (average, value) in pairs {
-        on_device!(decay.device(), cpu => cpu::update(average.f32s_mut(), value.f32s(), decay.f32s()[0]));
+        on_device!(share.device(), cpu => cpu::update(average.f32s_mut(), value.f32s(), share.f32s()[0]));
     }
     Ok(())
 }

@@ -42,10 +42,11 @@ pub fn grad_norm(device: &Device, grads: &[&Tensor]) -> Result<Tensor> {
 
 /// `scale = min(1, max_norm / (norm + 1e-6))`, to be given to the optimizer: gradients are clipped without a host read.
 ///
-/// Errors: `Shape` if norm is not `[1]`.
+/// Errors: `Shape` if norm is not `[1]`, `Dtype`.
 pub fn clip_scale(norm: &Tensor, max_norm: f32) -> Result<Tensor> {
     let _op = norm.device().enter("clip_scale");
     norm.expect_shape("clip_scale: norm", &[1])?;
+    norm.expect_dtype("clip_scale: norm", DType::F32)?;
     let mut scale = Tensor::empty(norm.device(), &[1], DType::F32)?;
     on_device!(norm.device(), cpu => {
         let s = max_norm / (norm.f32s()[0] + 1e-6);

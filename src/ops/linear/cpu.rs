@@ -38,7 +38,7 @@ pub fn forward_workspace(s: &LinearShape) -> usize {
     ALIGN_SLACK + Schedule::new(s.m, s.k, s.n).workspace(s.m, s.k, s.n)
 }
 
-/// `y = x w^T + bias`, then `max(0, .)` if `relu`.
+/// `y = x w^T + bias`, then `max(0, .)` if `relu`; NaN stays.
 pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>, relu: bool, ws: &mut [f32], s: &LinearShape) {
     assert!(y.len() == s.m * s.n && x.len() == s.m * s.k && w.len() == s.n * s.k);
     assert!(bias.is_none_or(|b| b.len() == s.n));

@@ -19,7 +19,8 @@ pub const INFO: OpInfo = OpInfo { name: "linear", gradient: Gradient::Yes };
 /// Saves: x, w, and y if there is a ReLU.
 /// Gradient: x, w, bias.
 /// Cost: 2·M·O·C flops each for y, dx and dw, as one GEMM each.
-/// Errors: `Shape` if a row of x has not as many elements as a row of w, or the bias another length than w has rows.
+/// Errors: `Shape` if a row of x has not as many elements as a row of w, or the bias another length than w has rows;
+/// `Dtype`.
 /// Reference: none needed.
 pub fn linear(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation: Activation) -> Result<Var> {
     let device = x.device().clone();
@@ -33,6 +34,7 @@ pub fn linear(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation:
     }
     if let Some(b) = bias {
         b.value().expect_shape("linear: bias", &[o])?;
+        b.value().expect_dtype("linear: bias", DType::F32)?;
     }
     let relu = activation == Activation::Relu;
     let mut y = Tensor::empty(&device, &[m, o], DType::F32)?;

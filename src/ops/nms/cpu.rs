@@ -104,9 +104,7 @@ impl<'a> Image<'a> {
 
     /// The group of box `i`, if it takes part.
     fn group_of(&self, i: usize) -> Option<usize> {
-        let g = usize::try_from(self.group[i]).ok().filter(|&g| g < self.p.groups)?;
-        let b = &self.boxes[4 * i..4 * i + 4];
-        self.p.min_size_px.is_none_or(|min| b[2] - b[0] > min && b[3] - b[1] > min).then_some(g)
+        usize::try_from(self.group[i]).ok().filter(|&g| g < self.p.groups)
     }
 
     fn get(&self, i: usize) -> [f32; 4] {

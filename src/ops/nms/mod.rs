@@ -27,8 +27,6 @@ pub struct Nms {
     /// True: the numbers of mmcv's `batched_nms`, which moves group g by g · (largest coordinate + 1) in f32 before taking
     /// IoUs. False: coordinates as they are.
     pub offset: bool,
-    /// If some, boxes that are not wider and higher than this take no part; mmdetection has 0 for proposals.
-    pub min_size_px: Option<f32>,
 }
 
 /// Indices of the boxes that no better box of their group suppresses, in descending order of score, -1 after the last.

@@ -2,7 +2,7 @@ use super::*;
 use crate::device::Device;
 use crate::ops::testing::{Fixture, boxes, uniform};
 
-const P: Nms = Nms { iou_threshold: 0.5, groups: 1, max_out: 0, offset: true, min_size_px: None };
+const P: Nms = Nms { iou_threshold: 0.5, groups: 1, max_out: 0, offset: true };
 
 /// One image; the padding removed.
 fn run(b: &[f32], s: &[f32], group: &[i32], p: Nms) -> Vec<i32> {
@@ -110,7 +110,7 @@ fn equals_the_plain_loop() {
         let s: Vec<f32> = uniform(seed + 50, n, -1.0, 1.0).iter().map(|v| (v * 50.0).round() / 50.0 + 0.0).collect();
         let group: Vec<i32> = uniform(seed + 70, n, -1.0, groups as f32).iter().map(|v| v.floor() as i32).collect();
         for iou_threshold in [0.0, 0.3, 0.7, 1.0] {
-            let p = Nms { iou_threshold, groups, max_out, offset, min_size_px: None };
+            let p = Nms { iou_threshold, groups, max_out, offset };
             assert_eq!(run(&b, &s, &group, p), reference(&b, &s, &group, p), "case {seed}, threshold {iou_threshold}");
         }
     }
@@ -140,11 +140,11 @@ fn images_do_not_meet_and_threads_do_not_matter() {
 }
 
 #[test]
-fn small_boxes_take_no_part_and_do_not_set_the_largest_coordinate() {
+fn boxes_of_no_group_take_no_part_and_do_not_set_the_largest_coordinate() {
     let b = [0.0, 0.0, 10.0, 10.0, 5000.0, 5.0, 5000.0, 9.0, f32::NAN, 0.0, 9.0, 9.0, 0.0, 0.0, 10.0, 9.0];
-    let p = Nms { min_size_px: Some(0.0), groups: 2, ..P };
-    assert_eq!(run(&b, &[0.5, 0.9, 0.8, 0.4], &[0, 0, 1, 1], p), [0, 3]);
-    assert_eq!(run(&b, &[0.5, 0.9, 0.8, 0.4], &[0, 0, 0, 0], p), [0]);
+    let p = Nms { groups: 2, ..P };
+    assert_eq!(run(&b, &[0.5, 0.9, 0.8, 0.4], &[0, -1, 2, 1], p), [0, 3]);
+    assert_eq!(run(&b, &[0.5, 0.9, 0.8, 0.4], &[0, -1, 2, 0], p), [0]);
 }
 
 #[test]

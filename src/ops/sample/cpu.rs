@@ -42,7 +42,7 @@ pub(super) fn sample(
             };
             idx.fill(-1);
             gt.fill(-1);
-            let quota = (s.num as f64 * f64::from(s.pos_fraction)) as usize;
+            let quota = (s.num as f64 * s.pos_fraction) as usize;
             let pos = choose(idx, quota, assigned, |a| a > 0, stream, ws);
             let neg = choose(&mut idx[pos..], s.num - pos, assigned, |a| a == 0, stream, ws);
             for (g, &i) in gt.iter_mut().zip(&idx[..pos]) {

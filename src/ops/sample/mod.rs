@@ -16,8 +16,8 @@ pub const INFO: OpInfo = OpInfo { name: "sample", gradient: Gradient::No("sample
 pub struct Sampler {
     /// Samples of an image.
     pub num: usize,
-    /// Largest share of positives; `floor(num * pos_fraction)` of them.
-    pub pos_fraction: f32,
+    /// Largest share of positives; `floor(num * pos_fraction)` of them, in f64 as in mmdetection: 7 of 10 for 0.7.
+    pub pos_fraction: f64,
     /// Which of the candidates.
     pub mode: SampleMode,
 }
@@ -162,6 +162,15 @@ mod tests {
     impl<'a, I: Iterator<Item = &'a i32> + Clone> MinMax for I {
         fn minmax(self) -> Option<(i32, i32)> {
             Some((*self.clone().min()?, *self.max()?))
+        }
+    }
+
+    #[test]
+    fn quotas_are_mmdetections() {
+        // int(num * fraction) in Python: in f32 the first two would be one less.
+        for (num, pos_fraction, want) in [(10, 0.7, 7), (100, 0.07, 7), (10, 0.3, 3), (3, 0.5, 1), (512, 0.25, 128)] {
+            let (_, _, counts) = run(&vec![1; 600], 1, Sampler { num, pos_fraction, ..STRIDED }, [0; 6]);
+            assert_eq!(counts, [want, 0], "{num} * {pos_fraction}");
         }
     }
 

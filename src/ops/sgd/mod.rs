@@ -34,7 +34,9 @@ pub struct SgdParam<'a> {
 pub fn sgd(params: &mut [SgdParam<'_>], lr: &Tensor, grad_scale: &Tensor, momentum: f32, nesterov: bool) -> Result<()> {
     let _op = lr.device().enter("sgd");
     lr.expect_shape("sgd: lr", &[1])?;
+    lr.expect_dtype("sgd: lr", DType::F32)?;
     grad_scale.expect_shape("sgd: grad_scale", &[1])?;
+    grad_scale.expect_dtype("sgd: grad_scale", DType::F32)?;
     for (i, p) in params.iter().enumerate() {
         p.grad.expect_shape(&format!("sgd: gradient {i}"), p.value.shape())?;
         p.momentum.expect_shape(&format!("sgd: momentum {i}"), p.value.shape())?;

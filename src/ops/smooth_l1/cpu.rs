@@ -11,22 +11,25 @@ fn group(label: i32, k: usize) -> Option<usize> {
     usize::try_from(label).ok().filter(|&l| l < k)
 }
 
-pub(super) fn forward(loss: &mut [f32], a: &SmoothL1Bwd) {
+/// Parallel tasks of `m` rows.
+pub(super) fn chunks(m: usize) -> usize {
+    m.div_ceil(ROWS)
+}
+
+/// `sums` has a slot for each of the [`chunks`].
+pub(super) fn forward(loss: &mut [f32], sums: &mut [f64], a: &SmoothL1Bwd) {
     let (k, beta) = (a.k, f64::from(a.beta));
     let f = |(d, t): (&f32, &f32)| {
         let e = (f64::from(*d) - f64::from(*t)).abs();
         if e < beta { 0.5 * e * e / beta } else { e - 0.5 * beta }
     };
     let (deltas, targets, labels) = (a.deltas.f32s(), a.targets.f32s(), a.labels.i32s());
-    let sums: Vec<f64> = deltas
-        .par_chunks(ROWS * 4 * k)
-        .zip(targets.par_chunks(ROWS * 4))
-        .zip(labels.par_chunks(ROWS))
-        .map(|((d, t), labels)| {
-            let rows = d.chunks_exact(4 * k).zip(t.chunks_exact(4)).zip(labels);
-            rows.filter_map(|((d, t), &l)| Some(d[4 * group(l, k)?..][..4].iter().zip(t).map(f).sum::<f64>())).sum()
-        })
-        .collect();
+    let chunks = deltas.par_chunks(ROWS * 4 * k).zip(targets.par_chunks(ROWS * 4)).zip(labels.par_chunks(ROWS));
+    sums.par_iter_mut().zip(chunks).for_each(|(sum, ((d, t), labels))| {
+        let rows = d.chunks_exact(4 * k).zip(t.chunks_exact(4)).zip(labels);
+        let each = rows.filter_map(|((d, t), &l)| Some(d[4 * group(l, k)?..][..4].iter().zip(t).map(f).sum::<f64>()));
+        *sum = each.sum();
+    });
     let total: f64 = sums.iter().sum();
     loss[0] = (f64::from(a.weight) * total / f64::from(a.avg.f32s()[0])) as f32;
 }

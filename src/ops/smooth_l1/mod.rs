@@ -2,6 +2,7 @@
 
 mod cpu;
 
+use super::partial::Partial;
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
 use crate::on_device;
@@ -59,7 +60,9 @@ pub fn smooth_l1(
         weight,
     };
     let mut loss = Tensor::empty(deltas.device(), &[1], DType::F32)?;
-    on_device!(deltas.device(), cpu => cpu::forward(loss.f32s_mut(), &rule));
+    let mut sums = Partial::new(deltas.device(), cpu::chunks(m))?;
+    on_device!(deltas.device(), cpu => cpu::forward(loss.f32s_mut(), sums.slots(), &rule));
+    drop(sums);
     Ok(tape.record([deltas], loss, rule))
 }
 

@@ -3,6 +3,7 @@
 
 mod cpu;
 
+use super::partial::Partial;
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
 use crate::on_device;
@@ -33,8 +34,10 @@ pub fn softmax_ce(tape: &mut Tape, logits: &Var, labels: &Tensor, avg: &Tensor, 
     avg.expect_shape("softmax_ce: avg", &[1])?;
     avg.expect_dtype("softmax_ce: avg", DType::F32)?;
     let mut loss = Tensor::empty(logits.device(), &[1], DType::F32)?;
-    on_device!(logits.device(), cpu =>
-        cpu::forward(loss.f32s_mut(), logits.value().f32s(), labels.i32s(), avg.f32s(), c, weight));
+    let mut sums = Partial::new(logits.device(), cpu::chunks(labels.numel(), c))?;
+    on_device!(logits.device(), cpu => cpu::forward(
+        loss.f32s_mut(), sums.slots(), logits.value().f32s(), labels.i32s(), avg.f32s(), c, weight));
+    drop(sums);
     let rule = SoftmaxCeBwd { logits: logits.value().clone(), labels: labels.clone(), avg: avg.clone(), c, weight };
     Ok(tape.record([logits], loss, rule))
 }

@@ -30,7 +30,7 @@ pub(crate) struct UpsampleShape {
 /// Saves: nothing.
 /// Gradient: top (a sum), lateral (dy itself, without a copy).
 /// Cost: reads N·(H·W + HT·WT)·C, writes N·H·W·C; memory-bound.
-/// Errors: `Shape` if N or C differ; `Value` if only one of the maps has no cells.
+/// Errors: `Shape` if N or C differ; `Dtype`; `Value` if the top has no cells and the lateral has.
 /// Reference: Lin et al. 2017 (FPN), section 3; torch's interpolate to a given size, mode nearest.
 pub fn upsample_add(tape: &mut Tape, top: &Var, lateral: &Var) -> Result<Var> {
     let device = top.device();

@@ -1,0 +1,20 @@
+//! Sums over chunks in f64: the workspace of the losses, which the plan device sees. Chunks are fixed and folded in order,
+//! so that a sum does not depend on the number of threads.
+
+use crate::device::Device;
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
+
+/// One f64 a chunk. No tensor holds f64: each is eight bytes.
+pub(crate) struct Partial(Tensor);
+
+impl Partial {
+    pub(crate) fn new(device: &Device, chunks: usize) -> Result<Partial> {
+        Ok(Partial(Tensor::empty(device, &[chunks, size_of::<f64>()], DType::U8)?))
+    }
+
+    /// The slots, to be overwritten: what they hold before is garbage.
+    pub(crate) fn slots(&mut self) -> &mut [f64] {
+        bytemuck::cast_slice_mut(self.0.slice_mut::<u8>())
+    }
+}

@@ -84,6 +84,18 @@ pub struct Factors<'a> {
     pub k: usize,
 }
 
+impl Factors<'_> {
+    /// Whether A has `mr` rows and B the vectors of `n` columns; strides are the caller's, and a product that wraps must not
+    /// look like one that fits. Not inlined: the loops around a tile are faster with less code in them.
+    #[inline(never)]
+    fn hold(&self, mr: usize, n: usize) -> bool {
+        let Some(k) = self.k.checked_sub(1) else { return true };
+        let a = || (mr - 1).checked_mul(self.rs)?.checked_add(k.checked_mul(self.cs)?);
+        let b = || k.checked_mul(self.ldb)?.checked_add(n.next_multiple_of(16));
+        a().is_some_and(|last| last < self.a.len()) && b().is_some_and(|end| end <= self.b.len())
+    }
+}
+
 /// Computes the tile of rows `rows` (indices into `c`, at most [`MR`]) and columns `col0 .. col0 + n` (`n <=` [`NR`]).
 #[inline]
 pub fn tile(isa: Isa, f: Factors<'_>, c: &mut MatMut<'_>, rows: &[usize], col0: usize, n: usize, finish: Finish<'_>) {
@@ -92,14 +104,7 @@ pub fn tile(isa: Isa, f: Factors<'_>, c: &mut MatMut<'_>, rows: &[usize], col0: 
         return;
     }
     assert!(mr <= MR && n <= NR && n <= c.cols() && col0 <= c.cols() - n);
-    if f.k > 0 {
-        // Strides are the caller's: a product that wraps must not look like one that fits.
-        let last = |i: usize, stride: usize| i.checked_mul(stride).expect("tile: a stride beyond the address space");
-        let a_last = last(mr - 1, f.rs).checked_add(last(f.k - 1, f.cs));
-        assert!(a_last.is_some_and(|at| at < f.a.len()));
-        let b_end = last(f.k - 1, f.ldb).checked_add(n.next_multiple_of(16));
-        assert!(b_end.is_some_and(|end| end <= f.b.len()));
-    }
+    assert!(f.hold(mr, n), "tile: A or B is too short");
     let mut offsets = [0usize; MR];
     for (o, &r) in offsets.iter_mut().zip(rows) {
         assert!(r < c.rows());
@@ -395,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "a stride beyond the address space")]
+    #[should_panic(expected = "A or B is too short")]
     fn a_stride_that_wraps_is_refused() {
         let (a, b, mut c) = ([1.0f32; 4], [1.0f32; NR], [0f32; 4 * NR]);
         let f = Factors { a: &a, rs: usize::MAX / 2 + 1, cs: 1, b: &b, ldb: NR, k: 1 };

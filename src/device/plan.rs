@@ -2,6 +2,7 @@
 //! then gives each an offset in one arena.
 
 use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -61,8 +62,7 @@ impl StepPlan {
 
     /// What lives at the moment of the largest sum, largest first.
     pub fn live_at_peak(&self) -> Vec<LiveAtPeak> {
-        let Some((moment, _)) = live_bytes(&self.allocs).into_iter().max_by_key(|&(t, b)| (b, std::cmp::Reverse(t)))
-        else {
+        let Some((moment, _)) = live_bytes(&self.allocs).into_iter().max_by_key(|&(t, b)| (b, Reverse(t))) else {
             return Vec::new();
         };
         let mut by_scope: BTreeMap<String, (usize, usize)> = BTreeMap::new();
@@ -73,23 +73,36 @@ impl StepPlan {
         }
         let mut rows: Vec<_> =
             by_scope.into_iter().map(|(scope, (bytes, buffers))| LiveAtPeak { scope, bytes, buffers }).collect();
-        rows.sort_by_key(|r| std::cmp::Reverse(r.bytes));
+        rows.sort_by_key(|r| Reverse(r.bytes));
         rows
     }
 
-    /// Gives offsets with [`first_fit`] in two orders, largest buffers first and longest lives first, and keeps the smaller
-    /// arena. The first is the "greedy by size" of Pisarchyk and Lee 2020, arXiv 2001.03288.
+    /// Gives offsets with [`first_fit`] in several orders and keeps the smallest arena: largest buffers first ("greedy by
+    /// size"), longest lives first, latest frees first, and each of these within the buffers of the moment with the most
+    /// bytes alive, then of the next ("greedy by breadth"); Pisarchyk and Lee 2020, arXiv 2001.03288.
     fn place(mut allocs: Vec<Alloc>) -> StepPlan {
-        let lower_bound_bytes = live_bytes(&allocs).into_iter().map(|(_, b)| b).max().unwrap_or(0);
-        let mut by_size: Vec<usize> = (0..allocs.len()).collect();
-        by_size.sort_by_key(|&i| (std::cmp::Reverse(allocs[i].bytes), allocs[i].birth));
-        let mut by_life = by_size.clone();
-        by_life.sort_by_key(|&i| {
-            (std::cmp::Reverse(allocs[i].death - allocs[i].birth), std::cmp::Reverse(allocs[i].bytes))
-        });
-        let (a, pa) = first_fit(&allocs, &by_size);
-        let (b, pb) = first_fit(&allocs, &by_life);
-        let (offsets, peak_bytes) = if pa <= pb { (a, pa) } else { (b, pb) };
+        let live = live_bytes(&allocs);
+        let lower_bound_bytes = live.iter().map(|&(_, bytes)| bytes).max().unwrap_or(0);
+        let breadth = breadth(&allocs, live);
+        let keys: [fn(&Alloc) -> Reverse<(usize, usize)>; 3] =
+            [|a| Reverse((a.bytes, 0)), |a| Reverse((a.death - a.birth, a.bytes)), |a| Reverse((a.death, a.bytes))];
+        let mut best: (Vec<usize>, usize) = (Vec::new(), usize::MAX);
+        for key in keys {
+            let mut order: Vec<usize> = (0..allocs.len()).collect();
+            order.sort_by_key(|&i| key(&allocs[i]));
+            let mut by_breadth = order.clone();
+            by_breadth.sort_by_key(|&i| breadth[i]);
+            for (order, gap) in [&order, &by_breadth].into_iter().flat_map(|o| [(o, Gap::Tightest), (o, Gap::Lowest)]) {
+                let placed = first_fit(&allocs, order, gap);
+                if placed.1 < best.1 {
+                    best = placed;
+                }
+                if best.1 == lower_bound_bytes {
+                    break;
+                }
+            }
+        }
+        let (offsets, peak_bytes) = best;
         for (alloc, offset) in allocs.iter_mut().zip(offsets) {
             alloc.offset = offset;
         }
@@ -130,9 +143,23 @@ fn live_bytes(allocs: &[Alloc]) -> Vec<(usize, usize)> {
         .collect()
 }
 
+/// For each buffer the rank of the fullest moment of its life: 0 for those alive when most bytes are.
+fn breadth(allocs: &[Alloc], mut live: Vec<(usize, usize)>) -> Vec<usize> {
+    live.sort_by_key(|&(moment, bytes)| (Reverse(bytes), moment));
+    let alive = |a: &Alloc, t: usize| a.birth <= t && t < a.death;
+    allocs.iter().map(|a| live.iter().position(|&(t, _)| alive(a, t)).unwrap_or(live.len())).collect()
+}
+
+/// Which of the gaps that hold a buffer it goes to.
+#[derive(Clone, Copy, PartialEq)]
+enum Gap {
+    Tightest,
+    Lowest,
+}
+
 /// Places buffers in the given order. Those placed before that live at the same time leave gaps; each goes to the start of
-/// the tightest gap that holds it (the lowest of equals), or above them all if none does.
-fn first_fit(allocs: &[Alloc], order: &[usize]) -> (Vec<usize>, usize) {
+/// the tightest gap that holds it (the lowest of equals) or the lowest, or above them all if none does.
+fn first_fit(allocs: &[Alloc], order: &[usize], which: Gap) -> (Vec<usize>, usize) {
     let mut offsets = vec![0; allocs.len()];
     let mut placed: Vec<usize> = Vec::new(); // sorted by offset
     let mut peak = 0;
@@ -150,7 +177,7 @@ fn first_fit(allocs: &[Alloc], order: &[usize]) -> (Vec<usize>, usize) {
             }
             if offsets[j] > end {
                 let gap = offsets[j] - end;
-                if gap >= bytes && gap < best_gap {
+                if gap >= bytes && gap < best_gap && (which == Gap::Tightest || best.is_none()) {
                     (best, best_gap) = (Some(end), gap);
                 }
             }
@@ -290,12 +317,12 @@ mod tests {
         // 64 bytes go to where 192 were; 100 bytes (128 aligned) just fit between them and the one that still lives.
         let allocs =
             [alloc(192, 0, 0, 3), alloc(64, 0, 1, 8), alloc(128, 0, 2, 4), alloc(64, 0, 5, 9), alloc(100, 0, 6, 7)];
-        let (offsets, peak) = first_fit(&allocs, &[0, 1, 2, 3, 4]);
+        let (offsets, peak) = first_fit(&allocs, &[0, 1, 2, 3, 4], Gap::Tightest);
         assert_eq!((&offsets[..], peak), (&[0, 192, 256, 0, 64][..], 384));
         // Gaps of 192 and, between two that live, of 128 bytes: the higher one is the tighter one.
         let allocs =
             [alloc(192, 0, 0, 4), alloc(64, 0, 1, 9), alloc(128, 0, 2, 5), alloc(64, 0, 3, 8), alloc(100, 0, 6, 7)];
-        let (offsets, peak) = first_fit(&allocs, &[0, 1, 2, 3, 4]);
+        let (offsets, peak) = first_fit(&allocs, &[0, 1, 2, 3, 4], Gap::Tightest);
         assert_eq!((&offsets[..], peak), (&[0, 192, 256, 384, 256][..], 448));
     }
 

@@ -6,7 +6,7 @@ use super::trace::Mask;
 use crate::tensor::philox::Rng;
 
 /// Share of a shape (area outside the image included) that must stay visible when others are put on top of it.
-const MIN_VISIBLE: f64 = 0.42;
+const MIN_VISIBLE: f64 = 0.5;
 /// Share of a new shape that must lie inside the image.
 const MIN_INSIDE: f64 = 0.62;
 /// Scattered visible pieces below this share of the visible part are not annotated (nor are specks below 5 pixels).
@@ -97,11 +97,11 @@ fn between(rng: &mut Rng, lo: f64, hi: f64) -> f64 {
 }
 
 /// A shape of a random class, size, turn and place, one of three beside or upon an earlier one. Diameters run over three
-/// octaves from 1/16 of the short side.
+/// octaves from 1/14 of the short side.
 fn candidate(rng: &mut Rng, width: usize, height: usize, earlier: &[Placed]) -> Placed {
     let class = Class::ALL[rng.below(Class::ALL.len() as u32) as usize];
     let octave = [1.0, 1.0, 2.0, 2.0, 2.0, 4.0, 4.0][rng.below(7) as usize];
-    let diameter = width.min(height) as f64 / 16.0 * octave * between(rng, 1.0, 2.0);
+    let diameter = width.min(height) as f64 / 14.0 * octave * between(rng, 1.0, 2.0);
     let (c, s) = cos_sin(between(rng, 0.0, 1.0));
     let (mut cx, mut cy) = (between(rng, 0.0, width as f64), between(rng, 0.0, height as f64));
     if !earlier.is_empty() && rng.below(3) == 0 {

@@ -152,7 +152,8 @@ impl Dataset {
         let mut images = Vec::with_capacity(files.len());
         for (i, file) in files.iter().enumerate() {
             let (width, height) = decode::image_size(file)?;
-            images.push(ImageInfo { id: i as i64 + 1, file_name: file.display().to_string(), width, height });
+            let name = file.to_str().ok_or_else(|| Error::data(file, "its name is not UTF-8: rename the file"))?;
+            images.push(ImageInfo { id: i as i64 + 1, file_name: name.into(), width, height });
         }
         Ok(Self {
             path: files.first().cloned().unwrap_or_default(),

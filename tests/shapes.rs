@@ -46,11 +46,11 @@ fn bytes_are_pinned_for_any_number_of_threads() {
         found["annotations/val.json"],
     ];
     let pinned = [
-        0xA8B5_AFEA_AD14_181B,
-        0x7D90_9FA9_F1EE_0401,
-        0x5F1C_8A2A_AC59_A201,
-        0x88AE_E311_7B31_DD4C,
-        0x1C3E_758D_5A05_6FE5,
+        0xA28B_50F6_ED5E_F9CD,
+        0xA02C_9556_E7DC_E82F,
+        0x13A1_8D2B_4718_8F35,
+        0x1AEC_27A3_23CF_E029,
+        0xAE9A_0B38_BEC5_A999,
     ];
     assert_eq!(got, pinned, "{got:#X?}");
 }

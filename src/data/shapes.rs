@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::tensor::philox::{Purpose, Stream};
 
 /// Part of the `info` of the annotation files: raised when the same options give other bytes than before.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 /// What a shape is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

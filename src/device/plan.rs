@@ -84,7 +84,7 @@ impl StepPlan {
         let live = live_bytes(&allocs);
         let lower_bound_bytes = live.iter().map(|&(_, bytes)| bytes).max().unwrap_or(0);
         let breadth = breadth(&allocs, live);
-        let keys: [fn(&Alloc) -> Reverse<(usize, usize)>; 3] =
+        let keys: [Key; 3] =
             [|a| Reverse((a.bytes, 0)), |a| Reverse((a.death - a.birth, a.bytes)), |a| Reverse((a.death, a.bytes))];
         let mut best: (Vec<usize>, usize) = (Vec::new(), usize::MAX);
         for key in keys {
@@ -142,6 +142,9 @@ fn live_bytes(allocs: &[Alloc]) -> Vec<(usize, usize)> {
         })
         .collect()
 }
+
+/// What an order of buffers sorts by.
+type Key = fn(&Alloc) -> Reverse<(usize, usize)>;
 
 /// For each buffer the rank of the fullest moment of its life: 0 for those alive when most bytes are.
 fn breadth(allocs: &[Alloc], mut live: Vec<(usize, usize)>) -> Vec<usize> {

@@ -15,8 +15,8 @@ import torch
 import torchvision
 from torchvision.ops import nms as tv_nms, roi_align
 
-from common import emit, measure, note, peak_rss_mib
-from step_torchvision import batch
+from common import emit, peak_rss_mib
+from step_torchvision import batch, measure_steps
 
 
 class RoIAlign(torch.nn.Module):
@@ -129,19 +129,13 @@ def main():
         sample = DetDataSample(metainfo=dict(img_shape=(a.height, a.width), ori_shape=(a.height, a.width), scale_factor=(1.0, 1.0), pad_shape=(a.height, a.width)))
         sample.gt_instances = InstanceData(bboxes=target["boxes"], labels=target["labels"] - 1)
         samples.append(sample)
-    losses = []
 
-    def step():
+    def loss_of_batch():
         data = model.data_preprocessor(dict(inputs=[(x * 255).byte() for x in inputs], data_samples=samples), True)
         loss, _ = model.parse_losses(model(data["inputs"], data["data_samples"], mode="loss"))
-        sgd.zero_grad(set_to_none=True)
-        loss.backward()
-        sgd.step()
-        losses.append(loss.item())
-        note(f"loss {losses[-1]:.4f}")
+        return loss
 
-    times = measure(step, min_reps=a.steps, min_seconds=0, warmup=1)
-    assert all(map(torch.isfinite, torch.tensor(losses))), losses
+    times = measure_steps(loss_of_batch, sgd, a.steps)
     emit("step", f"faster_rcnn_r50_fpn_4conv1fc_{a.images}x{a.height}x{a.width}", "mmdetection", times, images_per_s=a.images * len(times) / sum(times),
          peak_rss_mib=peak_rss_mib(), rss_before_model_mib=base, threads=a.threads, channels_last=a.channels_last, torch=torch.__version__,
          mmdet=mmdet.__version__, ops=f"torchvision {torchvision.__version__}")

@@ -30,6 +30,23 @@ def batch(images, height, width, objects, classes):
     return inputs, targets
 
 
+def measure_steps(loss_of_batch, optimizer, steps):
+    """Seconds of forward, backward and update, after one to warm up."""
+    losses = []
+
+    def step():
+        loss = loss_of_batch()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        note(f"loss {losses[-1]:.4f}")
+
+    times = measure(step, min_reps=steps, min_seconds=0, warmup=1)
+    assert all(map(torch.isfinite, torch.tensor(losses))), losses
+    return times
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--images", type=int, default=2)
@@ -59,18 +76,7 @@ def main():
     assert len(norms) == 53 and all(q.requires_grad for q in model.parameters()), "batch norm and every stage must train"
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     inputs, targets = batch(a.images, a.height, a.width, a.objects, a.classes)
-    losses = []
-
-    def step():
-        loss = sum(model(inputs, targets).values())
-        sgd.zero_grad(set_to_none=True)
-        loss.backward()
-        sgd.step()
-        losses.append(loss.item())
-        note(f"loss {losses[-1]:.4f}")
-
-    times = measure(step, min_reps=a.steps, min_seconds=0, warmup=1)
-    assert all(map(torch.isfinite, torch.tensor(losses))), losses
+    times = measure_steps(lambda: sum(model(inputs, targets).values()), sgd, a.steps)
     emit("step", f"faster_rcnn_r50_fpn_{a.head}_{a.images}x{a.height}x{a.width}", "torchvision", times,
          images_per_s=a.images * len(times) / sum(times), peak_rss_mib=peak_rss_mib(), rss_before_model_mib=base,
          threads=a.threads, torch=torch.__version__, torchvision=torchvision.__version__)

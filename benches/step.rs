@@ -83,12 +83,12 @@ fn main() {
         }
         let start = Instant::now();
         let inputs = engine.train_inputs(0);
-        inputs.load(&batch);
-        inputs.set_key(0, 0, step as u64, 0);
+        inputs.load(&batch).unwrap();
+        inputs.set_key(0, 0, step as u64, 0).unwrap();
         engine.train_pass(Some(&pass), 0, 1.0, true, Sampling::Random).expect("pass");
         engine.update(Some(&update), 1e-3, 1).expect("update");
         let ms = start.elapsed().as_secs_f64() * 1e3;
-        eprintln!("step {step}: {ms:.0} ms, losses {:?}", engine.losses());
+        eprintln!("step {step}: {ms:.0} ms, losses {:?}", engine.losses().unwrap().unwrap());
         if step > 0 {
             times.push(ms);
         }

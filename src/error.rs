@@ -45,6 +45,14 @@ pub enum Error {
         /// What is wrong and what to do.
         message: String,
     },
+    /// A kernel that a GPU (or the simulated device) refused or broke off.
+    #[error("{op}: {message}")]
+    Kernel {
+        /// Stage, module and op: `step/backward/rpn/nms`.
+        op: String,
+        /// Kernel, tensors, grid, what is wrong.
+        message: String,
+    },
     /// The step that ran is not the step that was planned.
     #[error("plan: {message}")]
     Plan {

@@ -87,8 +87,8 @@ fn load(e: &mut Engine, p: &Pictures, step: u64) {
         gt_count: &p.count,
     };
     let inputs = e.train_inputs(0);
-    inputs.load(&batch);
-    inputs.set_key(1, 0, step, 0);
+    inputs.load(&batch).unwrap();
+    inputs.set_key(1, 0, step, 0).unwrap();
 }
 
 struct Plans {
@@ -150,7 +150,7 @@ fn accumulated_gradients_are_those_of_one_pass() {
             .trainable()
             .map(|p| (p.name().to_string(), p.grad().as_ref().expect("a gradient").f32s().to_vec()))
             .collect();
-        (e.losses(), grads)
+        (e.losses().unwrap(), grads)
     };
     let (p, mut other) = (pictures(2), pictures(2));
     other.images.iter_mut().for_each(|v| *v = 255 - *v);
@@ -187,11 +187,11 @@ fn eight_pictures_are_learnt_by_heart() {
         e.train_pass(Some(&plans.pass), 0, 1.0, true, Sampling::Random).unwrap();
         e.update(Some(&plans.update), 0.02 * (1.0 - step as f64 / 150.0), step + 1).unwrap();
         if step == 0 {
-            first = e.losses().iter().sum();
+            first = e.losses().unwrap().iter().sum();
         }
     }
-    let last: f32 = e.losses().iter().sum();
-    eprintln!("losses {first} -> {last} {:?}", e.losses());
+    let last: f32 = e.losses().unwrap().iter().sum();
+    eprintln!("losses {first} -> {last} {:?}", e.losses().unwrap());
     assert!(last < 0.25 * first, "{first} {last}");
     let batch = HostBatch {
         images: &p.images,
@@ -201,11 +201,10 @@ fn eight_pictures_are_learnt_by_heart() {
         gt_labels: &[-1; 8],
         gt_count: &[0; 8],
     };
-    e.eval_inputs(0).load(&batch);
+    e.eval_inputs(0).load(&batch).unwrap();
     e.eval_pass(Some(&plans.eval), 0).unwrap();
     let mut right = 0;
-    for i in 0..8 {
-        let found = e.detections(i);
+    for (i, found) in e.detections().unwrap().iter().enumerate() {
         for j in 0..2 {
             let want = &p.boxes[(i * 8 + j) * 4..][..4];
             right += usize::from(found.iter().any(|d| {

@@ -49,8 +49,8 @@ fn load(engine: &mut Engine, images: usize, shape: Bucket) {
         gt_labels: &(0..images * MAX_GT).map(|i| (i % CLASSES) as i32).collect::<Vec<_>>(),
         gt_count: &vec![MAX_GT as i32; images],
     };
-    engine.train_inputs(0).load(&batch);
-    engine.train_inputs(0).set_key(1, 0, 0, 0);
+    engine.train_inputs(0).load(&batch).unwrap();
+    engine.train_inputs(0).set_key(1, 0, 0, 0).unwrap();
 }
 
 #[test]
@@ -75,7 +75,11 @@ fn every_recipe_uses_what_it_plans() {
             engine.train_pass(Some(&plans.train[0]), 0, 1.0, true, Sampling::Random).unwrap();
             engine.update(Some(&plans.update), 1e-4, 1).unwrap();
             engine.eval_pass(Some(&plans.eval[0]), 0).unwrap();
-            assert!(engine.losses().iter().all(|loss| loss.is_finite()), "{what}: {:?}", engine.losses());
+            assert!(
+                engine.losses().unwrap().iter().all(|loss| loss.is_finite()),
+                "{what}: {:?}",
+                engine.losses().unwrap()
+            );
             assert_eq!(device.arena_high_water(), plans.arena_bytes(), "{what}: arena");
             assert_eq!(device.persistent_bytes(), plans.persistent_bytes, "{what}: what stays between steps");
             let above = |p: &StepPlan| 100.0 * (p.peak_bytes() as f64 / p.lower_bound_bytes() as f64 - 1.0);

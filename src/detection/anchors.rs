@@ -42,7 +42,7 @@ impl Anchors {
                     }
                 }
             }
-            boxes.write(&values);
+            boxes.write(&values)?;
         }
         Ok(Anchors { boxes, levels, per_cell })
     }

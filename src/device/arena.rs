@@ -1,17 +1,27 @@
-//! Memory of the CPU device: heap buffers outside a step, planned offsets of one arena inside it.
+//! Memory of a device: buffers of their own outside a step, planned offsets of one arena inside it.
 
 use std::alloc::{self, Layout};
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
+use super::gpu::Driver;
 use super::plan::{StepPlan, TraceId, Tracer};
 use super::{ALIGN_BYTES, scope};
 use crate::error::{Error, Result};
 
-/// State of the CPU device.
+/// Where memory comes from.
+#[derive(Clone, Default)]
+enum Memory {
+    #[default]
+    Host,
+    Gpu(Rc<dyn Driver>),
+}
+
+/// The memory of a device.
 #[derive(Default)]
-pub struct Cpu {
+pub struct Arena {
+    memory: Memory,
     arena: RefCell<Option<Rc<Block>>>,
     running: RefCell<Option<Running>>,
     live: Cell<usize>,
@@ -71,7 +81,11 @@ impl Running {
     }
 }
 
-impl Cpu {
+impl Arena {
+    pub(super) fn on(driver: Rc<dyn Driver>) -> Arena {
+        Arena { memory: Memory::Gpu(driver), ..Arena::default() }
+    }
+
     pub(super) fn persistent_bytes(&self) -> usize {
         self.persistent.get()
     }
@@ -81,35 +95,66 @@ impl Cpu {
     }
 }
 
-/// One heap allocation.
+/// One allocation.
 struct Block {
     ptr: NonNull<u8>,
-    layout: Layout,
+    bytes: usize,
+    memory: Memory,
+}
+
+fn layout(bytes: usize) -> Option<Layout> {
+    Layout::from_size_align(bytes.max(1), ALIGN_BYTES).ok()
 }
 
 impl Block {
     /// Memory whose contents are not set. `what` it is for is said where there is none.
-    fn new(bytes: usize, what: &str) -> Result<Block> {
-        let block = Layout::from_size_align(bytes.max(1), ALIGN_BYTES).ok().and_then(|layout| {
-            // SAFETY: the layout's size is at least 1 (line above), as `alloc::alloc` demands.
-            let raw = unsafe { alloc::alloc(layout) };
-            Some(Block { ptr: NonNull::new(raw)?, layout })
-        });
-        block.ok_or_else(|| Error::Device {
-            what: "cpu".into(),
-            message: format!(
-                "no memory for {bytes} bytes ({:.1} GiB), {what}: \
-                 take smaller micro-batches or images, or a machine with more memory",
-                bytes as f64 / f64::from(1 << 30),
-            ),
-        })
+    fn new(memory: &Memory, bytes: usize, what: &str) -> Result<Block> {
+        let ptr = match memory {
+            Memory::Host => layout(bytes)
+                // SAFETY: the layout's size is at least 1 (`layout`), as `alloc::alloc` demands.
+                .and_then(|layout| NonNull::new(unsafe { alloc::alloc(layout) }))
+                .ok_or_else(|| Error::Device {
+                    what: "cpu".into(),
+                    message: format!(
+                        "no memory for {bytes} bytes ({:.1} GiB), {what}: \
+                         take smaller micro-batches or images, or a machine with more memory",
+                        bytes as f64 / f64::from(1 << 30),
+                    ),
+                })?,
+            Memory::Gpu(driver) => driver.alloc(bytes.max(1)).map_err(|error| match error {
+                Error::Device { what: device, message } => {
+                    Error::Device { what: device, message: format!("{message}, for {what}") }
+                }
+                other => other,
+            })?,
+        };
+        Ok(Block { ptr, bytes, memory: memory.clone() })
+    }
+
+    fn fill(&self, ptr: NonNull<u8>, byte: u8, bytes: usize) -> Result<()> {
+        match &self.memory {
+            Memory::Host => {
+                // SAFETY: the callers pass ranges inside the block, which they made or checked just before.
+                unsafe { ptr.as_ptr().write_bytes(byte, bytes) };
+                Ok(())
+            }
+            // SAFETY: as above, in the driver's memory.
+            Memory::Gpu(driver) => unsafe { driver.fill(ptr, byte, bytes) },
+        }
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: `ptr` came from `alloc::alloc` with this very layout in `new`, and is freed once, here.
-        unsafe { alloc::dealloc(self.ptr.as_ptr(), self.layout) }
+        match &self.memory {
+            Memory::Host => {
+                let layout = layout(self.bytes).expect("arena: the layout it was made with");
+                // SAFETY: `ptr` came from `alloc::alloc` with this very layout in `new`, and is freed once, here.
+                unsafe { alloc::dealloc(self.ptr.as_ptr(), layout) }
+            }
+            // SAFETY: `ptr` came from this driver with this size in `new`, and is freed once, here.
+            Memory::Gpu(driver) => unsafe { driver.free(self.ptr, self.bytes.max(1)) },
+        }
     }
 }
 
@@ -121,8 +166,8 @@ pub struct Buf {
 }
 
 enum Home {
-    Heap { _block: Block, persistent: Rc<Cell<usize>> },
-    Arena { cpu: Rc<Cpu>, n: usize, _arena: Rc<Block> },
+    Own { block: Block, persistent: Rc<Cell<usize>> },
+    Arena { arena: Rc<Arena>, n: usize, block: Rc<Block> },
     Plan { tracer: Rc<Tracer>, id: Option<TraceId> },
     Piece(#[allow(dead_code, reason = "keeps the memory alive")] Rc<Buf>),
 }
@@ -132,20 +177,28 @@ impl Buf {
         Buf { ptr: NonNull::dangling(), bytes, home: Home::Plan { tracer, id } }
     }
 
-    fn is_planned(&self) -> bool {
+    /// The address, of the device that it is on. Not to be used on the plan device.
+    pub(crate) fn address(&self) -> NonNull<u8> {
+        self.ptr
+    }
+
+    /// Whether the host can read and write it: neither a GPU's nor planned.
+    fn is_host(&self) -> bool {
+        let is_host = |block: &Block| matches!(block.memory, Memory::Host);
         match &self.home {
-            Home::Plan { .. } => true,
-            Home::Piece(whole) => whole.is_planned(),
-            _ => false,
+            Home::Plan { .. } => false,
+            Home::Own { block, .. } => is_host(block),
+            Home::Arena { block, .. } => is_host(block),
+            Home::Piece(whole) => whole.is_host(),
         }
     }
 
     /// The contents.
     ///
     /// # Panics
-    /// On the plan device, which has no contents.
+    /// On a GPU (copy it: `Tensor::to_vec`) and on the plan device, which has no contents.
     pub fn bytes(&self) -> &[u8] {
-        assert!(!self.is_planned(), "device: the plan device has no data to read");
+        assert!(self.is_host(), "device: only the CPU has data to read in place");
         // SAFETY: `ptr` is valid for `bytes` for as long as `home` lives: `alloc` and `piece` checked the range against the
         // block, u8 has no invalid values and the blocks were written by `fresh`. Exclusive writers hold `&mut Buf`.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.bytes) }
@@ -154,9 +207,9 @@ impl Buf {
     /// The contents, to be written.
     ///
     /// # Panics
-    /// On the plan device.
+    /// As [`Buf::bytes`].
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        assert!(!self.is_planned(), "device: the plan device has no data to write");
+        assert!(self.is_host(), "device: only the CPU has data to write in place");
         // SAFETY: as `bytes`; and no other Buf covers this range. A heap buffer has its block to itself, and pieces of one
         // are disjoint by construction in `alloc_split`. In the arena, planned lifetimes that meet in time never overlap in
         // space (every plan passes `StepPlan::verify`, and its buffers are private to `device`); the lifetimes are the
@@ -169,11 +222,11 @@ impl Buf {
 impl Drop for Buf {
     fn drop(&mut self) {
         match &self.home {
-            Home::Heap { persistent, .. } => persistent.set(persistent.get() - self.bytes),
-            Home::Arena { cpu, n, .. } => {
-                cpu.live.set(cpu.live.get() - 1);
+            Home::Own { persistent, .. } => persistent.set(persistent.get() - self.bytes),
+            Home::Arena { arena, n, .. } => {
+                arena.live.set(arena.live.get() - 1);
                 // None: the step is over, and `run` has seen that this buffer was left behind.
-                if let Some(run) = cpu.running.borrow_mut().as_mut() {
+                if let Some(run) = arena.running.borrow_mut().as_mut() {
                     run.free(*n);
                 }
             }
@@ -184,39 +237,32 @@ impl Drop for Buf {
 }
 
 /// Memory outside or inside a step.
-pub(super) fn alloc(cpu: &Rc<Cpu>, bytes: usize) -> Result<Buf> {
-    let mut running = cpu.running.borrow_mut();
+pub(super) fn alloc(arena: &Rc<Arena>, bytes: usize) -> Result<Buf> {
+    let mut running = arena.running.borrow_mut();
     let Some(run) = running.as_mut() else {
-        let block = Block::new(bytes, "a tensor outside steps")?;
-        cpu.persistent.set(cpu.persistent.get() + bytes);
-        let home = Home::Heap { persistent: cpu.persistent.clone(), _block: block };
-        let Home::Heap { _block: block, .. } = &home else { unreachable!("just made") };
-        return Ok(fresh(block.ptr, bytes, home));
+        let block = Block::new(&arena.memory, bytes, "a tensor outside steps")?;
+        let ptr = block.ptr;
+        block.fill(ptr, POISON, bytes)?;
+        arena.persistent.set(arena.persistent.get() + bytes);
+        return Ok(Buf { ptr, bytes, home: Home::Own { block, persistent: arena.persistent.clone() } });
     };
     let (n, offset) = run.alloc(bytes)?;
+    let block = run.arena.clone();
     let end = offset.checked_add(bytes);
-    assert!(end.is_some_and(|end| end <= run.arena.layout.size()), "arena: a plan larger than its arena");
+    assert!(end.is_some_and(|end| end <= block.bytes), "arena: a plan larger than its arena");
     // SAFETY: offset + bytes lies inside the arena's block, asserted on the line above.
-    let ptr = unsafe { run.arena.ptr.add(offset) };
-    cpu.live.set(cpu.live.get() + 1);
-    cpu.high_water.set(cpu.high_water.get().max(offset + bytes.next_multiple_of(ALIGN_BYTES)));
-    let home = Home::Arena { cpu: cpu.clone(), n, _arena: run.arena.clone() };
-    Ok(fresh(ptr, bytes, home))
+    let ptr = unsafe { block.ptr.add(offset) };
+    if cfg!(debug_assertions) || scope::poison_enabled() {
+        block.fill(ptr, POISON, bytes)?;
+    }
+    arena.live.set(arena.live.get() + 1);
+    arena.high_water.set(arena.high_water.get().max(offset + bytes.next_multiple_of(ALIGN_BYTES)));
+    Ok(Buf { ptr, bytes, home: Home::Arena { arena: arena.clone(), n, block } })
 }
 
-/// Fresh memory holds a signalling pattern in debug builds, so that reading before writing shows as NaN. In release
-/// builds it holds whatever an earlier tensor left there (initialised memory: the arena is zeroed once when it is made).
-fn fresh(ptr: NonNull<u8>, bytes: usize, home: Home) -> Buf {
-    let poison = match &home {
-        Home::Heap { .. } => true,
-        _ => cfg!(debug_assertions) || scope::poison_enabled(),
-    };
-    if poison {
-        // SAFETY: `ptr` is valid for `bytes` writes: `alloc` made or checked the range just before.
-        unsafe { ptr.as_ptr().write_bytes(0xFF, bytes) };
-    }
-    Buf { ptr, bytes, home }
-}
+/// What fresh memory holds outside steps and in debug builds, so that reading before writing shows as NaN. In steps of
+/// release builds it holds whatever an earlier tensor left there (initialised memory: the arena is zeroed when it is made).
+const POISON: u8 = 0xFF;
 
 /// Bytes `offset..offset + bytes` of `whole`.
 pub(super) fn piece(whole: &Rc<Buf>, offset: usize, bytes: usize) -> Buf {
@@ -228,20 +274,20 @@ pub(super) fn piece(whole: &Rc<Buf>, offset: usize, bytes: usize) -> Buf {
 }
 
 /// Runs a step under its plan: see [`Running`].
-pub(super) fn run<R>(cpu: &Rc<Cpu>, plan: &Rc<StepPlan>, step: impl FnOnce() -> Result<R>) -> Result<R> {
-    if cpu.running.borrow().is_some() {
+pub(super) fn run<R>(device: &Rc<Arena>, plan: &Rc<StepPlan>, step: impl FnOnce() -> Result<R>) -> Result<R> {
+    if device.running.borrow().is_some() {
         return Err(Error::Plan { message: "a step inside a step".into() });
     }
-    if cpu.live.get() != 0 {
-        let message = format!("{} buffers of an earlier step are still held: drop them first", cpu.live.get());
+    if device.live.get() != 0 {
+        let message = format!("{} buffers of an earlier step are still held: drop them first", device.live.get());
         return Err(Error::Plan { message });
     }
-    reserve(cpu, plan.peak_bytes())?;
-    let arena = cpu.arena.borrow().clone().expect("arena: reserved above");
-    *cpu.running.borrow_mut() = Some(Running { plan: plan.clone(), arena, next: 0, clock: 0, departed: None });
-    let guard = StepGuard(cpu);
+    reserve(device, plan.peak_bytes())?;
+    let arena = device.arena.borrow().clone().expect("arena: reserved above");
+    *device.running.borrow_mut() = Some(Running { plan: plan.clone(), arena, next: 0, clock: 0, departed: None });
+    let guard = StepGuard(device);
     let out = step()?;
-    let ran = cpu.running.borrow_mut().take().expect("arena: the step under way");
+    let ran = device.running.borrow_mut().take().expect("arena: the step under way");
     drop(guard);
     if let Some(message) = ran.departed {
         return Err(Error::Plan { message });
@@ -251,14 +297,14 @@ pub(super) fn run<R>(cpu: &Rc<Cpu>, plan: &Rc<StepPlan>, step: impl FnOnce() -> 
             message: format!("the step made {} allocations, planned {}", ran.next, plan.allocs().len()),
         });
     }
-    if cpu.live.get() != 0 {
-        return Err(Error::Plan { message: format!("the step left {} buffers behind", cpu.live.get()) });
+    if device.live.get() != 0 {
+        return Err(Error::Plan { message: format!("the step left {} buffers behind", device.live.get()) });
     }
     Ok(out)
 }
 
 /// Ends the step also when it fails.
-struct StepGuard<'a>(&'a Cpu);
+struct StepGuard<'a>(&'a Arena);
 
 impl Drop for StepGuard<'_> {
     fn drop(&mut self) {
@@ -267,15 +313,14 @@ impl Drop for StepGuard<'_> {
 }
 
 /// Makes the arena at once at its final size, so that growing never holds two.
-pub(super) fn reserve(cpu: &Cpu, bytes: usize) -> Result<()> {
-    let mut slot = cpu.arena.borrow_mut();
-    if slot.as_ref().is_none_or(|a| a.layout.size() < bytes) {
+pub(super) fn reserve(device: &Arena, bytes: usize) -> Result<()> {
+    let mut slot = device.arena.borrow_mut();
+    if slot.as_ref().is_none_or(|a| a.bytes < bytes) {
         *slot = None; // free the old one first: two arenas at once would not be the plan
-        let block = Block::new(bytes, "the planned arena of a step")?;
-        // SAFETY: the block was just made with at least `bytes` bytes.
-        unsafe { block.ptr.as_ptr().write_bytes(0, bytes) };
+        let block = Block::new(&device.memory, bytes, "the planned arena of a step")?;
+        block.fill(block.ptr, 0, bytes)?;
         *slot = Some(Rc::new(block));
-        cpu.high_water.set(0);
+        device.high_water.set(0);
     }
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! Devices: where tensors live and where their memory comes from.
 //!
-//! [`Device::Cpu`] computes; [`Device::Plan`] has shapes and no data: running a step on it gives the step's memory plan.
+//! [`Device::Cpu`] and [`Device::Cuda`] compute; [`Device::Plan`] has shapes and no data: running a step on it gives the
+//! step's memory plan.
 //! Ops match the device once, inside the op, with `on_device!`. Nothing above `ops` knows which one it runs on.
 
 mod arena;
+pub mod gpu;
 pub mod microkernel;
 mod plan;
 mod scope;
@@ -16,8 +18,9 @@ use std::fmt;
 use std::rc::Rc;
 
 pub use arena::Buf;
+pub use gpu::{Gpu, Target};
 pub use plan::{LiveAtPeak, StepPlan};
-pub use scope::{OpTime, Scope, op_times, profile_enabled, reset_op_times};
+pub use scope::{OpTime, Scope, current as current_scope, op_times, profile_enabled, reset_op_times};
 pub use simd::simd_level;
 
 use crate::error::{Error, Result};
@@ -37,7 +40,9 @@ pub fn use_threads(threads: usize) -> Result<()> {
 #[derive(Clone)]
 pub enum Device {
     /// The host: f32 arithmetic with rayon threads.
-    Cpu(Rc<arena::Cpu>),
+    Cpu(Rc<arena::Arena>),
+    /// A GPU, or the simulated device.
+    Cuda(Rc<Gpu>),
     /// Shapes only: records allocations and frees.
     Plan(Rc<plan::Tracer>),
 }
@@ -45,23 +50,75 @@ pub enum Device {
 impl Device {
     /// A new CPU device with an empty arena.
     pub fn cpu() -> Device {
-        Device::Cpu(Rc::new(arena::Cpu::default()))
+        Device::Cpu(Rc::new(arena::Arena::default()))
     }
 
-    /// A new plan device.
+    /// A new simulated device, whose threads run in the order that `seed` gives (0: ascending).
+    #[cfg(feature = "sim")]
+    pub fn sim(seed: u64) -> Device {
+        Device::Cuda(Gpu::simulated(seed))
+    }
+
+    /// The `index`-th NVIDIA GPU.
+    ///
+    /// Errors: `Device` if there is no driver, no such device, or a library is missing.
+    #[cfg(feature = "cuda-driver")]
+    pub fn cuda(index: usize) -> Result<Device> {
+        Ok(Device::Cuda(Gpu::cuda(index)?))
+    }
+
+    /// A new plan device that plans for the CPU.
     pub fn plan() -> Device {
-        Device::Plan(Rc::new(plan::Tracer::default()))
+        Device::Plan(Rc::new(plan::Tracer::new(Target::Cpu)))
+    }
+
+    /// A new plan device that plans for this one.
+    pub fn planner(&self) -> Device {
+        Device::Plan(Rc::new(plan::Tracer::new(self.target())))
+    }
+
+    /// What the workspaces of an op are for: a plan device answers for the device that it plans for.
+    pub fn target(&self) -> Target {
+        match self {
+            Device::Cpu(_) => Target::Cpu,
+            Device::Cuda(gpu) => gpu.target(),
+            Device::Plan(tracer) => tracer.target(),
+        }
+    }
+
+    /// Whether ops run (or are planned to run) the kernels of kernels/*.cu.
+    pub fn runs_kernels(&self) -> bool {
+        self.target() != Target::Cpu
+    }
+
+    /// The GPU, if it is one.
+    ///
+    /// # Panics
+    /// If it is none: `on_device!` has asked before.
+    pub fn gpu(&self) -> &Rc<Gpu> {
+        let Device::Cuda(gpu) = self else { panic!("device: {self:?} is no GPU") };
+        gpu
     }
 
     /// False on the plan device: there is nothing to read or write.
     pub fn has_data(&self) -> bool {
-        matches!(self, Device::Cpu(_))
+        !matches!(self, Device::Plan(_))
+    }
+
+    /// The memory that steps are run in; none on the plan device.
+    fn arena(&self) -> Option<&Rc<arena::Arena>> {
+        match self {
+            Device::Cpu(arena) => Some(arena),
+            Device::Cuda(gpu) => Some(&gpu.arena),
+            Device::Plan(_) => None,
+        }
     }
 
     /// Memory for `bytes`: from the running step's plan, or from the heap outside a step.
     pub(crate) fn alloc(&self, bytes: usize) -> Result<Buf> {
         match self {
-            Device::Cpu(cpu) => arena::alloc(cpu, bytes),
+            Device::Cpu(arena) => arena::alloc(arena, bytes),
+            Device::Cuda(gpu) => arena::alloc(&gpu.arena, bytes),
             Device::Plan(tracer) => Ok(plan::alloc(tracer, bytes)),
         }
     }
@@ -80,20 +137,19 @@ impl Device {
             .collect())
     }
 
-    /// Runs one step. On the plan device the step's plan comes back; on the CPU `plan` is followed to the byte: the
+    /// Runs one step. On the plan device the step's plan comes back; elsewhere `plan` is followed to the byte: the
     /// n-th allocation gets the n-th planned offset, and a step that allocates or frees otherwise is an error.
     ///
     /// Errors: `Plan` if the step departs from its plan, leaves memory behind, runs inside another or while memory of an
     /// earlier one is held; `Device` if there is no memory for the arena; whatever `step` returns.
     pub fn step<R>(&self, plan: Option<&Rc<StepPlan>>, step: impl FnOnce() -> Result<R>) -> Result<(R, Rc<StepPlan>)> {
         match self {
-            Device::Cpu(cpu) => {
-                let plan =
-                    plan.ok_or_else(|| crate::Error::Plan { message: "the CPU runs planned steps only".into() })?;
-                let out = arena::run(cpu, plan, step)?;
+            Device::Plan(tracer) => plan::trace(tracer, step),
+            Device::Cpu(_) | Device::Cuda(_) => {
+                let plan = plan.ok_or_else(|| Error::Plan { message: format!("{self:?} runs planned steps only") })?;
+                let out = arena::run(self.arena().expect("device: it computes"), plan, step)?;
                 Ok((out, plan.clone()))
             }
-            Device::Plan(tracer) => plan::trace(tracer, step),
         }
     }
 
@@ -101,32 +157,27 @@ impl Device {
     ///
     /// Errors: `Device` if there is no memory for it.
     pub fn reserve_arena(&self, bytes: usize) -> Result<()> {
-        match self {
-            Device::Cpu(cpu) => arena::reserve(cpu, bytes),
-            Device::Plan(_) => Ok(()),
-        }
+        self.arena().map_or(Ok(()), |arena| arena::reserve(arena, bytes))
     }
 
     /// Bytes that live outside steps (parameters, optimizer state, inputs).
     pub fn persistent_bytes(&self) -> usize {
         match self {
-            Device::Cpu(cpu) => cpu.persistent_bytes(),
             Device::Plan(tracer) => tracer.persistent_bytes(),
+            Device::Cpu(arena) => arena.persistent_bytes(),
+            Device::Cuda(gpu) => gpu.arena.persistent_bytes(),
         }
     }
 
     /// Highest byte of the arena that a step has touched since the arena was made, 0 on the plan device.
     pub fn arena_high_water(&self) -> usize {
-        match self {
-            Device::Cpu(cpu) => cpu.high_water(),
-            Device::Plan(_) => 0,
-        }
+        self.arena().map_or(0, |arena| arena.high_water())
     }
 
     /// Names what follows until the guard is dropped: for plans, profiles and errors.
     pub fn enter(&self, name: &str) -> Scope {
         let tracer = match self {
-            Device::Cpu(_) => None,
+            Device::Cpu(_) | Device::Cuda(_) => None,
             Device::Plan(tracer) => Some(tracer.clone()),
         };
         Scope::enter(name, tracer)
@@ -135,10 +186,11 @@ impl Device {
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Device::Cpu(_) => "cpu",
-            Device::Plan(_) => "plan",
-        })
+        match self {
+            Device::Cpu(_) => f.write_str("cpu"),
+            Device::Cuda(gpu) => gpu.fmt(f),
+            Device::Plan(_) => f.write_str("plan"),
+        }
     }
 }
 
@@ -147,19 +199,33 @@ impl PartialEq for Device {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Device::Cpu(a), Device::Cpu(b)) => Rc::ptr_eq(a, b),
+            (Device::Cuda(a), Device::Cuda(b)) => Rc::ptr_eq(a, b),
             (Device::Plan(a), Device::Plan(b)) => Rc::ptr_eq(a, b),
             _ => false,
         }
     }
 }
 
-/// Dispatches an op: the CPU's expression runs on the CPU; on the plan device nothing is computed (outputs and
-/// workspaces exist already, so their memory is in the plan).
+/// Dispatches an op: one expression runs on the CPU, one, which gives a `Result`, on a GPU; on the plan device nothing is
+/// computed (outputs and workspaces exist already, so their memory is in the plan).
 #[macro_export]
 macro_rules! on_device {
+    ($device:expr, cpu => $cpu:expr, cuda => $cuda:expr $(,)?) => {
+        match $device {
+            $crate::device::Device::Cpu(_) => $cpu,
+            $crate::device::Device::Cuda(_) => $cuda?,
+            $crate::device::Device::Plan(_) => {}
+        }
+    };
     ($device:expr, cpu => $cpu:expr) => {
         match $device {
             $crate::device::Device::Cpu(_) => $cpu,
+            $crate::device::Device::Cuda(_) => {
+                return Err($crate::error::Error::Device {
+                    what: $crate::device::current_scope(),
+                    message: "it has no kernel for a GPU yet".into(),
+                });
+            }
             $crate::device::Device::Plan(_) => {}
         }
     };

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use super::ALIGN_BYTES;
 use super::arena::Buf;
+use super::gpu::Target;
 use crate::error::{Error, Result};
 
 /// One buffer of a step.
@@ -196,8 +197,8 @@ fn first_fit(allocs: &[Alloc], order: &[usize], which: Gap) -> (Vec<usize>, usiz
 }
 
 /// State of the plan device.
-#[derive(Default)]
 pub struct Tracer {
+    target: Target,
     trace: RefCell<Option<Trace>>,
     /// Traces begun.
     traces: Cell<u64>,
@@ -221,6 +222,21 @@ pub(super) struct TraceId {
 }
 
 impl Tracer {
+    pub(super) fn new(target: Target) -> Tracer {
+        Tracer {
+            target,
+            trace: RefCell::new(None),
+            traces: Cell::new(0),
+            persistent: Cell::new(0),
+            scope: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// The device that the plan is for.
+    pub(super) fn target(&self) -> Target {
+        self.target
+    }
+
     pub(super) fn persistent_bytes(&self) -> usize {
         self.persistent.get()
     }

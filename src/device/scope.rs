@@ -36,7 +36,7 @@ thread_local! {
 }
 
 /// The names entered, outermost first, joined by `/`.
-pub(super) fn current() -> String {
+pub fn current() -> String {
     STACK.with_borrow(|s| if s.is_empty() { "step".into() } else { s.join("/") })
 }
 

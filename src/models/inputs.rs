@@ -62,18 +62,18 @@ impl Inputs {
     }
 
     /// Fills the tensors.
-    pub fn load(&mut self, batch: &HostBatch<'_>) {
-        self.images.write(batch.images);
-        self.sizes.write(batch.sizes.as_flattened());
-        self.scale.write(batch.scale.as_flattened());
-        self.gt_boxes.write(batch.gt_boxes);
-        self.gt_labels.write(batch.gt_labels);
-        self.gt_count.write(batch.gt_count);
+    pub fn load(&mut self, batch: &HostBatch<'_>) -> Result<()> {
+        self.images.write(batch.images)?;
+        self.sizes.write(batch.sizes.as_flattened())?;
+        self.scale.write(batch.scale.as_flattened())?;
+        self.gt_boxes.write(batch.gt_boxes)?;
+        self.gt_labels.write(batch.gt_labels)?;
+        self.gt_count.write(batch.gt_count)
     }
 
     /// Sets the key of the pass's random numbers.
-    pub fn set_key(&mut self, seed: u64, stage: u8, step: u64, first_image: u32) {
+    pub fn set_key(&mut self, seed: u64, stage: u8, step: u64, first_image: u32) -> Result<()> {
         let parts = [seed as u32, (seed >> 32) as u32, u32::from(stage), step as u32, (step >> 32) as u32, first_image];
-        self.key.write(&parts.map(|v| v as i32));
+        self.key.write(&parts.map(|v| v as i32))
     }
 }

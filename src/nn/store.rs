@@ -79,7 +79,7 @@ impl Builder<'_> {
         let device = &self.store.device;
         let mut value = Tensor::empty(device, shape, DType::F32)?;
         if device.has_data() {
-            value.write(&init.values(shape, &full, self.seed));
+            value.write(&init.values(shape, &full, self.seed))?;
         }
         let p = Param::new(full, role, value);
         self.store.params.push(p.clone());

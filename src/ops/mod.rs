@@ -92,6 +92,10 @@ fn relu_gradient(mut dy: Tensor, y: Option<Tensor>) -> Result<Tensor> {
         elementwise::copy(&mut own, &dy)?;
         dy = own;
     }
-    on_device!(y.device(), cpu => conv2d::cpu::relu_mask(dy.f32s_mut(), y.f32s()));
+    on_device!(
+        y.device(),
+        cpu => conv2d::cpu::relu_mask(dy.f32s_mut(), y.f32s()),
+        cuda => elementwise::cuda::relu_mask(&mut dy, &y),
+    );
     Ok(dy)
 }

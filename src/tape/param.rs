@@ -135,8 +135,7 @@ impl Param {
                 got: vec![data.len()],
             });
         }
-        value.write(data);
-        Ok(())
+        value.write(data)
     }
 }
 

@@ -5,6 +5,7 @@
 mod dtype;
 pub mod philox;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::rc::Rc;
 
@@ -52,7 +53,7 @@ impl Tensor {
     /// A tensor of zeros.
     pub fn zeros(device: &Device, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let mut t = Tensor::empty(device, shape, dtype)?;
-        t.fill_bytes(0);
+        t.fill_bytes(0)?;
         Ok(t)
     }
 
@@ -66,24 +67,66 @@ impl Tensor {
             });
         }
         let mut t = Tensor::empty(device, shape, T::DTYPE)?;
-        t.write(data);
+        t.write(data)?;
         Ok(t)
     }
 
     /// Overwrites the contents from host memory. Nothing happens on the plan device.
     ///
+    /// Errors: `Device` or `Kernel` if the copy to a GPU fails.
+    ///
     /// # Panics
     /// If the lengths differ or the buffer is shared.
-    pub fn write<T: Element>(&mut self, data: &[T]) {
-        if self.device.has_data() {
-            self.slice_mut::<T>().copy_from_slice(data);
+    pub fn write<T: Element>(&mut self, data: &[T]) -> Result<()> {
+        assert_eq!(T::DTYPE, self.dtype, "tensor: written as another element type");
+        assert_eq!(data.len(), self.numel(), "tensor: written with another number of elements");
+        match &self.device {
+            Device::Cpu(_) => self.slice_mut::<T>().copy_from_slice(data),
+            Device::Cuda(gpu) => {
+                assert!(self.is_unique(), "tensor: writing to a shared buffer");
+                gpu.upload(self.buf.address(), bytemuck::cast_slice(data))?;
+            }
+            Device::Plan(_) => {}
+        }
+        Ok(())
+    }
+
+    /// A copy of the contents on the host; a GPU is waited for. Inside a step only what an earlier one left is of use.
+    ///
+    /// Errors: `Device` or `Kernel` if the copy from a GPU, or work before it, fails.
+    ///
+    /// # Panics
+    /// As [`Tensor::slice`] on the plan device, or for another element type.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        let Device::Cuda(gpu) = &self.device else { return Ok(self.slice().to_vec()) };
+        assert_eq!(T::DTYPE, self.dtype, "tensor: read as another element type");
+        let mut data = vec![T::zeroed(); self.numel()];
+        gpu.download(bytemuck::cast_slice_mut(&mut data), self.buf.address())?;
+        Ok(data)
+    }
+
+    /// The contents on the host: in place on the CPU, else a copy as [`Tensor::to_vec`] makes it.
+    pub fn read<T: Element>(&self) -> Result<Cow<'_, [T]>> {
+        match &self.device {
+            Device::Cuda(_) => self.to_vec().map(Cow::Owned),
+            _ => Ok(Cow::Borrowed(self.slice())),
         }
     }
 
-    fn fill_bytes(&mut self, byte: u8) {
-        if self.device.has_data() {
-            Rc::get_mut(&mut self.buf).expect("tensor: writing to a shared buffer").bytes_mut().fill(byte);
+    fn fill_bytes(&mut self, byte: u8) -> Result<()> {
+        let bytes = self.bytes();
+        let buf = Rc::get_mut(&mut self.buf).expect("tensor: writing to a shared buffer");
+        match &self.device {
+            Device::Cpu(_) => buf.bytes_mut().fill(byte),
+            Device::Cuda(gpu) => gpu.fill(buf.address(), byte, bytes)?,
+            Device::Plan(_) => {}
         }
+        Ok(())
+    }
+
+    /// Where the contents begin, on its device: an argument of a kernel.
+    pub(crate) fn address(&self) -> usize {
+        self.buf.address().as_ptr() as usize
     }
 
     /// Dimensions.
@@ -124,7 +167,7 @@ impl Tensor {
     /// The elements.
     ///
     /// # Panics
-    /// If `T` is not the element type or the tensor is on the plan device: both are checked where the op dispatches.
+    /// If `T` is not the element type or the tensor is not on the CPU: both are checked where the op dispatches.
     pub fn slice<T: Element>(&self) -> &[T] {
         assert_eq!(T::DTYPE, self.dtype, "tensor: read as another element type");
         bytemuck::cast_slice(self.buf.bytes())
@@ -183,7 +226,7 @@ impl Tensor {
         let mut out = Vec::with_capacity(shapes.len());
         for (shape, buf) in shapes.iter().zip(bufs) {
             let mut t = Tensor { shape: shape.clone(), dtype, device: device.clone(), buf: Rc::new(buf) };
-            t.fill_bytes(0);
+            t.fill_bytes(0)?;
             out.push(t);
         }
         Ok(out)
@@ -204,6 +247,16 @@ impl Tensor {
             want: format!("{R} dimensions"),
             got: self.shape.clone(),
         })
+    }
+
+    /// Err if the element type is none that activations have on this device: f32, and f16 or bf16 where kernels run.
+    pub fn expect_float(&self, what: &str) -> Result<()> {
+        let kernels = self.device.runs_kernels();
+        if self.dtype == DType::F32 || (kernels && matches!(self.dtype, DType::F16 | DType::BF16)) {
+            return Ok(());
+        }
+        let want = if kernels { "f32, f16 or bf16" } else { "f32" };
+        Err(Error::Dtype { what: what.into(), want: want.into(), got: self.dtype.name().into() })
     }
 
     /// Err if the element type is not `want`.

@@ -85,8 +85,10 @@ pub fn save(path: &Path, meta: &Meta, tensors: &[(String, Tensor)]) -> Result<()
 fn write_to(out: &mut impl Write, meta: &Meta, tensors: &[(String, Tensor)]) -> std::io::Result<()> {
     let mut header = serde_json::Map::new();
     let text = serde_json::to_string(meta).map_err(std::io::Error::other)?;
-    let append = |sum, (_, t): &(String, Tensor)| crc32c::crc32c_append(sum, bytemuck::cast_slice(t.f32s()));
-    let sum = tensors.iter().fold(crc32c::crc32c(text.as_bytes()), append);
+    let mut sum = crc32c::crc32c(text.as_bytes());
+    for (_, t) in tensors {
+        sum = crc32c::crc32c_append(sum, bytemuck::cast_slice(&t.read::<f32>().map_err(std::io::Error::other)?));
+    }
     header.insert("__metadata__".into(), serde_json::json!({ META_KEY: text, CHECKSUM_KEY: format!("{sum:08x}") }));
     let mut offset = 0;
     for (name, t) in tensors {
@@ -100,7 +102,7 @@ fn write_to(out: &mut impl Write, meta: &Meta, tensors: &[(String, Tensor)]) -> 
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
     for (_, t) in tensors {
-        out.write_all(bytemuck::cast_slice(t.f32s()))?;
+        out.write_all(bytemuck::cast_slice(&t.read::<f32>().map_err(std::io::Error::other)?))?;
     }
     out.flush()
 }

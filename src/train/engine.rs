@@ -187,7 +187,7 @@ impl Engine {
                 elementwise::copy(a, &p.value())?;
             }
         }
-        self.ema_share.write(&[(1.0 - setup.ema) as f32]);
+        self.ema_share.write(&[(1.0 - setup.ema) as f32])?;
         let inputs = |buckets: &[Bucket], batch: usize, max_gt: usize| -> Result<Vec<Inputs>> {
             buckets
                 .iter()
@@ -260,16 +260,20 @@ impl Engine {
     }
 
     /// The losses of the last pass, as [`LOSSES`].
-    pub fn losses(&self) -> [f32; LOSSES.len()] {
-        std::array::from_fn(|i| self.losses[i].f32s()[0])
+    pub fn losses(&self) -> Result<[f32; LOSSES.len()]> {
+        let mut out = [0.0; LOSSES.len()];
+        for (out, loss) in out.iter_mut().zip(&self.losses) {
+            *out = loss.read::<f32>()?[0];
+        }
+        Ok(out)
     }
 
     /// One optimizer step from the gradients of the passes since the last: the `step`-th of the stage, from 1.
     pub fn update(&mut self, plan: Option<&Rc<StepPlan>>, lr: f64, step: u64) -> Result<Rc<StepPlan>> {
-        self.lr.write(&[lr as f32]);
+        self.lr.write(&[lr as f32])?;
         let device = self.device.clone();
         let stage = self.stage.as_mut().expect("engine: a step before enter_stage");
-        self.correction.write(&bias_correction(stage.setup.optimizer.betas, step));
+        self.correction.write(&bias_correction(stage.setup.optimizer.betas, step))?;
         let (store, norm, lr, share) = (&self.store, &mut self.norm, &self.lr, &self.ema_share);
         let correction = &self.correction;
         let ((), plan) = device.step(plan, || {
@@ -297,8 +301,8 @@ impl Engine {
     }
 
     /// Norm of the gradient of the last update, before clipping.
-    pub fn grad_norm(&self) -> f32 {
-        self.norm.f32s()[0]
+    pub fn grad_norm(&self) -> Result<f32> {
+        Ok(self.norm.read::<f32>()?[0])
     }
 
     /// Swaps the weights with their running average, if the stage keeps one: before and after an evaluation.
@@ -324,19 +328,22 @@ impl Engine {
         Ok(plan)
     }
 
-    /// Detections of image `i` of the last evaluation pass.
-    pub fn detections(&self, i: usize) -> Vec<Detection> {
+    /// Detections of each image of the last evaluation pass.
+    pub fn detections(&self) -> Result<Vec<Vec<Detection>>> {
         let out = &self.stage().outputs;
         let d = out.scores.dim(1);
-        let row = i * d..(i + 1) * d;
-        let (boxes, scores, classes) = (out.boxes.f32s(), &out.scores.f32s()[row.clone()], &out.classes.i32s()[row]);
-        (0..d)
-            .filter(|&j| classes[j] >= 0)
-            .map(|j| {
-                let at = (i * d + j) * 4;
-                Detection { bbox: std::array::from_fn(|k| boxes[at + k]), score: scores[j], class: classes[j] as usize }
-            })
-            .collect()
+        let (boxes, scores, classes) = (out.boxes.read::<f32>()?, out.scores.read::<f32>()?, out.classes.read::<i32>()?);
+        let found = |i: usize| {
+            (i * d..(i + 1) * d)
+                .filter(|&j| classes[j] >= 0)
+                .map(|j| Detection {
+                    bbox: std::array::from_fn(|k| boxes[4 * j + k]),
+                    score: scores[j],
+                    class: classes[j] as usize,
+                })
+                .collect()
+        };
+        Ok((0..out.scores.dim(0)).map(found).collect())
     }
 
     /// Everything that a checkpoint of this stage holds: name and tensor. Parameters, optimizer state
@@ -360,27 +367,27 @@ impl Engine {
         let Some(stage) = self.stage.as_mut() else { return Ok(()) };
         for (kind, tensors) in &mut stage.state {
             for (p, t) in self.store.trainable().zip(tensors) {
-                t.write(&find(&format!("{kind}.{}", p.name()), t.numel())?);
+                t.write(&find(&format!("{kind}.{}", p.name()), t.numel())?)?;
             }
         }
         for (p, t) in self.store.all().iter().zip(stage.average.iter_mut()) {
-            t.write(&find(&format!("ema.{}", p.name()), t.numel())?);
+            t.write(&find(&format!("ema.{}", p.name()), t.numel())?)?;
         }
         Ok(())
     }
 
     /// Name of the first parameter or gradient that is not finite.
-    pub fn first_non_finite(&self) -> Option<String> {
-        let bad = |t: &Tensor| t.f32s().iter().any(|v| !v.is_finite());
+    pub fn first_non_finite(&self) -> Result<Option<String>> {
+        let bad = |t: &Tensor| Ok(t.read::<f32>()?.iter().any(|v| !v.is_finite()));
         for p in self.store.all() {
-            if bad(&p.value()) {
-                return Some(format!("parameter {}", p.name()));
+            if bad(&p.value())? {
+                return Ok(Some(format!("parameter {}", p.name())));
             }
-            if p.grad().as_ref().is_some_and(bad) {
-                return Some(format!("gradient of {}", p.name()));
+            if p.grad().as_ref().map(bad).transpose()?.unwrap_or(false) {
+                return Ok(Some(format!("gradient of {}", p.name())));
             }
         }
-        None
+        Ok(None)
     }
 }
 

@@ -37,7 +37,7 @@ impl Detector {
             let classes = file.meta.classes.len();
             Engine::new(device, &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)
         };
-        let (engine, planner) = (engine(device)?, engine(&Device::plan())?);
+        let (engine, planner) = (engine(device)?, engine(&device.planner())?);
         file.load_model(&engine.store, true)?;
         Ok(Detector { meta: file.meta, recipe, engine, planner })
     }
@@ -141,12 +141,11 @@ pub fn detect_all(
     let mut all = Vec::with_capacity(total);
     while let Some(batch) = loader.next()? {
         let bucket = order[batch.bucket];
-        engine.eval_inputs(bucket).load(&host_batch(&batch, &no_boxes, &no_labels));
+        engine.eval_inputs(bucket).load(&host_batch(&batch, &no_boxes, &no_labels))?;
         engine.eval_pass(Some(&plans[bucket]), bucket)?;
-        for (slot, valid) in batch.valid.iter().enumerate() {
+        for ((slot, valid), mut found) in batch.valid.iter().enumerate().zip(engine.detections()?) {
             if *valid {
                 let [w, h] = batch.original_sizes[slot].map(|v| v as f32);
-                let mut found = engine.detections(slot);
                 for d in &mut found {
                     let [x0, y0, x1, y1] = d.bbox;
                     d.bbox = [x0.clamp(0.0, w), y0.clamp(0.0, h), x1.clamp(0.0, w), y1.clamp(0.0, h)];

@@ -104,7 +104,7 @@ pub fn train(
         options,
         observer,
         planner: Engine::new(
-            &Device::plan(),
+            &device.planner(),
             &recipe.model,
             engine.model.box_head.classes(),
             pixel_stats(&recipe.data),
@@ -251,19 +251,21 @@ impl Run<'_> {
                 };
                 self.clock.waited += loader.waited() - before;
                 let inputs = engine.train_inputs(batch.bucket);
-                inputs.load(&host_batch(&batch, &[], &[]));
-                inputs.set_key(self.recipe.seed, index as u8, self.meta.step, (pass * stage.micro_batch as u64) as u32);
+                inputs.load(&host_batch(&batch, &[], &[]))?;
+                let first_image = (pass * stage.micro_batch as u64) as u32;
+                inputs.set_key(self.recipe.seed, index as u8, self.meta.step, first_image)?;
                 let (plan, weight) = (&plans.train[batch.bucket], 1.0 / passes as f32);
                 engine.train_pass(Some(plan), batch.bucket, weight, pass == 0, Sampling::Random)?;
-                for (sum, loss) in losses.iter_mut().zip(engine.losses()) {
+                for (sum, loss) in losses.iter_mut().zip(engine.losses()?) {
                     *sum += f64::from(loss) / passes as f64;
                 }
                 self.check_finite(engine)?;
                 loader.recycle(batch);
             }
             engine.update(Some(&plans.update), lr, self.meta.step + 1)?;
-            if !engine.grad_norm().is_finite() {
-                return Err(self.non_finite("norm of the gradient".into(), engine.grad_norm()));
+            let grad_norm = engine.grad_norm()?;
+            if !grad_norm.is_finite() {
+                return Err(self.non_finite("norm of the gradient".into(), grad_norm));
             }
             self.meta.step += 1;
             self.meta.global_step += 1;
@@ -272,7 +274,7 @@ impl Run<'_> {
             // An evaluation starts the meter anew: without a line before it, short epochs would log no loss at all.
             let eval_due = context.schedule.eval_due(step, stage.eval_every_epochs) && !(last && self.is_final(index));
             if last || eval_due || meter.since() >= LOG_EVERY {
-                let event = self.train_event(engine, index, context, plans, lr, &mut meter);
+                let event = self.train_event(grad_norm, index, context, plans, lr, &mut meter);
                 self.observer.event(&event)?;
             }
             if eval_due {
@@ -314,7 +316,7 @@ impl Run<'_> {
 
     fn train_event(
         &self,
-        engine: &Engine,
+        grad_norm: f32,
         index: usize,
         context: &StageContext,
         plans: &StagePlans,
@@ -334,7 +336,7 @@ impl Run<'_> {
             epoch: context.schedule.epoch(self.meta.step),
             lr,
             losses: by_name,
-            grad_norm: f64::from(engine.grad_norm()),
+            grad_norm: f64::from(grad_norm),
             images_per_s,
             data_wait,
             time_s: self.clock.now(),
@@ -344,10 +346,10 @@ impl Run<'_> {
 
     /// Err at the first loss that is not finite, naming the parameter or gradient behind it if one is to be found.
     fn check_finite(&self, engine: &Engine) -> Result<()> {
-        let losses = engine.losses();
+        let losses = engine.losses()?;
         let Some(i) = losses.iter().position(|v| !v.is_finite()) else { return Ok(()) };
         let mut tensor = format!("loss {}", LOSSES[i]);
-        if let Some(name) = engine.first_non_finite() {
+        if let Some(name) = engine.first_non_finite()? {
             tensor = format!("{tensor} (first non-finite: {name})");
         }
         Err(self.non_finite(tensor, losses[i]))
@@ -443,7 +445,7 @@ impl Run<'_> {
     }
 
     fn save(&mut self, engine: &Engine, name: &str) -> Result<()> {
-        if let Some(name) = engine.first_non_finite() {
+        if let Some(name) = engine.first_non_finite()? {
             return Err(self.non_finite(name, f32::NAN));
         }
         self.meta.time_s = self.clock.now();

@@ -69,6 +69,21 @@ fn equals_the_definition() {
 }
 
 #[test]
+fn in_16_bits() {
+    let [n, ht, wt, h, w, c] = [2, 5, 6, 10, 12, 33];
+    in_halves(1.0, |dev, halves| {
+        let mut tape = Tape::new(dev);
+        let top = tape.leaf(halves.tensor(dev, &[n, ht, wt, c], &uniform(1, n * ht * wt * c, -1.0, 1.0)));
+        let lateral = tape.leaf(halves.tensor(dev, &[n, h, w, c], &uniform(2, n * h * w * c, -1.0, 1.0)));
+        let y = upsample_add(&mut tape, &top, &lateral)?;
+        let dy = halves.tensor(dev, &[n, h, w, c], &uniform(3, n * h * w * c, -1.0, 1.0));
+        let value = y.value().clone();
+        let grads = tape.backward(vec![(y, dy)])?;
+        Ok(vec![value, grads.get(&top).expect("dtop").clone()])
+    });
+}
+
+#[test]
 fn as_torch() {
     let file = OpFixture::open("nn_layers");
     for name in ["5x7_9x13", "5x6_10x12", "3x4_5x7", "7x11_13x22"].map(|n| format!("nearest.{n}")) {

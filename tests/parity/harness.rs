@@ -103,17 +103,19 @@ pub fn inputs(device: &Device, recipe: &Recipe, objects_in_second: bool) -> Inpu
     }
     let anchors = Anchors::new(device, &recipe.model.rpn, h, w).unwrap();
     let mut inputs = Inputs::new(device, 2, h, w, MAX_GT, anchors).unwrap();
-    inputs.load(&HostBatch {
-        images: &vec![0; 2 * h * w * 3],
-        sizes: &[0, 1].map(|i| {
-            let ([h, w], [pad_h, pad_w]) = (two(i, "img_shape"), two(i, "pad_shape"));
-            [h, w, pad_h, pad_w]
-        }),
-        scale: &[0, 1].map(|i| two(i, "scale_factor")),
-        gt_boxes: &boxes,
-        gt_labels: &labels,
-        gt_count: &count,
-    });
+    inputs
+        .load(&HostBatch {
+            images: &vec![0; 2 * h * w * 3],
+            sizes: &[0, 1].map(|i| {
+                let ([h, w], [pad_h, pad_w]) = (two(i, "img_shape"), two(i, "pad_shape"));
+                [h, w, pad_h, pad_w]
+            }),
+            scale: &[0, 1].map(|i| two(i, "scale_factor")),
+            gt_boxes: &boxes,
+            gt_labels: &labels,
+            gt_count: &count,
+        })
+        .unwrap();
     inputs
 }
 

@@ -1,5 +1,6 @@
 //! For the tests of ops: random inputs, comparisons, finite differences, and one op run in every way in which it may run.
 
+use half::{bf16, f16};
 use rayon::ThreadPoolBuilder;
 use safetensors::SafeTensors;
 use upres::device::Device;
@@ -85,6 +86,7 @@ pub fn assert_gradient(what: &str, x: &[f32], got: &[f32], abs: f64, rel: f64, f
 /// The contents of a tensor.
 #[derive(Clone, PartialEq)]
 pub struct Output {
+    dtype: DType,
     shape: Vec<usize>,
     bytes: Vec<u8>,
 }
@@ -93,11 +95,11 @@ impl Output {
     /// Copies a tensor of f32 or i32.
     pub fn of(t: &Tensor) -> Output {
         let bytes = match t.dtype() {
-            DType::F32 => bytemuck::cast_slice(t.f32s()).to_vec(),
-            DType::I32 => bytemuck::cast_slice(t.i32s()).to_vec(),
+            DType::F32 => bytemuck::cast_slice(&t.read::<f32>().expect("f32")).to_vec(),
+            DType::I32 => bytemuck::cast_slice(&t.read::<i32>().expect("i32")).to_vec(),
             other => panic!("no test reads {other:?}"),
         };
-        Output { shape: t.shape().to_vec(), bytes }
+        Output { dtype: t.dtype(), shape: t.shape().to_vec(), bytes }
     }
 
     /// Dimensions.
@@ -118,20 +120,41 @@ impl Output {
 
 /// Runs `f`, which makes its inputs itself and returns what is to be seen of the result:
 /// outside a step; under a plan traced on the plan device, in memory that an earlier step left full of NaN; with 1 and with
-/// 3 threads. All must agree to the bit. Returns the outputs.
+/// 3 threads. All must agree to the bit. On every GPU of this build (the simulated device under three orders of its threads)
+/// it runs outside a step and under a plan too: these agree to the bit with each other, and with the CPU within 1e-5 of a
+/// number's size plus 1e-6 of its tensor's largest (sums run in other orders), integers to the bit. Returns the CPU's outputs.
 #[track_caller]
 pub fn everywhere(f: impl Fn(&Device) -> Result<Vec<Tensor>> + Sync) -> Vec<Output> {
-    let run = |dev: &Device| f(dev).expect("the op").iter().map(Output::of).collect::<Vec<_>>();
-    let free = run(&Device::cpu());
+    everywhere_within(1e-5, 1e-6, f)
+}
 
-    let (tracer, cpu) = (Device::plan(), Device::cpu());
-    let ((), plan) = tracer.step(None, || f(&tracer).map(drop)).expect("tracing the step");
-    let dirt = vec![0xFF_u8; plan.peak_bytes()];
-    let soil = |dev: &Device| Tensor::from_slice(dev, &[dirt.len()], &dirt).map(drop);
-    let ((), soil_plan) = tracer.step(None, || soil(&tracer)).expect("tracing");
-    cpu.step(Some(&soil_plan), || soil(&cpu)).expect("filling the arena with NaN");
-    let (planned, _) = cpu.step(Some(&plan), || Ok(run(&cpu))).expect("the planned step");
-    assert!(planned == free, "a planned step gives other numbers than a free one");
+/// As [`everywhere`], with other tolerances for GPUs: of a number's size, and of its tensor's largest.
+#[track_caller]
+pub fn everywhere_within(rel: f64, of_max: f64, f: impl Fn(&Device) -> Result<Vec<Tensor>> + Sync) -> Vec<Output> {
+    let run = |dev: &Device| f(dev).expect("the op").iter().map(Output::of).collect::<Vec<_>>();
+    let cpu = Device::cpu();
+    let free = run(&cpu);
+    assert!(planned(&cpu, &f) == free, "a planned step gives other numbers than a free one");
+
+    for (name, devices) in gpus() {
+        let first = run(&devices[0]);
+        for dev in &devices[1..] {
+            assert!(run(dev) == first, "{name}: another order of the threads gives other numbers");
+        }
+        assert!(planned(&devices[0], &f) == first, "{name}: a planned step gives other numbers than a free one");
+        assert_eq!(first.len(), free.len());
+        for (i, (got, want)) in first.iter().zip(&free).enumerate() {
+            assert_eq!((got.dtype, &got.shape), (want.dtype, &want.shape), "{name}: output {i}");
+            if want.dtype == DType::F32 {
+                let want = wide(&want.f32s());
+                let largest = want.iter().filter(|v| v.is_finite()).fold(0.0, |m: f64, v| m.max(v.abs()));
+                let abs = (of_max * largest).max(f64::from(f32::MIN_POSITIVE));
+                assert_close(&format!("{name}: output {i}"), &got.f32s(), &want, abs, rel);
+            } else {
+                assert!(got == want, "{name}: output {i} is not the CPU's");
+            }
+        }
+    }
 
     for threads in [1, 3] {
         let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
@@ -139,6 +162,83 @@ pub fn everywhere(f: impl Fn(&Device) -> Result<Vec<Tensor>> + Sync) -> Vec<Outp
         assert!(got == free, "{threads} threads give other numbers");
     }
     free
+}
+
+/// How a test of 16-bit storage makes its inputs: rounded to a type, and stored as it or (the reference) as f32.
+#[derive(Clone, Copy)]
+pub struct Halves {
+    round: DType,
+    store: DType,
+}
+
+impl Halves {
+    /// A tensor of these numbers.
+    pub fn tensor(self, dev: &Device, shape: &[usize], data: &[f32]) -> Tensor {
+        match (self.round, self.store) {
+            (DType::F16, DType::F16) => tensor(dev, shape, &data.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>()),
+            (DType::BF16, DType::BF16) => {
+                tensor(dev, shape, &data.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>())
+            }
+            (DType::F16, _) => tensor(dev, shape, &data.iter().map(|&v| f16::from_f32(v).to_f32()).collect::<Vec<_>>()),
+            _ => tensor(dev, shape, &data.iter().map(|&v| bf16::from_f32(v).to_f32()).collect::<Vec<_>>()),
+        }
+    }
+}
+
+/// Runs `f` with 16-bit storage on every GPU of this build and compares with the CPU's f32 on the same (rounded) inputs: each
+/// output element within `ulps` units in the last place (2^-10 in f16, 2^-7 in bf16) of its own size plus those of a
+/// hundredth of its tensor's largest. One rounding of the result is half a unit.
+#[track_caller]
+pub fn in_halves(ulps: f64, f: impl Fn(&Device, Halves) -> Result<Vec<Tensor>>) {
+    for (round, ulp) in [(DType::F16, 2f64.powi(-10)), (DType::BF16, 2f64.powi(-7))] {
+        let want: Vec<_> = f(&Device::cpu(), Halves { round, store: DType::F32 }).expect("the op on the CPU");
+        for (name, devices) in gpus() {
+            let got = f(&devices[devices.len() - 1], Halves { round, store: round }).expect("the op");
+            assert_eq!(got.len(), want.len());
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                let what = format!("{name}, {}: output {i}", round.name());
+                assert_eq!(got.shape(), want.shape(), "{what}");
+                if want.dtype() != DType::F32 {
+                    assert!(Output::of(got) == Output::of(want), "{what} is not the CPU's");
+                    continue;
+                }
+                let want = wide(want.f32s());
+                let largest = want.iter().filter(|v| v.is_finite()).fold(0.0, |m: f64, v| m.max(v.abs()));
+                let abs = (ulps * ulp * 0.01 * largest).max(f64::from(f32::MIN_POSITIVE));
+                assert_close(&what, &floats(got), &want, abs, ulps * ulp);
+            }
+        }
+    }
+}
+
+/// The contents of a tensor of any float type.
+pub fn floats(t: &Tensor) -> Vec<f32> {
+    match t.dtype() {
+        DType::F16 => t.to_vec::<f16>().expect("f16").iter().map(|v| v.to_f32()).collect(),
+        DType::BF16 => t.to_vec::<bf16>().expect("bf16").iter().map(|v| v.to_f32()).collect(),
+        _ => t.to_vec::<f32>().expect("f32"),
+    }
+}
+
+/// The GPUs to test on, by name: several devices of one name must agree to the bit.
+fn gpus() -> Vec<(&'static str, Vec<Device>)> {
+    #[allow(unused_mut)]
+    let mut gpus = Vec::new();
+    #[cfg(feature = "sim")]
+    gpus.push(("sim", (0..3).map(Device::sim).collect()));
+    gpus
+}
+
+/// The outputs under a plan, in memory that an earlier step left full of NaN.
+fn planned(dev: &Device, f: &impl Fn(&Device) -> Result<Vec<Tensor>>) -> Vec<Output> {
+    let tracer = dev.planner();
+    let ((), plan) = tracer.step(None, || f(&tracer).map(drop)).expect("tracing the step");
+    let dirt = vec![0xFF_u8; plan.peak_bytes()];
+    let soil = |dev: &Device| Tensor::from_slice(dev, &[dirt.len()], &dirt).map(drop);
+    let ((), soil_plan) = tracer.step(None, || soil(&tracer)).expect("tracing");
+    dev.step(Some(&soil_plan), || soil(dev)).expect("filling the arena with NaN");
+    let run = || Ok(f(dev)?.iter().map(Output::of).collect::<Vec<_>>());
+    dev.step(Some(&plan), run).expect("the planned step").0
 }
 
 /// A file of tests/fixtures/ops.

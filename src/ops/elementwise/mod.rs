@@ -1,6 +1,7 @@
 //! Elementwise helpers of the tape and the optimizer: add in place, copy, fill. Not ops of a model: they have no gradient.
 
 mod cpu;
+pub(super) mod cuda;
 
 use crate::error::Result;
 use crate::on_device;
@@ -14,7 +15,7 @@ pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
     x.expect_shape("add_assign", y.shape())?;
     x.expect_dtype("add_assign", DType::F32)?;
     y.expect_dtype("add_assign", DType::F32)?;
-    on_device!(x.device(), cpu => cpu::add_assign(y.f32s_mut(), x.f32s()));
+    on_device!(x.device(), cpu => cpu::add_assign(y.f32s_mut(), x.f32s()), cuda => cuda::add_assign(y, x));
     Ok(())
 }
 
@@ -23,14 +24,14 @@ pub fn copy(y: &mut Tensor, x: &Tensor) -> Result<()> {
     x.expect_shape("copy", y.shape())?;
     x.expect_dtype("copy", DType::F32)?;
     y.expect_dtype("copy", DType::F32)?;
-    on_device!(x.device(), cpu => cpu::copy(y.f32s_mut(), x.f32s()));
+    on_device!(x.device(), cpu => cpu::copy(y.f32s_mut(), x.f32s()), cuda => cuda::copy(y, x));
     Ok(())
 }
 
 /// `y = value`, f32.
 pub fn fill(y: &mut Tensor, value: f32) -> Result<()> {
     y.expect_dtype("fill", DType::F32)?;
-    on_device!(y.device().clone(), cpu => cpu::fill(y.f32s_mut(), value));
+    on_device!(y.device().clone(), cpu => cpu::fill(y.f32s_mut(), value), cuda => cuda::fill(y, value));
     Ok(())
 }
 
@@ -38,6 +39,6 @@ pub fn fill(y: &mut Tensor, value: f32) -> Result<()> {
 pub fn copy_i32(y: &mut Tensor, x: &Tensor) -> Result<()> {
     x.expect_shape("copy_i32", y.shape())?;
     x.expect_dtype("copy_i32", DType::I32)?;
-    on_device!(x.device(), cpu => y.i32s_mut().copy_from_slice(x.i32s()));
+    on_device!(x.device(), cpu => y.i32s_mut().copy_from_slice(x.i32s()), cuda => cuda::copy(y, x));
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! The top-down step of a feature pyramid: nearest upsampling to the lateral's size, and the sum.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "upsample_add", gradient: Gradient::Yes };
@@ -26,7 +27,7 @@ pub(crate) struct UpsampleShape {
 
 /// `y[h,w] = lateral[h,w] + top[h HT / H, w WT / W]`, quotients rounded down.
 ///
-/// Shapes: top `[N,HT,WT,C]`, lateral, y `[N,H,W,C]` f32.
+/// Shapes: top `[N,HT,WT,C]`, lateral, y `[N,H,W,C]`, floats of one type.
 /// Saves: nothing.
 /// Gradient: top (a sum), lateral (dy itself, without a copy).
 /// Cost: reads N·(H·W + HT·WT)·C, writes N·H·W·C; memory-bound.
@@ -38,14 +39,18 @@ pub fn upsample_add(tape: &mut Tape, top: &Var, lateral: &Var) -> Result<Var> {
     let [n, ht, wt, c] = top.value().dims("upsample_add: top")?;
     let [_, h, w, _] = lateral.value().dims("upsample_add: lateral")?;
     lateral.value().expect_shape("upsample_add: lateral", &[n, h, w, c])?;
-    top.value().expect_dtype("upsample_add: top", DType::F32)?;
-    lateral.value().expect_dtype("upsample_add: lateral", DType::F32)?;
+    top.value().expect_float("upsample_add: top")?;
+    lateral.value().expect_dtype("upsample_add: lateral", top.value().dtype())?;
     if h * w > 0 && ht * wt == 0 {
         return Err(Error::value("upsample_add", format!("a top of {ht}×{wt} cells has nothing to give to {h}×{w}")));
     }
     let s = UpsampleShape { n, ht, wt, h, w, c };
-    let mut y = Tensor::empty(device, lateral.shape(), DType::F32)?;
-    on_device!(device, cpu => cpu::forward(y.f32s_mut(), top.value().f32s(), lateral.value().f32s(), &s));
+    let mut y = Tensor::empty(device, lateral.shape(), top.value().dtype())?;
+    on_device!(
+        device,
+        cpu => cpu::forward(y.f32s_mut(), top.value().f32s(), lateral.value().f32s(), &s),
+        cuda => cuda::forward(&mut y, top.value(), lateral.value(), &s),
+    );
     Ok(tape.record([top, lateral], y, UpsampleAddBwd { s }))
 }
 
@@ -65,8 +70,12 @@ impl Backward for UpsampleAddBwd {
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let s = self.s;
         if sink.needs(0) {
-            let mut dtop = Tensor::empty(dy.device(), &[s.n, s.ht, s.wt, s.c], DType::F32)?;
-            on_device!(dy.device(), cpu => cpu::backward(dtop.f32s_mut(), dy.f32s(), &s));
+            let mut dtop = Tensor::empty(dy.device(), &[s.n, s.ht, s.wt, s.c], dy.dtype())?;
+            on_device!(
+                dy.device(),
+                cpu => cpu::backward(dtop.f32s_mut(), dy.f32s(), &s),
+                cuda => cuda::backward(&mut dtop, &dy, &s),
+            );
             sink.add(0, dtop)?;
         }
         sink.add(1, dy)

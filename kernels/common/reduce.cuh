@@ -1,0 +1,62 @@
+// Sums and maxima over warps and blocks (blocks of whole warps along x). The order is fixed: results are the same on every run.
+#pragma once
+
+#include "kernel.cuh"
+
+struct Sum {
+    template <typename T> __device__ __forceinline__ T operator()(T a, T b) const { return a + b; }
+};
+
+// The larger; NaN loses, as in fmaxf.
+struct Max {
+    __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
+    template <typename T> __device__ __forceinline__ T operator()(T a, T b) const { return a < b ? b : a; }
+};
+
+// Every lane gets the result over the 32 lanes.
+template <typename T, typename Op> __device__ __forceinline__ T warp_reduce(T v, Op op) {
+    for (int d = WARP / 2; d > 0; d /= 2) v = op(v, __shfl_xor_sync(FULL_WARP, v, d));
+    return v;
+}
+
+// Every thread gets the result over a block of at most 1024 threads, all of which call it; `identity` is the neutral element.
+// `scratch` is shared memory of 32 elements; it may be used again at once.
+template <typename T, typename Op> __device__ __forceinline__ T block_reduce(T v, Op op, T identity, T* scratch) {
+    v = warp_reduce(v, op);
+    if (lane_id() == 0) scratch[warp_id()] = v;
+    __syncthreads();
+    const int warps = int(blockDim.x) / WARP;
+    v = warp_reduce(lane_id() < warps ? scratch[lane_id()] : identity, op);
+    __syncthreads();  // the next call overwrites scratch
+    return v;
+}
+
+// Sum of the values of lower lanes.
+template <typename T> __device__ __forceinline__ T warp_exclusive_sum(T v) {
+    T sum = v;
+    for (int d = 1; d < WARP; d *= 2) {
+        const T other = __shfl_up_sync(FULL_WARP, sum, d);
+        if (lane_id() >= d) sum = sum + other;
+    }
+    return sum - v;
+}
+
+// Sum of the values of lower threads of the block, for integers; `total` becomes the sum of all. `scratch` holds 33 elements.
+template <typename T> __device__ __forceinline__ T block_exclusive_sum(T v, T& total, T* scratch) {
+    const T before = warp_exclusive_sum(v);
+    if (lane_id() == WARP - 1) scratch[warp_id()] = before + v;
+    __syncthreads();
+    if (warp_id() == 0) {
+        const int warps = int(blockDim.x) / WARP;
+        const T mine = lane_id() < warps ? scratch[lane_id()] : T(0);
+        const T base = warp_exclusive_sum(mine);
+        __syncwarp();
+        scratch[lane_id()] = base;
+        if (lane_id() == WARP - 1) scratch[WARP] = base + mine;
+    }
+    __syncthreads();
+    const T out = scratch[warp_id()] + before;
+    total = scratch[WARP];
+    __syncthreads();  // the next call overwrites scratch
+    return out;
+}

@@ -1,0 +1,11 @@
+// The C++ state of the simulated device that src/device/gpu/sim/ works with.
+#include "device.h"
+
+namespace sim {
+__thread Place place;
+const Kernel* kernels = nullptr;  // constant-initialised: registrations in other files run later
+
+extern "C" const Kernel* upres_sim_kernels() { return kernels; }
+extern "C" void upres_sim_place(const Place* p) { place = *p; }
+extern "C" void upres_sim_thread(uint32_t x, uint32_t y, uint32_t z) { place.thread = {x, y, z}; }
+}  // namespace sim

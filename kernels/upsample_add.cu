@@ -1,0 +1,65 @@
+// FPN's top-down step. y, lateral [N,H,W,C] T; top [N,HT,WT,C] T; nearest: the source of pixel h is h HT / H, rounded down.
+// Forward: one thread a 16-byte vector of channels (or one channel, where C fills no vector), one pass. Backward, a sum over the
+// pixels that a top pixel went to: one thread a vector of dtop, in order of the pixels, in f32. Deterministic.
+#include "common/kernel.cuh"
+
+struct UpsampleAddParams {
+    uint32_t n, ht, wt, h, w, c;
+};
+static_assert(sizeof(UpsampleAddParams) == 24, "mirror of src/ops/upsample_add/cuda.rs");
+
+template <typename T, int V> __device__ void upsample_add_fwd(T* y, const T* top, const T* lateral, UpsampleAddParams p) {
+    const uint32_t vectors = p.c / V;
+    const int64_t count = int64_t(p.n) * p.h * p.w * vectors;
+    for (int64_t i = global_thread(); i < count; i += global_threads()) {
+        const uint32_t c = uint32_t(i % vectors) * V;
+        const int64_t pixel = i / vectors;
+        const uint32_t w = uint32_t(pixel % p.w), h = uint32_t(pixel / p.w % p.h);
+        const int64_t n = pixel / p.w / p.h;
+        const uint32_t ht = uint32_t(uint64_t(h) * p.ht / p.h), wt = uint32_t(uint64_t(w) * p.wt / p.w);
+        const T* from = top + ((n * p.ht + ht) * p.wt + wt) * p.c + c;
+        const int64_t at = pixel * p.c + c;
+        Pack<T, V> a = load_pack<V>(lateral + at);
+        const Pack<T, V> b = load_pack<V>(from);
+        for (int k = 0; k < V; k++) a.v[k] = store<T>(load(a.v[k]) + load(b.v[k]));
+        store_pack(y + at, a);
+    }
+}
+
+// First of `to` cells whose source among `from` is `i` or later.
+__device__ __forceinline__ uint32_t first_cell(uint32_t i, uint32_t from, uint32_t to) {
+    return uint32_t((uint64_t(i) * to + from - 1) / from);
+}
+
+template <typename T, int V> __device__ void upsample_add_bwd(T* dtop, const T* dy, UpsampleAddParams p) {
+    const uint32_t vectors = p.c / V;
+    const int64_t count = int64_t(p.n) * p.ht * p.wt * vectors;
+    for (int64_t i = global_thread(); i < count; i += global_threads()) {
+        const uint32_t c = uint32_t(i % vectors) * V;
+        const int64_t pixel = i / vectors;
+        const uint32_t wt = uint32_t(pixel % p.wt), ht = uint32_t(pixel / p.wt % p.ht);
+        const int64_t n = pixel / p.wt / p.ht;
+        const uint32_t h1 = first_cell(ht + 1, p.ht, p.h), w0 = first_cell(wt, p.wt, p.w), w1 = first_cell(wt + 1, p.wt, p.w);
+        float sum[V] = {};
+        for (uint32_t h = first_cell(ht, p.ht, p.h); h < h1; h++) {
+            for (uint32_t w = w0; w < w1; w++) {
+                const Pack<T, V> g = load_pack<V>(dy + ((n * p.h + h) * p.w + w) * p.c + c);
+                for (int k = 0; k < V; k++) sum[k] += load(g.v[k]);
+            }
+        }
+        Pack<T, V> out;
+        for (int k = 0; k < V; k++) out.v[k] = store<T>(sum[k]);
+        store_pack(dtop + pixel * p.c + c, out);
+    }
+}
+
+#define KERNELS(T, S)                                                                                           \
+    KERNEL(256, upsample_add_fwd_##S, (T * y, const T* top, const T* lateral, UpsampleAddParams p)) {           \
+        if (p.c % VEC<T> == 0) upsample_add_fwd<T, VEC<T>>(y, top, lateral, p);                                 \
+        else upsample_add_fwd<T, 1>(y, top, lateral, p);                                                        \
+    }                                                                                                           \
+    KERNEL(256, upsample_add_bwd_##S, (T * dtop, const T* dy, UpsampleAddParams p)) {                           \
+        if (p.c % VEC<T> == 0) upsample_add_bwd<T, VEC<T>>(dtop, dy, p);                                        \
+        else upsample_add_bwd<T, 1>(dtop, dy, p);                                                               \
+    }
+FOR_FLOATS(KERNELS)

@@ -1,0 +1,185 @@
+//! GPUs: memory, launches and recorded steps, through a driver: NVIDIA's (feature `cuda`) or the simulated device (feature
+//! `sim`), which runs the same kernels on the host.
+//!
+//! Main types: [`Gpu`], [`Launch`]. Nothing here knows an op; ops ask for a kernel by name.
+
+#[cfg(feature = "cuda-driver")]
+mod cuda;
+mod launch;
+#[cfg(feature = "sim")]
+pub mod sim;
+
+use std::any::Any;
+use std::cell::Cell;
+use std::fmt;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+pub use launch::{Grid, Launch};
+
+use super::arena::Arena;
+use crate::error::{Error, Result};
+use crate::tensor::DType;
+
+/// Whom a plan is for: devices differ in the workspaces that their kernels need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The CPU.
+    Cpu,
+    /// The simulated device: the GPU's kernels, but convolutions and matrix products of the CPU.
+    Sim,
+    /// A GPU.
+    Cuda,
+}
+
+/// A recorded step: what the driver needs to run it again without the host's part.
+pub type Graph = Rc<dyn Any>;
+
+/// What a GPU's driver does. Addresses are the device's.
+pub(crate) trait Driver {
+    /// Which kind it is.
+    fn target(&self) -> Target;
+    /// The device's name, for messages.
+    fn name(&self) -> String;
+    /// For its own functions (cuDNN, a host closure).
+    fn as_any(&self) -> &dyn Any;
+    /// Memory whose contents are not set, at a multiple of 256 bytes.
+    fn alloc(&self, bytes: usize) -> Result<NonNull<u8>>;
+    /// Gives memory of `alloc` back.
+    ///
+    /// # Safety
+    /// `ptr` came from `alloc(bytes)`, and nothing uses it any more.
+    unsafe fn free(&self, ptr: NonNull<u8>, bytes: usize);
+    /// Sets bytes, in stream order.
+    ///
+    /// # Safety
+    /// The range lies in memory of this driver.
+    unsafe fn fill(&self, ptr: NonNull<u8>, byte: u8, bytes: usize) -> Result<()>;
+    /// Copies from the host, in stream order; the source may be reused at once.
+    ///
+    /// # Safety
+    /// The range lies in memory of this driver.
+    unsafe fn upload(&self, ptr: NonNull<u8>, data: &[u8]) -> Result<()>;
+    /// Copies to the host and waits for it.
+    ///
+    /// # Safety
+    /// The range lies in memory of this driver.
+    unsafe fn download(&self, data: &mut [u8], ptr: NonNull<u8>) -> Result<()>;
+    /// Runs a kernel, in stream order.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, and name memory that is large enough for what it does.
+    unsafe fn launch(&self, kernel: &str, args: &launch::Args, grid: Grid) -> Result<()>;
+    /// From here on, work is recorded and not run.
+    fn begin_recording(&self) -> Result<()>;
+    /// The work recorded since.
+    fn end_recording(&self) -> Result<Graph>;
+    /// Runs recorded work. Its memory must be there still.
+    fn replay(&self, graph: &Graph) -> Result<()>;
+    /// Waits until all work is done; Err names what failed.
+    fn synchronize(&self) -> Result<()>;
+}
+
+/// A GPU and its memory.
+pub struct Gpu {
+    pub(super) arena: Rc<Arena>,
+    driver: Rc<dyn Driver>,
+    syncs: Cell<u64>,
+}
+
+impl Gpu {
+    fn new(driver: Rc<dyn Driver>) -> Rc<Gpu> {
+        Rc::new(Gpu { arena: Rc::new(Arena::on(driver.clone())), driver, syncs: Cell::new(0) })
+    }
+
+    /// The simulated device; threads of a block run in the order that `seed` gives (0: ascending).
+    #[cfg(feature = "sim")]
+    pub fn simulated(seed: u64) -> Rc<Gpu> {
+        Gpu::new(Rc::new(sim::Sim::new(seed)))
+    }
+
+    /// The `index`-th NVIDIA GPU.
+    ///
+    /// Errors: `Device` if there is no driver, no such device, or a library is missing.
+    #[cfg(feature = "cuda-driver")]
+    pub fn cuda(index: usize) -> Result<Rc<Gpu>> {
+        Ok(Gpu::new(Rc::new(cuda::Cuda::new(index)?)))
+    }
+
+    /// Which kind it is.
+    pub fn target(&self) -> Target {
+        self.driver.target()
+    }
+
+    /// Its name, for messages.
+    pub fn name(&self) -> String {
+        self.driver.name()
+    }
+
+    #[cfg_attr(not(any(feature = "sim", feature = "cuda-driver")), allow(dead_code))]
+    pub(crate) fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    /// How often the host waited for the device.
+    pub fn host_syncs(&self) -> u64 {
+        self.syncs.get()
+    }
+
+    /// The kernel `<name>_<dtype>`, to be given its arguments.
+    pub fn kernel(&self, name: &str, dtype: DType) -> Launch<'_> {
+        Launch::new(self, format!("{name}_{}", dtype.name()))
+    }
+
+    pub(crate) fn upload(&self, ptr: NonNull<u8>, data: &[u8]) -> Result<()> {
+        // SAFETY: the caller is `Tensor::write`, whose buffer is this device's and as long as `data`.
+        unsafe { self.driver.upload(ptr, data) }
+    }
+
+    pub(crate) fn download(&self, data: &mut [u8], ptr: NonNull<u8>) -> Result<()> {
+        self.syncs.set(self.syncs.get() + 1);
+        // SAFETY: the caller is `Tensor::to_vec`, whose buffer is this device's and as long as `data`.
+        unsafe { self.driver.download(data, ptr) }
+    }
+
+    pub(crate) fn fill(&self, ptr: NonNull<u8>, byte: u8, bytes: usize) -> Result<()> {
+        // SAFETY: the caller is `Tensor::fill_bytes`, whose buffer is this device's and of `bytes`.
+        unsafe { self.driver.fill(ptr, byte, bytes) }
+    }
+
+    /// Waits until all work is done.
+    ///
+    /// Errors: `Kernel` if some of it failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.syncs.set(self.syncs.get() + 1);
+        self.driver.synchronize()
+    }
+
+    /// Records what `f` launches instead of running it.
+    ///
+    /// Errors: whatever `f` returns, or the driver cannot record.
+    pub fn record<R>(&self, f: impl FnOnce() -> Result<R>) -> Result<(R, Graph)> {
+        self.driver.begin_recording()?;
+        let out = f();
+        let graph = self.driver.end_recording();
+        Ok((out?, graph?))
+    }
+
+    /// Runs what [`Gpu::record`] recorded, with the same memory.
+    pub fn replay(&self, graph: &Graph) -> Result<()> {
+        self.driver.replay(graph)
+    }
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// A size as the u32 that a kernel's parameters hold.
+///
+/// Errors: `Value` if it does not fit.
+pub fn dim_u32(what: &str, n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::value(what, format!("a size of {n} is more than a kernel takes (2^32 - 1)")))
+}

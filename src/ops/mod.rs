@@ -6,6 +6,7 @@
 pub mod adamw;
 pub mod batch_norm_relu;
 pub mod bce;
+mod bias;
 pub mod box_decode;
 pub mod box_encode;
 pub mod class_candidates;

@@ -4,7 +4,7 @@
 //! Main types: [`Gpu`], [`Launch`]. Nothing here knows an op; ops ask for a kernel by name.
 
 #[cfg(feature = "cuda-driver")]
-mod cuda;
+pub mod cuda;
 mod launch;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -42,6 +42,7 @@ pub(crate) trait Driver {
     /// The device's name, for messages.
     fn name(&self) -> String;
     /// For its own functions (cuDNN, a host closure).
+    #[cfg_attr(not(any(feature = "sim", feature = "cuda-driver")), allow(dead_code))]
     fn as_any(&self) -> &dyn Any;
     /// Memory whose contents are not set, at a multiple of 256 bytes.
     fn alloc(&self, bytes: usize) -> Result<NonNull<u8>>;
@@ -116,9 +117,16 @@ impl Gpu {
         self.driver.name()
     }
 
-    #[cfg_attr(not(any(feature = "sim", feature = "cuda-driver")), allow(dead_code))]
-    pub(crate) fn driver(&self) -> &dyn Driver {
-        &*self.driver
+    /// The simulated device, if it is that.
+    #[cfg(feature = "sim")]
+    pub fn sim(&self) -> Option<&sim::Sim> {
+        self.driver.as_any().downcast_ref()
+    }
+
+    /// NVIDIA's driver, if it is that.
+    #[cfg(feature = "cuda-driver")]
+    pub fn cuda_driver(&self) -> Option<&cuda::Cuda> {
+        self.driver.as_any().downcast_ref()
     }
 
     /// How often the host waited for the device.

@@ -332,7 +332,8 @@ impl Engine {
     pub fn detections(&self) -> Result<Vec<Vec<Detection>>> {
         let out = &self.stage().outputs;
         let d = out.scores.dim(1);
-        let (boxes, scores, classes) = (out.boxes.read::<f32>()?, out.scores.read::<f32>()?, out.classes.read::<i32>()?);
+        let (boxes, scores, classes) =
+            (out.boxes.read::<f32>()?, out.scores.read::<f32>()?, out.classes.read::<i32>()?);
         let found = |i: usize| {
             (i * d..(i + 1) * d)
                 .filter(|&j| classes[j] >= 0)

@@ -35,6 +35,9 @@ pub enum Target {
 /// A recorded step: what the driver needs to run it again without the host's part.
 pub type Graph = Rc<dyn Any>;
 
+/// A small result on its way to the host: waits for it, if need be.
+pub type Later = Box<dyn FnOnce() -> Result<Vec<u8>>>;
+
 /// What a GPU's driver does. Addresses are the device's.
 pub(crate) trait Driver {
     /// Which kind it is.
@@ -66,6 +69,11 @@ pub(crate) trait Driver {
     /// # Safety
     /// The range lies in memory of this driver.
     unsafe fn download(&self, data: &mut [u8], ptr: NonNull<u8>) -> Result<()>;
+    /// Begins to copy a few KiB to the host, in stream order; nobody waits until the result is asked for.
+    ///
+    /// # Safety
+    /// The range lies in memory of this driver.
+    unsafe fn read_later(&self, ptr: NonNull<u8>, bytes: usize) -> Result<Later>;
     /// Runs a kernel, in stream order.
     ///
     /// # Safety
@@ -148,6 +156,11 @@ impl Gpu {
         self.syncs.set(self.syncs.get() + 1);
         // SAFETY: the caller is `Tensor::to_vec`, whose buffer is this device's and as long as `data`.
         unsafe { self.driver.download(data, ptr) }
+    }
+
+    pub(crate) fn read_later(&self, ptr: NonNull<u8>, bytes: usize) -> Result<Later> {
+        // SAFETY: the caller is `Tensor::read_later`, whose buffer is this device's and of `bytes`.
+        unsafe { self.driver.read_later(ptr, bytes) }
     }
 
     pub(crate) fn fill(&self, ptr: NonNull<u8>, byte: u8, bytes: usize) -> Result<()> {

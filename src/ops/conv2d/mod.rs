@@ -70,7 +70,8 @@ pub fn conv2d(
     let relu = activation == Activation::Relu;
     let mut y = Tensor::empty(&device, &[n, s.oh(), s.ow(), o], DType::F32)?;
     {
-        let mut ws = Tensor::empty(&device, &[cuda::workspace(device.target(), || cpu::forward_workspace(&s))], DType::F32)?;
+        let mut ws =
+            Tensor::empty(&device, &[cuda::workspace(device.target(), || cpu::forward_workspace(&s))], DType::F32)?;
         let (x, w, b) = (x.value(), w.value(), bias.map(Var::value));
         on_device!(
             &device,
@@ -116,7 +117,11 @@ impl Backward for Conv2dBwd {
             Ok(())
         })?;
         sink.write(1, &device, w.shape(), |dw, accumulate| {
-            let mut ws = Tensor::empty(&device, &[cuda::workspace(device.target(), || cpu::backward_weights_workspace(&s))], DType::F32)?;
+            let mut ws = Tensor::empty(
+                &device,
+                &[cuda::workspace(device.target(), || cpu::backward_weights_workspace(&s))],
+                DType::F32,
+            )?;
             on_device!(
                 &device,
                 cpu => cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), ws.f32s_mut(), &s),
@@ -127,7 +132,11 @@ impl Backward for Conv2dBwd {
         let shape = x.shape().to_vec();
         drop(x); // may be the last reference: its memory can serve dx
         sink.write(0, &device, &shape, |dx, _| {
-            let mut ws = Tensor::empty(&device, &[cuda::workspace(device.target(), || cpu::backward_data_workspace(&s))], DType::F32)?;
+            let mut ws = Tensor::empty(
+                &device,
+                &[cuda::workspace(device.target(), || cpu::backward_data_workspace(&s))],
+                DType::F32,
+            )?;
             on_device!(
                 &device,
                 cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), ws.f32s_mut(), &s),

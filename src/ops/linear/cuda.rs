@@ -1,9 +1,10 @@
-//! Fully connected layers on a GPU: cuBLASLt's products on NVIDIA's, with bias and ReLU in their epilogue; the CPU's products
-//! and kernels/bias.cu on the simulated device.
+//! Fully connected layers on a GPU: cuBLASLt's products on NVIDIA's, with the bias in their epilogue; the CPU's products on the
+//! simulated device; kernels/bias.cu for the rest.
 
 use super::cpu::LinearShape;
 use crate::device::Target;
 use crate::error::Result;
+use crate::ops::bias;
 use crate::tensor::Tensor;
 
 /// What cuBLASLt recommends as workspace on Hopper (32 MiB) is enough on older devices.
@@ -35,7 +36,11 @@ pub(super) fn forward(
 
 /// `dx = dy w`.
 pub(super) fn backward_data(dx: &mut Tensor, dy: &Tensor, w: &Tensor, ws: &mut Tensor, s: &LinearShape) -> Result<()> {
-    if dx.numel() > 0 { product::backward_data(dx, dy, w, ws, s) } else { Ok(()) }
+    match (dx.numel(), s.n) {
+        (0, _) => Ok(()),
+        (_, 0) => dx.zero(),
+        _ => product::backward_data(dx, dy, w, ws, s),
+    }
 }
 
 /// `dw (+)= dy^T x`.
@@ -54,12 +59,9 @@ pub(super) fn backward_weights(
 mod product {
     use super::*;
     #[cfg(feature = "cuda-driver")]
-    use crate::device::gpu::cuda::{Epilogue, Matmul, Side};
+    use crate::device::gpu::cuda::{Matmul, Side};
     #[cfg(feature = "sim")]
-    use crate::{
-        device::gpu::sim::HostSlice,
-        ops::{bias, linear::cpu},
-    };
+    use crate::{device::gpu::sim::HostSlice, ops::linear::cpu};
 
     pub(super) fn forward(
         y: &mut Tensor,
@@ -74,7 +76,13 @@ mod product {
         #[cfg(feature = "cuda-driver")]
         if let Some(cuda) = device.gpu().cuda_driver() {
             let product = Matmul { m: s.m, n: s.n, k: s.k, a: Side::Rows, b: Side::Columns };
-            return cuda.matmul(&product, y, false, x, w, Epilogue { bias: b, relu }, ws);
+            // The ReLU not in the epilogue: it may turn NaN into 0. A bias without features in is all of y.
+            if s.k == 0 {
+                y.zero()?;
+                return bias::forward(y, b, relu);
+            }
+            cuda.matmul(&product, y, false, x, w, b, ws)?;
+            return bias::forward(y, None, relu);
         }
         #[cfg(feature = "sim")]
         if let Some(sim) = device.gpu().sim() {
@@ -98,7 +106,7 @@ mod product {
         #[cfg(feature = "cuda-driver")]
         if let Some(cuda) = device.gpu().cuda_driver() {
             let product = Matmul { m: s.m, n: s.k, k: s.n, a: Side::Rows, b: Side::Rows };
-            return cuda.matmul(&product, dx, false, dy, w, Epilogue::default(), ws);
+            return cuda.matmul(&product, dx, false, dy, w, None, ws);
         }
         #[cfg(feature = "sim")]
         if let Some(sim) = device.gpu().sim() {
@@ -122,10 +130,10 @@ mod product {
         #[cfg(feature = "cuda-driver")]
         if let Some(cuda) = device.gpu().cuda_driver() {
             if s.m == 0 {
-                return if accumulate { Ok(()) } else { crate::ops::elementwise::fill(dw, 0.0) };
+                return if accumulate { Ok(()) } else { dw.zero() };
             }
             let product = Matmul { m: s.n, n: s.k, k: s.m, a: Side::Columns, b: Side::Rows };
-            return cuda.matmul(&product, dw, accumulate, dy, x, Epilogue::default(), ws);
+            return cuda.matmul(&product, dw, accumulate, dy, x, None, ws);
         }
         #[cfg(feature = "sim")]
         if let Some(sim) = device.gpu().sim() {

@@ -41,7 +41,8 @@ pub fn linear(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation:
     let mut y = Tensor::empty(&device, &[m, o], DType::F32)?;
     let s = LinearShape { m, n: o, k: c };
     {
-        let mut ws = Tensor::empty(&device, &[cuda::workspace(device.target(), || cpu::forward_workspace(&s))], DType::F32)?;
+        let mut ws =
+            Tensor::empty(&device, &[cuda::workspace(device.target(), || cpu::forward_workspace(&s))], DType::F32)?;
         let (x, w, b) = (x.value(), w.value(), bias.map(Var::value));
         on_device!(
             &device,
@@ -84,7 +85,11 @@ impl Backward for LinearBwd {
             Ok(())
         })?;
         sink.write(1, &device, &[s.n, s.k], |dw, accumulate| {
-            let mut ws = Tensor::empty(&device, &[cuda::workspace(device.target(), || cpu::backward_weights_workspace(&s))], DType::F32)?;
+            let mut ws = Tensor::empty(
+                &device,
+                &[cuda::workspace(device.target(), || cpu::backward_weights_workspace(&s))],
+                DType::F32,
+            )?;
             on_device!(
                 &device,
                 cpu => cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), ws.f32s_mut(), &s),
@@ -95,7 +100,11 @@ impl Backward for LinearBwd {
         let shape = x.shape().to_vec();
         drop(x);
         sink.write(0, &device, &shape, |dx, _| {
-            let mut ws = Tensor::empty(&device, &[cuda::workspace(device.target(), || cpu::backward_data_workspace(&s))], DType::F32)?;
+            let mut ws = Tensor::empty(
+                &device,
+                &[cuda::workspace(device.target(), || cpu::backward_data_workspace(&s))],
+                DType::F32,
+            )?;
             on_device!(
                 &device,
                 cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), ws.f32s_mut(), &s),

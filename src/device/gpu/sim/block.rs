@@ -172,7 +172,8 @@ impl Runner {
     }
 
     fn thread(&mut self, job: &Job, t: usize, block: *mut Block) -> Thread {
-        let stack = self.stacks.pop().unwrap_or_else(|| DefaultStack::new(STACK_BYTES).expect("sim: memory for a stack"));
+        let stack =
+            self.stacks.pop().unwrap_or_else(|| DefaultStack::new(STACK_BYTES).expect("sim: memory for a stack"));
         let (call, args) = (job.call, job.args.as_ptr().cast_mut());
         Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {
             // SAFETY: `block` is the Runner's, which outlives the coroutine and is not borrowed while a thread runs; the

@@ -37,7 +37,7 @@ mod sim {
         build.file("kernels/sim/runtime.cpp");
         let mut table = String::from("extern \"C\" {\n");
         let mut sum = String::from("0");
-        for file in super::kernel_files() {
+        for file in super::kernel_files().into_iter().chain(["kernels/sim/selftest.cu".into()]) {
             let stem = file.file_stem().expect("a name").to_str().expect("a name in UTF-8").to_string();
             let wrapper = Path::new(&out).join(format!("sim_{stem}.cpp"));
             let source = format!(

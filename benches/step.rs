@@ -88,7 +88,7 @@ fn main() {
         engine.train_pass(Some(&pass), 0, 1.0, true, Sampling::Random).expect("pass");
         engine.update(Some(&update), 1e-3, 1).expect("update");
         let ms = start.elapsed().as_secs_f64() * 1e3;
-        eprintln!("step {step}: {ms:.0} ms, losses {:?}", engine.losses().unwrap().unwrap());
+        eprintln!("step {step}: {ms:.0} ms, losses {:?}", engine.losses().unwrap());
         if step > 0 {
             times.push(ms);
         }

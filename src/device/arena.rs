@@ -24,6 +24,8 @@ pub struct Arena {
     memory: Memory,
     arena: RefCell<Option<Rc<Block>>>,
     running: RefCell<Option<Running>>,
+    /// Arenas made so far.
+    generation: Cell<u64>,
     live: Cell<usize>,
     high_water: Cell<usize>,
     persistent: Rc<Cell<usize>>,
@@ -88,6 +90,11 @@ impl Arena {
 
     pub(super) fn persistent_bytes(&self) -> usize {
         self.persistent.get()
+    }
+
+    /// Changes when the arena moves: what was recorded with the old one must not run again.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.get()
     }
 
     pub(super) fn high_water(&self) -> usize {
@@ -320,6 +327,7 @@ pub(super) fn reserve(device: &Arena, bytes: usize) -> Result<()> {
         let block = Block::new(&device.memory, bytes, "the planned arena of a step")?;
         block.fill(block.ptr, 0, bytes)?;
         *slot = Some(Rc::new(block));
+        device.generation.set(device.generation.get() + 1);
         device.high_water.set(0);
     }
     Ok(())

@@ -22,7 +22,7 @@ const SMALL_SLOTS: usize = 64;
 const LARGE_BYTES: usize = 16 << 20;
 /// One on the bus while the other is put in place.
 const LARGE_SLOTS: usize = 2;
-/// How many results may be on their way.
+/// How many results may be on their way without new memory: the five of a step, twice.
 const RESULT_SLOTS: usize = 16;
 /// Size of a result.
 const RESULT_BYTES: usize = 4 * 1024;
@@ -192,9 +192,11 @@ impl Staging {
     /// `source` is memory of this device of at least `bytes`.
     pub(super) unsafe fn read_later(&self, source: sys::CUdeviceptr, bytes: usize) -> Result<Later> {
         assert!(bytes <= RESULT_BYTES, "cuda: a late result of {bytes} bytes");
-        let slot = self.results[self.take(2, RESULT_SLOTS)].clone();
-        assert!(Rc::strong_count(&slot) == 2, "cuda: more than {RESULT_SLOTS} late results");
-        // SAFETY: the slot holds RESULT_BYTES, and nobody else has it (line above); `source` by the caller's promise.
+        let mut slot = self.results[self.take(2, RESULT_SLOTS)].clone();
+        if Rc::strong_count(&slot) > 2 {
+            slot = Rc::new(Slot::new(RESULT_BYTES)?); // somebody has not yet read it
+        }
+        // SAFETY: the slot holds RESULT_BYTES, and nobody else has it (lines above); `source` by the caller's promise.
         let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(slot.host.0.cast(), source, bytes, self.compute) };
         check("cuMemcpyDtoHAsync", copied)?;
         slot.copied.record(self.compute)?;

@@ -15,6 +15,10 @@ use crate::error::{Error, Result};
 enum Memory {
     #[default]
     Host,
+    #[cfg_attr(
+        not(any(feature = "sim", feature = "cuda-driver")),
+        allow(dead_code, reason = "no driver in this build")
+    )]
     Gpu(Rc<dyn Driver>),
 }
 
@@ -84,6 +88,7 @@ impl Running {
 }
 
 impl Arena {
+    #[cfg(any(feature = "sim", feature = "cuda-driver"))]
     pub(super) fn on(driver: Rc<dyn Driver>) -> Arena {
         Arena { memory: Memory::Gpu(driver), ..Arena::default() }
     }

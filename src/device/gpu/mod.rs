@@ -45,7 +45,10 @@ pub(crate) trait Driver {
     /// The device's name, for messages.
     fn name(&self) -> String;
     /// For its own functions (cuDNN, a host closure).
-    #[cfg_attr(not(any(feature = "sim", feature = "cuda-driver")), allow(dead_code))]
+    #[cfg_attr(
+        not(any(feature = "sim", feature = "cuda-driver")),
+        allow(dead_code, reason = "no driver in this build")
+    )]
     fn as_any(&self) -> &dyn Any;
     /// Memory whose contents are not set, at a multiple of 256 bytes.
     fn alloc(&self, bytes: usize) -> Result<NonNull<u8>>;
@@ -97,6 +100,7 @@ pub struct Gpu {
 }
 
 impl Gpu {
+    #[cfg(any(feature = "sim", feature = "cuda-driver"))]
     fn new(driver: Rc<dyn Driver>) -> Rc<Gpu> {
         Rc::new(Gpu { arena: Rc::new(Arena::on(driver.clone())), driver, syncs: Cell::new(0) })
     }

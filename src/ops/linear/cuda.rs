@@ -4,7 +4,6 @@
 use super::cpu::LinearShape;
 use crate::device::Target;
 use crate::error::Result;
-use crate::ops::bias;
 use crate::tensor::Tensor;
 
 /// What cuBLASLt recommends as workspace on Hopper (32 MiB) is enough on older devices.
@@ -60,6 +59,8 @@ mod product {
     use super::*;
     #[cfg(feature = "cuda-driver")]
     use crate::device::gpu::cuda::{Matmul, Side};
+    #[cfg(any(feature = "sim", feature = "cuda-driver"))]
+    use crate::ops::bias;
     #[cfg(feature = "sim")]
     use crate::{device::gpu::sim::HostSlice, ops::linear::cpu};
 

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::ptr;
 
@@ -138,10 +139,10 @@ impl Cuda {
     ) -> Result<()> {
         let key = (*p, c.dtype(), bias.is_some());
         let mut plans = self.blas.plans.borrow_mut();
-        if !plans.contains_key(&key) {
-            plans.insert(key, Plan::new(self.blas.handle, p, c.dtype(), bias.is_some(), ws.bytes())?);
-        }
-        let plan = &plans[&key];
+        let plan = match plans.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Plan::new(self.blas.handle, p, c.dtype(), bias.is_some(), ws.bytes())?),
+        };
         if let Some(bias) = bias {
             plan.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &(bias.address() as u64))?;
         }

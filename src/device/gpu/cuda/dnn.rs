@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
@@ -244,31 +245,33 @@ impl Cuda {
         let (pa, pb, pout) = (a.address() as *const c_void, b.address() as *const c_void, out.address() as *mut c_void);
         let (pws, ws_bytes) = (ws.address() as *mut c_void, ws.bytes());
         let mut plans = self.dnn.plans.borrow_mut();
-        if !plans.contains_key(&(*s, dtype)) {
-            let mut plan = self.dnn.describe(s, dtype)?;
-            // Gradients of weights may hold a sum already: measure into memory of its own.
-            let scratch = if add { Some(self.alloc(out.bytes())?) } else { None };
-            let target = scratch.map_or(pout, |p| p.as_ptr().cast());
-            // SAFETY: tensors of the shapes in `s` (checked in ops/conv2d/mod.rs).
-            let results = unsafe { self.dnn.measure(s, &plan, target, pa, pb, pws, ws_bytes) };
-            if let Some(ptr) = scratch {
-                // SAFETY: allocated above, and cuMemFree waits for what uses it.
-                unsafe { self.free(ptr, out.bytes()) };
+        let plan = match plans.entry((*s, dtype)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let mut plan = self.dnn.describe(s, dtype)?;
+                // Gradients of weights may hold a sum already: measure into memory of its own.
+                let scratch = if add { Some(self.alloc(out.bytes())?) } else { None };
+                let target = scratch.map_or(pout, |p| p.as_ptr().cast());
+                // SAFETY: tensors of the shapes in `s` (checked in ops/conv2d/mod.rs).
+                let results = unsafe { self.dnn.measure(s, &plan, target, pa, pb, pws, ws_bytes) };
+                if let Some(ptr) = scratch {
+                    // SAFETY: allocated above, and cuMemFree waits for what uses it.
+                    unsafe { self.free(ptr, out.bytes()) };
+                }
+                let results = results?;
+                let fit = |r: &&Measured| r.ok && r.deterministic && r.memory <= ws_bytes;
+                let best = results.iter().filter(fit).min_by(|a, b| a.ms.total_cmp(&b.ms));
+                let best = best.ok_or_else(|| Error::Kernel {
+                    op: crate::device::current_scope(),
+                    message: format!(
+                        "cuDNN has no deterministic algorithm within {ws_bytes} bytes for {s:?}, {}",
+                        dtype.name()
+                    ),
+                })?;
+                plan.algorithm = best.algorithm;
+                new.insert(plan)
             }
-            let results = results?;
-            let fit = |r: &&Measured| r.ok && r.deterministic && r.memory <= ws_bytes;
-            let best = results.iter().filter(fit).min_by(|a, b| a.ms.total_cmp(&b.ms));
-            let best = best.ok_or_else(|| Error::Kernel {
-                op: crate::device::current_scope(),
-                message: format!(
-                    "cuDNN has no deterministic algorithm within {ws_bytes} bytes for {s:?}, {}",
-                    dtype.name()
-                ),
-            })?;
-            plan.algorithm = best.algorithm;
-            plans.insert((*s, dtype), plan);
-        }
-        let plan = &plans[&(*s, dtype)];
+        };
         let (one, beta) = (1.0f32, if add { 1.0f32 } else { 0.0 });
         let (one, beta) = (ptr::from_ref(&one).cast::<c_void>(), ptr::from_ref(&beta).cast::<c_void>());
         let handle = self.dnn.handle;

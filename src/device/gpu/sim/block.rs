@@ -78,6 +78,7 @@ struct Variable {
     bytes: usize,
 }
 
+#[derive(Default)]
 struct Block {
     current: usize,
     slots: Vec<Slot>,
@@ -104,23 +105,6 @@ thread_local! {
 pub(super) struct Runner {
     stacks: Vec<DefaultStack>,
     block: Block,
-}
-
-impl Default for Block {
-    fn default() -> Self {
-        Block {
-            current: 0,
-            slots: Vec::new(),
-            values: Vec::new(),
-            arrived: Vec::new(),
-            total: [0],
-            memory: Vec::new(),
-            used: 0,
-            variables: Vec::new(),
-            dynamic: 0,
-            fault: None,
-        }
-    }
 }
 
 impl Runner {

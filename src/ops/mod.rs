@@ -19,6 +19,7 @@ pub mod image_normalize;
 pub mod linear;
 pub mod match_boxes;
 pub mod max_pool;
+pub(crate) mod multi_tensor;
 pub mod nms;
 pub(crate) mod order;
 pub(crate) mod partial;

@@ -8,6 +8,7 @@ pub mod batch_norm_relu;
 pub mod bce;
 pub mod box_decode;
 pub mod box_encode;
+pub mod cast;
 pub mod class_candidates;
 pub mod concat_rows;
 pub mod conv2d;
@@ -64,6 +65,7 @@ pub const OPS: &[OpInfo] = &[
     bce::INFO,
     box_decode::INFO,
     box_encode::INFO,
+    cast::INFO,
     class_candidates::INFO,
     concat_rows::INFO,
     conv2d::INFO,

@@ -133,7 +133,6 @@ impl Tensor {
         self.fill_bytes(0)
     }
 
-    fn fill_bytes(&mut self, byte: u8) -> Result<()> {
     pub(crate) fn fill_bytes(&mut self, byte: u8) -> Result<()> {
         let bytes = self.bytes();
         let buf = Rc::get_mut(&mut self.buf).expect("tensor: writing to a shared buffer");

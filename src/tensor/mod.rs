@@ -113,6 +113,7 @@ impl Tensor {
         }
     }
 
+    /// Sets every byte, in stream order.
     pub(crate) fn fill_bytes(&mut self, byte: u8) -> Result<()> {
         let bytes = self.bytes();
         let buf = Rc::get_mut(&mut self.buf).expect("tensor: writing to a shared buffer");

@@ -84,6 +84,7 @@ template <typename F> __device__ __forceinline__ void each_sample(const Axis& a,
     }
     const float share = 1.0f / a.grid;
     const int count = n > 0.0f ? int(fminf(n, 1e9f)) : 0;
+#pragma unroll 1
     for (int i = 0; i < count; i++) {
         float v = origin + (first + float(i) + 0.5f) * a.bin / a.grid;
         if (!(v >= -1.0f && v <= float(a.pixels))) continue;
@@ -125,11 +126,13 @@ __device__ void fill_tables(const Tables& t, float4 roi, uint32_t l, uint32_t i0
         // samples jump: then some are left out.
         const int room = int(p.weights);
         int at = 0;
+#pragma unroll 1
         for (uint32_t k = 0; k < b; k++) at = min(at + t.count[k], room);
         const int count = min(t.count[b], room - at), first = t.first[b];
         t.at[b] = at;
         if (b + 1 == bins) t.at[bins] = at + count;
         float* const w = t.weights + at;
+#pragma unroll 1
         for (int k = 0; k < count; k++) w[k] = 0.0f;
         each_sample(make_axis(roi, b < rows, l, p), b < rows ? i0 + b : b - rows, [&](int low, float wl, int high, float wh) {
             if (high - first >= count) return;

@@ -133,6 +133,7 @@ impl Tensor {
         self.fill_bytes(0)
     }
 
+    /// Sets every byte, in stream order.
     pub(crate) fn fill_bytes(&mut self, byte: u8) -> Result<()> {
         let bytes = self.bytes();
         let buf = Rc::get_mut(&mut self.buf).expect("tensor: writing to a shared buffer");

@@ -17,7 +17,7 @@ const CASES: &[Case] = &[
     case("box_head", &[2, 64, 64, 40]),
     case("crowd", &[2, 1100, 4, 12]), // more boxes than a block of the backward pass lists at once, all on the same pixels
     case("slices", &[1, 20, 260, 22]), // channels beyond the second slice of 128
-    case("recipe", &[1, 128, 256, 168]), // a quarter of the boxes of the recipe, half the side of its maps
+    case("recipe", &[1, 128, 256, 112]), // a quarter of the boxes of the recipe, and less than half the side of its maps
 ];
 
 /// PH, PW, samples per bin and axis, aligned.
@@ -30,8 +30,9 @@ const WAYS: &[Case] = &[
     case("a_column", &[50, 1, 3, 1]),
 ];
 
-fn pooling(finest_scale_px: f32) -> RoiAlign {
-    RoiAlign { finest_scale_px, ..RoiAlign::new(7, 7) }
+/// For boxes with sides of up to twice that of the finest level, in pixels of the image: both levels get some.
+fn pooling(side: usize) -> RoiAlign {
+    RoiAlign { finest_scale_px: 0.5 * side as f32, ..RoiAlign::new(7, 7) }
 }
 
 /// Two levels of these contents and the boxes on them.
@@ -86,7 +87,7 @@ impl Problem {
 #[test]
 fn is_the_same_everywhere() {
     for case in CASES {
-        let problem = Problem::of(case.dims.try_into().unwrap(), pooling(28.0));
+        let problem = Problem::of(case.dims.try_into().unwrap(), pooling(case.dims[3]));
         let dy = problem.dy();
         let out = everywhere(|dev| problem.run(dev, &dy));
         let y = out[0].f32s();
@@ -105,7 +106,7 @@ fn is_the_same_everywhere() {
 fn every_way_is_the_same_everywhere() {
     for case in WAYS {
         let [ph, pw, sampling_ratio, aligned] = case.dims.try_into().unwrap();
-        let p = RoiAlign { sampling_ratio, aligned: aligned == 1, finest_scale_px: 28.0, ..RoiAlign::new(ph, pw) };
+        let p = RoiAlign { ph, pw, sampling_ratio, aligned: aligned == 1, ..pooling(24) };
         let problem = Problem::of([2, 70, 6, 24], p);
         let dy = problem.dy();
         everywhere(|dev| problem.run(dev, &dy));
@@ -117,7 +118,7 @@ fn every_way_is_the_same_everywhere() {
 #[test]
 fn nan_and_boxes_without_sense_are_the_same_everywhere() {
     for (sampling_ratio, aligned) in [(0, true), (0, false), (2, true), (2, false)] {
-        let p = RoiAlign { sampling_ratio, aligned, ..pooling(28.0) };
+        let p = RoiAlign { sampling_ratio, aligned, ..pooling(24) };
         let mut problem = Problem::of([1, 40, 5, 24], p);
         let (nan, inf) = (f32::NAN, f32::INFINITY);
         let odd = [
@@ -150,11 +151,26 @@ fn nan_and_boxes_without_sense_are_the_same_everywhere() {
     }
 }
 
+/// Boxes whose sides differ by one unit in the last place, around the side at which the second level begins.
+#[test]
+fn levels_begin_at_the_same_box_everywhere() {
+    let mut problem = Problem::of([1, 41, 4, 24], pooling(24));
+    for (k, roi) in problem.rois.chunks_exact_mut(4).enumerate() {
+        roi.copy_from_slice(&[0.0, 0.0, f32::from_bits(24f32.to_bits() + k as u32 - 20), 24.0]);
+    }
+    problem.valid.fill(0);
+    problem.levels[1].fill(9.0);
+    let dy = problem.dy();
+    let y = everywhere(|dev| problem.run(dev, &dy))[0].f32s();
+    let coarse = y.chunks(49 * 4).filter(|row| row[0] > 2.0).count();
+    assert!(coarse > 0 && coarse < 41, "{coarse} boxes on the second level");
+}
+
 #[test]
 fn in_16_bits() {
     for gradient in [RoiGradient::Gather, RoiGradient::Atomic] {
         for c in [24, 33] {
-            let problem = Problem::of([2, 60, c, 30], RoiAlign { gradient, ..pooling(28.0) });
+            let problem = Problem::of([2, 60, c, 30], RoiAlign { gradient, ..pooling(30) });
             let dy = problem.dy();
             in_halves(1.0, |dev, halves| {
                 problem.run_with(dev, &dy, |dev, shape, data| halves.tensor(dev, shape, data))

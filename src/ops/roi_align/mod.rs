@@ -57,7 +57,7 @@ impl RoiAlign {
         let side = ((roi[2] - roi[0]) * (roi[3] - roi[1])).sqrt();
         let ratio = side / self.finest_scale_px + 1e-6;
         // Compared with powers of two: a logarithm just below an integer rounds, and not alike on every device.
-        (1..levels).filter(|&l| ratio >= (l as f32).exp2()).count()
+        (1..levels).filter(|&l| ratio >= 2f32.powi(l as i32)).count()
     }
 
     /// Start and size of `[lo, hi]` in feature pixels.

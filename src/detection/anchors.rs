@@ -1,5 +1,7 @@
 //! Anchors of a feature pyramid: one set for each input shape, made once.
 
+mod cuda;
+
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::config::RpnConfig;
@@ -88,9 +90,14 @@ pub fn valid(anchors: &Anchors, sizes: &Tensor, allowed_border: f32) -> Result<T
             got: sizes.shape().to_vec(),
         });
     }
+    sizes.expect_dtype("anchors_valid: sizes", DType::F32)?;
     let n = anchors.boxes.dim(0);
     let mut out = Tensor::empty(device, &[b, n], DType::U8)?;
-    on_device!(device, cpu => valid_cpu(out.slice_mut(), anchors, sizes.f32s(), n, allowed_border));
+    on_device!(
+        device,
+        cpu => valid_cpu(out.slice_mut(), anchors, sizes.f32s(), n, allowed_border),
+        cuda => cuda::valid(&mut out, anchors, sizes, allowed_border),
+    );
     Ok(out)
 }
 
@@ -125,24 +132,50 @@ mod tests {
     use super::*;
     use crate::ops::testing::Fixture;
 
+    /// The CPU, and the GPUs of this build.
+    fn devices() -> Vec<Device> {
+        vec![
+            Device::cpu(),
+            #[cfg(feature = "sim")]
+            Device::sim(1),
+        ]
+    }
+
+    /// More levels than one launch takes, images of all sizes, and sizes that are none.
+    #[test]
+    fn is_the_same_everywhere() {
+        let cfg = RpnConfig { strides: (0..11).map(|i| 4 << (i / 2)).collect(), ..RpnConfig::default() };
+        let nan = f32::NAN;
+        let sizes = [[90.0, 100.0, 96.0, 128.0], [1e9; 4], [0.0; 4], [50.0, nan, nan, 64.0], [-8.0, 9.0, 33.0, -33.0]];
+        for border in [-1.0, 0.0, 7.5, nan] {
+            let mut flags = devices().into_iter().map(|dev| {
+                let size = Tensor::from_slice(&dev, &[5, 4], &sizes.concat()).unwrap();
+                valid(&Anchors::new(&dev, &cfg, 100, 130).unwrap(), &size, border).unwrap().to_vec::<u8>().unwrap()
+            });
+            let cpu = flags.next().unwrap();
+            assert!(flags.all(|f| f == cpu), "border {border}");
+        }
+    }
+
     #[test]
     fn equals_mmdetection() {
         let f = Fixture::ops("anchors");
-        let dev = Device::cpu();
         let retina = RpnConfig {
             anchor_scales: (0..3).map(|i| (4.0 * 2f64.powf(f64::from(i) / 3.0)) as f32).collect(),
             strides: vec![8, 16, 32, 64, 128],
             ..RpnConfig::default()
         };
-        let size = Tensor::from_slice(&dev, &[1, 4], &[118.0f32, 150.0, 128.0, 160.0]).unwrap();
-        for (name, cfg) in [("rpn", RpnConfig::default()), ("retina", retina)] {
-            let a = Anchors::new(&dev, &cfg, 160, 192).unwrap();
-            let flags = |border| valid(&a, &size, border).unwrap().slice::<u8>().to_vec();
+        let configs = [("rpn", RpnConfig::default()), ("retina", retina)];
+        for (dev, (name, cfg)) in devices().iter().flat_map(|dev| configs.iter().map(move |c| (dev, c))) {
+            let size = Tensor::from_slice(dev, &[1, 4], &[118.0f32, 150.0, 128.0, 160.0]).unwrap();
+            let a = Anchors::new(dev, cfg, 160, 192).unwrap();
+            let flags = |border| valid(&a, &size, border).unwrap().to_vec::<u8>().unwrap();
+            let boxes = a.boxes.to_vec::<f32>().unwrap();
             let (mut start, mut found) = (0, 0);
             for (l, n) in a.level_sizes().into_iter().enumerate() {
                 let base = base_anchors(cfg.strides[l] as f32, &cfg.anchor_scales, &cfg.anchor_ratios);
                 assert_eq!(base.concat(), f.f32s(&format!("{name}.base.{l}")));
-                let (grid, key) = (&a.boxes.f32s()[4 * start..4 * (start + n)], format!("{name}.grid.{l}"));
+                let (grid, key) = (&boxes[4 * start..4 * (start + n)], format!("{name}.grid.{l}"));
                 if f.has(&key) {
                     assert!(grid == f.f32s(&key), "{key}");
                     found += 1;

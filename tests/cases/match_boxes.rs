@@ -14,7 +14,7 @@ const CASES: &[Case] = &[
     case("tail", &[3, 33, 5]),
     case("truths", &[2, 300, 600]), // more ground truths than boxes
     case("rpn", &[2, 12_495, 24]),  // several tasks an image
-    case("rpn_800x1344", &[1, 268_569, 30]),
+    case("rpn_448", &[1, 50_127, 100]),
 ];
 
 fn run(device: &Device, case: &Case, low_quality: bool) -> Result<Vec<Tensor>> {

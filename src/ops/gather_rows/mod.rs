@@ -27,7 +27,7 @@ pub(crate) struct GatherShape {
 /// Shapes: x `[B,N,C]` f32; idx `[B,S]` i32; y `[B,S,C]` f32.
 /// Saves: idx.
 /// Gradient: x: `dx[b, idx[b,s]] += dy[b,s]` into zeros, in the order of `s`; duplicates add.
-/// Cost: reads and writes B·S·C; backward writes B·N·C zeros, memory-bound.
+/// Cost: reads and writes B·S·C; backward writes B·N·C zeros, memory-bound; on a GPU it compares B·S² indices.
 /// Errors: `Shape` if idx is not `[B,S]`.
 /// Reference: none (indexing).
 pub fn gather_rows(tape: &mut Tape, x: &Var, idx: &Tensor) -> Result<Var> {

@@ -5,6 +5,19 @@ use crate::models::config::RpnConfig;
 use crate::ops::testing::Fixture;
 use crate::tensor::philox::{Purpose, Stream};
 
+/// The CPU, and the GPUs of this build.
+fn devices() -> Vec<Device> {
+    vec![
+        Device::cpu(),
+        #[cfg(feature = "sim")]
+        Device::sim(1),
+    ]
+}
+
+fn ints(t: &Tensor) -> Vec<i32> {
+    t.to_vec().unwrap()
+}
+
 /// IoU matrix in f64 on f32 overlaps: the definition, whole matrix in memory.
 fn naive(boxes: &[f32], gt: &[f32], m: Matcher) -> Vec<i32> {
     let iou = |a: &[f32], b: &[f32]| -> f32 {
@@ -47,7 +60,6 @@ fn random(n: usize, seed: u64) -> Vec<f32> {
 
 #[test]
 fn as_the_definition_says() {
-    let dev = Device::cpu();
     let matchers = [
         Matcher { pos_iou: 0.7, neg_iou: 0.3, min_pos_iou: 0.3, low_quality: true },
         Matcher { pos_iou: 0.5, neg_iou: 0.5, min_pos_iou: 0.5, low_quality: false },
@@ -55,43 +67,40 @@ fn as_the_definition_says() {
     ];
     for (case, (n, g)) in [(0, 3), (1, 1), (37, 5), (5000, 9), (2049, 0)].into_iter().enumerate() {
         let (boxes, gt) = (random(n, case as u64), random(g, 100 + case as u64));
-        for m in matchers {
+        for (m, dev) in matchers.iter().flat_map(|m| devices().into_iter().map(move |dev| (*m, dev))) {
             let t = Tensor::from_slice(&dev, &[n, 4], &boxes).unwrap();
             let mut two = gt.clone();
             two.extend(&gt); // second image: no ground truth counted
             let gt_t = Tensor::from_slice(&dev, &[2, g, 4], &two).unwrap();
             let count = Tensor::from_slice(&dev, &[2], &[g as i32, 0]).unwrap();
-            let got = match_boxes(&t, None, &gt_t, &count, m).unwrap();
-            assert_eq!(got.i32s()[..n], naive(&boxes, &gt, m), "{n} {g} {m:?}");
-            assert!(got.i32s()[n..].iter().all(|&a| a == 0));
+            let got = ints(&match_boxes(&t, None, &gt_t, &count, m).unwrap());
+            assert_eq!(got[..n], naive(&boxes, &gt, m), "{dev:?} {n} {g} {m:?}");
+            assert!(got[n..].iter().all(|&a| a == 0));
         }
     }
 }
 
 #[test]
 fn invalid_and_nan_boxes_do_not_count() {
-    let dev = Device::cpu();
     let m = Matcher { pos_iou: 0.7, neg_iou: 0.3, min_pos_iou: 0.3, low_quality: true };
     let boxes = [0., 0., 9., 10., 0., 0., 8., 10., f32::NAN, 0., 1., 1.];
-    let t = Tensor::from_slice(&dev, &[3, 4], &boxes).unwrap();
-    let gt = Tensor::from_slice(&dev, &[1, 1, 4], &[0.0f32, 0., 10., 10.]).unwrap();
-    let count = Tensor::from_slice(&dev, &[1], &[1i32]).unwrap();
-    let valid = Tensor::from_slice(&dev, &[1, 3], &[-1i32, 1, 1]).unwrap();
-    let got = match_boxes(&t, Some(&valid), &gt, &count, m).unwrap();
-    assert_eq!(got.i32s(), [INVALID, 1, 0]);
-    let valid = Tensor::from_slice(&dev, &[1, 3], &[1u8, 0, 1]).unwrap();
-    assert_eq!(match_boxes(&t, Some(&valid), &gt, &count, m).unwrap().i32s(), [1, INVALID, 0]);
+    for dev in devices() {
+        let t = Tensor::from_slice(&dev, &[3, 4], &boxes).unwrap();
+        let gt = Tensor::from_slice(&dev, &[1, 1, 4], &[0.0f32, 0., 10., 10.]).unwrap();
+        let count = Tensor::from_slice(&dev, &[1], &[1i32]).unwrap();
+        let valid = Tensor::from_slice(&dev, &[1, 3], &[-1i32, 1, 1]).unwrap();
+        assert_eq!(ints(&match_boxes(&t, Some(&valid), &gt, &count, m).unwrap()), [INVALID, 1, 0]);
+        let valid = Tensor::from_slice(&dev, &[1, 3], &[1u8, 0, 1]).unwrap();
+        assert_eq!(ints(&match_boxes(&t, Some(&valid), &gt, &count, m).unwrap()), [1, INVALID, 0]);
+    }
 }
 
 #[test]
 fn equals_mmdetection() {
     let f = Fixture::ops("assigner");
-    let dev = Device::cpu();
-    let priors = Tensor::from_slice(&dev, &[120, 4], &f.f32s("priors")).unwrap();
     // Unused slots hold a box that would match: the count must keep it out.
     let mut gt = f.f32s("gt");
     gt.extend([0.0, 0.0, 100.0, 100.0]);
-    let gt = Tensor::from_slice(&dev, &[1, 7, 4], &gt).unwrap();
     for (name, pos_iou, neg_iou, min_pos_iou, low_quality) in [
         ("rpn", 0.7, 0.3, 0.3, true),
         ("rcnn", 0.5, 0.5, 0.5, false),
@@ -100,10 +109,12 @@ fn equals_mmdetection() {
         ("c2", 0.6, 0.6, 0.6, false),
     ] {
         let m = Matcher { pos_iou, neg_iou, min_pos_iou, low_quality };
-        for (key, count) in [("gt_inds", 6), ("nogt", 0)] {
-            let key = if count == 0 { format!("{name}_nogt.gt_inds") } else { format!("{name}.{key}") };
+        for (dev, count) in devices().into_iter().flat_map(|dev| [(dev.clone(), 6), (dev, 0)]) {
+            let key = if count == 0 { format!("{name}_nogt.gt_inds") } else { format!("{name}.gt_inds") };
+            let priors = Tensor::from_slice(&dev, &[120, 4], &f.f32s("priors")).unwrap();
+            let gt = Tensor::from_slice(&dev, &[1, 7, 4], &gt).unwrap();
             let count = Tensor::from_slice(&dev, &[1], &[count]).unwrap();
-            assert_eq!(match_boxes(&priors, None, &gt, &count, m).unwrap().i32s(), f.i32s(&key), "{key}");
+            assert_eq!(ints(&match_boxes(&priors, None, &gt, &count, m).unwrap()), f.i32s(&key), "{dev:?} {key}");
         }
     }
 }

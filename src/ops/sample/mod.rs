@@ -126,12 +126,19 @@ mod tests {
     use super::*;
     use crate::device::Device;
 
+    /// On the CPU; the GPUs of this build must agree.
     fn run(assigned: &[i32], b: usize, s: Sampler, key: [i32; 6]) -> (Vec<i32>, Vec<i32>, Vec<i32>) {
-        let dev = Device::cpu();
-        let t = Tensor::from_slice(&dev, &[b, assigned.len() / b], assigned).unwrap();
-        let key = Tensor::from_slice(&dev, &[6], &key).unwrap();
-        let s = sample(&t, &s, &key).unwrap();
-        (s.idx.i32s().to_vec(), s.gt.i32s().to_vec(), s.counts.i32s().to_vec())
+        let on = |dev: Device| {
+            let t = Tensor::from_slice(&dev, &[b, assigned.len() / b], assigned).unwrap();
+            let key = Tensor::from_slice(&dev, &[6], &key).unwrap();
+            let s = sample(&t, &s, &key).unwrap();
+            let ints = |t: &Tensor| t.to_vec::<i32>().unwrap();
+            (ints(&s.idx), ints(&s.gt), ints(&s.counts))
+        };
+        let out = on(Device::cpu());
+        #[cfg(feature = "sim")]
+        assert!(on(Device::sim(1)) == out, "{s:?}: the simulated device draws others");
+        out
     }
 
     const STRIDED: Sampler = Sampler { num: 4, pos_fraction: 0.5, mode: SampleMode::Strided };

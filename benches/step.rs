@@ -1,13 +1,14 @@
 //! One training step of Faster R-CNN R50-FPN beside benches/peers/step_torchvision.py: forward, backward, SGD.
 //!
 //! `cargo bench --bench step -- [--images 2] [--height 448] [--width 448] [--objects 8] [--head 2fc|4conv1fc] [--steps 5]
-//! [--json FILE]`. Prints one JSON line; `UPRES_PROFILE=1` adds the time of each op, `--plan` what lives at the peak.
+//! [--device cpu|cuda|sim] [--json FILE]`. On a GPU a step is timed over all of them, the host waiting once at the end. Prints one JSON line; `UPRES_PROFILE=1` adds the time of each op, `--plan` what lives at the peak.
 
 use std::collections::HashMap;
 use std::io::Write;
 use std::time::Instant;
 
-use upres::device::{Device, op_times, reset_op_times, use_threads};
+use upres::device::choice::DeviceChoice;
+use upres::device::{op_times, reset_op_times, use_threads};
 use upres::models::config::{BoxHeadKind, ModelConfig};
 use upres::models::{HostBatch, PixelStats, Sampling};
 use upres::tensor::philox::{Purpose, Stream};
@@ -35,7 +36,9 @@ fn main() {
     let setup = StageSetup::new(&stage, bucket.clone(), bucket, 8.max(objects.next_multiple_of(8)));
     let pixels = PixelStats { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
 
-    let plan_device = Device::plan();
+    let choice: DeviceChoice = options.get("device").map_or("cpu", String::as_str).parse().expect("--device");
+    let device = choice.open().unwrap_or_else(|e| panic!("{e}"));
+    let plan_device = device.planner();
     let start = Instant::now();
     let mut planner = Engine::new(&plan_device, &config, 80, pixels, 0).expect("plan: model");
     planner.enter_stage(&setup).expect("plan: stage");
@@ -52,9 +55,9 @@ fn main() {
         }
     }
 
-    let device = Device::cpu();
     let mut engine = Engine::new(&device, &config, 80, pixels, 0).expect("model");
     engine.enter_stage(&setup).expect("stage");
+    engine.device().reserve_arena(pass.peak_bytes().max(update.peak_bytes())).expect("memory");
     let mut r = Stream::new(0, 0, 0, 0, Purpose::Test).rng();
     let images: Vec<u8> = (0..b * h * w * 3).map(|_| r.next_u32() as u8).collect();
     let g = setup.max_gt;
@@ -77,9 +80,16 @@ fn main() {
         gt_count: &vec![objects as i32; b],
     };
     let mut times = Vec::new();
-    for step in 0..=number("steps", 5) {
-        if step == 1 {
+    // A GPU's first steps choose algorithms and record.
+    let (steps, warm_up) = (number("steps", 5), if device.runs_kernels() { 5 } else { 1 });
+    let mut begin = Instant::now();
+    for step in 0..warm_up + steps {
+        if step == warm_up {
             reset_op_times();
+            if device.runs_kernels() {
+                device.gpu().synchronize().expect("the steps so far");
+            }
+            begin = Instant::now();
         }
         let start = Instant::now();
         let inputs = engine.train_inputs(0);
@@ -88,11 +98,18 @@ fn main() {
         engine.train_pass(Some(&pass), 0, 1.0, true, Sampling::Random).expect("pass");
         engine.update(Some(&update), 1e-3, 1).expect("update");
         let ms = start.elapsed().as_secs_f64() * 1e3;
-        eprintln!("step {step}: {ms:.0} ms, losses {:?}", engine.losses().unwrap().unwrap());
-        if step > 0 {
+        if !device.runs_kernels() {
+            eprintln!("step {step}: {ms:.0} ms, losses {:?}", engine.losses().unwrap());
+        }
+        if step >= warm_up {
             times.push(ms);
         }
     }
+    if device.runs_kernels() {
+        device.gpu().synchronize().expect("the steps");
+        times = vec![begin.elapsed().as_secs_f64() * 1e3 / steps as f64];
+    }
+    eprintln!("losses {:?}", engine.losses().unwrap());
     for (name, t) in op_times().iter().take(60) {
         eprintln!("{:9.1} ms {:6} {name}", t.total.as_secs_f64() * 1e3 / times.len() as f64, t.calls);
     }
@@ -103,7 +120,7 @@ fn main() {
         "bench": "step", "name": format!("faster_rcnn_r50_fpn_{head}_{b}x{h}x{w}"), "impl": "upres", "median_ms": median,
         "min_ms": times[0], "images_per_s": b as f64 / median * 1e3, "peak_rss_mib": peak_rss_mib(),
         "planned_mib": planned as f64 / f64::from(1 << 20), "in_use_mib": used as f64 / f64::from(1 << 20),
-        "threads": rayon::current_num_threads(),
+        "threads": rayon::current_num_threads(), "device": format!("{device:?}"),
     });
     println!("{line}");
     if let Some(path) = options.get("json") {

@@ -1,114 +1,11 @@
 //! The engine as a whole: planned steps, memory, learning.
 
-use std::rc::Rc;
+mod support;
 
-use upres::device::{Device, StepPlan};
-use upres::models::config::{BackboneConfig, BackboneKind, BoxHeadConfig, FpnConfig, ModelConfig, RpnConfig};
-use upres::models::{HostBatch, PixelStats, Sampling};
-use upres::tensor::philox::{Purpose, Stream};
-use upres::train::engine::{Bucket, Engine, StageSetup};
-use upres::train::recipe::{BatchNormMode, StageConfig};
-
-const PIXELS: PixelStats = PixelStats { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
-const SIZE: usize = 96;
-const CLASSES: usize = 3;
-
-fn small() -> ModelConfig {
-    ModelConfig {
-        backbone: BackboneConfig { kind: BackboneKind::Resnet18, width: 0.25, ..Default::default() },
-        fpn: FpnConfig { channels: 32, levels: 5 },
-        rpn: RpnConfig { channels: 32, anchor_scales: vec![4.0], train_max: 64, test_max: 64, ..Default::default() },
-        box_head: BoxHeadConfig { conv_channels: 32, fc_channels: 64, samples: 64, ..Default::default() },
-        ..Default::default()
-    }
-}
-
-fn setup(batch: usize, norm: BatchNormMode) -> StageSetup {
-    let bucket = vec![Bucket { h: SIZE, w: SIZE }];
-    let stage = StageConfig { micro_batch: batch, images_per_step: batch, batch_norm: norm, ..Default::default() };
-    StageSetup { ema: 0.5, ..StageSetup::new(&stage, bucket.clone(), bucket, 8) }
-}
-
-fn engine(device: &Device, setup: &StageSetup) -> Engine {
-    let mut e = Engine::new(device, &small(), CLASSES, PIXELS, 7).unwrap();
-    e.enter_stage(setup).unwrap();
-    e
-}
-
-/// Filled squares of a colour for each class on a noisy ground.
-struct Pictures {
-    images: Vec<u8>,
-    sizes: Vec<[f32; 4]>,
-    scale: Vec<[f32; 2]>,
-    boxes: Vec<f32>,
-    labels: Vec<i32>,
-    count: Vec<i32>,
-}
-
-fn pictures(n: usize) -> Pictures {
-    let mut p = Pictures {
-        images: vec![0; n * SIZE * SIZE * 3],
-        sizes: vec![[SIZE as f32; 4]; n],
-        scale: vec![[1.0; 2]; n],
-        boxes: vec![0.0; n * 8 * 4],
-        labels: vec![-1; n * 8],
-        count: vec![2; n],
-    };
-    for i in 0..n {
-        let mut r = Stream::new(3, 0, i as u64, 0, Purpose::Test).rng();
-        let image = &mut p.images[i * SIZE * SIZE * 3..][..SIZE * SIZE * 3];
-        image.iter_mut().for_each(|v| *v = (100 + r.below(40)) as u8);
-        for j in 0..2 {
-            let (side, class) = (16 + r.below(24) as usize, r.below(CLASSES as u32) as usize);
-            let (x, y) = (r.below(24) as usize + 48 * j, r.below((SIZE - side) as u32) as usize);
-            let x = x.min(SIZE - side);
-            for yy in y..y + side {
-                for xx in x..x + side {
-                    let pixel = &mut image[(yy * SIZE + xx) * 3..][..3];
-                    pixel.fill(20);
-                    pixel[class] = 230;
-                }
-            }
-            let bbox = [x as f32, y as f32, (x + side) as f32, (y + side) as f32];
-            p.boxes[(i * 8 + j) * 4..][..4].copy_from_slice(&bbox);
-            p.labels[i * 8 + j] = class as i32;
-        }
-    }
-    p
-}
-
-fn load(e: &mut Engine, p: &Pictures, step: u64) {
-    let batch = HostBatch {
-        images: &p.images,
-        sizes: &p.sizes,
-        scale: &p.scale,
-        gt_boxes: &p.boxes,
-        gt_labels: &p.labels,
-        gt_count: &p.count,
-    };
-    let inputs = e.train_inputs(0);
-    inputs.load(&batch).unwrap();
-    inputs.set_key(1, 0, step, 0).unwrap();
-}
-
-struct Plans {
-    pass: Rc<StepPlan>,
-    update: Rc<StepPlan>,
-    eval: Rc<StepPlan>,
-    persistent: usize,
-}
-
-fn plans(s: &StageSetup) -> Plans {
-    let device = Device::plan();
-    let mut e = engine(&device, s);
-    let persistent = device.persistent_bytes();
-    Plans {
-        pass: e.train_pass(None, 0, 1.0, true, Sampling::Random).unwrap(),
-        update: e.update(None, 0.0, 1).unwrap(),
-        eval: e.eval_pass(None, 0).unwrap(),
-        persistent,
-    }
-}
+use support::small::*;
+use upres::device::Device;
+use upres::models::{HostBatch, Sampling};
+use upres::train::recipe::BatchNormMode;
 
 #[test]
 fn memory_in_use_is_the_plan_to_the_byte() {

@@ -7,6 +7,7 @@ the paper's: four convolutions and one fully connected layer, no norm.
 """
 
 import argparse
+import time
 
 import torch
 import torchvision
@@ -47,6 +48,39 @@ def measure_steps(loss_of_batch, optimizer, steps):
     return times
 
 
+def on_gpu(a, model, sgd, inputs, targets):
+    """Mean over all steps, waiting once at the end, as a training loop would; images come from pinned memory each step."""
+    dtype = {"none": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[a.amp]
+    scaler = torch.amp.GradScaler("cuda", enabled=a.amp == "f16")
+    inputs = [x.pin_memory() for x in inputs]
+    targets = [{k: v.to(a.device) for k, v in t.items()} for t in targets]
+
+    def step():
+        on_device = [x.to(a.device, non_blocking=True) for x in inputs]
+        with torch.autocast("cuda", dtype=dtype, enabled=a.amp != "none"):
+            loss = sum(model(on_device, targets).values())
+        sgd.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(sgd)
+        scaler.update()
+        return loss
+
+    torch.backends.cudnn.benchmark = True
+    for _ in range(5):
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    for _ in range(a.steps):
+        loss = step()
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - start) / a.steps
+    assert torch.isfinite(loss), loss
+    emit("step", f"faster_rcnn_r50_fpn_{a.head}_{a.images}x{a.height}x{a.width}", "torchvision", [seconds],
+         images_per_s=a.images / seconds, amp=a.amp, device=torch.cuda.get_device_name(), peak_allocated_mib=torch.cuda.max_memory_allocated() / 2**20,
+         peak_reserved_mib=torch.cuda.max_memory_reserved() / 2**20)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--images", type=int, default=2)
@@ -57,6 +91,8 @@ def main():
     p.add_argument("--head", choices=("2fc", "4conv1fc"), default="2fc")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--steps", type=int, default=5, help="measured, after one to warm up")
+    p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--amp", choices=("none", "f16", "bf16"), default="none", help="autocast, f16 with a gradient scaler")
     p.add_argument("--nchw", action="store_true", help="torch's default layout instead of channels_last")
     a = p.parse_args()
 
@@ -71,11 +107,14 @@ def main():
         model.roi_heads.box_predictor = FastRCNNPredictor(1024, a.classes)
     if not a.nchw:
         model = model.to(memory_format=torch.channels_last)
+    model = model.to(a.device)
     model.train()
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(norms) == 53 and all(q.requires_grad for q in model.parameters()), "batch norm and every stage must train"
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     inputs, targets = batch(a.images, a.height, a.width, a.objects, a.classes)
+    if a.device != "cpu":
+        return on_gpu(a, model, sgd, inputs, targets)
     times = measure_steps(lambda: sum(model(inputs, targets).values()), sgd, a.steps)
     emit("step", f"faster_rcnn_r50_fpn_{a.head}_{a.images}x{a.height}x{a.width}", "torchvision", times,
          images_per_s=a.images * len(times) / sum(times), peak_rss_mib=peak_rss_mib(), rss_before_model_mib=base,

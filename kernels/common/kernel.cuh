@@ -10,8 +10,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-// An entry point `extern "C" void NAME PARAMS` for blocks of at most THREADS threads.
-#define KERNEL(THREADS, NAME, PARAMS) extern "C" __global__ void __launch_bounds__(THREADS) NAME PARAMS
+// An entry point `extern "C" void NAME PARAMS` for blocks of at most THREADS threads. The 1: one block of them must fit on a
+// multiprocessor; without it ptxas spills registers to fit more.
+#define KERNEL(THREADS, NAME, PARAMS) extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME PARAMS
 
 // `LEN` elements of shared memory, unset.
 #define SHARED(TYPE, NAME, LEN) __shared__ TYPE NAME[LEN]

@@ -19,6 +19,13 @@ template <typename T, typename Op> __device__ __forceinline__ T warp_reduce(T v,
     return v;
 }
 
+// Every lane gets the largest of `n` elements; NaN loses.
+__device__ __forceinline__ float warp_max(const float* x, uint32_t n) {
+    float v = __int_as_float(int(0xff800000u));  // -inf
+    for (uint32_t i = lane_id(); i < n; i += WARP) v = fmaxf(v, x[i]);
+    return warp_reduce(v, Max());
+}
+
 // Every thread gets the result over a block of at most 1024 threads, all of which call it; `identity` is the neutral element.
 // `scratch` is shared memory of 32 elements; it may be used again at once.
 template <typename T, typename Op> __device__ __forceinline__ T block_reduce(T v, Op op, T identity, T* scratch) {

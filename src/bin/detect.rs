@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
@@ -13,7 +13,8 @@ use serde::Serialize;
 use upres::data::decode::image_size;
 use upres::data::draw::{DrawnObject, annotated, write_png};
 use upres::data::{BadImages, Category, Dataset, ImageStore};
-use upres::device::{Device, use_threads};
+use upres::device::choice::DeviceChoice;
+use upres::device::use_threads;
 use upres::train::infer::{Detector, ImageDetections};
 use upres::{Error, Result};
 
@@ -33,9 +34,9 @@ struct Cli {
     /// Leave out what the detector is less sure of; the recipe's box_head.score_threshold is the lowest that has an effect
     #[arg(long, default_value_t = 0.5, value_parser = parse_score)]
     score_threshold: f32,
-    /// Where it runs
-    #[arg(long, value_enum, default_value_t = DeviceKind::Auto)]
-    device: DeviceKind,
+    /// Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:N or sim
+    #[arg(long, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
 }
 
 const EXAMPLE: &str = "Example:
@@ -44,14 +45,6 @@ const EXAMPLE: &str = "Example:
 
 A picture that cannot be read is named on the error output; the others are done.
 Exit code: 0 done; 1 failed, or a picture could not be read; 2 wrong usage.";
-
-#[derive(Clone, Copy, ValueEnum)]
-enum DeviceKind {
-    /// The fastest there is
-    Auto,
-    /// The processor
-    Cpu,
-}
 
 fn parse_score(text: &str) -> Result<f32, String> {
     text.parse().ok().filter(|v| (0.0..=1.0).contains(v)).ok_or_else(|| "want a number from 0 to 1".into())
@@ -84,9 +77,7 @@ fn main() -> ExitCode {
 /// True if every picture was done.
 fn run(args: &Cli) -> Result<bool> {
     use_threads(0)?;
-    let device = match args.device {
-        DeviceKind::Auto | DeviceKind::Cpu => Device::cpu(),
-    };
+    let device = args.device.open()?;
     let mut detector = Detector::load(&args.checkpoint, &device)?;
     let (files, mut failed) = readable(&args.inputs);
     if files.is_empty() {

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use upres::data::{Dataset, ImageStore};
-use upres::device::{Device, use_threads};
+use upres::device::choice::DeviceChoice;
+use upres::device::use_threads;
 use upres::eval::{Evaluator, write_results};
 use upres::train::infer::{Detector, to_results};
 
@@ -29,9 +30,9 @@ struct Cli {
     /// Images a pass; the result does not depend on it [default: as in training]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: Option<u16>,
-    /// Where it runs
-    #[arg(long, value_enum, default_value_t = DeviceKind::Auto)]
-    device: DeviceKind,
+    /// Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:N or sim
+    #[arg(long, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
 }
 
 const EXAMPLE: &str = "Example:
@@ -39,14 +40,6 @@ const EXAMPLE: &str = "Example:
       --annotations data/shapes/annotations/val.json --images data/shapes/images/val
 
 Exit code: 0 done; 1 failed, with one line on the error output; 2 wrong usage.";
-
-#[derive(Clone, Copy, ValueEnum)]
-enum DeviceKind {
-    /// The fastest there is
-    Auto,
-    /// The processor
-    Cpu,
-}
 
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
@@ -60,9 +53,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Cli) -> upres::Result<()> {
     use_threads(0)?;
-    let device = match args.device {
-        DeviceKind::Auto | DeviceKind::Cpu => Device::cpu(),
-    };
+    let device = args.device.open()?;
     let mut detector = Detector::load(&args.checkpoint, &device)?;
     let dataset = Arc::new(Dataset::load(&args.annotations, &args.images)?);
     let classes = detector.match_classes(&dataset)?;

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use upres::device::choice::{DeviceChoice, doctor as doctor_lines};
 use upres::device::{Device, use_threads};
 use upres::train::checkpoint::Checkpoint;
 use upres::train::finish::finish;
@@ -34,7 +35,7 @@ Examples:
   train recipes/faster_rcnn_r50_fpn.toml --plan     memory of every stage, to the byte, without training
 
 All keys of a recipe: docs/recipes.md. Exit codes: 0 done, 1 a failure, 2 wrong usage.
-UPRES_PROFILE=1 prints the time of each op at the end."
+UPRES_PROFILE=1 prints the time of each op at the end; UPRES_SYNC=1 makes a GPU wait after each kernel, so that a fault is blamed on it."
 )]
 struct Args {
     /// The recipe, a TOML file; none: the built-in one.
@@ -42,9 +43,9 @@ struct Args {
     /// Folder of the run: must be empty or absent [default: runs/NAME-N].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Where to compute.
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
-    device: DeviceArg,
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N, or sim (the simulated device, for tests).
+    #[arg(long, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
     /// Overrides a key of the recipe; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<Override>,
@@ -66,14 +67,6 @@ struct Args {
     /// Says what this build and machine have, and ends.
     #[arg(long)]
     doctor: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum DeviceArg {
-    /// The best there is.
-    Auto,
-    /// The host's processors.
-    Cpu,
 }
 
 fn main() -> ExitCode {
@@ -106,12 +99,10 @@ fn run(args: &Args) -> Result<()> {
         (None, None) => (Recipe::built_in(&overrides)?, PathBuf::from("recipes/shapes.toml")),
     };
     use_threads(recipe.threads)?;
-    let device = match args.device {
-        DeviceArg::Auto | DeviceArg::Cpu => Device::cpu(),
-    };
     if args.plan {
-        return print_plan(&recipe, &file);
+        return print_plan(&recipe, &file, &args.device.planner());
     }
+    let device = args.device.open()?;
     let meta = resumed.as_ref().map(|dir| Checkpoint::load(&dir.last()).map(|c| c.meta)).transpose()?;
     let lock;
     let dir = match resumed {
@@ -179,8 +170,8 @@ fn restore_recipe(dir: &RunDir) -> Result<()> {
     dir.write_recipe(&Recipe::parse(&checkpoint.meta.recipe, dir.recipe(), &[])?)
 }
 
-fn print_plan(recipe: &Recipe, file: &Path) -> Result<()> {
-    for (name, context, plans) in plan_run(recipe, file)? {
+fn print_plan(recipe: &Recipe, file: &Path, planner: &Device) -> Result<()> {
+    for (name, context, plans) in plan_run(recipe, file, planner)? {
         println!("stage {name}: {} steps", context.schedule.total_steps());
         println!("  parameters, optimizer state, inputs   {:>12}", bytes(plans.persistent_bytes));
         let rows = context.setup.train.iter().zip(&plans.train).map(|(b, p)| ("train", b, p));
@@ -206,5 +197,7 @@ fn doctor() {
     println!("upres {}", env!("CARGO_PKG_VERSION"));
     println!("build: {} {}", std::env::consts::ARCH, std::env::consts::OS);
     println!("cpu: {} threads, {}", rayon::current_num_threads(), upres::device::simd_level());
-    println!("devices: cpu (this version has no GPU back end)");
+    for line in doctor_lines() {
+        println!("device {line}");
+    }
 }

@@ -15,6 +15,10 @@ use crate::error::{Error, Result};
 enum Memory {
     #[default]
     Host,
+    #[cfg_attr(
+        not(any(feature = "sim", feature = "cuda-driver")),
+        allow(dead_code, reason = "no driver in this build")
+    )]
     Gpu(Rc<dyn Driver>),
 }
 
@@ -24,6 +28,8 @@ pub struct Arena {
     memory: Memory,
     arena: RefCell<Option<Rc<Block>>>,
     running: RefCell<Option<Running>>,
+    /// Arenas made so far.
+    generation: Cell<u64>,
     live: Cell<usize>,
     high_water: Cell<usize>,
     persistent: Rc<Cell<usize>>,
@@ -82,12 +88,18 @@ impl Running {
 }
 
 impl Arena {
+    #[cfg(any(feature = "sim", feature = "cuda-driver"))]
     pub(super) fn on(driver: Rc<dyn Driver>) -> Arena {
         Arena { memory: Memory::Gpu(driver), ..Arena::default() }
     }
 
     pub(super) fn persistent_bytes(&self) -> usize {
         self.persistent.get()
+    }
+
+    /// Changes when the arena moves: what was recorded with the old one must not run again.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.get()
     }
 
     pub(super) fn high_water(&self) -> usize {
@@ -320,6 +332,7 @@ pub(super) fn reserve(device: &Arena, bytes: usize) -> Result<()> {
         let block = Block::new(&device.memory, bytes, "the planned arena of a step")?;
         block.fill(block.ptr, 0, bytes)?;
         *slot = Some(Rc::new(block));
+        device.generation.set(device.generation.get() + 1);
         device.high_water.set(0);
     }
     Ok(())

@@ -5,6 +5,7 @@
 //! Ops match the device once, inside the op, with `on_device!`. Nothing above `ops` knows which one it runs on.
 
 mod arena;
+pub mod choice;
 pub mod gpu;
 pub mod microkernel;
 mod plan;
@@ -69,12 +70,17 @@ impl Device {
 
     /// A new plan device that plans for the CPU.
     pub fn plan() -> Device {
-        Device::Plan(Rc::new(plan::Tracer::new(Target::Cpu)))
+        Device::plan_for(Target::Cpu)
+    }
+
+    /// A new plan device that plans for a kind of device.
+    pub fn plan_for(target: Target) -> Device {
+        Device::Plan(Rc::new(plan::Tracer::new(target)))
     }
 
     /// A new plan device that plans for this one.
     pub fn planner(&self) -> Device {
-        Device::Plan(Rc::new(plan::Tracer::new(self.target())))
+        Device::plan_for(self.target())
     }
 
     /// What the workspaces of an op are for: a plan device answers for the device that it plans for.
@@ -153,6 +159,38 @@ impl Device {
         }
     }
 
+    /// As [`Device::step`], for a step that runs many times with the same kernels on the same memory. On a GPU the first run is an
+    /// ordinary one (libraries choose their algorithms), the second is recorded, and from then on the recording runs: `step` is
+    /// not called any more, and must do nothing on the host but launch. Returns whether it was called.
+    ///
+    /// Errors: as [`Device::step`]; `Kernel` if a recorded kernel fails.
+    pub fn repeat(
+        &self,
+        recording: &mut Recording,
+        plan: Option<&Rc<StepPlan>>,
+        step: impl FnOnce() -> Result<()>,
+    ) -> Result<(bool, Rc<StepPlan>)> {
+        let (Device::Cuda(gpu), Some(plan)) = (self, plan) else {
+            return self.step(plan, step).map(|((), plan)| (true, plan));
+        };
+        arena::reserve(&gpu.arena, plan.peak_bytes())?;
+        if recording.generation != gpu.arena.generation() {
+            *recording = Recording { generation: gpu.arena.generation(), ..Recording::default() };
+        }
+        let known = recording.graph.is_some();
+        if recording.runs == 0 {
+            arena::run(&gpu.arena, plan, step)?;
+        } else {
+            if !known {
+                let ((), graph) = gpu.record(|| arena::run(&gpu.arena, plan, step))?;
+                recording.graph = Some(graph);
+            }
+            gpu.replay(recording.graph.as_ref().expect("device: recorded above"))?;
+        }
+        recording.runs += 1;
+        Ok((!known, plan.clone()))
+    }
+
     /// Makes the arena at its final size, so that a larger bucket met later never holds two at once.
     ///
     /// Errors: `Device` if there is no memory for it.
@@ -182,6 +220,14 @@ impl Device {
         };
         Scope::enter(name, tracer)
     }
+}
+
+/// A step on its way to being recorded: see [`Device::repeat`].
+#[derive(Default)]
+pub struct Recording {
+    runs: u64,
+    generation: u64,
+    graph: Option<gpu::Graph>,
 }
 
 impl fmt::Debug for Device {

@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::nn::Builder;
 use crate::ops::image_normalize::image_normalize;
 use crate::tape::{Tape, Var};
+use crate::tensor::DType;
 
 /// Subtracted from and divided into the pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,7 +68,8 @@ impl FasterRcnn {
 
     /// Losses of one training pass.
     pub fn losses(&self, tape: &mut Tape, inputs: &Inputs, mode: BackboneMode, how: Sampling) -> Result<Vec<Loss>> {
-        let image = image_normalize(tape, &inputs.images, &inputs.sizes, self.pixels.mean, self.pixels.std)?;
+        let image =
+            image_normalize(tape, &inputs.images, &inputs.sizes, self.pixels.mean, self.pixels.std, DType::F32)?;
         self.losses_from_image(tape, image, inputs, mode, how)
     }
 
@@ -123,7 +125,8 @@ impl FasterRcnn {
 
     /// Detections of one evaluation pass, in original pixels.
     pub fn detect(&self, tape: &mut Tape, inputs: &Inputs) -> Result<Detections> {
-        let image = image_normalize(tape, &inputs.images, &inputs.sizes, self.pixels.mean, self.pixels.std)?;
+        let image =
+            image_normalize(tape, &inputs.images, &inputs.sizes, self.pixels.mean, self.pixels.std, DType::F32)?;
         self.detect_from_image(tape, image, inputs, true)
     }
 

@@ -6,8 +6,10 @@
 pub mod adamw;
 pub mod batch_norm_relu;
 pub mod bce;
+mod bias;
 pub mod box_decode;
 pub mod box_encode;
+pub mod cast;
 pub mod class_candidates;
 pub mod concat_rows;
 pub mod conv2d;
@@ -19,6 +21,7 @@ pub mod image_normalize;
 pub mod linear;
 pub mod match_boxes;
 pub mod max_pool;
+pub(crate) mod multi_tensor;
 pub mod nms;
 pub(crate) mod order;
 pub(crate) mod partial;
@@ -63,6 +66,7 @@ pub const OPS: &[OpInfo] = &[
     bce::INFO,
     box_decode::INFO,
     box_encode::INFO,
+    cast::INFO,
     class_candidates::INFO,
     concat_rows::INFO,
     conv2d::INFO,

@@ -112,6 +112,16 @@ impl Param {
         Ok(())
     }
 
+    /// Whether a rule has written the gradient since [`Param::clear_grad`].
+    pub(crate) fn is_written(&self) -> bool {
+        self.0.written.get()
+    }
+
+    /// After a recorded step: what its rules would have noted.
+    pub(crate) fn set_written(&self, written: bool) {
+        self.0.written.set(written);
+    }
+
     pub(super) fn write_grad(&self, f: impl FnOnce(&mut Tensor, bool) -> Result<()>) -> Result<()> {
         let mut grad = self.0.grad.borrow_mut();
         let Some(g) = grad.as_mut() else { return Ok(()) };

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 pub use dtype::{DType, Element};
 
-use crate::device::{Buf, Device};
+use crate::device::{Buf, Device, gpu};
 use crate::error::{Error, Result};
 
 /// A contiguous, row-major array. Cloning shares the buffer; writing needs the only reference to it.
@@ -105,6 +105,21 @@ impl Tensor {
         Ok(data)
     }
 
+    /// The contents as they are now, to be had later: on a GPU the copy begins, and nobody waits until it is asked for. For a few
+    /// numbers (a step's losses).
+    ///
+    /// Errors: as [`Tensor::to_vec`], then or when asked for.
+    pub fn read_later<T: Element>(&self) -> Result<impl FnOnce() -> Result<Vec<T>> + use<T>> {
+        let later: gpu::Later = match &self.device {
+            Device::Cuda(gpu) => gpu.read_later(self.buf.address(), self.bytes())?,
+            _ => {
+                let bytes = bytemuck::cast_slice(self.slice::<T>()).to_vec();
+                Box::new(move || Ok(bytes))
+            }
+        };
+        Ok(move || later().map(|bytes| bytemuck::pod_collect_to_vec(&bytes)))
+    }
+
     /// The contents on the host: in place on the CPU, else a copy as [`Tensor::to_vec`] makes it.
     pub fn read<T: Element>(&self) -> Result<Cow<'_, [T]>> {
         match &self.device {
@@ -113,7 +128,13 @@ impl Tensor {
         }
     }
 
-    fn fill_bytes(&mut self, byte: u8) -> Result<()> {
+    /// Zeros, written in stream order.
+    pub(crate) fn zero(&mut self) -> Result<()> {
+        self.fill_bytes(0)
+    }
+
+    /// Sets every byte, in stream order.
+    pub(crate) fn fill_bytes(&mut self, byte: u8) -> Result<()> {
         let bytes = self.bytes();
         let buf = Rc::get_mut(&mut self.buf).expect("tensor: writing to a shared buffer");
         match &self.device {

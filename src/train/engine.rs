@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use super::recipe::{BatchNormMode, OptimizerConfig, OptimizerKind, StageConfig};
+use super::recordings::{Recordings, Step};
 use crate::detection::anchors::Anchors;
 use crate::device::{Device, StepPlan};
 use crate::error::Result;
@@ -132,6 +133,9 @@ struct Stage {
     train: Vec<Inputs>,
     eval: Vec<Inputs>,
     outputs: Detections,
+    recordings: Recordings,
+    /// Whether the weights are swapped with their average.
+    swapped: bool,
 }
 
 impl Engine {
@@ -205,7 +209,16 @@ impl Engine {
             scores: Tensor::zeros(&self.device, &[b, d], DType::F32)?,
             classes: Tensor::zeros(&self.device, &[b, d], DType::I32)?,
         };
-        self.stage = Some(Stage { setup: setup.clone(), state, average, train, eval, outputs });
+        self.stage = Some(Stage {
+            setup: setup.clone(),
+            state,
+            average,
+            train,
+            eval,
+            outputs,
+            recordings: Recordings::default(),
+            swapped: false,
+        });
         Ok(())
     }
 
@@ -238,14 +251,17 @@ impl Engine {
         sampling: Sampling,
     ) -> Result<Rc<StepPlan>> {
         let device = self.device.clone();
-        let stage = self.stage.as_ref().expect("engine: a step before enter_stage");
+        let stage = self.stage.as_mut().expect("engine: a step before enter_stage");
         let (model, inputs, losses) = (&self.model, &stage.train[bucket], &mut self.losses);
         if first {
             self.store.trainable().try_for_each(Param::clear_grad)?;
         }
-        let ((), plan) = device.step(plan, || {
+        let mode = stage.setup.mode();
+        let random = matches!(sampling, Sampling::Random);
+        let step = Step::Train { bucket, weight: weight.to_bits(), random };
+        stage.recordings.run(&device, &self.store, step, plan, || {
             let mut tape = Tape::new(&device);
-            let terms = model.losses(&mut tape, inputs, stage.setup.mode(), sampling)?;
+            let terms = model.losses(&mut tape, inputs, mode, sampling)?;
             let mut roots = Vec::with_capacity(terms.len());
             for (term, out) in terms.into_iter().zip(losses) {
                 elementwise::copy(out, term.value.value())?;
@@ -255,8 +271,7 @@ impl Engine {
             }
             tape.backward(roots)?;
             Ok(())
-        })?;
-        Ok(plan)
+        })
     }
 
     /// The losses of the last pass, as [`LOSSES`].
@@ -268,6 +283,18 @@ impl Engine {
         Ok(out)
     }
 
+    /// The losses of the last pass, to be had later: on a GPU nobody waits for them until then.
+    pub fn losses_later(&self) -> Result<impl FnOnce() -> Result<[f32; LOSSES.len()]> + use<>> {
+        let later = self.losses.iter().map(Tensor::read_later::<f32>).collect::<Result<Vec<_>>>()?;
+        Ok(move || {
+            let mut out = [0.0; LOSSES.len()];
+            for (out, loss) in out.iter_mut().zip(later) {
+                *out = loss()?[0];
+            }
+            Ok(out)
+        })
+    }
+
     /// One optimizer step from the gradients of the passes since the last: the `step`-th of the stage, from 1.
     pub fn update(&mut self, plan: Option<&Rc<StepPlan>>, lr: f64, step: u64) -> Result<Rc<StepPlan>> {
         self.lr.write(&[lr as f32])?;
@@ -276,7 +303,8 @@ impl Engine {
         self.correction.write(&bias_correction(stage.setup.optimizer.betas, step))?;
         let (store, norm, lr, share) = (&self.store, &mut self.norm, &self.lr, &self.ema_share);
         let correction = &self.correction;
-        let ((), plan) = device.step(plan, || {
+        let Stage { setup, state, average, recordings, .. } = stage;
+        recordings.run(&device, store, Step::Update, plan, || {
             let params: Vec<&Param> = store.trainable().collect();
             params.iter().try_for_each(|p| p.finish_grad())?;
             let grads: Vec<_> = params.iter().map(|p| p.grad()).collect();
@@ -284,20 +312,19 @@ impl Engine {
             let total = grad_norm(&device, &grads)?;
             elementwise::copy(norm, &total)?;
             let mut scale = Tensor::empty(&device, &[1], DType::F32)?;
-            if stage.setup.clip_grad_norm > 0.0 {
-                scale = clip_scale(&total, stage.setup.clip_grad_norm)?;
+            if setup.clip_grad_norm > 0.0 {
+                scale = clip_scale(&total, setup.clip_grad_norm)?;
             } else {
                 elementwise::fill(&mut scale, 1.0)?;
             }
-            optimize(&stage.setup.optimizer, &params, &grads, &mut stage.state, lr, correction, &scale)?;
-            if !stage.average.is_empty() {
+            optimize(&setup.optimizer, &params, &grads, state, lr, correction, &scale)?;
+            if !average.is_empty() {
                 let values: Vec<Tensor> = store.all().iter().map(Param::value).collect();
-                let mut pairs: Vec<_> = stage.average.iter_mut().zip(&values).collect();
+                let mut pairs: Vec<_> = average.iter_mut().zip(&values).collect();
                 ema(&mut pairs, share)?;
             }
             Ok(())
-        })?;
-        Ok(plan)
+        })
     }
 
     /// Norm of the gradient of the last update, before clipping.
@@ -305,9 +332,16 @@ impl Engine {
         Ok(self.norm.read::<f32>()?[0])
     }
 
+    /// As [`Engine::grad_norm`], to be had later.
+    pub fn grad_norm_later(&self) -> Result<impl FnOnce() -> Result<f32> + use<>> {
+        let later = self.norm.read_later::<f32>()?;
+        Ok(move || Ok(later()?[0]))
+    }
+
     /// Swaps the weights with their running average, if the stage keeps one: before and after an evaluation.
     pub fn swap_average(&mut self) {
         let Some(stage) = self.stage.as_mut() else { return };
+        stage.swapped = !stage.swapped;
         for (a, p) in stage.average.iter_mut().zip(self.store.all()) {
             std::mem::swap(a, &mut p.value_mut());
         }
@@ -317,22 +351,23 @@ impl Engine {
     pub fn eval_pass(&mut self, plan: Option<&Rc<StepPlan>>, bucket: usize) -> Result<Rc<StepPlan>> {
         let device = self.device.clone();
         let stage = self.stage.as_mut().expect("engine: a step before enter_stage");
-        let (model, inputs, out) = (&self.model, &stage.eval[bucket], &mut stage.outputs);
-        let ((), plan) = device.step(plan, || {
+        let Stage { eval, outputs: out, recordings, swapped, .. } = stage;
+        let (model, inputs) = (&self.model, &eval[bucket]);
+        recordings.run(&device, &self.store, Step::Eval { bucket, swapped: *swapped }, plan, || {
             let mut tape = Tape::inference(&device);
             let d = model.detect(&mut tape, inputs)?;
             elementwise::copy(&mut out.boxes, &d.boxes)?;
             elementwise::copy(&mut out.scores, &d.scores)?;
             elementwise::copy_i32(&mut out.classes, &d.classes)
-        })?;
-        Ok(plan)
+        })
     }
 
     /// Detections of each image of the last evaluation pass.
     pub fn detections(&self) -> Result<Vec<Vec<Detection>>> {
         let out = &self.stage().outputs;
         let d = out.scores.dim(1);
-        let (boxes, scores, classes) = (out.boxes.read::<f32>()?, out.scores.read::<f32>()?, out.classes.read::<i32>()?);
+        let (boxes, scores, classes) =
+            (out.boxes.read::<f32>()?, out.scores.read::<f32>()?, out.classes.read::<i32>()?);
         let found = |i: usize| {
             (i * d..(i + 1) * d)
                 .filter(|&j| classes[j] >= 0)

@@ -42,6 +42,11 @@ impl Meter {
         self.losses.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
     }
 
+    /// Whether there is anything to tell.
+    pub fn has_steps(&self) -> bool {
+        self.steps > 0
+    }
+
     /// Mean losses of the steps.
     pub fn losses(&self) -> [f64; LOSSES.len()] {
         self.losses.map(|sum| sum / self.steps.max(1) as f64)

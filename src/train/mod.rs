@@ -18,6 +18,7 @@ pub mod recipe_keys;
 pub mod recipe_read;
 mod recipe_schema;
 pub mod recorder;
+mod recordings;
 pub mod run_dir;
 pub mod schedule;
 pub mod trainer;

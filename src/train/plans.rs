@@ -97,11 +97,11 @@ pub(super) fn loader_options(
     }
 }
 
-/// The memory plans of every stage, without training: name, context, plans.
-pub fn plan_run(recipe: &Recipe, file: &Path) -> Result<Vec<(String, StageContext, StagePlans)>> {
+/// The memory plans of every stage on the device that `planner` plans for, without training: name, context, plans.
+pub fn plan_run(recipe: &Recipe, file: &Path, planner: &Device) -> Result<Vec<(String, StageContext, StagePlans)>> {
     let data = RunData::open(recipe, file)?;
     let classes = data.train.dataset().class_names().len();
-    let mut planner = Engine::new(&Device::plan(), &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)?;
+    let mut planner = Engine::new(planner, &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)?;
     (0..recipe.stages.len())
         .map(|i| {
             let context = stage_context(recipe, &data, i)?;

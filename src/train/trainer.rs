@@ -133,6 +133,14 @@ pub fn train(
     Ok(outcome)
 }
 
+type LateLosses = Box<dyn FnOnce() -> Result<[f32; LOSSES.len()]>>;
+
+/// What a step has measured: the losses of each pass, and the norm of the gradient.
+struct Late {
+    losses: Vec<LateLosses>,
+    norm: Box<dyn FnOnce() -> Result<f32>>,
+}
+
 struct Run<'a> {
     recipe: &'a Recipe,
     data: &'a RunData,
@@ -231,15 +239,19 @@ impl Run<'_> {
         let options = loader_options(self.recipe, self.data, index, self.meta.step * passes, total * passes);
         let mut loader = Loader::new(self.data.train.clone(), train_pipeline(stage), options)?;
         let mut meter = Meter::new(self.clock.waited);
+        // On a GPU the losses of a step are read when the next one is under way, so that the device never waits for the host.
+        let reads_late = engine.device().runs_kernels();
+        let (mut late, mut grad_norm): (Option<Late>, f32) = (None, 0.0);
         while self.meta.step < total {
-            if self.options.interrupt.load(Ordering::Relaxed) {
-                return Ok("interrupted");
-            }
-            if self.options.stop_after.is_some_and(|n| self.meta.global_step >= n) {
-                return Ok("stopped");
+            let interrupted = self.options.interrupt.load(Ordering::Relaxed);
+            if interrupted || self.options.stop_after.is_some_and(|n| self.meta.global_step >= n) {
+                if let Some(done) = late.take() {
+                    self.read(engine, done, &mut meter)?;
+                }
+                return Ok(if interrupted { "interrupted" } else { "stopped" });
             }
             let lr = context.schedule.lr(self.meta.step);
-            let mut losses = [0.0; LOSSES.len()];
+            let mut losses: Vec<LateLosses> = Vec::new();
             for pass in 0..passes {
                 let before = loader.waited();
                 let batch = match loader.next() {
@@ -256,24 +268,37 @@ impl Run<'_> {
                 inputs.set_key(self.recipe.seed, index as u8, self.meta.step, first_image)?;
                 let (plan, weight) = (&plans.train[batch.bucket], 1.0 / passes as f32);
                 engine.train_pass(Some(plan), batch.bucket, weight, pass == 0, Sampling::Random)?;
-                for (sum, loss) in losses.iter_mut().zip(engine.losses()?) {
-                    *sum += f64::from(loss) / passes as f64;
+                if reads_late {
+                    losses.push(Box::new(engine.losses_later()?));
+                } else {
+                    let now = engine.losses()?;
+                    self.check_finite(engine, &now)?;
+                    losses.push(Box::new(move || Ok(now)));
                 }
-                self.check_finite(engine)?;
                 loader.recycle(batch);
             }
             engine.update(Some(&plans.update), lr, self.meta.step + 1)?;
-            let grad_norm = engine.grad_norm()?;
-            if !grad_norm.is_finite() {
-                return Err(self.non_finite("norm of the gradient".into(), grad_norm));
+            let norm = Box::new(engine.grad_norm_later()?);
+            let mut done = Some(Late { losses, norm });
+            if reads_late {
+                std::mem::swap(&mut done, &mut late); // the step before's
+            }
+            if let Some(done) = done {
+                grad_norm = self.read(engine, done, &mut meter)?;
             }
             self.meta.step += 1;
             self.meta.global_step += 1;
-            meter.add(stage.images_per_step, &losses);
             let (step, last) = (self.meta.step, self.meta.step == total);
             // An evaluation starts the meter anew: without a line before it, short epochs would log no loss at all.
             let eval_due = context.schedule.eval_due(step, stage.eval_every_epochs) && !(last && self.is_final(index));
-            if last || eval_due || meter.since() >= LOG_EVERY {
+            let save_due = stage.checkpoint_every_steps > 0 && step % stage.checkpoint_every_steps == 0 && !last;
+            if last || eval_due || save_due {
+                // What is saved or evaluated is what has been looked at.
+                if let Some(done) = late.take() {
+                    grad_norm = self.read(engine, done, &mut meter)?;
+                }
+            }
+            if (last || eval_due || meter.since() >= LOG_EVERY) && meter.has_steps() {
                 let event = self.train_event(grad_norm, index, context, plans, lr, &mut meter);
                 self.observer.event(&event)?;
             }
@@ -283,7 +308,7 @@ impl Run<'_> {
                 }
                 meter = Meter::new(self.clock.waited);
             }
-            if stage.checkpoint_every_steps > 0 && step % stage.checkpoint_every_steps == 0 && !last {
+            if save_due {
                 self.save(engine, "last")?;
             }
         }
@@ -344,9 +369,25 @@ impl Run<'_> {
         })
     }
 
+    /// Takes what a step has measured; returns the norm of its gradient.
+    fn read(&self, engine: &Engine, done: Late, meter: &mut Meter) -> Result<f32> {
+        let (passes, images) = (done.losses.len() as f64, self.recipe.stages[self.meta.stage].images_per_step);
+        let mut sums = [0.0; LOSSES.len()];
+        for losses in done.losses {
+            let losses = losses()?;
+            self.check_finite(engine, &losses)?;
+            sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += f64::from(loss) / passes);
+        }
+        let norm = (done.norm)()?;
+        if !norm.is_finite() {
+            return Err(self.non_finite("norm of the gradient".into(), norm));
+        }
+        meter.add(images, &sums);
+        Ok(norm)
+    }
+
     /// Err at the first loss that is not finite, naming the parameter or gradient behind it if one is to be found.
-    fn check_finite(&self, engine: &Engine) -> Result<()> {
-        let losses = engine.losses()?;
+    fn check_finite(&self, engine: &Engine, losses: &[f32; LOSSES.len()]) -> Result<()> {
         let Some(i) = losses.iter().position(|v| !v.is_finite()) else { return Ok(()) };
         let mut tensor = format!("loss {}", LOSSES[i]);
         if let Some(name) = engine.first_non_finite()? {

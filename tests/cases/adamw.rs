@@ -1,4 +1,4 @@
-use super::optimizer::{of, scalar, tensors};
+use super::optimizer::{MANY, of, scalar, tensors};
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -13,6 +13,7 @@ const CASES: &[Case] = &[
     case("one", &[1]),                         // one weight
     case("tail", &[33, 7, 129]),               // sizes that fill no vector
     case("chunks", &[40_001, 16_384, 16_385]), // several chunks and a rest
+    case("many", &MANY),                       // more tensors than a launch takes, some of them empty
     case("fc", &[1_179_648]),                  // the largest matrix of Swin-T's last stage (3072 x 768), half of it
 ];
 

@@ -10,6 +10,8 @@ const CASES: &[Case] = &[
     case("one", &[1]),
     case("tail", &[33]),
     case("faster_rpn", &[512]),
+    case("block", &[4096]),   // one block of a GPU, full: no fold
+    case("blocks", &[4097]),  // one element more
     case("tasks", &[10_000]), // more than two parallel tasks
 ];
 
@@ -67,6 +69,10 @@ fn what_is_ignored_may_be_anything() {
     assert_eq!(dx, [0.0, 0.0, -0.5, 0.0]);
     let (loss, dx) = run(&[nan, 1.0], &[2], &[1, 1], 1.0, 1.0, 1.0);
     assert!(loss.is_nan() && dx[0].is_nan() && dx[1].is_finite(), "a NaN that counts is seen");
+    for (x, target, seen) in [(f32::INFINITY, 1, nan), (f32::NEG_INFINITY, 1, f32::INFINITY), (f32::INFINITY, 0, nan)] {
+        let (loss, _) = run(&[x], &[1], &[target], 1.0, 1.0, 1.0);
+        assert!(!loss.is_finite() && loss.is_nan() == seen.is_nan(), "{x} with target {target}: {loss}");
+    }
 }
 
 #[test]

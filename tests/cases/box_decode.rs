@@ -12,6 +12,7 @@ const CASES: &[Case] = &[
     case("one", &[1, 1, 1]),
     case("tail", &[3, 33, 47]),
     case("tasks", &[2, 3000, 2500]), // several tasks, and the border between images inside one
+    case("rpn", &[2, 50_127, 4_235]), // five levels of 3 anchors at 448, the 1000 best of each
 ];
 
 /// The four standard deviations of mmdetection's heads.
@@ -122,21 +123,24 @@ fn the_logarithm_is_clamped_after_it_is_scaled() {
 
 #[test]
 fn infinities_stay_inside_and_nan_is_not_hidden() {
-    let dev = Device::cpu();
     let (inf, nan) = (f32::INFINITY, f32::NAN);
     let deltas = [[inf, 0.0, inf, -inf], [nan, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, nan], [-f32::MAX; 4]].concat();
-    let anchors = tensor(&dev, &[4, 4], &[10.0f32, 10.0, 20.0, 20.0].repeat(4));
-    let sizes = tensor(&dev, &[1, 4], &[50.0f32, 60.0, 0.0, 0.0]);
-    let y = box_decode(&anchors, &tensor(&dev, &[1, 4, 4], &deltas), None, &sizes, [1.0; 4]).unwrap();
-    let y = y.f32s();
+    let out = everywhere(|dev| {
+        let anchors = tensor(dev, &[4, 4], &[10.0f32, 10.0, 20.0, 20.0].repeat(4));
+        let (deltas, idx) = (tensor(dev, &[1, 4, 4], &deltas), tensor(dev, &[1, 4], &[0, 1, 2, 3]));
+        let sizes = tensor(dev, &[1, 4], &[50.0f32, 60.0, 0.0, 0.0]);
+        let y = box_decode(&anchors, &deltas, None, &sizes, [1.0; 4])?;
+        let groups = valid_groups(&y, &idx, &[(4, 7)])?;
+        // Sizes that are no sizes do not stop the program.
+        let bad = tensor(dev, &[1, 4], &[nan, -5.0, 0.0, 0.0]);
+        let of_bad = box_decode(&anchors, &deltas, None, &bad, [nan; 4])?;
+        Ok(vec![y, groups, of_bad])
+    });
+    let y = out[0].f32s();
     assert!((y[0], y[2]) == (60.0, 60.0) && y[1] >= 14.9 && y[3] <= 15.1);
     assert!(y[4].is_nan() && y[6].is_nan() && y[9].is_nan() && y[11].is_nan());
     assert_eq!(y[12..], [0.0; 4]);
-    let groups = valid_groups(&tensor(&dev, &[1, 4, 4], y), &tensor(&dev, &[1, 4], &[0, 1, 2, 3]), &[(4, 7)]).unwrap();
-    assert_eq!(groups.i32s(), [-1; 4]);
-    // Sizes that are no sizes do not stop the program.
-    let bad = tensor(&dev, &[1, 4], &[nan, -5.0, 0.0, 0.0]);
-    assert!(box_decode(&anchors, &tensor(&dev, &[1, 4, 4], &deltas), None, &bad, [nan; 4]).is_ok());
+    assert_eq!(out[1].i32s(), [-1; 4]);
 }
 
 #[test]
@@ -157,6 +161,21 @@ fn groups_follow_positions_and_drop_what_is_no_box() {
     for (shape, groups) in [([2, 0], &[][..]), ([0, 5], &[(5, 1)][..])] {
         let boxes = tensor::<f32>(&dev, &[shape[0], shape[1], 4], &[]);
         assert_eq!(valid_groups(&boxes, &tensor::<i32>(&dev, &shape, &[]), groups).unwrap().shape(), shape);
+    }
+}
+
+/// More runs than one launch takes, some without positions.
+#[test]
+fn groups_of_many_runs() {
+    let runs: Vec<(usize, i32)> = (0..40).map(|i| (i * 7 % 5, 100 + i as i32)).collect();
+    let k: usize = runs.iter().map(|r| r.0).sum();
+    let (b, boxes) = (3, boxes(1, 3 * k, 50.0));
+    let idx = integers(2, b * k, -1, 9);
+    let out =
+        everywhere(|dev| Ok(vec![valid_groups(&tensor(dev, &[b, k, 4], &boxes), &tensor(dev, &[b, k], &idx), &runs)?]));
+    let groups: Vec<i32> = runs.iter().flat_map(|&(len, group)| vec![group; len]).collect();
+    for (i, (got, idx)) in out[0].i32s().iter().zip(idx).enumerate() {
+        assert_eq!(*got, if idx < 0 { -1 } else { groups[i % k] }, "position {i}");
     }
 }
 

@@ -70,6 +70,27 @@ fn equals_the_definition() {
     }
 }
 
+#[test]
+fn in_16_bits() {
+    // Rows of images that fill vectors of 16 bits, and rows that do not.
+    for (width, rows) in [(4, [600, 32]), (1, [601, 30])] {
+        in_halves(0.5, |dev, halves| {
+            let mut tape = Tape::new(dev);
+            let mut leaf = |seed, rows: usize| {
+                let shape = [3, rows, width];
+                tape.leaf(halves.tensor(dev, &shape, &uniform(seed, 3 * rows * width, -1.0, 1.0)))
+            };
+            let inputs = [leaf(1, rows[0]), leaf(2, rows[1])];
+            let y = concat_rows(&mut tape, &[&inputs[0], &inputs[1]], width)?;
+            let dy = halves.tensor(dev, y.shape(), &uniform(3, y.value().numel(), -1.0, 1.0));
+            let value = y.value().clone();
+            let grads = tape.backward(vec![(y, dy)])?;
+            let grad = |i: usize| grads.get(&inputs[i]).expect("a gradient").clone();
+            Ok(vec![value, grad(0), grad(1)])
+        });
+    }
+}
+
 /// The same parameter twice: its gradients add.
 #[test]
 fn adds_to_a_parameter() {

@@ -14,6 +14,7 @@ const CASES: &[Case] = &[
     case("duplicates", &[3, 7, 33, 5]), // more rows asked for than there are
     case("tasks", &[2, 300, 5000, 4]),  // several tasks, and the border between images inside one
     case("wide", &[2, 3, 5, 20_000]),   // a row longer than a task
+    case("narrow", &[3, 1500, 257, 1]), // rows of one number, one more than a block has threads
     case("rpn_800x1344", &[2, 268_569, 256, 4]),
 ];
 
@@ -62,6 +63,26 @@ fn forward_and_backward_equal_the_definition() {
         assert_close(c.name, &out[0].f32s(), &y, 0.0, 0.0);
         assert_close(c.name, &out[1].f32s(), &dx, 2e-6, 2e-6);
     }
+}
+
+/// Many rows of one image name the same index: f32 sums in their order, to the bit.
+#[test]
+fn duplicates_add_in_order() {
+    let (b, n, s, width) = (2, 3, 3000, 5);
+    let (idx, dy) = (integers(1, b * s, -1, n as i32), uniform(2, b * s * width, -1.0, 1.0));
+    let out = everywhere_within(0.0, 0.0, |dev| {
+        let mut tape = Tape::new(dev);
+        let x = tape.leaf(tensor(dev, &[b, n, width], &vec![0.0f32; b * n * width]));
+        let y = gather_rows(&mut tape, &x, &tensor(dev, &[b, s], &idx))?;
+        let grads = tape.backward(vec![(y, tensor(dev, &[b, s, width], &dy))])?;
+        Ok(vec![grads.get(&x).expect("dx").clone()])
+    });
+    let mut dx = vec![0.0f32; b * n * width];
+    for (r, &i) in idx.iter().enumerate() {
+        let Some(i) = row(i, n) else { continue };
+        (0..width).for_each(|j| dx[(r / s * n + i) * width + j] += dy[r * width + j]);
+    }
+    assert_eq!(out[0].f32s(), dx);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod batch_norm_relu;
 mod bce;
 mod box_decode;
 mod box_encode;
+mod cast;
 mod class_candidates;
 mod concat_rows;
 mod conv2d;

@@ -6,6 +6,17 @@ use upres::Result;
 use upres::device::Device;
 use upres::tensor::Tensor;
 
+/// Elements of 150 tensors: small ones with some larger between, the last of them behind the second launch.
+pub const MANY: [usize; 150] = {
+    let mut sizes = [0; 150];
+    let mut i = 0;
+    while i < 150 {
+        sizes[i] = if i % 32 == 31 || i == 149 { 8192 + i } else { i % 7 };
+        i += 1;
+    }
+    sizes
+};
+
 /// A tensor of one element.
 pub fn scalar(device: &Device, v: f32) -> Result<Tensor> {
     Tensor::from_slice(device, &[1], &[v])

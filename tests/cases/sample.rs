@@ -12,15 +12,18 @@ const CASES: &[Case] = &[
     case("no_candidates", &[2, 0, 3, 8]), // ground truth alone, then nothing at all
     case("nothing_wanted", &[2, 9, 1, 0]),
     case("one", &[1, 1, 1, 1]),
-    case("tail", &[3, 33, 5, 64]), // fewer candidates than samples
+    case("tail", &[3, 33, 5, 64]),      // fewer candidates than samples
+    case("words", &[2, 1024, 64, 300]), // as many candidates as a block has threads, most positive
     case("rpn", &[2, 12_495, 24, 256]),
+    case("many", &[2, 12_495, 1, 5_000]), // more samples than a block has threads
+    case("rpn_800x1344", &[1, 268_569, 2, 256]), // too many of both classes
 ];
 
 fn run(device: &Device, case: &Case, mode: SampleMode) -> Result<Vec<Tensor>> {
     let [b, n, g, num] = case.dims.try_into().unwrap();
     let assigned = tensor(device, &[b, n], &integers(1, b * n, -2, g as i32 + 1));
     let count = tensor(device, &[b], &integers(2, b, 0, g as i32 + 1));
-    let key = tensor(device, &[6], &[7, 0, 1, 3, 0, 0]);
+    let key = tensor(device, &[6], &[7, -2, 1, -3, 5, 11]);
     let all = with_gt(&assigned, &count, g)?;
     let (rois, truth) =
         (tensor(device, &[b, n, 4], &boxes(3, b * n, 50.0)), tensor(device, &[b, g, 4], &boxes(4, b * g, 50.0)));
@@ -54,4 +57,18 @@ fn is_the_same_everywhere() {
             }
         }
     }
+}
+
+/// So many candidates that those whose random numbers begin with the same 11 bits fill no list of a block.
+#[test]
+fn millions_of_candidates() {
+    let n = 2_500_000;
+    let assigned = vec![0; n];
+    let out = everywhere(|dev| {
+        let (assigned, key) = (tensor(dev, &[1, n], &assigned), tensor(dev, &[6], &[3, 0, 0, 1, 0, 0]));
+        let sampler = Sampler { num: 700, pos_fraction: 0.5, mode: SampleMode::Random(Purpose::Test) };
+        let s = sample(&assigned, &sampler, &key)?;
+        Ok(vec![s.idx, s.counts])
+    });
+    assert!(out[0].i32s().is_sorted() && out[1].i32s() == [0, 700]);
 }

@@ -11,6 +11,7 @@ const CASES: &[Case] = &[
     case("agnostic", &[300, 1]), // more than one parallel task
     case("tail", &[37, 3]),
     case("faster_coco", &[1024, 80]),
+    case("blocks", &[2050, 2]), // more rows than a block of a GPU has
 ];
 
 const BETAS: [f32; 3] = [0.0, 1.0 / 9.0, 1.0];

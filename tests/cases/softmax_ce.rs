@@ -10,8 +10,10 @@ const CASES: &[Case] = &[
     case("empty", &[0, 81]),
     case("one_class", &[4, 1]), // no choice: no loss
     case("tail", &[7, 33]),
+    case("warp", &[9, 32]),   // rows as long as a warp, one row more than a block has warps
     case("long", &[3, 5000]), // a row longer than a task
     case("faster_coco", &[1024, 81]),
+    case("many_rows", &[40_000, 3]), // more rows than the warps of a grid
 ];
 
 /// Loss and gradient.

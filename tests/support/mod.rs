@@ -5,4 +5,5 @@
 
 pub mod fixtures;
 pub mod programs;
+pub mod small;
 pub mod tensors;

@@ -220,12 +220,17 @@ pub fn floats(t: &Tensor) -> Vec<f32> {
     }
 }
 
-/// The GPUs to test on, by name: several devices of one name must agree to the bit.
-fn gpus() -> Vec<(&'static str, Vec<Device>)> {
-    #[allow(unused_mut)]
-    let mut gpus = Vec::new();
+/// The GPUs to test on, by name: several devices of one name must agree to the bit. What is not there is said on stderr.
+pub fn gpus() -> Vec<(&'static str, Vec<Device>)> {
+    #[allow(unused_mut, reason = "a build without GPUs")]
+    let mut gpus: Vec<(&str, Vec<Device>)> = Vec::new();
     #[cfg(feature = "sim")]
     gpus.push(("sim", (0..3).map(Device::sim).collect()));
+    #[cfg(feature = "cuda-driver")]
+    match Device::cuda(0) {
+        Ok(device) => gpus.push(("cuda", vec![device.clone(), device])),
+        Err(why) => eprintln!("SKIPPED on cuda: {why}"),
+    }
     gpus
 }
 

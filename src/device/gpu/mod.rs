@@ -4,7 +4,7 @@
 //! Main types: [`Gpu`], [`Launch`]. Nothing here knows an op; ops ask for a kernel by name.
 
 #[cfg(feature = "cuda-driver")]
-mod cuda;
+pub mod cuda;
 mod launch;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -35,6 +35,9 @@ pub enum Target {
 /// A recorded step: what the driver needs to run it again without the host's part.
 pub type Graph = Rc<dyn Any>;
 
+/// A small result on its way to the host: waits for it, if need be.
+pub type Later = Box<dyn FnOnce() -> Result<Vec<u8>>>;
+
 /// What a GPU's driver does. Addresses are the device's.
 pub(crate) trait Driver {
     /// Which kind it is.
@@ -42,6 +45,10 @@ pub(crate) trait Driver {
     /// The device's name, for messages.
     fn name(&self) -> String;
     /// For its own functions (cuDNN, a host closure).
+    #[cfg_attr(
+        not(any(feature = "sim", feature = "cuda-driver")),
+        allow(dead_code, reason = "no driver in this build")
+    )]
     fn as_any(&self) -> &dyn Any;
     /// Memory whose contents are not set, at a multiple of 256 bytes.
     fn alloc(&self, bytes: usize) -> Result<NonNull<u8>>;
@@ -65,6 +72,11 @@ pub(crate) trait Driver {
     /// # Safety
     /// The range lies in memory of this driver.
     unsafe fn download(&self, data: &mut [u8], ptr: NonNull<u8>) -> Result<()>;
+    /// Begins to copy a few KiB to the host, in stream order; nobody waits until the result is asked for.
+    ///
+    /// # Safety
+    /// The range lies in memory of this driver.
+    unsafe fn read_later(&self, ptr: NonNull<u8>, bytes: usize) -> Result<Later>;
     /// Runs a kernel, in stream order.
     ///
     /// # Safety
@@ -88,6 +100,7 @@ pub struct Gpu {
 }
 
 impl Gpu {
+    #[cfg(any(feature = "sim", feature = "cuda-driver"))]
     fn new(driver: Rc<dyn Driver>) -> Rc<Gpu> {
         Rc::new(Gpu { arena: Rc::new(Arena::on(driver.clone())), driver, syncs: Cell::new(0) })
     }
@@ -116,9 +129,16 @@ impl Gpu {
         self.driver.name()
     }
 
-    #[cfg_attr(not(any(feature = "sim", feature = "cuda-driver")), allow(dead_code))]
-    pub(crate) fn driver(&self) -> &dyn Driver {
-        &*self.driver
+    /// The simulated device, if it is that.
+    #[cfg(feature = "sim")]
+    pub fn sim(&self) -> Option<&sim::Sim> {
+        self.driver.as_any().downcast_ref()
+    }
+
+    /// NVIDIA's driver, if it is that.
+    #[cfg(feature = "cuda-driver")]
+    pub fn cuda_driver(&self) -> Option<&cuda::Cuda> {
+        self.driver.as_any().downcast_ref()
     }
 
     /// How often the host waited for the device.
@@ -140,6 +160,11 @@ impl Gpu {
         self.syncs.set(self.syncs.get() + 1);
         // SAFETY: the caller is `Tensor::to_vec`, whose buffer is this device's and as long as `data`.
         unsafe { self.driver.download(data, ptr) }
+    }
+
+    pub(crate) fn read_later(&self, ptr: NonNull<u8>, bytes: usize) -> Result<Later> {
+        // SAFETY: the caller is `Tensor::read_later`, whose buffer is this device's and of `bytes`.
+        unsafe { self.driver.read_later(ptr, bytes) }
     }
 
     pub(crate) fn fill(&self, ptr: NonNull<u8>, byte: u8, bytes: usize) -> Result<()> {

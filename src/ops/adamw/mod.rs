@@ -1,6 +1,7 @@
 //! Adam with decoupled weight decay on a list of parameters.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
 use crate::error::Result;
@@ -70,8 +71,9 @@ pub fn adamw(
             t.expect_dtype(&format!("adamw: parameter {i}"), DType::F32)?;
         }
     }
-    for p in params {
-        on_device!(lr.device(), cpu => {
+    on_device!(
+        lr.device(),
+        cpu => for p in params {
             let c = correction.f32s();
             let rates = cpu::Rates {
                 lr: lr.f32s()[0],
@@ -81,7 +83,8 @@ pub fn adamw(
                 weight_decay: p.weight_decay,
             };
             cpu::step(p.value.f32s_mut(), p.grad.f32s(), p.mean.f32s_mut(), p.square.f32s_mut(), rates);
-        });
-    }
+        },
+        cuda => cuda::step(params, lr, grad_scale, correction, rule),
+    );
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Binary cross-entropy from logits: object or not, in the region proposal network.
 
 mod cpu;
+mod cuda;
 
 use super::partial::Partial;
 use super::{Gradient, OpInfo};
@@ -29,9 +30,14 @@ pub fn bce(tape: &mut Tape, logits: &Var, target: &Tensor, avg: &Tensor, weight:
     avg.expect_shape("bce: avg", &[1])?;
     avg.expect_dtype("bce: avg", DType::F32)?;
     let mut loss = Tensor::empty(logits.device(), &[1], DType::F32)?;
-    let mut sums = Partial::new(logits.device(), cpu::chunks(target.numel()))?;
-    on_device!(logits.device(), cpu => cpu::forward(
-        loss.f32s_mut(), sums.slots(), logits.value().f32s(), target.i32s(), avg.f32s(), weight));
+    let m = target.numel();
+    let slots = if logits.device().runs_kernels() { cuda::blocks(m) } else { cpu::chunks(m) };
+    let mut sums = Partial::new(logits.device(), slots)?;
+    on_device!(
+        logits.device(),
+        cpu => cpu::forward(loss.f32s_mut(), sums.slots(), logits.value().f32s(), target.i32s(), avg.f32s(), weight),
+        cuda => cuda::forward(&mut loss, &mut sums, logits.value(), target, avg, weight),
+    );
     drop(sums);
     let rule = BceBwd { logits: logits.value().clone(), target: target.clone(), avg: avg.clone(), weight };
     Ok(tape.record([logits], loss, rule))
@@ -53,8 +59,12 @@ impl Backward for BceBwd {
     }
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let mut dx = Tensor::empty(dy.device(), self.logits.shape(), DType::F32)?;
-        on_device!(dy.device(), cpu => cpu::backward(
-            dx.f32s_mut(), dy.f32s(), self.logits.f32s(), self.target.i32s(), self.avg.f32s(), self.weight));
+        let BceBwd { logits, target, avg, weight } = &*self;
+        on_device!(
+            dy.device(),
+            cpu => cpu::backward(dx.f32s_mut(), dy.f32s(), logits.f32s(), target.i32s(), avg.f32s(), *weight),
+            cuda => cuda::backward(&mut dx, &dy, logits, target, avg, *weight),
+        );
         sink.add(0, dx)
     }
 }
@@ -73,6 +83,10 @@ pub fn rpn_targets(gt: &Tensor, idx: &Tensor) -> Result<(Tensor, Tensor)> {
     idx.expect_dtype("rpn_targets: idx", DType::I32)?;
     let mut target = Tensor::empty(gt.device(), &[b * s], DType::I32)?;
     let mut label = Tensor::empty(gt.device(), &[b * s], DType::I32)?;
-    on_device!(gt.device(), cpu => cpu::rpn_targets(target.i32s_mut(), label.i32s_mut(), gt.i32s(), idx.i32s()));
+    on_device!(
+        gt.device(),
+        cpu => cpu::rpn_targets(target.i32s_mut(), label.i32s_mut(), gt.i32s(), idx.i32s()),
+        cuda => cuda::rpn_targets(&mut target, &mut label, gt, idx),
+    );
     Ok((target, label))
 }

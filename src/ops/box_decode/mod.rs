@@ -1,6 +1,7 @@
 //! Boxes from predicted deltas, clipped to the image.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
@@ -16,6 +17,7 @@ pub const INFO: OpInfo =
 /// Sizes of one decoding: `b` images, `k` of `n` rows each; `shared` if one `[N,4]` of anchors serves all images.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DecodeShape {
+    b: usize,
     n: usize,
     k: usize,
     shared: bool,
@@ -58,10 +60,13 @@ pub fn box_decode(
             k
         }
     };
-    let s = DecodeShape { n, k, shared };
+    let s = DecodeShape { b, n, k, shared };
     let mut y = Tensor::empty(deltas.device(), &[b, k, 4], DType::F32)?;
-    on_device!(deltas.device(), cpu =>
-        cpu::forward(y.f32s_mut(), anchors.f32s(), deltas.f32s(), idx.map(Tensor::i32s), sizes.f32s(), stds, &s));
+    on_device!(
+        deltas.device(),
+        cpu => cpu::forward(y.f32s_mut(), anchors.f32s(), deltas.f32s(), idx.map(Tensor::i32s), sizes.f32s(), stds, &s),
+        cuda => cuda::forward(&mut y, anchors, deltas, idx, sizes, stds, &s),
+    );
     Ok(y)
 }
 
@@ -85,6 +90,10 @@ pub fn valid_groups(boxes: &Tensor, idx: &Tensor, group_of: &[(usize, i32)]) -> 
         return Err(Error::value("valid_groups", format!("groups of {total} positions in all for {k} boxes")));
     }
     let mut y = Tensor::empty(boxes.device(), &[b, k], DType::I32)?;
-    on_device!(boxes.device(), cpu => cpu::valid_groups(y.i32s_mut(), boxes.f32s(), idx.i32s(), group_of));
+    on_device!(
+        boxes.device(),
+        cpu => cpu::valid_groups(y.i32s_mut(), boxes.f32s(), idx.i32s(), group_of),
+        cuda => cuda::valid_groups(&mut y, boxes, idx, group_of),
+    );
     Ok(y)
 }

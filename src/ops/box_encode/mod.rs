@@ -1,6 +1,7 @@
 //! Regression targets and class labels of sampled boxes.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
 use crate::error::Result;
@@ -30,7 +31,11 @@ pub fn box_encode(rois: &Tensor, gt_boxes: &Tensor, gt: &Tensor, stds: [f32; 4])
     gt_boxes.expect_dtype("box_encode: gt_boxes", DType::F32)?;
     gt.expect_dtype("box_encode: gt", DType::I32)?;
     let mut y = Tensor::empty(rois.device(), &[b, s, 4], DType::F32)?;
-    on_device!(rois.device(), cpu => cpu::forward(y.f32s_mut(), rois.f32s(), gt_boxes.f32s(), gt.i32s(), s, g, stds));
+    on_device!(
+        rois.device(),
+        cpu => cpu::forward(y.f32s_mut(), rois.f32s(), gt_boxes.f32s(), gt.i32s(), s, g, stds),
+        cuda => cuda::forward(&mut y, rois, gt_boxes, gt, stds),
+    );
     Ok(y)
 }
 
@@ -49,6 +54,10 @@ pub fn labels(gt: &Tensor, idx: &Tensor, gt_labels: &Tensor, background: i32) ->
         t.expect_dtype(&format!("labels: {what}"), DType::I32)?;
     }
     let mut y = Tensor::empty(gt.device(), &[b, s], DType::I32)?;
-    on_device!(gt.device(), cpu => cpu::labels(y.i32s_mut(), gt.i32s(), idx.i32s(), gt_labels.i32s(), s, g, background));
+    on_device!(
+        gt.device(),
+        cpu => cpu::labels(y.i32s_mut(), gt.i32s(), idx.i32s(), gt_labels.i32s(), s, g, background),
+        cuda => cuda::labels(&mut y, gt, idx, gt_labels, background),
+    );
     Ok(y)
 }

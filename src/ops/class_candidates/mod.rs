@@ -1,6 +1,7 @@
 //! The candidates of the final non-maximum suppression: (RoI, class) pairs whose probability passes the threshold.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
@@ -25,6 +26,7 @@ pub struct Candidates {
 /// Sizes of one call; `groups` is K for class-specific deltas, 1 for class-agnostic ones; `n` candidates an image.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CandidateShape {
+    b: usize,
     r: usize,
     k: usize,
     groups: usize,
@@ -54,7 +56,7 @@ pub fn max_classes(k: usize, threshold: f32) -> usize {
 /// probs are no probabilities, pairs beyond N are dropped.
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: reads B·R·K probabilities, decodes the few that pass; one thread an image.
+/// Cost: reads B·R·K probabilities, on a GPU twice, decodes the few that pass; one thread an image, on a GPU a warp a RoI.
 /// Errors: `Shape` if batches, RoIs or classes differ; `Value` if the threshold is not a number.
 /// Reference: mmdetection's `multiclass_nms` up to the suppression.
 pub fn class_candidates(
@@ -90,22 +92,35 @@ pub fn class_candidates(
     if score_threshold.is_nan() {
         return Err(Error::value("class_candidates", "the score threshold is not a number"));
     }
-    let s = CandidateShape { r, k, groups, n: r * max_classes(k, score_threshold) };
-    let mut boxes = Tensor::empty(dev, &[b, s.n, 4], DType::F32)?;
-    let mut scores = Tensor::empty(dev, &[b, s.n], DType::F32)?;
-    let mut classes = Tensor::empty(dev, &[b, s.n], DType::I32)?;
-    on_device!(dev, cpu => cpu::forward(
-        (boxes.f32s_mut(), scores.f32s_mut(), classes.i32s_mut()),
-        &cpu::Inputs {
-            probs: probs.f32s(),
-            deltas: deltas.f32s(),
-            rois: rois.f32s(),
-            valid: valid.i32s(),
-            sizes: sizes.f32s(),
-            scale: scale.map(Tensor::f32s),
+    let s = CandidateShape { b, r, k, groups, n: r * max_classes(k, score_threshold) };
+    let boxes = Tensor::empty(dev, &[b, s.n, 4], DType::F32)?;
+    let scores = Tensor::empty(dev, &[b, s.n], DType::F32)?;
+    let classes = Tensor::empty(dev, &[b, s.n], DType::I32)?;
+    // Where kernels run: how many classes of each RoI pass.
+    let mut passing = Tensor::empty(dev, &[if dev.runs_kernels() { b * r } else { 0 }], DType::I32)?;
+    let mut out = Candidates { boxes, scores, classes };
+    on_device!(
+        dev,
+        cpu => cpu::forward(
+            (out.boxes.f32s_mut(), out.scores.f32s_mut(), out.classes.i32s_mut()),
+            &cpu::Inputs {
+                probs: probs.f32s(),
+                deltas: deltas.f32s(),
+                rois: rois.f32s(),
+                valid: valid.i32s(),
+                sizes: sizes.f32s(),
+                scale: scale.map(Tensor::f32s),
+            },
+            &stds,
+            score_threshold,
+            &s,
+        ),
+        cuda => {
+            let inputs = cuda::Inputs { probs, deltas, rois, valid, sizes, scale };
+            cuda::forward(&mut out, &mut passing, &inputs, stds, score_threshold, &s)
         },
-        &stds, score_threshold, &s));
-    Ok(Candidates { boxes, scores, classes })
+    );
+    Ok(out)
 }
 
 /// The candidates that `keep` names, in its order; none (box 0, score 0, class -1) where it is outside `0..N` (-1).

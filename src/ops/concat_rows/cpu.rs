@@ -10,17 +10,10 @@ pub(super) fn put(y: &mut [f32], x: &[f32], stride: usize, at: usize, len: usize
     y.par_chunks_mut(stride).zip(x.par_chunks(len)).for_each(|(y, x)| y[at..at + len].copy_from_slice(x));
 }
 
-/// The reverse: reads (or, with `add`, adds) each image's `len` elements at `at` of `dy` into `dx`.
-pub(super) fn take(dx: &mut [f32], dy: &[f32], stride: usize, at: usize, len: usize, add: bool) {
+/// The reverse: each image's `len` elements at `at` of `dy`, as `dx`.
+pub(super) fn take(dx: &mut [f32], dy: &[f32], stride: usize, at: usize, len: usize) {
     if len == 0 {
         return;
     }
-    dx.par_chunks_mut(len).zip(dy.par_chunks(stride)).for_each(|(dx, dy)| {
-        let dy = &dy[at..at + len];
-        if add {
-            dx.iter_mut().zip(dy).for_each(|(x, y)| *x += y);
-        } else {
-            dx.copy_from_slice(dy);
-        }
-    });
+    dx.par_chunks_mut(len).zip(dy.par_chunks(stride)).for_each(|(dx, dy)| dx.copy_from_slice(&dy[at..at + len]));
 }

@@ -1,19 +1,20 @@
 //! Joins the rows of several maps: the levels of a region proposal network become one list.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "concat_rows", gradient: Gradient::Yes };
 
 /// Each image's elements of each input in turn, as rows of `width`: `[N,H,W,A·width]` gives `H·W·A` rows.
 ///
-/// Shapes: inputs `[N, …]` f32, elements an image a multiple of `width`; y `[N, Σ rows, width]`.
+/// Shapes: inputs `[N, …]` floats of one type, elements an image a multiple of `width`; y `[N, Σ rows, width]`.
 /// Saves: nothing.
 /// Gradient: every input.
 /// Cost: reads and writes every element once.
@@ -29,9 +30,11 @@ pub fn concat_rows(tape: &mut Tape, inputs: &[&Var], width: usize) -> Result<Var
             "wants at least one input of one or more dimensions, and a width above 0",
         ));
     };
+    let dtype = inputs[0].value().dtype();
     let mut rows = Vec::with_capacity(inputs.len());
     for (i, v) in inputs.iter().enumerate() {
-        v.value().expect_dtype("concat_rows", DType::F32)?;
+        v.value().expect_float("concat_rows")?;
+        v.value().expect_dtype("concat_rows", dtype)?;
         let an_image: usize = v.shape().iter().skip(1).product();
         if v.shape().first() != Some(&n) || !an_image.is_multiple_of(width) {
             return Err(Error::Shape {
@@ -43,10 +46,15 @@ pub fn concat_rows(tape: &mut Tape, inputs: &[&Var], width: usize) -> Result<Var
         rows.push(an_image / width);
     }
     let total: usize = rows.iter().sum();
-    let mut y = Tensor::empty(&device, &[n, total, width], DType::F32)?;
+    let mut y = Tensor::empty(&device, &[n, total, width], dtype)?;
     let mut from = 0;
     for (v, rows) in inputs.iter().zip(&rows) {
-        on_device!(&device, cpu => cpu::put(y.f32s_mut(), v.value().f32s(), total * width, from * width, rows * width));
+        let (at, len) = (from * width, rows * width);
+        on_device!(
+            &device,
+            cpu => cpu::put(y.f32s_mut(), v.value().f32s(), total * width, at, len),
+            cuda => cuda::put(&mut y, v.value(), total * width, at, len),
+        );
         from += rows;
     }
     let shapes = inputs.iter().map(|v| v.shape().to_vec()).collect();
@@ -73,11 +81,17 @@ impl Backward for ConcatRowsBwd {
         let mut from = 0;
         for (i, (shape, rows)) in self.shapes.iter().zip(&self.rows).enumerate() {
             let (at, len) = (from * self.width, rows * self.width);
-            sink.write(i, dy.device(), shape, |dx, add| {
-                on_device!(dy.device(), cpu => cpu::take(dx.f32s_mut(), dy.f32s(), total * self.width, at, len, add));
-                Ok(())
-            })?;
             from += rows;
+            if !sink.needs(i) {
+                continue;
+            }
+            let mut dx = Tensor::empty(dy.device(), shape, dy.dtype())?;
+            on_device!(
+                dy.device(),
+                cpu => cpu::take(dx.f32s_mut(), dy.f32s(), total * self.width, at, len),
+                cuda => cuda::take(&mut dx, &dy, total * self.width, at, len),
+            );
+            sink.add(i, dx)?;
         }
         Ok(())
     }

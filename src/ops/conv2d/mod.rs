@@ -1,6 +1,7 @@
 //! Convolution, with the bias and the ReLU that usually follow it.
 
 pub mod cpu;
+mod cuda;
 pub(crate) mod gather;
 pub(crate) mod implicit;
 mod pack;
@@ -9,7 +10,7 @@ pub(crate) mod weights;
 mod winograd;
 mod winograd_weights;
 
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, bias};
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -69,11 +70,14 @@ pub fn conv2d(
     let relu = activation == Activation::Relu;
     let mut y = Tensor::empty(&device, &[n, s.oh(), s.ow(), o], DType::F32)?;
     {
-        let mut ws = Tensor::empty(&device, &[cpu::forward_workspace(&s)], DType::F32)?;
+        let mut ws =
+            Tensor::empty(&device, &[cuda::workspace(device.target(), || cpu::forward_workspace(&s))], DType::F32)?;
         let (x, w, b) = (x.value(), w.value(), bias.map(Var::value));
-        on_device!(&device, cpu => {
-            cpu::forward(y.f32s_mut(), x.f32s(), w.f32s(), b.map(Tensor::f32s), relu, ws.f32s_mut(), &s);
-        });
+        on_device!(
+            &device,
+            cpu => cpu::forward(y.f32s_mut(), x.f32s(), w.f32s(), b.map(Tensor::f32s), relu, ws.f32s_mut(), &s),
+            cuda => cuda::forward(&mut y, x, w, b, relu, &mut ws, &s),
+        );
     }
     if !tape.will_record(&[x, w]) && !bias.is_some_and(|b| b.needs_grad()) {
         return Ok(tape.constant(y));
@@ -104,21 +108,40 @@ impl Backward for Conv2dBwd {
         let device = dy.device().clone();
         let dy = super::relu_gradient(dy, y)?;
         sink.write(2, &device, &[s.o], |db, accumulate| {
-            on_device!(&device, cpu => cpu::bias_grad(db.f32s_mut(), accumulate, dy.f32s()));
+            let mut ws = Tensor::empty(&device, &[bias::backward_workspace(&device, s.m(), s.o)], DType::F32)?;
+            on_device!(
+                &device,
+                cpu => cpu::bias_grad(db.f32s_mut(), accumulate, dy.f32s()),
+                cuda => bias::backward(db, accumulate, &dy, &mut ws),
+            );
             Ok(())
         })?;
         sink.write(1, &device, w.shape(), |dw, accumulate| {
-            let mut ws = Tensor::empty(&device, &[cpu::backward_weights_workspace(&s)], DType::F32)?;
-            on_device!(&device, cpu => {
-                cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), ws.f32s_mut(), &s);
-            });
+            let mut ws = Tensor::empty(
+                &device,
+                &[cuda::workspace(device.target(), || cpu::backward_weights_workspace(&s))],
+                DType::F32,
+            )?;
+            on_device!(
+                &device,
+                cpu => cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), ws.f32s_mut(), &s),
+                cuda => cuda::backward_weights(dw, accumulate, &x, &dy, &mut ws, &s),
+            );
             Ok(())
         })?;
         let shape = x.shape().to_vec();
         drop(x); // may be the last reference: its memory can serve dx
         sink.write(0, &device, &shape, |dx, _| {
-            let mut ws = Tensor::empty(&device, &[cpu::backward_data_workspace(&s)], DType::F32)?;
-            on_device!(&device, cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), ws.f32s_mut(), &s));
+            let mut ws = Tensor::empty(
+                &device,
+                &[cuda::workspace(device.target(), || cpu::backward_data_workspace(&s))],
+                DType::F32,
+            )?;
+            on_device!(
+                &device,
+                cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), ws.f32s_mut(), &s),
+                cuda => cuda::backward_data(dx, &dy, &w, &mut ws, &s),
+            );
             Ok(())
         })
     }

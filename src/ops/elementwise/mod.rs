@@ -10,27 +10,27 @@ use crate::tensor::{DType, Tensor};
 /// Elements of one parallel task of a pointwise loop: 64 KiB of f32.
 pub(crate) const CHUNK: usize = 16 * 1024;
 
-/// `y += x`, f32, same shape.
+/// `y += x`, floats of one type, same shape.
 pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
     x.expect_shape("add_assign", y.shape())?;
-    x.expect_dtype("add_assign", DType::F32)?;
-    y.expect_dtype("add_assign", DType::F32)?;
+    x.expect_float("add_assign")?;
+    y.expect_dtype("add_assign", x.dtype())?;
     on_device!(x.device(), cpu => cpu::add_assign(y.f32s_mut(), x.f32s()), cuda => cuda::add_assign(y, x));
     Ok(())
 }
 
-/// `y = x`, f32, same shape.
+/// `y = x`, floats of one type, same shape.
 pub fn copy(y: &mut Tensor, x: &Tensor) -> Result<()> {
     x.expect_shape("copy", y.shape())?;
-    x.expect_dtype("copy", DType::F32)?;
-    y.expect_dtype("copy", DType::F32)?;
+    x.expect_float("copy")?;
+    y.expect_dtype("copy", x.dtype())?;
     on_device!(x.device(), cpu => cpu::copy(y.f32s_mut(), x.f32s()), cuda => cuda::copy(y, x));
     Ok(())
 }
 
-/// `y = value`, f32.
+/// `y = value`, a float.
 pub fn fill(y: &mut Tensor, value: f32) -> Result<()> {
-    y.expect_dtype("fill", DType::F32)?;
+    y.expect_float("fill")?;
     on_device!(y.device().clone(), cpu => cpu::fill(y.f32s_mut(), value), cuda => cuda::fill(y, value));
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The exponential moving average of weights.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
 use crate::error::Result;
@@ -30,8 +31,12 @@ pub fn ema(pairs: &mut [(&mut Tensor, &Tensor)], share: &Tensor) -> Result<()> {
         value.expect_dtype(&format!("ema: value {i}"), DType::F32)?;
         average.expect_dtype(&format!("ema: average {i}"), DType::F32)?;
     }
-    for (average, value) in pairs {
-        on_device!(share.device(), cpu => cpu::update(average.f32s_mut(), value.f32s(), share.f32s()[0]));
-    }
+    on_device!(
+        share.device(),
+        cpu => for (average, value) in pairs {
+            cpu::update(average.f32s_mut(), value.f32s(), share.f32s()[0]);
+        },
+        cuda => cuda::update(pairs, share),
+    );
     Ok(())
 }

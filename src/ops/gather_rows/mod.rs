@@ -1,6 +1,7 @@
 //! Rows of a tensor by index: the sampled anchors out of all, the kept boxes out of the candidates.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
@@ -55,7 +56,11 @@ pub fn take_i32(x: &Tensor, idx: &Tensor, missing: i32) -> Result<Tensor> {
     x.expect_dtype("gather_rows: x", DType::I32)?;
     let s = rows_of(idx, b)?;
     let mut y = Tensor::empty(x.device(), &[b, s], DType::I32)?;
-    on_device!(x.device(), cpu => cpu::take_i32(y.i32s_mut(), x.i32s(), idx.i32s(), n, s, missing));
+    on_device!(
+        x.device(),
+        cpu => cpu::take_i32(y.i32s_mut(), x.i32s(), idx.i32s(), n, s, missing),
+        cuda => cuda::take_i32(&mut y, x, idx, missing),
+    );
     Ok(y)
 }
 
@@ -72,7 +77,11 @@ fn gather(x: &Tensor, idx: &Tensor) -> Result<(Tensor, GatherShape)> {
     let b = images.unwrap_or(idx.shape().first().copied().unwrap_or(0));
     let s = GatherShape { b, n, s: rows_of(idx, b)?, c, shared: images.is_none() };
     let mut y = Tensor::empty(x.device(), &[s.b, s.s, s.c], DType::F32)?;
-    on_device!(x.device(), cpu => cpu::forward(y.f32s_mut(), x.f32s(), idx.i32s(), &s));
+    on_device!(
+        x.device(),
+        cpu => cpu::forward(y.f32s_mut(), x.f32s(), idx.i32s(), &s),
+        cuda => cuda::forward(&mut y, x, idx, &s),
+    );
     Ok((y, s))
 }
 
@@ -98,7 +107,15 @@ impl Backward for GatherRowsBwd {
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let s = self.s;
         let mut dx = Tensor::empty(dy.device(), &[s.b, s.n, s.c], DType::F32)?;
-        on_device!(dy.device(), cpu => cpu::backward(dx.f32s_mut(), dy.f32s(), self.idx.i32s(), &s));
+        // Where kernels run: which rows of an image name the same index.
+        let links = if dy.device().runs_kernels() { s.b * s.s } else { 0 };
+        let mut links = Tensor::empty(dy.device(), &[links], DType::I32)?;
+        on_device!(
+            dy.device(),
+            cpu => cpu::backward(dx.f32s_mut(), dy.f32s(), self.idx.i32s(), &s),
+            cuda => cuda::backward(&mut dx, &mut links, &dy, &self.idx, &s),
+        );
+        drop(links);
         sink.add(0, dx)
     }
 }

@@ -1,6 +1,7 @@
 //! The length of all gradients together, and the factor that clips it.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
 use crate::device::Device;
@@ -25,18 +26,23 @@ pub fn grad_norm(device: &Device, grads: &[&Tensor]) -> Result<Tensor> {
     for (i, g) in grads.iter().enumerate() {
         g.expect_dtype(&format!("grad_norm: gradient {i}"), DType::F32)?;
     }
-    let chunks = grads.iter().map(|g| cpu::chunks(g.numel())).sum();
-    let mut partial = Tensor::empty(device, &[chunks, 2], DType::F32)?;
+    let chunks = if device.runs_kernels() { cuda::chunks } else { cpu::chunks };
+    // Eight bytes a chunk: on the CPU a pair of f32, on a GPU one f64.
+    let mut partial = Tensor::empty(device, &[grads.iter().map(|g| chunks(g.numel())).sum(), 2], DType::F32)?;
     let mut norm = Tensor::empty(device, &[1], DType::F32)?;
-    on_device!(device, cpu => {
-        let mut rest = partial.f32s_mut();
-        for g in grads {
-            let (p, tail) = rest.split_at_mut(2 * cpu::chunks(g.numel()));
-            cpu::chunk_norms(p, g.f32s());
-            rest = tail;
-        }
-        norm.f32s_mut()[0] = cpu::total(partial.f32s());
-    });
+    on_device!(
+        device,
+        cpu => {
+            let mut rest = partial.f32s_mut();
+            for g in grads {
+                let (p, tail) = rest.split_at_mut(2 * chunks(g.numel()));
+                cpu::chunk_norms(p, g.f32s());
+                rest = tail;
+            }
+            norm.f32s_mut()[0] = cpu::total(partial.f32s());
+        },
+        cuda => cuda::norm(&mut norm, &mut partial, grads),
+    );
     Ok(norm)
 }
 
@@ -48,9 +54,13 @@ pub fn clip_scale(norm: &Tensor, max_norm: f32) -> Result<Tensor> {
     norm.expect_shape("clip_scale: norm", &[1])?;
     norm.expect_dtype("clip_scale: norm", DType::F32)?;
     let mut scale = Tensor::empty(norm.device(), &[1], DType::F32)?;
-    on_device!(norm.device(), cpu => {
-        let s = max_norm / (norm.f32s()[0] + 1e-6);
-        scale.f32s_mut()[0] = if s > 1.0 { 1.0 } else { s }; // NaN stays
-    });
+    on_device!(
+        norm.device(),
+        cpu => {
+            let s = max_norm / (norm.f32s()[0] + 1e-6);
+            scale.f32s_mut()[0] = if s > 1.0 { 1.0 } else { s }; // NaN stays
+        },
+        cuda => cuda::clip_scale(&mut scale, norm, max_norm),
+    );
     Ok(scale)
 }

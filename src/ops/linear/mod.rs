@@ -1,9 +1,10 @@
 //! Fully connected layer.
 
 pub mod cpu;
+mod cuda;
 
 use super::conv2d::Activation;
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, bias};
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -40,11 +41,14 @@ pub fn linear(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation:
     let mut y = Tensor::empty(&device, &[m, o], DType::F32)?;
     let s = LinearShape { m, n: o, k: c };
     {
-        let mut ws = Tensor::empty(&device, &[cpu::forward_workspace(&s)], DType::F32)?;
+        let mut ws =
+            Tensor::empty(&device, &[cuda::workspace(device.target(), || cpu::forward_workspace(&s))], DType::F32)?;
         let (x, w, b) = (x.value(), w.value(), bias.map(Var::value));
-        on_device!(&device, cpu => {
-            cpu::forward(y.f32s_mut(), x.f32s(), w.f32s(), b.map(Tensor::f32s), relu, ws.f32s_mut(), &s);
-        });
+        on_device!(
+            &device,
+            cpu => cpu::forward(y.f32s_mut(), x.f32s(), w.f32s(), b.map(Tensor::f32s), relu, ws.f32s_mut(), &s),
+            cuda => cuda::forward(&mut y, x, w, b, relu, &mut ws, &s),
+        );
     }
     let rule = LinearBwd { x: x.value().clone(), w: w.value().clone(), y: relu.then(|| y.clone()), s };
     Ok(match bias {
@@ -72,21 +76,40 @@ impl Backward for LinearBwd {
         let device = dy.device().clone();
         let dy = super::relu_gradient(dy, y)?;
         sink.write(2, &device, &[s.n], |db, accumulate| {
-            on_device!(&device, cpu => super::conv2d::cpu::bias_grad(db.f32s_mut(), accumulate, dy.f32s()));
+            let mut ws = Tensor::empty(&device, &[bias::backward_workspace(&device, s.m, s.n)], DType::F32)?;
+            on_device!(
+                &device,
+                cpu => super::conv2d::cpu::bias_grad(db.f32s_mut(), accumulate, dy.f32s()),
+                cuda => bias::backward(db, accumulate, &dy, &mut ws),
+            );
             Ok(())
         })?;
         sink.write(1, &device, &[s.n, s.k], |dw, accumulate| {
-            let mut ws = Tensor::empty(&device, &[cpu::backward_weights_workspace(&s)], DType::F32)?;
-            on_device!(&device, cpu => {
-                cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), ws.f32s_mut(), &s);
-            });
+            let mut ws = Tensor::empty(
+                &device,
+                &[cuda::workspace(device.target(), || cpu::backward_weights_workspace(&s))],
+                DType::F32,
+            )?;
+            on_device!(
+                &device,
+                cpu => cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), ws.f32s_mut(), &s),
+                cuda => cuda::backward_weights(dw, accumulate, &x, &dy, &mut ws, &s),
+            );
             Ok(())
         })?;
         let shape = x.shape().to_vec();
         drop(x);
         sink.write(0, &device, &shape, |dx, _| {
-            let mut ws = Tensor::empty(&device, &[cpu::backward_data_workspace(&s)], DType::F32)?;
-            on_device!(&device, cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), ws.f32s_mut(), &s));
+            let mut ws = Tensor::empty(
+                &device,
+                &[cuda::workspace(device.target(), || cpu::backward_data_workspace(&s))],
+                DType::F32,
+            )?;
+            on_device!(
+                &device,
+                cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), ws.f32s_mut(), &s),
+                cuda => cuda::backward_data(dx, &dy, &w, &mut ws, &s),
+            );
             Ok(())
         })
     }

@@ -1,6 +1,7 @@
 //! Which ground truth each box stands for.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -39,7 +40,8 @@ pub struct Matcher {
 /// `[B,G,4]` f32, gt_count `[B]` i32; result `[B,N]` i32.
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: B·N·G IoUs at most, less those of blocks that a ground truth does not touch; never an IoU matrix in memory.
+/// Cost: B·N·G IoUs at most, less those of blocks that a ground truth does not touch, and on a GPU as many again for
+/// low-quality matches; never an IoU matrix in memory.
 /// Errors: `Shape`, `Dtype`.
 /// Reference: mmdetection's MaxIoUAssigner (Ren et al. 2015, section 3.1.2).
 pub fn match_boxes(
@@ -75,11 +77,20 @@ pub fn match_boxes(
         }
     }
     let mut assigned = Tensor::empty(device, &[b, n], DType::I32)?;
-    let mut best = Tensor::empty(device, &[b, cpu::tasks(n), g], DType::F32)?;
-    on_device!(device, cpu => {
-        let shared = boxes.shape().len() == 2;
-        let problem = cpu::Problem { boxes: boxes.f32s(), shared, gt: gt_boxes.f32s(), count: gt_count.i32s(), n, g, matcher };
-        cpu::forward(assigned.i32s_mut(), best.f32s_mut(), valid, &problem);
-    });
+    let mut best = if device.runs_kernels() {
+        cuda::workspace(device, b, g, matcher)?
+    } else {
+        Tensor::empty(device, &[b, cpu::tasks(n), g], DType::F32)?
+    };
+    let shared = boxes.shape().len() == 2;
+    on_device!(
+        device,
+        cpu => {
+            let (gt, count) = (gt_boxes.f32s(), gt_count.i32s());
+            let problem = cpu::Problem { boxes: boxes.f32s(), shared, gt, count, n, g, matcher };
+            cpu::forward(assigned.i32s_mut(), best.f32s_mut(), valid, &problem);
+        },
+        cuda => cuda::forward(&mut assigned, &mut best, boxes, valid, gt_boxes, gt_count, matcher),
+    );
     Ok(assigned)
 }

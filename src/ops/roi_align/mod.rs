@@ -1,6 +1,7 @@
 //! RoIAlign over all levels of a feature pyramid.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,9 @@ use crate::tensor::{DType, Tensor};
 
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "roi_align", gradient: Gradient::Yes };
+
+/// Most levels of a pyramid: a kernel takes the address of each.
+const MAX_LEVELS: usize = 8;
 
 /// What RoIAlign does with a box.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,19 +32,32 @@ pub struct RoiAlign {
     pub aligned: bool,
     /// Side in input pixels of the boxes that start level 1; those below it are level 0's, twice as large level 1's.
     pub finest_scale_px: f32,
+    /// How a GPU computes the gradient.
+    pub gradient: RoiGradient,
+}
+
+/// How a GPU computes the gradient of RoIAlign; the CPU gathers always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoiGradient {
+    /// Each element is summed in the order of the boxes: the same on every run.
+    Gather,
+    /// Bins are added to pixels atomically: rounding differs from run to run. 16-bit levels need an f32 workspace.
+    Atomic,
 }
 
 impl RoiAlign {
-    /// mmdetection's: adaptive sampling, aligned, finest scale 56.
+    /// mmdetection's: adaptive sampling, aligned, finest scale 56; a gradient that is the same on every run.
     pub fn new(ph: usize, pw: usize) -> Self {
-        Self { ph, pw, sampling_ratio: 0, aligned: true, finest_scale_px: 56.0 }
+        let gradient = RoiGradient::Gather;
+        Self { ph, pw, sampling_ratio: 0, aligned: true, finest_scale_px: 56.0, gradient }
     }
 
     /// The level of a box: `floor(log2(sqrt(w h) / finest + 1e-6))`, clamped. NaN and inverted boxes get level 0.
     pub fn level(&self, roi: [f32; 4], levels: usize) -> usize {
         let side = ((roi[2] - roi[0]) * (roi[3] - roi[1])).sqrt();
-        let level = (side / self.finest_scale_px + 1e-6).log2().floor();
-        (level.max(0.0) as usize).min(levels.saturating_sub(1))
+        let ratio = side / self.finest_scale_px + 1e-6;
+        // Compared with powers of two: a logarithm just below an integer rounds, and not alike on every device.
+        (1..levels).filter(|&l| ratio >= 2f32.powi(l as i32)).count()
     }
 
     /// Start and size of `[lo, hi]` in feature pixels.
@@ -54,13 +71,13 @@ impl RoiAlign {
 
 /// Each box becomes `PH`×`PW` bins of the pyramid level that suits its size; a bin is the mean of bilinear samples.
 ///
-/// Shapes: levels `[N,H_l,W_l,C]` f32, finest first; rois `[N,S,4]` f32; valid `[N,S]` i32 (negative: skipped, y is 0);
-/// y `[N·S,PH,PW,C]`.
+/// Shapes: levels `[N,H_l,W_l,C]`, y `[N·S,PH,PW,C]`, floats of one type, levels finest first; rois `[N,S,4]` f32; valid
+/// `[N,S]` i32 (negative: skipped, y is 0).
 /// Saves: rois, valid.
 /// Gradient: levels (not the boxes).
 /// Cost: reads N·S·PH·PW·(samples + 1)² pixels of C channels, mostly from cache, writes N·S·PH·PW·C.
-/// Errors: `Shape` if a level is not `[N,H,W,C]` with the same N and C; `Value` without levels, or if their number is
-/// not that of `strides_px`.
+/// Errors: `Shape` if a level is not `[N,H,W,C]` with the same N and C; `Dtype`; `Value` without levels or with more than 8,
+/// or if their number is not that of `strides_px`.
 /// Reference: He et al. 2017, section 3; level rule Lin et al. 2017, eq. 1, as mmdetection has it.
 pub fn roi_align(
     tape: &mut Tape,
@@ -77,10 +94,15 @@ pub fn roi_align(
     if p.ph == 0 || p.pw == 0 || strides_px.iter().any(|&s| s.is_nan() || s <= 0.0) {
         return Err(Error::value("roi_align", format!("{}×{} bins at strides {strides_px:?}", p.ph, p.pw)));
     }
+    if levels.len() > MAX_LEVELS {
+        return Err(Error::value("roi_align", format!("{} levels, at most {MAX_LEVELS}", levels.len())));
+    }
     let [n, _, _, c] = first.value().dims("roi_align: levels")?;
+    let dtype = first.value().dtype();
+    first.value().expect_float("roi_align: levels")?;
     let mut shapes = Vec::with_capacity(levels.len());
     for (x, &stride_px) in levels.iter().zip(strides_px) {
-        x.value().expect_dtype("roi_align: levels", DType::F32)?;
+        x.value().expect_dtype("roi_align: levels", dtype)?;
         let [n_l, h, w, c_l] = x.value().dims("roi_align: levels")?;
         if n_l != n || c_l != c || h * w == 0 {
             let want = format!("[{n},H,W,{c}], H and W not 0");
@@ -94,12 +116,17 @@ pub fn roi_align(
     valid.expect_shape("roi_align: valid", &[n, s])?;
     valid.expect_dtype("roi_align: valid", DType::I32)?;
 
-    let mut y = Tensor::empty(tape.device(), &[n * s, p.ph, p.pw, c], DType::F32)?;
-    on_device!(tape.device(), cpu => {
-        let xs: Vec<&[f32]> = levels.iter().map(|x| x.value().f32s()).collect();
-        cpu::forward(y.f32s_mut(), &xs, &shapes, &Rois::of(rois, valid), c, &p);
-    });
-    Ok(tape.record_all(levels, y, RoiAlignBwd { shapes, rois: rois.clone(), valid: valid.clone(), n, c, p }))
+    let saved = RoiAlignBwd { shapes, rois: rois.clone(), valid: valid.clone(), n, c, p };
+    let mut y = Tensor::empty(tape.device(), &[n * s, p.ph, p.pw, c], dtype)?;
+    on_device!(
+        tape.device(),
+        cpu => {
+            let xs: Vec<&[f32]> = levels.iter().map(|x| x.value().f32s()).collect();
+            cpu::forward(y.f32s_mut(), &xs, &saved.shapes, &Rois::of(rois, valid), c, &p);
+        },
+        cuda => cuda::forward(&mut y, levels, &saved),
+    );
+    Ok(tape.record_all(levels, y, saved))
 }
 
 impl<'a> Rois<'a> {
@@ -125,14 +152,25 @@ impl Backward for RoiAlignBwd {
         self.rois.bytes() + self.valid.bytes()
     }
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
+        let device = dy.device();
         let mut dxs = Vec::with_capacity(self.shapes.len());
         for l in &self.shapes {
-            dxs.push(Tensor::empty(dy.device(), &[self.n, l.h, l.w, self.c], DType::F32)?);
+            dxs.push(Tensor::empty(device, &[self.n, l.h, l.w, self.c], dy.dtype())?);
         }
-        on_device!(dy.device(), cpu => {
-            let mut views: Vec<&mut [f32]> = dxs.iter_mut().map(Tensor::f32s_mut).collect();
-            cpu::backward(&mut views, &self.shapes, dy.f32s(), &Rois::of(&self.rois, &self.valid), self.c, &self.p);
-        });
+        let mut workspace =
+            if device.runs_kernels() { cuda::workspace(device, &self, dy.dtype())? } else { Vec::new() };
+        on_device!(
+            device,
+            cpu => {
+                let mut views: Vec<&mut [f32]> = dxs.iter_mut().map(Tensor::f32s_mut).collect();
+                cpu::backward(&mut views, &self.shapes, dy.f32s(), &Rois::of(&self.rois, &self.valid), self.c, &self.p);
+            },
+            cuda => match self.p.gradient {
+                RoiGradient::Gather => cuda::backward(&mut dxs, &mut workspace, &dy, &self),
+                RoiGradient::Atomic => cuda::backward_atomic(&mut dxs, &mut workspace, &dy, &self),
+            },
+        );
+        drop(workspace);
         for (l, dx) in dxs.into_iter().enumerate() {
             sink.add(l, dx)?;
         }

@@ -38,6 +38,15 @@ fn samples(roi: &[f32], level: &LevelShape, p: &RoiAlign, i: usize, j: usize, mu
     }
 }
 
+/// Every device that computes.
+fn devices() -> Vec<Device> {
+    #[allow(unused_mut)]
+    let mut devices = vec![Device::cpu()];
+    #[cfg(feature = "sim")]
+    devices.push(Device::sim(1));
+    devices
+}
+
 /// Boxes `[N,S,4]`, some of them not valid.
 struct Problem {
     levels: Vec<LevelShape>,
@@ -58,22 +67,21 @@ impl Problem {
     }
 
     /// y and the gradients of the levels for `dy`, through the tape.
-    fn run(&self, xs: &[Vec<f32>], dy: &[f32]) -> (Vec<f32>, Vec<Vec<f32>>) {
-        let dev = Device::cpu();
-        let mut tape = Tape::new(&dev);
+    fn run(&self, dev: &Device, xs: &[Vec<f32>], dy: &[f32]) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let mut tape = Tape::new(dev);
         let (n, s, c, p) = (self.n, self.per_image(), self.c, self.p);
         let levels: Vec<Var> = (self.levels.iter().zip(xs))
-            .map(|(l, x)| tape.leaf(Tensor::from_slice(&dev, &[n, l.h, l.w, c], x).unwrap()))
+            .map(|(l, x)| tape.leaf(Tensor::from_slice(dev, &[n, l.h, l.w, c], x).unwrap()))
             .collect();
-        let rois = Tensor::from_slice(&dev, &[n, s, 4], &self.rois).unwrap();
-        let valid = Tensor::from_slice(&dev, &[n, s], &self.valid).unwrap();
+        let rois = Tensor::from_slice(dev, &[n, s, 4], &self.rois).unwrap();
+        let valid = Tensor::from_slice(dev, &[n, s], &self.valid).unwrap();
         let strides: Vec<f32> = self.levels.iter().map(|l| l.stride_px).collect();
         let refs: Vec<&Var> = levels.iter().collect();
         let y = roi_align(&mut tape, &refs, &strides, &rois, &valid, p).unwrap();
-        let out = y.value().f32s().to_vec();
-        let dy = Tensor::from_slice(&dev, y.shape(), dy).unwrap();
+        let out = y.value().to_vec().unwrap();
+        let dy = Tensor::from_slice(dev, y.shape(), dy).unwrap();
         let grads = tape.backward(vec![(y, dy)]).unwrap();
-        (out, levels.iter().map(|x| grads.get(x).unwrap().f32s().to_vec()).collect())
+        (out, levels.iter().map(|x| grads.get(x).unwrap().to_vec().unwrap()).collect())
     }
 
     fn outputs(&self) -> usize {
@@ -113,10 +121,12 @@ impl Problem {
         });
         let as_f32 = |v: &[f64]| v.iter().map(|&v| v as f32).collect::<Vec<_>>();
         // Positions are f32 and up to the size of the map: a weight is good to about 1e-5.
-        let (got_y, got_dxs) = self.run(&xs, &dy);
-        assert_close(&got_y, &as_f32(&y), 5e-5, 1e-5);
-        for (got, want) in got_dxs.iter().zip(&dxs) {
-            assert_close(got, &as_f32(want), 2e-4, 1e-4);
+        for dev in devices() {
+            let (got_y, got_dxs) = self.run(&dev, &xs, &dy);
+            assert_close(&got_y, &as_f32(&y), 5e-5, 1e-5);
+            for (got, want) in got_dxs.iter().zip(&dxs) {
+                assert_close(got, &as_f32(want), 2e-4, 1e-4);
+            }
         }
     }
 }
@@ -139,8 +149,12 @@ fn equals_the_definition_in_f64() {
         let n = 2;
         let rois = boxes(seed, 40, 150.0, 30.0);
         let valid = (0..40).map(|r| if r % 7 == 3 { -1 } else { r }).collect();
-        let p = RoiAlign { ph, pw, sampling_ratio, aligned, finest_scale_px: 28.0 };
-        Problem { levels: pyramid(120, 161, 4), n, c, rois, valid, p }.check(seed);
+        let levels = pyramid(120, 161, 4);
+        let p = RoiAlign { sampling_ratio, aligned, finest_scale_px: 28.0, ..RoiAlign::new(ph, pw) };
+        let mut problem = Problem { levels, n, c, rois, valid, p };
+        problem.check(seed);
+        problem.p.gradient = RoiGradient::Atomic;
+        problem.check(seed);
     }
 }
 
@@ -169,14 +183,16 @@ fn equals_mmcv() {
                         c: 5,
                         rois: [boxes.clone(), boxes.clone()].concat(),
                         valid: valid.clone(),
-                        p: RoiAlign { ph, pw, sampling_ratio, aligned, finest_scale_px: 56.0 },
+                        p: RoiAlign { sampling_ratio, aligned, ..RoiAlign::new(ph, pw) },
                     };
                     let dy = f.nhwc(&format!("gout.{ph}x{pw}"));
-                    let (y, dx) = problem.run(std::slice::from_ref(&x), &[dy.clone(), dy].concat());
                     let row = ph * pw * 5;
-                    let own: Vec<f32> = (0..12).flat_map(|r| y[(image[r] * 12 + r) * row..][..row].to_vec()).collect();
-                    assert_close(&own, &f.nhwc(&format!("{key}.y")), 3e-6, 1e-5);
-                    assert_close(&dx[0], &f.nhwc(&format!("{key}.dx")), 1e-5, 1e-5);
+                    for dev in devices() {
+                        let (y, dx) = problem.run(&dev, std::slice::from_ref(&x), &[dy.clone(), dy.clone()].concat());
+                        let own = (0..12).flat_map(|r| y[(image[r] * 12 + r) * row..][..row].to_vec());
+                        assert_close(&own.collect::<Vec<f32>>(), &f.nhwc(&format!("{key}.y")), 3e-6, 1e-5);
+                        assert_close(&dx[0], &f.nhwc(&format!("{key}.dx")), 1e-5, 1e-5);
+                    }
                 }
             }
         }
@@ -202,9 +218,11 @@ fn hostile_boxes_give_finite_numbers() {
             let p = RoiAlign { sampling_ratio, aligned, ..RoiAlign::new(7, 7) };
             let problem = Problem { levels: pyramid(60, 60, 2), n: 1, c: 3, rois: rois.clone(), valid: vec![0; 8], p };
             let xs: Vec<Vec<f32>> = problem.sizes().iter().map(|&s| vec![1.0; s]).collect();
-            let (y, dx) = problem.run(&xs, &vec![1.0; problem.outputs()]);
-            assert!(y.iter().all(|v| v.is_finite() && v.abs() <= 1.0001));
-            assert!(dx.iter().flatten().all(|v| v.is_finite()));
+            for dev in devices() {
+                let (y, dx) = problem.run(&dev, &xs, &vec![1.0; problem.outputs()]);
+                assert!(y.iter().all(|v| v.is_finite() && v.abs() <= 1.0001));
+                assert!(dx.iter().flatten().all(|v| v.is_finite()));
+            }
         }
     }
 }
@@ -212,10 +230,12 @@ fn hostile_boxes_give_finite_numbers() {
 #[test]
 fn empty_inputs() {
     let none = |n, c| Problem { levels: pyramid(20, 20, 2), n, c, rois: vec![], valid: vec![], p: RoiAlign::new(7, 7) };
-    let (y, dx) = none(2, 3).run(&[vec![1.0; 150], vec![1.0; 54]], &[]);
-    assert!(y.is_empty() && dx[0].len() == 150 && dx.iter().flatten().all(|&v| v == 0.0));
-    let (y, _) = Problem { rois: vec![0.0; 8], valid: vec![0; 2], ..none(2, 0) }.run(&[vec![], vec![]], &[]);
-    assert!(y.is_empty());
+    for dev in devices() {
+        let (y, dx) = none(2, 3).run(&dev, &[vec![1.0; 150], vec![1.0; 54]], &[]);
+        assert!(y.is_empty() && dx[0].len() == 150 && dx.iter().flatten().all(|&v| v == 0.0));
+        let (y, _) = Problem { rois: vec![0.0; 8], valid: vec![0; 2], ..none(2, 0) }.run(&dev, &[vec![], vec![]], &[]);
+        assert!(y.is_empty());
+    }
 }
 
 #[test]
@@ -232,6 +252,7 @@ fn wrong_shapes_are_errors() {
     assert_eq!(e, "roi_align: rois: want [2, 6, 4], got [2, 6, 5]");
     assert!(roi_align(&mut tape, &[&x], &[4.0, 8.0], &rois, &valid, p).is_err());
     assert!(roi_align(&mut tape, &[], &[], &rois, &valid, p).is_err());
+    assert!(roi_align(&mut tape, &[&x; 9], &[4.0; 9], &rois, &valid, p).is_err());
     assert!(roi_align(&mut tape, &[&x], &[4.0], &rois, &rois, p).is_err());
 }
 
@@ -258,7 +279,7 @@ fn result_does_not_depend_on_threads() {
     let dy = uniform(3, 60 * 49 * 33, -1.0, 1.0);
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| problem.run(&xs, &dy))
+        pool.install(|| problem.run(&Device::cpu(), &xs, &dy))
     };
     assert_eq!(run(1), run(3));
 }

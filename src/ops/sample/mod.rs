@@ -1,9 +1,10 @@
 //! Training examples from the candidates: at most a share of positives, the rest negatives.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::on_device;
 use crate::tensor::philox::Purpose;
 use crate::tensor::{DType, Tensor};
@@ -46,7 +47,7 @@ pub struct Sampled {
 /// Shapes: assigned `[B,N]` i32; key i32 `[6]` (seed low and high, stage, step low and high, first image); see [`Sampled`].
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: one pass, a Philox block for each four candidates, a selection; workspace 8 bytes a candidate.
+/// Cost: one pass, a Philox block for each four candidates, a selection; workspace 8 bytes a candidate, on a GPU 1/4 byte.
 /// Errors: `Shape`, `Dtype`.
 /// Reference: mmdetection's RandomSampler without an upper bound of negatives.
 pub fn sample(assigned: &Tensor, sampler: &Sampler, key: &Tensor) -> Result<Sampled> {
@@ -59,10 +60,16 @@ pub fn sample(assigned: &Tensor, sampler: &Sampler, key: &Tensor) -> Result<Samp
     let mut idx = Tensor::empty(device, &[b, sampler.num], DType::I32)?;
     let mut gt = Tensor::empty(device, &[b, sampler.num], DType::I32)?;
     let mut counts = Tensor::empty(device, &[b, 2], DType::I32)?;
-    let mut ws = Tensor::empty(device, &[b, n, 2], DType::I32)?;
-    on_device!(device, cpu => {
-        cpu::sample(idx.i32s_mut(), gt.i32s_mut(), counts.i32s_mut(), ws.i32s_mut(), assigned.i32s(), n, sampler, key.i32s());
-    });
+    let ws = if device.runs_kernels() { cuda::workspace(b, n) } else { [b, n, 2] };
+    let mut ws = Tensor::empty(device, &ws, DType::I32)?;
+    on_device!(
+        device,
+        cpu => {
+            let (out, ws) = ((idx.i32s_mut(), gt.i32s_mut(), counts.i32s_mut()), ws.i32s_mut());
+            cpu::sample(out.0, out.1, out.2, ws, assigned.i32s(), n, sampler, key.i32s());
+        },
+        cuda => cuda::sample(&mut idx, &mut gt, &mut counts, &mut ws, assigned, sampler, key),
+    );
     Ok(Sampled { idx, gt, counts })
 }
 
@@ -78,7 +85,11 @@ pub fn with_gt(assigned: &Tensor, gt_count: &Tensor, g: usize) -> Result<Tensor>
     gt_count.expect_shape("with_gt: gt_count", &[b])?;
     gt_count.expect_dtype("with_gt: gt_count", DType::I32)?;
     let mut out = Tensor::empty(device, &[b, g + p], DType::I32)?;
-    on_device!(device, cpu => cpu::with_gt(out.i32s_mut(), assigned.i32s(), gt_count.i32s(), g, p));
+    on_device!(
+        device,
+        cpu => cpu::with_gt(out.i32s_mut(), assigned.i32s(), gt_count.i32s(), g, p),
+        cuda => cuda::with_gt(&mut out, assigned, gt_count, g),
+    );
     Ok(out)
 }
 
@@ -90,21 +101,23 @@ pub fn boxes_with_gt(proposals: &Tensor, gt_boxes: &Tensor) -> Result<Tensor> {
     let device = proposals.device();
     let _op = device.enter("boxes_with_gt");
     let [b, p, _] = proposals.dims("boxes_with_gt: proposals")?;
-    let [bb, g, _] = gt_boxes.dims("boxes_with_gt: gt_boxes")?;
+    let [_, g, _] = gt_boxes.dims("boxes_with_gt: gt_boxes")?;
     proposals.expect_dtype("boxes_with_gt: proposals", DType::F32)?;
     gt_boxes.expect_dtype("boxes_with_gt: gt_boxes", DType::F32)?;
-    if b != bb {
-        let got = gt_boxes.shape().to_vec();
-        return Err(Error::Shape { what: "boxes_with_gt: gt_boxes".into(), want: format!("[{b},G,4]"), got });
-    }
+    proposals.expect_shape("boxes_with_gt: proposals", &[b, p, 4])?;
+    gt_boxes.expect_shape("boxes_with_gt: gt_boxes", &[b, g, 4])?;
     let mut out = Tensor::empty(device, &[b, g + p, 4], DType::F32)?;
-    on_device!(device, cpu => {
-        let (gt, proposals) = (gt_boxes.f32s(), proposals.f32s());
-        for (i, out) in out.f32s_mut().chunks_mut(((g + p) * 4).max(1)).enumerate() {
-            out[..g * 4].copy_from_slice(&gt[i * g * 4..][..g * 4]);
-            out[g * 4..].copy_from_slice(&proposals[i * p * 4..][..p * 4]);
-        }
-    });
+    on_device!(
+        device,
+        cpu => {
+            let (gt, proposals) = (gt_boxes.f32s(), proposals.f32s());
+            for (i, out) in out.f32s_mut().chunks_mut(((g + p) * 4).max(1)).enumerate() {
+                out[..g * 4].copy_from_slice(&gt[i * g * 4..][..g * 4]);
+                out[g * 4..].copy_from_slice(&proposals[i * p * 4..][..p * 4]);
+            }
+        },
+        cuda => cuda::boxes_with_gt(&mut out, proposals, gt_boxes),
+    );
     Ok(out)
 }
 

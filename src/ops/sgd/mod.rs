@@ -1,6 +1,7 @@
 //! Stochastic gradient descent with momentum on a list of parameters.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
 use crate::error::Result;
@@ -44,11 +45,14 @@ pub fn sgd(params: &mut [SgdParam<'_>], lr: &Tensor, grad_scale: &Tensor, moment
             t.expect_dtype(&format!("sgd: parameter {i}"), DType::F32)?;
         }
     }
-    for p in params {
-        on_device!(lr.device(), cpu => {
-            let rule = cpu::Rule { lr: lr.f32s()[0], grad_scale: grad_scale.f32s()[0], momentum, nesterov, weight_decay: p.weight_decay };
+    on_device!(
+        lr.device(),
+        cpu => for p in params {
+            let (lr, grad_scale) = (lr.f32s()[0], grad_scale.f32s()[0]);
+            let rule = cpu::Rule { lr, grad_scale, momentum, nesterov, weight_decay: p.weight_decay };
             cpu::step(p.value.f32s_mut(), p.grad.f32s(), p.momentum.f32s_mut(), rule);
-        });
-    }
+        },
+        cuda => cuda::step(params, lr, grad_scale, momentum, nesterov),
+    );
     Ok(())
 }

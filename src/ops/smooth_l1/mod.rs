@@ -1,6 +1,7 @@
 //! Smooth L1 and L1: the box losses.
 
 mod cpu;
+mod cuda;
 
 use super::partial::Partial;
 use super::{Gradient, OpInfo};
@@ -60,8 +61,13 @@ pub fn smooth_l1(
         weight,
     };
     let mut loss = Tensor::empty(deltas.device(), &[1], DType::F32)?;
-    let mut sums = Partial::new(deltas.device(), cpu::chunks(m))?;
-    on_device!(deltas.device(), cpu => cpu::forward(loss.f32s_mut(), sums.slots(), &rule));
+    let slots = if deltas.device().runs_kernels() { cuda::blocks(m) } else { cpu::chunks(m) };
+    let mut sums = Partial::new(deltas.device(), slots)?;
+    on_device!(
+        deltas.device(),
+        cpu => cpu::forward(loss.f32s_mut(), sums.slots(), &rule),
+        cuda => cuda::forward(&mut loss, &mut sums, &rule),
+    );
     drop(sums);
     Ok(tape.record([deltas], loss, rule))
 }
@@ -85,7 +91,11 @@ impl Backward for SmoothL1Bwd {
     }
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let mut dx = Tensor::empty(dy.device(), self.deltas.shape(), DType::F32)?;
-        on_device!(dy.device(), cpu => cpu::backward(dx.f32s_mut(), dy.f32s(), &self));
+        on_device!(
+            dy.device(),
+            cpu => cpu::backward(dx.f32s_mut(), dy.f32s(), &self),
+            cuda => cuda::backward(&mut dx, &dy, &self),
+        );
         sink.add(0, dx)
     }
 }

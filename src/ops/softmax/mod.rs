@@ -1,6 +1,7 @@
 //! Class probabilities at test time.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
@@ -26,6 +27,10 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
         return Err(Error::Shape { what: "softmax: x".into(), want: "[..,K]".into(), got: Vec::new() });
     };
     let mut y = Tensor::empty(x.device(), x.shape(), DType::F32)?;
-    on_device!(x.device(), cpu => cpu::forward(y.f32s_mut(), x.f32s(), k));
+    on_device!(
+        x.device(),
+        cpu => cpu::forward(y.f32s_mut(), x.f32s(), k),
+        cuda => cuda::forward(&mut y, x, k),
+    );
     Ok(y)
 }

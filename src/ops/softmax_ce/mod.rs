@@ -2,6 +2,7 @@
 //! by.
 
 mod cpu;
+mod cuda;
 
 use super::partial::Partial;
 use super::{Gradient, OpInfo};
@@ -34,9 +35,15 @@ pub fn softmax_ce(tape: &mut Tape, logits: &Var, labels: &Tensor, avg: &Tensor, 
     avg.expect_shape("softmax_ce: avg", &[1])?;
     avg.expect_dtype("softmax_ce: avg", DType::F32)?;
     let mut loss = Tensor::empty(logits.device(), &[1], DType::F32)?;
-    let mut sums = Partial::new(logits.device(), cpu::chunks(labels.numel(), c))?;
-    on_device!(logits.device(), cpu => cpu::forward(
-        loss.f32s_mut(), sums.slots(), logits.value().f32s(), labels.i32s(), avg.f32s(), c, weight));
+    let m = labels.numel();
+    let slots = if logits.device().runs_kernels() { cuda::blocks(m) } else { cpu::chunks(m, c) };
+    let mut sums = Partial::new(logits.device(), slots)?;
+    let x = logits.value();
+    on_device!(
+        logits.device(),
+        cpu => cpu::forward(loss.f32s_mut(), sums.slots(), x.f32s(), labels.i32s(), avg.f32s(), c, weight),
+        cuda => cuda::forward(&mut loss, &mut sums, x, labels, avg, c, weight),
+    );
     drop(sums);
     let rule = SoftmaxCeBwd { logits: logits.value().clone(), labels: labels.clone(), avg: avg.clone(), c, weight };
     Ok(tape.record([logits], loss, rule))
@@ -59,8 +66,12 @@ impl Backward for SoftmaxCeBwd {
     }
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let mut dx = Tensor::empty(dy.device(), self.logits.shape(), DType::F32)?;
-        on_device!(dy.device(), cpu => cpu::backward(
-            dx.f32s_mut(), dy.f32s(), self.logits.f32s(), self.labels.i32s(), self.avg.f32s(), self.c, self.weight));
+        let SoftmaxCeBwd { logits, labels, avg, c, weight } = &*self;
+        on_device!(
+            dy.device(),
+            cpu => cpu::backward(dx.f32s_mut(), dy.f32s(), logits.f32s(), labels.i32s(), avg.f32s(), *c, *weight),
+            cuda => cuda::backward(&mut dx, &dy, logits, labels, avg, *c, *weight),
+        );
         sink.add(0, dx)
     }
 }
@@ -87,6 +98,10 @@ pub fn avg_factor(counts: &Tensor, kind: AvgFactor) -> Result<Tensor> {
     counts.expect_shape("avg_factor: counts", &[b, 2])?;
     counts.expect_dtype("avg_factor: counts", DType::I32)?;
     let mut y = Tensor::empty(counts.device(), &[1], DType::F32)?;
-    on_device!(counts.device(), cpu => cpu::avg_factor(y.f32s_mut(), counts.i32s(), kind));
+    on_device!(
+        counts.device(),
+        cpu => cpu::avg_factor(y.f32s_mut(), counts.i32s(), kind),
+        cuda => cuda::avg_factor(&mut y, counts, kind),
+    );
     Ok(y)
 }

@@ -78,6 +78,7 @@ struct Variable {
     bytes: usize,
 }
 
+#[derive(Default)]
 struct Block {
     current: usize,
     slots: Vec<Slot>,
@@ -104,23 +105,6 @@ thread_local! {
 pub(super) struct Runner {
     stacks: Vec<DefaultStack>,
     block: Block,
-}
-
-impl Default for Block {
-    fn default() -> Self {
-        Block {
-            current: 0,
-            slots: Vec::new(),
-            values: Vec::new(),
-            arrived: Vec::new(),
-            total: [0],
-            memory: Vec::new(),
-            used: 0,
-            variables: Vec::new(),
-            dynamic: 0,
-            fault: None,
-        }
-    }
 }
 
 impl Runner {
@@ -172,7 +156,8 @@ impl Runner {
     }
 
     fn thread(&mut self, job: &Job, t: usize, block: *mut Block) -> Thread {
-        let stack = self.stacks.pop().unwrap_or_else(|| DefaultStack::new(STACK_BYTES).expect("sim: memory for a stack"));
+        let stack =
+            self.stacks.pop().unwrap_or_else(|| DefaultStack::new(STACK_BYTES).expect("sim: memory for a stack"));
         let (call, args) = (job.call, job.args.as_ptr().cast_mut());
         Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {
             // SAFETY: `block` is the Runner's, which outlives the coroutine and is not borrowed while a thread runs; the

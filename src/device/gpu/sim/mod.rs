@@ -19,7 +19,7 @@ use std::sync::LazyLock;
 use rayon::prelude::*;
 
 use super::launch::Args;
-use super::{Driver, Graph, Grid, Target};
+use super::{Driver, Graph, Grid, Later, Target};
 use crate::error::{Error, Result};
 use block::{Job, Runner};
 
@@ -229,6 +229,13 @@ impl Driver for Sim {
         // SAFETY: as in `upload`.
         unsafe { data.as_mut_ptr().copy_from_nonoverlapping(ptr.as_ptr(), data.len()) };
         Ok(())
+    }
+
+    unsafe fn read_later(&self, ptr: NonNull<u8>, bytes: usize) -> Result<Later> {
+        let mut data = vec![0; bytes];
+        // SAFETY: handed on to the caller.
+        unsafe { self.download(&mut data, ptr)? };
+        Ok(Box::new(move || Ok(data)))
     }
 
     unsafe fn launch(&self, kernel: &str, args: &Args, grid: Grid) -> Result<()> {

@@ -1,0 +1,68 @@
+// Bias and ReLU behind a convolution or a matrix product, and the bias's gradient. y, dy [M,O] T; bias, db [O] f32.
+// Forward, in place: one thread a 16-byte vector of a row (or one element, where O fills no vector), one pass over y. Gradient,
+// a sum over rows: blocks of 32 columns x 8 rows sum chunks of rows into `partial` [chunks,O] f32, then one thread a column adds
+// the chunks in order. Deterministic.
+#include "common/kernel.cuh"
+
+struct BiasParams {
+    uint64_t rows;
+    uint32_t columns, relu;
+};
+static_assert(sizeof(BiasParams) == 16, "mirror of src/ops/bias.rs");
+
+template <typename T, int V> __device__ void bias_fwd(T* y, const float* bias, BiasParams p) {
+    const uint32_t vectors = p.columns / V;
+    const int64_t count = int64_t(p.rows) * vectors;
+    for (int64_t i = global_thread(); i < count; i += global_threads()) {
+        const uint32_t c = uint32_t(i % vectors) * V;
+        T* at = y + i / vectors * p.columns + c;
+        Pack<T, V> v = load_pack<V>(at);
+#pragma unroll
+        for (int k = 0; k < V; k++) {
+            float sum = load(v.v[k]);
+            if (bias) sum += bias[c + k];
+            v.v[k] = store<T>(p.relu && sum < 0.0f ? 0.0f : sum);  // NaN stays
+        }
+        store_pack(at, v);
+    }
+}
+
+struct BiasGradParams {
+    uint64_t rows, rows_per_chunk;
+    uint32_t columns, chunks, accumulate, unused;
+};
+static_assert(sizeof(BiasGradParams) == 32, "mirror of src/ops/bias.rs");
+
+constexpr int BIAS_ROWS = 8;
+
+template <typename T> __device__ void bias_bwd(float* partial, const T* dy, BiasGradParams p) {
+    SHARED(float, sums, BIAS_ROWS * WARP);
+    const uint32_t column = blockIdx.y * WARP + lane_id();
+    const uint64_t first = blockIdx.x * p.rows_per_chunk, end = min(first + p.rows_per_chunk, p.rows);
+    float sum = 0.0f;
+    if (column < p.columns)
+        for (uint64_t row = first + warp_id(); row < end; row += BIAS_ROWS) sum += load(dy[row * p.columns + column]);
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (warp_id() == 0 && column < p.columns) {
+#pragma unroll
+        for (int i = 1; i < BIAS_ROWS; i++) sum += sums[i * WARP + lane_id()];
+        partial[uint64_t(blockIdx.x) * p.columns + column] = sum;
+    }
+}
+
+#define KERNELS(T, S)                                                                                            \
+    KERNEL(256, bias_fwd_##S, (T * y, const float* bias, BiasParams p)) {                                        \
+        if (p.columns % VEC<T> == 0) bias_fwd<T, VEC<T>>(y, bias, p);                                            \
+        else bias_fwd<T, 1>(y, bias, p);                                                                         \
+    }                                                                                                            \
+    KERNEL(256, bias_bwd_##S, (float* partial, const T* dy, BiasGradParams p)) { bias_bwd<T>(partial, dy, p); }
+FOR_FLOATS(KERNELS)
+
+KERNEL(256, bias_fold_f32, (float* db, const float* partial, BiasGradParams p)) {
+    const int64_t column = global_thread();
+    if (column >= p.columns) return;
+    float sum = 0.0f;
+    for (uint32_t i = 0; i < p.chunks; i++) sum += partial[uint64_t(i) * p.columns + column];
+    db[column] = p.accumulate ? db[column] + sum : sum;
+}

@@ -1,0 +1,38 @@
+//! Launches of kernels/adamw.cu.
+
+use super::{AdamWParam, AdamWRule};
+use crate::error::Result;
+use crate::ops::multi_tensor::{Entry, launches};
+use crate::tensor::{DType, Tensor};
+
+/// Mirror of the kernel's AdamWParams.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    beta: [f32; 2],
+    rest: [f32; 2],
+    eps: f32,
+}
+
+pub(super) fn step(
+    params: &mut [AdamWParam<'_>],
+    lr: &Tensor,
+    grad_scale: &Tensor,
+    correction: &Tensor,
+    rule: AdamWRule,
+) -> Result<()> {
+    let device = lr.device().clone();
+    let shared =
+        Params { beta: rule.betas.map(|b| b as f32), rest: rule.betas.map(|b| (1.0 - b) as f32), eps: rule.eps };
+    let entries = params.iter_mut().map(|p| {
+        let entry = Entry::new(p.value.numel(), p.weight_decay).out(&mut *p.value).arg(p.grad);
+        entry.out(&mut *p.mean).out(&mut *p.square)
+    });
+    launches(entries, |list, grid| {
+        let k = device.gpu().kernel("adamw", DType::F32).arg(lr).arg(grad_scale).arg(correction);
+        let k = k.params(list).params(&shared);
+        // SAFETY: adamw(lr, grad_scale, correction, list, params): lists of value, grad, mean and square, of one size each,
+        // lr and grad_scale of one element, correction of two (checked in mod.rs).
+        unsafe { k.launch(grid) }
+    })
+}

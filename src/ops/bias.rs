@@ -1,0 +1,81 @@
+//! Bias and ReLU of convolutions and linear layers on a GPU: launches of kernels/bias.cu. Not an op of its own.
+
+use bytemuck::NoUninit;
+
+use crate::device::Device;
+use crate::device::gpu::{Grid, dim_u32};
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
+
+const THREADS: u32 = 256;
+/// Columns of a block of the gradient.
+const COLUMNS: usize = 32;
+/// Rows of a chunk, at least, and chunks, at most: enough blocks to fill a GPU, and few partial sums beside the rows.
+const MIN_ROWS: usize = 64;
+const MAX_CHUNKS: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
+struct Params {
+    rows: u64,
+    columns: u32,
+    relu: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
+struct GradParams {
+    rows: u64,
+    rows_per_chunk: u64,
+    columns: u32,
+    chunks: u32,
+    accumulate: u32,
+    unused: u32,
+}
+
+/// `y = act(y + bias)` in place, over rows of the bias's length (or y's last dimension); nothing to do without both.
+pub(super) fn forward(y: &mut Tensor, bias: Option<&Tensor>, relu: bool) -> Result<()> {
+    if y.numel() == 0 || (bias.is_none() && !relu) {
+        return Ok(());
+    }
+    let columns = *y.shape().last().expect("bias: y has a last dimension");
+    let (device, rows) = (y.device().clone(), y.numel() / columns);
+    let grid = Grid::stride(y.bytes().div_ceil(16), THREADS);
+    let params = Params { rows: rows as u64, columns: dim_u32("bias", columns)?, relu: relu.into() };
+    let k = device.gpu().kernel("bias_fwd", y.dtype()).out(y).opt(bias).params(&params);
+    // SAFETY: bias_fwd(y, bias, params): y is [rows,columns], bias [columns] or null (the callers' mod.rs).
+    unsafe { k.launch(grid) }
+}
+
+fn chunks(rows: usize) -> usize {
+    rows.div_ceil(MIN_ROWS).clamp(1, MAX_CHUNKS)
+}
+
+/// Elements of the workspace of [`backward`], for dy of `rows` rows; none where no kernel runs.
+pub(super) fn backward_workspace(device: &Device, rows: usize, columns: usize) -> usize {
+    if device.runs_kernels() { chunks(rows) * columns } else { 0 }
+}
+
+/// `db (+)= sum of dy's rows`.
+pub(super) fn backward(db: &mut Tensor, accumulate: bool, dy: &Tensor, partial: &mut Tensor) -> Result<()> {
+    let columns = db.numel();
+    if columns == 0 {
+        return Ok(());
+    }
+    let (device, rows) = (dy.device().clone(), dy.numel() / columns);
+    let chunks = chunks(rows);
+    let params = GradParams {
+        rows: rows as u64,
+        rows_per_chunk: rows.div_ceil(chunks) as u64,
+        columns: dim_u32("bias", columns)?,
+        chunks: dim_u32("bias", chunks)?,
+        accumulate: accumulate.into(),
+        unused: 0,
+    };
+    let k = device.gpu().kernel("bias_bwd", dy.dtype()).out(partial).arg(dy).params(&params);
+    // SAFETY: bias_bwd(partial, dy, params): partial [chunks,columns] (`backward_workspace`), dy [rows,columns].
+    unsafe { k.launch(Grid::blocks(chunks, THREADS).y(columns.div_ceil(COLUMNS)))? }
+    let k = device.gpu().kernel("bias_fold", DType::F32).out(db).arg(partial).params(&params);
+    // SAFETY: bias_fold(db, partial, params): db [columns], partial as above.
+    unsafe { k.launch(Grid::threads(columns, THREADS)) }
+}

@@ -1,0 +1,116 @@
+//! The simulated device: it computes what a GPU would, and finds the faults that it promises to find.
+#![cfg(feature = "sim")]
+
+mod support;
+
+use upres::device::Device;
+use upres::device::gpu::Grid;
+use upres::tensor::{DType, Tensor};
+
+/// Orders of the threads: ascending, and others.
+const SEEDS: std::ops::Range<u64> = 0..5;
+
+fn zeros(dev: &Device, n: usize) -> Tensor {
+    Tensor::zeros(dev, &[n], DType::F32).unwrap()
+}
+
+/// Runs `kernel(y)` on one block and returns what is wrong with it.
+fn fault(kernel: &str, threads: u32) -> String {
+    let dev = Device::sim(1);
+    let mut y = zeros(&dev, 64);
+    let k = dev.gpu().kernel(kernel, DType::F32).out(&mut y);
+    // SAFETY: the kernel takes y of 64 elements; what it does wrong, the simulated device finds.
+    unsafe { k.launch(Grid::blocks(1, threads)) }.expect_err(kernel).to_string()
+}
+
+fn reverse(kernel: &str, seed: u64) -> Vec<f32> {
+    let dev = Device::sim(seed);
+    let x: Vec<f32> = (0..256).map(|i| i as f32).collect();
+    let (mut y, x) = (zeros(&dev, 256), Tensor::from_slice(&dev, &[256], &x).unwrap());
+    let k = dev.gpu().kernel(kernel, DType::F32).out(&mut y).arg(&x);
+    // SAFETY: y and x hold the 4 x 64 elements of the grid.
+    unsafe { k.launch(Grid::blocks(4, 64)) }.unwrap();
+    y.to_vec().unwrap()
+}
+
+#[test]
+fn a_missing_barrier_shows_as_a_difference() {
+    let want: Vec<f32> = (0..256).map(|i| (i / 64 * 64 + 63 - i % 64) as f32).collect();
+    for seed in SEEDS {
+        assert_eq!(reverse("selftest_reverse", seed), want);
+        // Poisoned shared memory, read before it is written.
+        assert!(reverse("selftest_missing_barrier", seed).iter().any(|v| v.is_nan()), "order {seed}");
+    }
+}
+
+#[test]
+fn a_write_beyond_a_buffer_is_found() {
+    let dev = Device::sim(0);
+    let (mut y, _neighbour) = (zeros(&dev, 64), zeros(&dev, 64));
+    for (at, found) in
+        [(64i64, "0 bytes behind a buffer of 256 bytes"), (-1, "4 bytes before a buffer"), (70, "24 bytes behind")]
+    {
+        let k = dev.gpu().kernel("selftest_write_at", DType::F32).out(&mut y).params(&at);
+        // SAFETY: it writes beyond y on purpose, into the guards around it.
+        let error = unsafe { k.launch(Grid::blocks(1, 64)) }.unwrap_err().to_string();
+        assert!(error.contains(found) && error.contains("selftest_write_at_f32"), "{error}");
+    }
+    let k = dev.gpu().kernel("selftest_write_at", DType::F32).out(&mut y).params(&63i64);
+    // SAFETY: 63 is inside y.
+    unsafe { k.launch(Grid::blocks(1, 64)) }.expect("found once each, and mended");
+    assert!(fault("selftest_shared_overrun", 64).contains("beyond a shared variable of 40 bytes"));
+}
+
+#[test]
+fn warps_that_part_ways_are_found() {
+    assert!(fault("selftest_divergent", 64).contains("wait elsewhere"), "{}", fault("selftest_divergent", 64));
+    assert!(fault("selftest_lane_left", 64).contains("have left"));
+    assert!(fault("selftest_deadlock", 64).contains("wait elsewhere"));
+    // 48 threads: the second warp is half there, its masks name all 32 lanes.
+    assert!(fault("selftest_lane_left", 48).contains("left or wait elsewhere"));
+}
+
+#[test]
+fn launches_are_checked() {
+    let dev = Device::sim(0);
+    let mut y = zeros(&dev, 64);
+    let launch = |y: &mut Tensor, name: &str, n: i32, threads: u32| {
+        let k = dev.gpu().kernel(name, DType::F32).out(y).params(&n);
+        // SAFETY: each of these is refused before it runs.
+        unsafe { k.launch(Grid::blocks(1, threads)) }.unwrap_err().to_string()
+    };
+    let error = launch(&mut y, "selftest_write_at", 0, 64);
+    assert!(error.contains("arguments of [8, 4] bytes, the kernel takes [8, 8]"), "{error}");
+    assert!(launch(&mut y, "no_such", 0, 64).contains("no such kernel"));
+    let k = dev.gpu().kernel("selftest_write_at", DType::F32).out(&mut y).params(&0i64);
+    // SAFETY: refused before it runs.
+    let error = unsafe { k.launch(Grid::blocks(1, 96)) }.unwrap_err().to_string();
+    assert!(error.contains("blocks of 96 threads, the kernel takes at most 64"), "{error}");
+    assert!(error.contains("f32[64]"), "it names the tensors: {error}");
+}
+
+#[test]
+fn warp_and_block_functions() {
+    for seed in SEEDS {
+        let dev = Device::sim(seed);
+        let x: Vec<i32> = (0..384).map(|i| i * 37 % 101 - 50).collect();
+        let mut sums = Tensor::zeros(&dev, &[384 * 6], DType::I32).unwrap();
+        let mut counter = Tensor::from_slice(&dev, &[2], &[0, i32::MIN]).unwrap();
+        let input = Tensor::from_slice(&dev, &[384], &x).unwrap();
+        let k = dev.gpu().kernel("selftest_collectives", DType::I32).out(&mut sums).out(&mut counter).arg(&input);
+        // SAFETY: 3 x 128 elements of x, six numbers for each in sums, two counters.
+        unsafe { k.launch(Grid::blocks(3, 128)) }.unwrap();
+        let sums = sums.to_vec::<i32>().unwrap();
+        for (b, block) in x.chunks(128).enumerate() {
+            let all: i32 = block.iter().sum();
+            let (most, positive) = (*block.iter().max().unwrap(), block.iter().filter(|v| **v > 0).count() as i32);
+            for (i, got) in sums[b * 128 * 6..][..128 * 6].chunks(6).enumerate() {
+                let odd = block[i / 32 * 32..][..32].iter().filter(|v| **v & 1 == 1).count() as i32;
+                let before: i32 = block[..i].iter().sum();
+                assert_eq!(got, [before, all, all, most, odd, 5 + 100 * positive], "block {b}, thread {i}");
+            }
+        }
+        let (sum, most) = (x.iter().sum::<i32>(), *x.iter().max().unwrap());
+        assert_eq!(counter.to_vec::<i32>().unwrap(), [sum, most]);
+    }
+}

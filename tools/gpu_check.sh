@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# On a machine with a GPU, in a folder of tools/gpu_pack.sh: one part of the check, each within ten minutes.
+#
+#     tools/gpu_check.sh PART [OUT]       PART: tests | sanitizer | ops | step | train | all; OUT: folder of the results
+#
+#   tests      every op against the CPU, whole training steps against the CPU, the same twice to the bit
+#   sanitizer  compute-sanitizer (memcheck, racecheck, synccheck, initcheck) over the smallest cases
+#   ops        bandwidth of the ops, beside torch and torchvision
+#   step       a training step of Faster R-CNN R50-FPN, beside torchvision with and without autocast
+#   train      a short two-stage training on the built-in data set of shapes, and its report
+#
+# Prints one table; OUT/*.jsonl has the raw lines. DEVICE=sim and PYTHON=none rehearse without a GPU and without torch.
+set -uo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+part=${1:-all}
+out=$(mkdir -p "${2:-gpu-check}" && cd "${2:-gpu-check}" && pwd)
+device=${DEVICE:-cuda}
+python=${PYTHON:-python3}
+small=()
+[[ $device == sim ]] && small=(--small)
+
+# cuDNN and cuBLAS as PyTorch's wheels have them.
+if [[ $python != none && $device != sim ]]; then
+    site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+    for lib in "$site"/nvidia/*/lib; do
+        [[ -d $lib ]] && LD_LIBRARY_PATH=$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    done
+    export LD_LIBRARY_PATH
+fi
+failed=()
+rows=()
+
+run() { # NAME COMMAND...: its output goes to OUT/NAME.log, its verdict into the table
+    local name=$1 start=$SECONDS status=0
+    shift
+    echo "== $name: $*"
+    "$@" >"$out/$name.log" 2>&1 || status=$?
+    rows+=("$(printf '%-28s %-8s %5d s' "$name" "$([[ $status == 0 ]] && echo ok || echo "FAILED")" $((SECONDS - start)))")
+    if [[ $status != 0 ]]; then
+        failed+=("$name")
+        tail -n 25 "$out/$name.log"
+    fi
+    return 0
+}
+
+peer() { # NAME SCRIPT ARGS...: torch's side; its lines go to OUT/NAME.jsonl
+    local name=$1
+    shift
+    [[ $python == none ]] && return 0
+    run "$name" bash -c 'cd "$1/benches/peers" && shift && out=$1 && shift && "$@" >"$out"' _ "$root" "$out/$name.jsonl" "$python" "$@"
+}
+
+tests() {
+    cd "$root"
+    run doctor bin/train --doctor
+    run tests_ops tests/ops --test-threads 1
+    run tests_gpu tests/gpu --test-threads 1 --nocapture
+}
+
+sanitizer() {
+    cd "$root"
+    if ! command -v compute-sanitizer >/dev/null; then
+        rows+=("sanitizer                    skipped: no compute-sanitizer")
+        return
+    fi
+    # One small training step runs every kernel.
+    for tool in memcheck racecheck synccheck initcheck; do
+        run "sanitizer_$tool" timeout 300 compute-sanitizer --tool "$tool" --error-exitcode 9 tests/gpu --exact one_small_step
+    done
+}
+
+ops() {
+    cd "$root"
+    run ops benches/gpu --device "$device" "${small[@]}" --json "$out/ops.jsonl"
+    peer ops_torch gpu_ops_torch.py
+}
+
+step() {
+    cd "$root"
+    local sizes=("8 448 448" "2 800 1088")
+    [[ $device == sim ]] && sizes=("1 64 64")
+    for size in "${sizes[@]}"; do
+        read -r n h w <<<"$size"
+        run "step_${n}x${h}x${w}" benches/step --device "$device" --images "$n" --height "$h" --width "$w" --steps 20 --json "$out/step.jsonl"
+        for amp in none f16 bf16; do
+            peer "step_torchvision_${n}x${h}x${w}_$amp" step_torchvision.py --device cuda --amp "$amp" --images "$n" --height "$h" --width "$w" --steps 20
+        done
+    done
+}
+
+train() {
+    cd "$root"
+    local more=()
+    [[ $device == sim ]] && more=(--set "data.train.count=4" --stop-after 2)
+    run train bin/train --device "$device" --out "$out/run" "${more[@]}"
+    grep -E "AP|images/s" "$out/train.log" | tail -n 6
+}
+
+case $part in
+tests | sanitizer | ops | step | train) $part ;;
+all) for each in tests sanitizer ops step train; do $each; done ;;
+*)
+    echo "tools/gpu_check.sh: no part $part: tests, sanitizer, ops, step, train or all" >&2
+    exit 2
+    ;;
+esac
+
+echo
+printf '%s\n' "${rows[@]}"
+for file in ops ops_torch step; do
+    [[ -s $out/$file.jsonl || -s $out/$file.log ]] && echo && echo "-- $file" && (grep -v '^==' "$out/$file.log" 2>/dev/null || cat "$out/$file.jsonl") | tail -n 60
+done
+cat "$out"/step_*.log 2>/dev/null | grep '^{' || true
+if ((${#failed[@]} > 0)); then
+    echo "tools/gpu_check.sh: failed: ${failed[*]}" >&2
+    exit 1
+fi

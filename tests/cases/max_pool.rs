@@ -18,7 +18,10 @@ const CASES: &[Case] = &[
     case("dense", &[1, 7, 6, 4, 3, 1, 1]),             // stride 1: every pixel in nine windows
     case("subsample", &[2, 7, 10, 33, 1, 2, 0]),       // k = 1: the pyramid's coarsest level from the one before
     case("largest_window", &[1, 20, 17, 2, 15, 2, 7]), // the place in the window needs all of a byte
-    case("stem", &[2, 224, 224, 64, 3, 2, 1]),         // R50's stem at 448
+    case("vectors", &[2, 13, 15, 40, 3, 2, 1]), // channels that are whole vectors, a row that ends inside a block
+    case("even", &[1, 9, 9, 8, 2, 2, 1]),       // an even window; the last pixel is in none
+    case("many_rows", &[1, 16_400, 1, 1, 3, 1, 1]), // more rows than a launch has blocks along y
+    case("stem", &[2, 224, 224, 64, 3, 2, 1]),  // R50's stem at 448
 ];
 
 fn sizes(case: &Case) -> [usize; 7] {
@@ -102,28 +105,54 @@ fn as_torch() {
     }
 }
 
-/// A window of -inf has its winner inside the image, and NaN wins.
+/// A window of -inf has its winner inside the image, and NaN wins: in as many channels as make scalars and vectors.
 #[test]
 fn infinities_and_nan() {
-    let run = |x: &[f32]| {
-        let out = pool(&Device::cpu(), [1, 2, 2, 1], x, [3, 2, 1], |n| vec![1.0; n]).unwrap();
-        (out[0].f32s().to_vec(), out[1].f32s().to_vec())
-    };
     let inf = f32::INFINITY;
-    assert_eq!(run(&[-inf; 4]), (vec![-inf], vec![1.0, 0.0, 0.0, 0.0]));
-    let (y, dx) = run(&[1.0, f32::NAN, inf, 2.0]);
-    assert!(y[0].is_nan());
-    assert_eq!(dx, [0.0, 1.0, 0.0, 0.0]);
+    for c in [1, 8] {
+        let run = |pixels: [f32; 4]| {
+            let x: Vec<f32> = pixels.iter().flat_map(|&v| vec![v; c]).collect();
+            let out = everywhere(|dev| pool(dev, [1, 2, 2, c], &x, [3, 2, 1], |n| vec![1.0; n]));
+            let first = |o: &Output| o.f32s().into_iter().step_by(c).collect::<Vec<_>>();
+            (first(&out[0]), first(&out[1]))
+        };
+        assert_eq!(run([-inf; 4]), (vec![-inf], vec![1.0, 0.0, 0.0, 0.0]));
+        let (y, dx) = run([1.0, f32::NAN, inf, 2.0]);
+        assert!(y[0].is_nan());
+        assert_eq!(dx, [0.0, 1.0, 0.0, 0.0]);
+        let (y, dx) = run([f32::NAN, 3.0, f32::NAN, 2.0]);
+        assert!(y[0].is_nan());
+        assert_eq!(dx, [0.0, 0.0, 1.0, 0.0], "of several the last");
+    }
 }
 
+/// The winners are exact, sums are rounded once. Ties come up often: 16-bit inputs of few digits.
+#[test]
+fn in_16_bits() {
+    for [n, h, w, c, k, stride, pad] in [[2, 9, 12, 19, 3, 2, 1], [2, 13, 15, 40, 3, 2, 1], [2, 7, 10, 64, 1, 2, 0]] {
+        in_halves(1.0, |dev, halves| {
+            let mut tape = Tape::new(dev);
+            let x = tape.leaf(halves.tensor(dev, &[n, h, w, c], &input(n * h * w * c)));
+            let y = max_pool(&mut tape, &x, k, stride, pad)?;
+            let dy = halves.tensor(dev, y.shape(), &uniform(2, y.value().numel(), -1.0, 1.0));
+            let value = y.value().clone();
+            let dx = tape.backward(vec![(y, dy)])?.get(&x).expect("dx").clone();
+            Ok(vec![value, dx])
+        });
+    }
+}
+
+/// Without a gradient nothing is kept, and y is the same.
 #[test]
 fn evaluation_keeps_nothing() {
-    let dev = Device::cpu();
-    let mut tape = Tape::inference(&dev);
-    let x = tape.leaf(Tensor::from_slice(&dev, &[1, 2, 2, 1], &[1.0f32, 4.0, 3.0, 2.0]).unwrap());
-    let y = max_pool(&mut tape, &x, 2, 2, 0).unwrap();
-    assert_eq!(y.value().f32s(), [4.0]);
-    assert_eq!(tape.saved_bytes(), 0);
+    let out = everywhere(|dev| {
+        let mut tape = Tape::inference(dev);
+        let x = tape.leaf(Tensor::from_slice(dev, &[1, 2, 2, 1], &[1.0f32, 4.0, 3.0, 2.0])?);
+        let y = max_pool(&mut tape, &x, 2, 2, 0)?;
+        assert_eq!(tape.saved_bytes(), 0);
+        Ok(vec![y.value().clone()])
+    });
+    assert_eq!(out[0].f32s(), [4.0]);
 }
 
 #[test]

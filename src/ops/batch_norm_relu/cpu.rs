@@ -37,6 +37,11 @@ impl Split {
         Split { m, c, wide, chunk }
     }
 
+    /// Values a channel, and channels.
+    pub fn size(&self) -> [usize; 2] {
+        [self.m, self.c]
+    }
+
     pub fn chunks(&self) -> usize {
         (self.m * self.c).div_ceil(self.chunk)
     }

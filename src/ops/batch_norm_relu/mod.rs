@@ -1,8 +1,10 @@
 //! Batch normalisation with the residual sum and the ReLU that follow it, in one op.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Param, Sink, Tape, Var};
@@ -25,7 +27,7 @@ pub enum BnMode {
 
 /// `y = relu((x - mean) * rstd * gamma + beta + residual)` over N, H, W; residual and ReLU are optional.
 ///
-/// Shapes: x, residual, y `[N,H,W,C]` f32; gamma, beta, running mean and variance `[C]` f32.
+/// Shapes: x, residual, y `[N,H,W,C]`, floats of one type; gamma, beta, running mean and variance `[C]` f32.
 /// Saves: x, y (for the ReLU's mask; the next op keeps it anyway), mean and rstd `[C]`. Frozen without a gradient for gamma
 /// and beta: y and `[C]` only.
 /// Gradient: x, gamma, beta, residual; written over the incoming gradient and over x where nobody else holds them.
@@ -46,7 +48,8 @@ pub fn batch_norm_relu(
     let device = x.device();
     let _op = device.enter("batch_norm_relu");
     let [n, h, w, c] = x.value().dims("batch_norm_relu: x")?;
-    x.value().expect_dtype("batch_norm_relu: x", DType::F32)?;
+    x.value().expect_float("batch_norm_relu: x")?;
+    let dtype = x.value().dtype();
     for (what, t) in [
         ("batch_norm_relu: gamma", gamma.value()),
         ("batch_norm_relu: beta", beta.value()),
@@ -58,10 +61,10 @@ pub fn batch_norm_relu(
     }
     if let Some(r) = residual {
         r.value().expect_shape("batch_norm_relu: residual", x.shape())?;
-        r.value().expect_dtype("batch_norm_relu: residual", DType::F32)?;
+        r.value().expect_dtype("batch_norm_relu: residual", dtype)?;
     }
     let split = cpu::Split::new(n * h * w, c);
-    let mut y = Tensor::empty(device, x.shape(), DType::F32)?;
+    let mut y = Tensor::empty(device, x.shape(), dtype)?;
     let mut stats = Tensor::empty(device, &[2, c], DType::F32)?;
     match mode {
         BnMode::Train { .. } if split.m == 1 => {
@@ -71,21 +74,35 @@ pub fn batch_norm_relu(
             ));
         }
         BnMode::Train { momentum } => {
-            let mut partial = Tensor::empty(device, &[split.chunks(), 3, split.wide], DType::F32)?;
+            let mut partial = Tensor::empty(device, &partial_shape(device, 3, &split, dtype), DType::F32)?;
             let (mut mean, mut var) = (running.0.value_mut(), running.1.value_mut());
-            on_device!(device, cpu => cpu::batch_stats(
-                stats.f32s_mut(), mean.f32s_mut(), var.f32s_mut(), partial.f32s_mut(), x.value().f32s(), momentum, eps, &split));
+            on_device!(
+                device,
+                cpu => cpu::batch_stats(
+                    stats.f32s_mut(), mean.f32s_mut(), var.f32s_mut(), partial.f32s_mut(), x.value().f32s(), momentum, eps, &split),
+                cuda => cuda::batch_stats(
+                    &mut stats, (&mut mean, &mut var), &mut partial, x.value(), momentum, eps, split.size()),
+            );
         }
         BnMode::Frozen => {
             let (mean, var) = (running.0.value(), running.1.value());
-            on_device!(device, cpu => cpu::running_stats(stats.f32s_mut(), mean.f32s(), var.f32s(), eps));
+            on_device!(
+                device,
+                cpu => cpu::running_stats(stats.f32s_mut(), mean.f32s(), var.f32s(), eps),
+                cuda => cuda::running_stats(&mut stats, &mean, &var, eps),
+            );
         }
     }
-    let mut coef = Tensor::empty(device, &[3, split.wide], DType::F32)?;
-    on_device!(device, cpu => {
-        cpu::forward_coef(coef.f32s_mut(), stats.f32s(), gamma.value().f32s(), beta.value().f32s(), &split);
-        cpu::forward(y.f32s_mut(), x.value().f32s(), residual.map(|r| r.value().f32s()), relu, coef.f32s(), &split);
-    });
+    let mut coef = Tensor::empty(device, &[3, coef_lanes(device, &split)], DType::F32)?;
+    on_device!(
+        device,
+        cpu => {
+            cpu::forward_coef(coef.f32s_mut(), stats.f32s(), gamma.value().f32s(), beta.value().f32s(), &split);
+            cpu::forward(y.f32s_mut(), x.value().f32s(), residual.map(|r| r.value().f32s()), relu, coef.f32s(), &split);
+        },
+        cuda => cuda::forward(
+            &mut y, x.value(), residual.map(Var::value), relu, &stats, gamma.value(), beta.value(), split.size()),
+    );
     drop(coef);
     let inputs = [x, gamma, beta, residual.unwrap_or(x)];
     let inputs = if residual.is_some() { &inputs[..] } else { &inputs[..3] };
@@ -103,6 +120,16 @@ pub fn batch_norm_relu(
         split,
     };
     Ok(tape.record_all(inputs, y, rule))
+}
+
+/// Shape of the partial sums: `k` numbers a chunk and lane on the CPU; kernels have their own chunks.
+fn partial_shape(device: &Device, k: usize, split: &cpu::Split, dtype: DType) -> [usize; 3] {
+    if device.runs_kernels() { cuda::partial_shape(split.size(), dtype) } else { [split.chunks(), k, split.wide] }
+}
+
+/// Lanes of the CPU's coefficients. Kernels make theirs in registers.
+fn coef_lanes(device: &Device, split: &cpu::Split) -> usize {
+    if device.runs_kernels() { 0 } else { split.wide }
 }
 
 struct BatchNormReluBwd {
@@ -126,61 +153,93 @@ impl Backward for BatchNormReluBwd {
 
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let BatchNormReluBwd { x, y, gamma, stats, train, split } = *self;
-        let (device, shape) = (dy.device().clone(), dy.shape().to_vec());
+        let (device, shape, dtype) = (dy.device().clone(), dy.shape().to_vec(), dy.dtype());
         let (needs_x, needs_residual) = (sink.needs(0), sink.needs(3));
-        let y_values = || y.as_ref().map(Tensor::f32s);
-        let mut coef = Tensor::empty(&device, &[4, split.wide], DType::F32)?;
+        let (y, size) = (y.as_ref(), split.size());
+        let y_values = || y.map(Tensor::f32s);
+        let mut coef = Tensor::empty(&device, &[4, coef_lanes(&device, &split)], DType::F32)?;
 
-        let reduced = x.as_ref().filter(|_| sink.needs(1) || sink.needs(2) || (train && needs_x));
-        if let Some(x) = reduced {
-            let mut sums = Tensor::empty(&device, &[2, split.c], DType::F32)?;
-            let mut partial = Tensor::empty(&device, &[split.chunks(), 2, split.wide], DType::F32)?;
-            on_device!(&device, cpu => {
-                cpu::reduce(partial.f32s_mut(), dy.f32s(), x.f32s(), y_values(), stats.f32s(), coef.f32s_mut(), &split);
-                cpu::fold(sums.f32s_mut(), partial.f32s(), &split);
-            });
+        let mut sums = None;
+        if let Some(x) = x.as_ref().filter(|_| sink.needs(1) || sink.needs(2) || (train && needs_x)) {
+            let mut both = Tensor::empty(&device, &[2, split.c], DType::F32)?;
+            let mut partial = Tensor::empty(&device, &partial_shape(&device, 2, &split, dtype), DType::F32)?;
+            on_device!(
+                &device,
+                cpu => {
+                    cpu::reduce(
+                        partial.f32s_mut(), dy.f32s(), x.f32s(), y_values(), stats.f32s(), coef.f32s_mut(), &split);
+                    cpu::fold(both.f32s_mut(), partial.f32s(), &split);
+                },
+                cuda => cuda::reduce(&mut both, &mut partial, &dy, x, y, &stats, size),
+            );
             drop(partial);
             for i in 0..2 {
                 sink.write(1 + i, &device, &[split.c], |target, add| {
-                    on_device!(&device, cpu => cpu::put(target.f32s_mut(), &sums.f32s()[i * split.c..][..split.c], add));
+                    on_device!(
+                        &device,
+                        cpu => cpu::put(target.f32s_mut(), &both.f32s()[i * split.c..][..split.c], add),
+                        cuda => cuda::put(target, &both, i, add),
+                    );
                     Ok(())
                 })?;
             }
-            on_device!(&device, cpu => cpu::backward_coef(
-                coef.f32s_mut(), stats.f32s(), gamma.f32s(), train.then(|| sums.f32s()), &split));
-        } else {
-            on_device!(&device, cpu => cpu::backward_coef(coef.f32s_mut(), stats.f32s(), gamma.f32s(), None, &split));
+            sums = train.then_some(both);
         }
+        on_device!(
+            &device,
+            cpu => cpu::backward_coef(
+                coef.f32s_mut(), stats.f32s(), gamma.f32s(), sums.as_ref().map(Tensor::f32s), &split),
+            cuda => Ok::<(), Error>(()), // each thread makes its own
+        );
+        let sums = || sums.as_ref().expect("batch_norm_relu: training reduces before it needs the sums");
 
         match (needs_x, needs_residual, x) {
             (false, false, _) => Ok(()),
             (true, false, Some(x)) if train => {
                 let (mut dx, dy) = own(dy)?;
-                on_device!(&device, cpu => cpu::backward_train(
-                    dx.f32s_mut(), dy.as_ref().map(Tensor::f32s), x.f32s(), y_values(), coef.f32s(), &split));
+                on_device!(
+                    &device,
+                    cpu => cpu::backward_train(
+                        dx.f32s_mut(), dy.as_ref().map(Tensor::f32s), x.f32s(), y_values(), coef.f32s(), &split),
+                    cuda => cuda::backward_train((&mut dx, dy.as_ref()), &x, y, &stats, &gamma, sums(), size),
+                );
                 sink.add(0, dx)
             }
             (true, true, Some(x)) if train => {
                 let (mut dresidual, dy) = own(dy)?;
                 let (mut dx, x) = own(x)?;
-                on_device!(&device, cpu => cpu::backward_train_residual(
-                    dresidual.f32s_mut(), dy.as_ref().map(Tensor::f32s), dx.f32s_mut(), x.as_ref().map(Tensor::f32s),
-                    y_values(), coef.f32s(), &split));
+                on_device!(
+                    &device,
+                    cpu => cpu::backward_train_residual(
+                        dresidual.f32s_mut(), dy.as_ref().map(Tensor::f32s), dx.f32s_mut(), x.as_ref().map(Tensor::f32s),
+                        y_values(), coef.f32s(), &split),
+                    cuda => cuda::backward_train_residual(
+                        (&mut dresidual, dy.as_ref()), (&mut dx, x.as_ref()), y, &stats, &gamma, sums(), size),
+                );
                 sink.add(0, dx)?;
                 sink.add(3, dresidual)
             }
             (true, false, _) => {
                 let (mut dx, dy) = own(dy)?;
-                on_device!(&device, cpu => cpu::backward_frozen(
-                    dx.f32s_mut(), dy.as_ref().map(Tensor::f32s), y_values(), coef.f32s(), &split));
+                on_device!(
+                    &device,
+                    cpu => cpu::backward_frozen(
+                        dx.f32s_mut(), dy.as_ref().map(Tensor::f32s), y_values(), coef.f32s(), &split),
+                    cuda => cuda::backward_frozen((&mut dx, dy.as_ref()), y, &stats, &gamma, size),
+                );
                 sink.add(0, dx)
             }
             (needs_x, true, _) => {
                 let (mut dresidual, dy) = own(dy)?;
-                let mut dx = needs_x.then(|| Tensor::empty(&device, &shape, DType::F32)).transpose()?;
-                on_device!(&device, cpu => cpu::backward_frozen_residual(
-                    dresidual.f32s_mut(), dy.as_ref().map(Tensor::f32s), dx.as_mut().map(Tensor::f32s_mut),
-                    y_values(), coef.f32s(), &split));
+                let mut dx = needs_x.then(|| Tensor::empty(&device, &shape, dtype)).transpose()?;
+                on_device!(
+                    &device,
+                    cpu => cpu::backward_frozen_residual(
+                        dresidual.f32s_mut(), dy.as_ref().map(Tensor::f32s), dx.as_mut().map(Tensor::f32s_mut),
+                        y_values(), coef.f32s(), &split),
+                    cuda => cuda::backward_frozen_residual(
+                        (&mut dresidual, dy.as_ref()), dx.as_mut(), y, &stats, &gamma, size),
+                );
                 if let Some(dx) = dx {
                     sink.add(0, dx)?;
                 }

@@ -1,6 +1,7 @@
 //! Max pooling.
 
 mod cpu;
+mod cuda;
 
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
@@ -43,7 +44,7 @@ impl PoolShape {
 /// `y = max` over each `k`×`k` window, `stride_px` apart, with `pad` cells of `-inf` around; the first of equals wins, NaN
 /// wins always. With `k = 1` it subsamples: `x[:, ::stride_px, ::stride_px]`.
 ///
-/// Shapes: x `[N,H,W,C]` f32; y `[N,OH,OW,C]`, `OH = (H + 2 pad - k) / stride + 1`.
+/// Shapes: x `[N,H,W,C]`, y `[N,OH,OW,C]`, floats of one type; `OH = (H + 2 pad - k) / stride + 1`.
 /// Saves: the winner's place, u8 `[N,OH,OW,C]`.
 /// Gradient: x.
 /// Cost: reads k²/stride² · N·H·W·C from cache, writes N·OH·OW·C; memory-bound.
@@ -52,19 +53,27 @@ impl PoolShape {
 pub fn max_pool(tape: &mut Tape, x: &Var, k: usize, stride_px: usize, pad: usize) -> Result<Var> {
     let _op = x.device().enter("max_pool");
     let [n, h, w, c] = x.value().dims("max_pool: x")?;
-    x.value().expect_dtype("max_pool: x", DType::F32)?;
+    x.value().expect_float("max_pool: x")?;
     if stride_px == 0 || k == 0 || k > 15 || 2 * pad > k {
         return Err(Error::value("max_pool", format!("window {k}, stride {stride_px}, pad {pad} cannot be used")));
     }
     let s = PoolShape { n, h, w, c, k, stride: stride_px, pad };
     let shape = [s.n, s.oh(), s.ow(), s.c];
-    let mut y = Tensor::empty(x.device(), &shape, DType::F32)?;
+    let mut y = Tensor::empty(x.device(), &shape, x.value().dtype())?;
     if !tape.will_record(&[x]) {
-        on_device!(x.device(), cpu => cpu::forward(y.f32s_mut(), None, x.value().f32s(), &s));
+        on_device!(
+            x.device(),
+            cpu => cpu::forward(y.f32s_mut(), None, x.value().f32s(), &s),
+            cuda => cuda::forward(&mut y, None, x.value(), &s),
+        );
         return Ok(tape.constant(y));
     }
     let mut which = Tensor::empty(x.device(), &shape, DType::U8)?;
-    on_device!(x.device(), cpu => cpu::forward(y.f32s_mut(), Some(which.slice_mut()), x.value().f32s(), &s));
+    on_device!(
+        x.device(),
+        cpu => cpu::forward(y.f32s_mut(), Some(which.slice_mut()), x.value().f32s(), &s),
+        cuda => cuda::forward(&mut y, Some(&mut which), x.value(), &s),
+    );
     Ok(tape.record([x], y, MaxPoolBwd { which, s }))
 }
 
@@ -82,8 +91,12 @@ impl Backward for MaxPoolBwd {
     }
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let s = self.s;
-        let mut dx = Tensor::empty(dy.device(), &[s.n, s.h, s.w, s.c], DType::F32)?;
-        on_device!(dy.device(), cpu => cpu::backward(dx.f32s_mut(), dy.f32s(), self.which.slice(), &s));
+        let mut dx = Tensor::empty(dy.device(), &[s.n, s.h, s.w, s.c], dy.dtype())?;
+        on_device!(
+            dy.device(),
+            cpu => cpu::backward(dx.f32s_mut(), dy.f32s(), self.which.slice(), &s),
+            cuda => cuda::backward(&mut dx, &self.which, &dy, &s),
+        );
         sink.add(0, dx)
     }
 }

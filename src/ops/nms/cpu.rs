@@ -7,45 +7,47 @@
 use rayon::prelude::*;
 
 use super::{Nms, SPLIT_FROM};
+use crate::device::Device;
+use crate::error::Result;
 use crate::ops::order::{descending_key, index_of};
+use crate::tensor::{DType, Tensor};
 
 /// Boxes compared before looking whether one suppressed.
 const BLOCK: usize = 32;
 /// Below this many candidates a task is not split.
 const SPLIT_MIN: usize = 256;
 
-/// Workspace sizes of one image.
-pub(super) fn keys_len(n: usize) -> usize {
-    n
-}
-
 /// f32 of one image: five coordinates of the kept boxes.
-pub(super) fn kept_len(n: usize) -> usize {
+fn kept_len(n: usize) -> usize {
     5 * n
 }
 
 /// i32 of one image: where groups begin, and how many of each are kept.
-pub(super) fn groups_len(groups: usize) -> usize {
+fn groups_len(groups: usize) -> usize {
     2 * groups + 1
 }
 
-/// Scratch for all images, `B` times the sizes above.
-pub(super) struct Workspace<'a> {
-    pub keys: &'a mut [u64],
-    pub kept: &'a mut [f32],
-    pub groups: &'a mut [i32],
+/// Keys, kept boxes and groups of all images.
+pub(super) fn workspace(device: &Device, b: usize, n: usize, p: &Nms) -> Result<Vec<Tensor>> {
+    Ok(vec![
+        Tensor::empty(device, &[b * n, 8], DType::U8)?,
+        Tensor::empty(device, &[b * kept_len(n)], DType::F32)?,
+        Tensor::empty(device, &[b * groups_len(p.groups)], DType::I32)?,
+    ])
 }
 
 /// `keep [B,max_out]` from `boxes [B,N,4]`, `scores [B,N]`, `group [B,N]` or `[N]`.
 pub(super) fn forward(
-    keep: &mut [i32],
-    ws: Workspace<'_>,
+    keep: &mut Tensor,
+    ws: &mut [Tensor],
     boxes: &[f32],
     scores: &[f32],
     group: &[i32],
     n: usize,
     p: &Nms,
 ) {
+    let [keys, kept, groups] = ws else { unreachable!("nms: the workspace of the CPU") };
+    let (keep, keys) = (keep.i32s_mut(), bytemuck::cast_slice_mut::<u8, u64>(keys.slice_mut()));
     if p.max_out == 0 {
         return;
     }
@@ -54,9 +56,9 @@ pub(super) fn forward(
         return;
     }
     keep.par_chunks_mut(p.max_out)
-        .zip(ws.keys.par_chunks_mut(keys_len(n)))
-        .zip(ws.kept.par_chunks_mut(kept_len(n)))
-        .zip(ws.groups.par_chunks_mut(groups_len(p.groups)))
+        .zip(keys.par_chunks_mut(n))
+        .zip(kept.f32s_mut().par_chunks_mut(kept_len(n)))
+        .zip(groups.i32s_mut().par_chunks_mut(groups_len(p.groups)))
         .enumerate()
         .for_each(|(b, (((keep, keys), kept), groups))| {
             let group = if group.len() == n { group } else { &group[b * n..][..n] };

@@ -1,6 +1,7 @@
 //! Non-maximum suppression, within groups (levels or classes), for a batch.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -36,8 +37,9 @@ pub struct Nms {
 /// `[B,max_out]` i32.
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: one sort, then at most N·kept/2 IoUs a group; workspace 28 B a box.
-/// Errors: `Value` if the threshold is not in [0, 1] or there are no groups.
+/// Cost: one sort, then at most N·kept/2 IoUs a group (on a GPU N²/2, at once); workspace 28 B a box (on a GPU up to 545).
+/// Errors: `Value` if the threshold is not in [0, 1] or there are no groups; on a GPU also if (groups, index) takes more than
+/// 32 bits.
 /// Reference: mmcv 2.1 `batched_nms`, with a stable sort; a pair of empty boxes (IoU NaN) does not suppress.
 pub fn nms(boxes: &Tensor, scores: &Tensor, group: &Tensor, p: Nms) -> Result<Tensor> {
     let device = boxes.device();
@@ -55,16 +57,14 @@ pub fn nms(boxes: &Tensor, scores: &Tensor, group: &Tensor, p: Nms) -> Result<Te
         return Err(Error::value("nms", format!("{p:?}: want a threshold in [0, 1] and at least one group")));
     }
     let mut keep = Tensor::empty(device, &[b, p.max_out], DType::I32)?;
-    let mut keys = Tensor::empty(device, &[b * cpu::keys_len(n), 8], DType::U8)?;
-    let mut kept = Tensor::empty(device, &[b * cpu::kept_len(n)], DType::F32)?;
-    let mut groups = Tensor::empty(device, &[b * cpu::groups_len(p.groups)], DType::I32)?;
-    on_device!(device, cpu => {
-        let ws = cpu::Workspace {
-            keys: bytemuck::cast_slice_mut(keys.slice_mut::<u8>()),
-            kept: kept.f32s_mut(),
-            groups: groups.i32s_mut(),
-        };
-        cpu::forward(keep.i32s_mut(), ws, boxes.f32s(), scores.f32s(), group.i32s(), n, &p);
-    });
+    let mut ws = match device.runs_kernels() {
+        true => cuda::workspace(device, b, n, &p)?,
+        false => cpu::workspace(device, b, n, &p)?,
+    };
+    on_device!(
+        device,
+        cpu => cpu::forward(&mut keep, &mut ws, boxes.f32s(), scores.f32s(), group.i32s(), n, &p),
+        cuda => cuda::forward(&mut keep, &mut ws, boxes, scores, group, &p),
+    );
     Ok(keep)
 }

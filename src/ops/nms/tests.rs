@@ -4,18 +4,27 @@ use crate::ops::testing::{Fixture, boxes, uniform};
 
 const P: Nms = Nms { iou_threshold: 0.5, groups: 1, max_out: 0, offset: true };
 
-/// One image; the padding removed.
+/// One image on the CPU, and the same on the simulated device; the padding removed.
 fn run(b: &[f32], s: &[f32], group: &[i32], p: Nms) -> Vec<i32> {
-    let dev = Device::cpu();
     let n = s.len();
-    let b = Tensor::from_slice(&dev, &[1, n, 4], b).unwrap();
-    let s = Tensor::from_slice(&dev, &[1, n], s).unwrap();
-    let group = Tensor::from_slice(&dev, &[1, n], group).unwrap();
     let p = Nms { max_out: if p.max_out == 0 { n } else { p.max_out }, ..p };
-    let keep = nms(&b, &s, &group, p).unwrap().i32s().to_vec();
+    let keep = batch(&[1, n], b, s, group, p);
     let used = keep.iter().position(|&k| k < 0).unwrap_or(keep.len());
     assert!(keep[used..].iter().all(|&k| k == -1));
     keep[..used].to_vec()
+}
+
+/// Images of one row of groups.
+fn batch(shape: &[usize; 2], b: &[f32], s: &[f32], group: &[i32], p: Nms) -> Vec<i32> {
+    let on = |dev: &Device| {
+        let b = Tensor::from_slice(dev, &[shape[0], shape[1], 4], b).unwrap();
+        let s = Tensor::from_slice(dev, shape, s).unwrap();
+        nms(&b, &s, &Tensor::from_slice(dev, &shape[1..], group).unwrap(), p).unwrap().to_vec().unwrap()
+    };
+    let keep = on(&Device::cpu());
+    #[cfg(feature = "sim")]
+    assert!(on(&Device::sim(1)) == keep, "the simulated device");
+    keep
 }
 
 /// mmcv's loop as it stands, one comparison at a time, with a stable sort.
@@ -125,12 +134,7 @@ fn images_do_not_meet_and_threads_do_not_matter() {
     let p = Nms { groups: 5, max_out: 300, ..P };
     let all = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            let dev = Device::cpu();
-            let b = Tensor::from_slice(&dev, &[images, n, 4], &b).unwrap();
-            let s = Tensor::from_slice(&dev, &[images, n], &s).unwrap();
-            nms(&b, &s, &Tensor::from_slice(&dev, &[n], &group).unwrap(), p).unwrap().i32s().to_vec()
-        })
+        pool.install(|| batch(&[images, n], &b, &s, &group, p))
     };
     assert_eq!(all(1), all(3));
     for (i, keep) in all(2).chunks(300).enumerate() {
@@ -169,4 +173,21 @@ fn bad_arguments_are_errors() {
     assert!(nms(&b, &s, &g, Nms { groups: 0, ..p }).is_err());
     assert!(nms(&b, &s, &s, p).is_err());
     assert!(nms(&b, &b, &g, p).is_err());
+}
+
+/// Areas and unions that are denormal, tiny, huge or infinite.
+#[test]
+fn sizes_near_the_ends_of_f32() {
+    for scale in [1e-23, 1e-21, 1e-19, 1e-18, 1.0, 1e17, 1e18, 1e30] {
+        let b: Vec<f32> = boxes(8, 200, 100.0, 0.0).iter().map(|v| v * scale).collect();
+        let s = uniform(9, 200, 0.0, 1.0);
+        for iou_threshold in [0.0, 1e-6, 0.5, 0.9] {
+            let p = Nms { iou_threshold, max_out: 200, offset: false, ..P };
+            assert_eq!(
+                run(&b, &s, &[0; 200], p),
+                reference(&b, &s, &[0; 200], p),
+                "{scale}, threshold {iou_threshold}"
+            );
+        }
+    }
 }

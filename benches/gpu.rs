@@ -134,7 +134,14 @@ impl Bench {
     }
 
     fn batch_norm(&mut self) -> Result<()> {
-        let full = [[8, 224, 224, 64], [8, 112, 112, 64], [8, 112, 112, 256], [8, 56, 56, 512], [8, 28, 28, 1024], [8, 14, 14, 2048]];
+        let full = [
+            [8, 224, 224, 64],
+            [8, 112, 112, 64],
+            [8, 112, 112, 256],
+            [8, 56, 56, 512],
+            [8, 28, 28, 1024],
+            [8, 14, 14, 2048],
+        ];
         let shapes = self.size(full.to_vec(), vec![[2, 5, 7, 64]]);
         for shape in shapes {
             for dtype in [DType::F32, DType::F16] {
@@ -146,7 +153,8 @@ impl Bench {
 
     fn batch_norm_of(&mut self, shape: [usize; 4], dtype: DType) -> Result<()> {
         let (c, bytes) = (shape[3], shape.iter().product::<usize>() * dtype.bytes());
-        let title = |what: &str| format!("batch_norm_relu {what} {}x{}x{}x{c} {}", shape[0], shape[1], shape[2], dtype.name());
+        let title =
+            |what: &str| format!("batch_norm_relu {what} {}x{}x{}x{c} {}", shape[0], shape[1], shape[2], dtype.name());
         struct Inputs {
             x: Tensor,
             dy: Tensor,
@@ -160,8 +168,11 @@ impl Bench {
                 if dtype == DType::F32 {
                     return Ok(x);
                 }
-                let halves: Vec<half::f16> =
-                    if dev.has_data() { x.to_vec::<f32>()?.into_iter().map(half::f16::from_f32).collect() } else { vec![half::f16::ZERO; x.numel()] };
+                let halves: Vec<half::f16> = if dev.has_data() {
+                    x.to_vec::<f32>()?.into_iter().map(half::f16::from_f32).collect()
+                } else {
+                    vec![half::f16::ZERO; x.numel()]
+                };
                 Tensor::from_slice(dev, &shape, &halves)
             };
             let ones = || Tensor::from_slice(dev, &[c], &vec![1.0f32; c]);
@@ -178,14 +189,18 @@ impl Bench {
             batch_norm_relu(tape, &x, &gamma, &beta, (&i.running.0, &i.running.1), mode, 1e-5, None, true)
         };
         let train = BnMode::Train { momentum: 0.1 };
-        self.time(&title("train fwd"), 3 * bytes, make, |dev, i| forward(&mut Tape::inference(dev), i, train).map(drop))?;
+        self.time(&title("train fwd"), 3 * bytes, make, |dev, i| {
+            forward(&mut Tape::inference(dev), i, train).map(drop)
+        })?;
         // Forward: x twice, y. Backward: dy, x, y twice, dx.
         self.time(&title("train fwd+bwd"), 10 * bytes, make, |dev, i| {
             let mut tape = Tape::new(dev);
             let y = forward(&mut tape, i, train)?;
             tape.backward(vec![(y, i.dy.clone())]).map(drop)
         })?;
-        self.time(&title("frozen fwd"), 2 * bytes, make, |dev, i| forward(&mut Tape::inference(dev), i, BnMode::Frozen).map(drop))?;
+        self.time(&title("frozen fwd"), 2 * bytes, make, |dev, i| {
+            forward(&mut Tape::inference(dev), i, BnMode::Frozen).map(drop)
+        })?;
         Ok(())
     }
 
@@ -200,18 +215,24 @@ impl Bench {
         })?;
         let [n, h, w, c] = self.size([8, 224, 224, 64], [1, 6, 8, 8]);
         let map = n * h * w * c * 4;
-        self.time("max_pool fwd", map + map / 4, |dev| uniform(dev, &[n, h, w, c], 1), |dev, x| {
-            let mut tape = Tape::inference(dev);
-            let x = tape.constant(x.clone());
-            max_pool(&mut tape, &x, 3, 2, 1).map(drop)
-        })?;
+        self.time(
+            "max_pool fwd",
+            map + map / 4,
+            |dev| uniform(dev, &[n, h, w, c], 1),
+            |dev, x| {
+                let mut tape = Tape::inference(dev);
+                let x = tape.constant(x.clone());
+                max_pool(&mut tape, &x, 3, 2, 1).map(drop)
+            },
+        )?;
         let [n, h, w] = self.size([8, 448, 448], [1, 8, 8]);
         let make = |dev: &Device| {
             let sizes: Vec<f32> = (0..n).flat_map(|_| [h as f32, w as f32, h as f32, w as f32]).collect();
             Ok((Tensor::zeros(dev, &[n, h, w, 3], DType::U8)?, Tensor::from_slice(dev, &[n, 4], &sizes)?))
         };
         self.time("image_normalize", n * h * w * 15, make, |dev, (x, sizes)| {
-            image_normalize(&mut Tape::inference(dev), x, sizes, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]).map(drop)
+            image_normalize(&mut Tape::inference(dev), x, sizes, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+                .map(drop)
         })?;
         Ok(())
     }
@@ -228,7 +249,9 @@ impl Bench {
         let shapes: Vec<Vec<usize>> = sizes.iter().map(|&n| vec![n]).collect();
         let flat = |dev: &Device| Tensor::flat(dev, &shapes, DType::F32);
         let scalar = |dev: &Device, v: f32| Tensor::from_slice(dev, &[1], &[v]);
-        let make = |dev: &Device| Ok([flat(dev)?, flat(dev)?, flat(dev)?, flat(dev)?, vec![scalar(dev, 0.1)?, scalar(dev, 1.0)?]]);
+        let make = |dev: &Device| {
+            Ok([flat(dev)?, flat(dev)?, flat(dev)?, flat(dev)?, vec![scalar(dev, 0.1)?, scalar(dev, 1.0)?]])
+        };
         self.time("sgd", 20 * total, make, |_, [values, grads, momenta, _, s]| {
             let each = values.iter_mut().zip(&*grads).zip(momenta);
             let mut params: Vec<_> =
@@ -246,16 +269,20 @@ impl Bench {
                 .collect();
             adamw(&mut params, &s[0], &s[1], &s[2], AdamWRule { betas: [0.9, 0.999], eps: 1e-8 })
         })?;
-        self.time("grad_norm", 4 * total, flat, |dev, grads| grad_norm(dev, &grads.iter().collect::<Vec<_>>()).map(drop))?;
+        self.time("grad_norm", 4 * total, flat, |dev, grads| {
+            grad_norm(dev, &grads.iter().collect::<Vec<_>>()).map(drop)
+        })?;
         Ok(())
     }
 
     fn detection(&mut self) -> Result<()> {
         let (images, rois, c) = self.size((2, 512, 256), (1, 8, 8));
-        let sides: Vec<[usize; 2]> = self.size(vec![[200, 272], [100, 136], [50, 68], [25, 34]], vec![[16, 16], [8, 8], [4, 4], [2, 2]]);
+        let sides: Vec<[usize; 2]> =
+            self.size(vec![[200, 272], [100, 136], [50, 68], [25, 34]], vec![[16, 16], [8, 8], [4, 4], [2, 2]]);
         let extent = (4 * sides[0][1]) as f32;
         let make = |dev: &Device| {
-            let levels = sides.iter().map(|[h, w]| uniform(dev, &[images, *h, *w, c], 3)).collect::<Result<Vec<_>>>()?;
+            let levels =
+                sides.iter().map(|[h, w]| uniform(dev, &[images, *h, *w, c], 3)).collect::<Result<Vec<_>>>()?;
             let mut r = Stream::new(9, 0, 0, 0, Purpose::Test).rng();
             let mut boxes = Vec::new();
             for _ in 0..images * rois {
@@ -295,7 +322,11 @@ impl Bench {
             }
             let group: Vec<i32> = (0..images * 5 * n).map(|i| (i / n % 5) as i32).collect();
             let scores = uniform(dev, &[images, 5 * n], 6)?;
-            Ok((Tensor::from_slice(dev, &[images, 5 * n, 4], &boxes)?, scores, Tensor::from_slice(dev, &[images, 5 * n], &group)?))
+            Ok((
+                Tensor::from_slice(dev, &[images, 5 * n, 4], &boxes)?,
+                scores,
+                Tensor::from_slice(dev, &[images, 5 * n], &group)?,
+            ))
         };
         self.time(&format!("nms {images}x5x{n}"), images * 5 * n * 24, make, |_, (boxes, scores, group)| {
             let p = Nms { iou_threshold: 0.7, groups: 5, max_out: 1000, offset: false };
@@ -311,9 +342,12 @@ impl Bench {
                 (at - len, len, len.min(2000))
             })
             .collect();
-        self.time("top_k 8 images, 5 levels, 2000", 8 * total * 4, |dev| uniform(dev, &[8, total], 7), |_, scores| {
-            top_k(scores, &segments).map(drop)
-        })?;
+        self.time(
+            "top_k 8 images, 5 levels, 2000",
+            8 * total * 4,
+            |dev| uniform(dev, &[8, total], 7),
+            |_, scores| top_k(scores, &segments).map(drop),
+        )?;
         Ok(())
     }
 }

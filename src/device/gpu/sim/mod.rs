@@ -68,6 +68,11 @@ static KERNELS: LazyLock<HashMap<&'static str, Kernel>> = LazyLock::new(|| {
     table
 });
 
+thread_local! {
+    /// This host thread's: stacks are made once.
+    static RUNNER: RefCell<Runner> = RefCell::default();
+}
+
 /// Names of all kernels.
 pub fn kernels() -> impl Iterator<Item = &'static str> {
     KERNELS.keys().copied()
@@ -135,9 +140,11 @@ impl Sim {
         // Blocks in the order of the seed too: the second half first.
         let from = if seed.is_multiple_of(2) { 0 } else { blocks / 2 };
         let all = (0..blocks).into_par_iter().with_min_len(8);
-        let ran = all.map_init(Runner::default, |runner, i| {
+        let ran = all.map(|i| {
             let i = (i + from) % blocks;
-            runner.run(&job, i as u64).map_err(|message| format!("block {i}: {message}"))
+            RUNNER
+                .with_borrow_mut(|runner| runner.run(&job, i as u64))
+                .map_err(|message| format!("block {i}: {message}"))
         });
         match ran.collect::<Result<(), String>>() {
             Ok(()) => self.check_guards().or_else(fault),

@@ -2,7 +2,7 @@
 // gamma, beta, running statistics [C], stats [2,C] (mean, 1 / sqrt(var + eps)), sums [2,C] (dgamma, dbeta) f32.
 // Over [M,C] a block has blockDim.x vectors of channels (16 bytes, or one channel where C fills no vector) times blockDim.y rows;
 // blocks along x share the channels out, blocks along y the rows, so that a warp reads whole lines.
-// Forward: stats reads x once (every thread a mean and squared deviations, joined exactly: Chan et al. 1979), stats_fold joins the
+// Forward: stats reads x once (each thread a mean and squared deviations, joined exactly: Chan et al. 1979), stats_fold joins the
 // blocks' [chunks,2,C], fwd is one pass. Backward: bwd_sums reads dy, x and y, bwd_fold adds the blocks' [chunks,2,C], bwd_train or
 // bwd_frozen is one pass, which may write over dy and x. All sums in a fixed order: deterministic.
 #include "common/kernel.cuh"
@@ -85,13 +85,25 @@ __device__ __forceinline__ int64_t chunk_end(const BatchNormParams& p) {
     return end < p.m ? end : p.m;
 }
 
-// All numbers are taken from the channel's first, x[0,c]: a large mean costs no digits.
+// What the numbers of channels c .. c + V are taken from, so that a large mean costs no digits: the middle one of the first, the
+// middle and the last of each. One that lies far from all others is not it.
+template <int V, typename T> __device__ __forceinline__ Pack<float, V> origins(const T* x, const BatchNormParams& p, uint32_t c) {
+    const Pack<T, V> in[3] = {load_pack<V>(x + c), load_pack<V>(x + p.m / 2 * p.c + c), load_pack<V>(x + (p.m - 1) * p.c + c)};
+    Pack<float, V> out;
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+        const float a0 = load(in[0].v[v]), a1 = load(in[1].v[v]), a2 = load(in[2].v[v]);
+        out.v[v] = fmaxf(fminf(a0, a1), fminf(fmaxf(a0, a1), a2));
+    }
+    return out;
+}
+
 template <typename T, int V>
 __device__ __forceinline__ void stats(float* partial, const T* x, const BatchNormParams& p, Moments* scratch) {
     const uint32_t c = first_channel<V>();
     Moments all[V] = {};
     if (c < p.c) {
-        const Pack<T, V> base = load_pack<V>(x + c);
+        const Pack<float, V> origin = origins<V>(x, p, c);
         const int64_t step = blockDim.y, end = chunk_end(p);
         int64_t row = int64_t(blockIdx.y) * p.chunk + threadIdx.y;
         float n = 0.0f, mean[V] = {}, m2[V] = {};
@@ -103,9 +115,8 @@ __device__ __forceinline__ void stats(float* partial, const T* x, const BatchNor
             n += 4.0f;
 #pragma unroll
             for (int v = 0; v < V; v++) {
-                const float from = load(base.v[v]);
-                const float a0 = load(in[0].v[v]) - from, a1 = load(in[1].v[v]) - from;
-                const float a2 = load(in[2].v[v]) - from, a3 = load(in[3].v[v]) - from;
+                const float a0 = load(in[0].v[v]) - origin.v[v], a1 = load(in[1].v[v]) - origin.v[v];
+                const float a2 = load(in[2].v[v]) - origin.v[v], a3 = load(in[3].v[v]) - origin.v[v];
                 const float middle = 0.25f * ((a0 + a1) + (a2 + a3));
                 const float d0 = a0 - middle, d1 = a1 - middle, d2 = a2 - middle, d3 = a3 - middle;
                 absorb(mean[v], m2[v], middle, fmaf(d0, d0, d1 * d1) + fmaf(d2, d2, d3 * d3), share, weight);
@@ -116,7 +127,7 @@ __device__ __forceinline__ void stats(float* partial, const T* x, const BatchNor
             const float share = 1.0f / (n + 1.0f), weight = n * share;
             n += 1.0f;
 #pragma unroll
-            for (int v = 0; v < V; v++) absorb(mean[v], m2[v], load(in.v[v]) - load(base.v[v]), 0.0f, share, weight);
+            for (int v = 0; v < V; v++) absorb(mean[v], m2[v], load(in.v[v]) - origin.v[v], 0.0f, share, weight);
         }
 #pragma unroll
         for (int v = 0; v < V; v++) all[v] = {n, mean[v], m2[v]};
@@ -155,7 +166,7 @@ __device__ __forceinline__ void stats_fold(float* stats, float* running_mean, fl
         stats[c + p.c] = 0.0f;
         return;
     }
-    const double m = double(p.m), mean = double(load(x[c])) + double(all[0].mean), m2 = double(all[0].m2);
+    const double m = double(p.m), mean = double(origins<1>(x, p, c).v[0]) + double(all[0].mean), m2 = double(all[0].m2);
     const double old_mean = double(running_mean[c]), old_var = double(running_var[c]);
     stats[c] = float(mean);
     stats[c + p.c] = float(1.0 / sqrt(m2 / m + double(p.eps)));

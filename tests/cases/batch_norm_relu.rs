@@ -339,18 +339,20 @@ fn nan_stays_in_its_channel() {
     }
 }
 
-/// The kernels take all numbers from the channel's first, so they lose 2^-24 of its distance: of the 10 (and 60) deviations
-/// here that is 4e-6.
+/// A value far from all others costs them no digits, whether it is a channel's first, middle or last.
 #[test]
-fn the_first_value_may_lie_far_away() {
+fn one_value_may_lie_far_away() {
     for case in CASES.iter().filter(|c| matches!(c.name, "tail" | "folds")) {
-        let mut p = Problem::new(case, TRAIN, false, false); // no ReLU: many y lie near 0, where rounding decides
+        let p = Problem::new(case, TRAIN, false, false); // no ReLU: many y lie near 0, where rounding decides
         let c = p.shape[3];
-        p.x[..c].fill(1000.0);
-        let (got, names) = (everywhere_within(1e-5, 1e-5, |dev| p.run(dev)), names(&p));
-        for ((name, got), want) in names.iter().zip(&got).zip(&reference(&p, &got[0].f32s())) {
-            let largest = want.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
-            assert_close(&format!("{}: {name}", case.name), &got.f32s(), want, 1e-5 * largest, 1e-4);
+        for pixel in [0, p.pixels() / 2, p.pixels() - 1] {
+            let mut p = p.clone();
+            p.x[pixel * c..][..c].fill(1000.0);
+            let (got, names) = (everywhere(|dev| p.run(dev)), names(&p));
+            for ((name, got), want) in names.iter().zip(&got).zip(&reference(&p, &got[0].f32s())) {
+                let largest = want.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+                assert_close(&format!("{}: {name}", case.name), &got.f32s(), want, 1e-5 * largest, 1e-4);
+            }
         }
     }
 }

@@ -99,7 +99,7 @@ mod cuda {
             .iter()
             .map(|f| f.file_stem().and_then(|s| s.to_str()).expect("a name in UTF-8").to_string())
             .collect();
-        if std::env::var_os("UPRES_STUB_KERNELS").is_some_and(|v| v != "0") {
+        if std::env::var_os("UPRES_STUB_KERNELS").is_some_and(|v| !v.is_empty() && v != "0") {
             // For lints: no image, no kernel.
             write(&out.join("cuda_images.rs"), &source(&[], &[], (0, 0)));
             return;

@@ -70,6 +70,9 @@ pub(super) fn check(call: &str, status: sys::CUresult) -> Result<()> {
 /// What `train --doctor` says of libraries and devices.
 pub fn doctor() -> Vec<String> {
     let mut lines = library::report();
+    if library::DRIVER.check().is_err() {
+        return lines;
+    }
     match count() {
         Ok(n) => lines.extend((0..n).map(|i| match describe_device(i) {
             Ok(line) => format!("cuda:{i}: {line}"),

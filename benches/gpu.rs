@@ -231,8 +231,15 @@ impl Bench {
             Ok((Tensor::zeros(dev, &[n, h, w, 3], DType::U8)?, Tensor::from_slice(dev, &[n, 4], &sizes)?))
         };
         self.time("image_normalize", n * h * w * 15, make, |dev, (x, sizes)| {
-            image_normalize(&mut Tape::inference(dev), x, sizes, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
-                .map(drop)
+            image_normalize(
+                &mut Tape::inference(dev),
+                x,
+                sizes,
+                [123.675, 116.28, 103.53],
+                [58.395, 57.12, 57.375],
+                DType::F32,
+            )
+            .map(drop)
         })?;
         Ok(())
     }

@@ -1,7 +1,7 @@
 // Bias and ReLU behind a convolution or a matrix product, and the bias's gradient. y, dy [M,O] T; bias, db [O] f32.
 // Forward, in place: one thread a 16-byte vector of a row (or one element, where O fills no vector), one pass over y. Gradient,
-// a sum over rows: blocks of 32 columns x 8 rows sum chunks of rows into `partial` [chunks,O] f32, then one thread a column adds
-// the chunks in order. Deterministic.
+// a sum over rows: blocks of 32 columns x 8 rows sum chunks of rows into `partial` [chunks,O] f32, then blocks of the same
+// shape add the chunks, in a fixed order. Deterministic.
 #include "common/kernel.cuh"
 
 struct BiasParams {
@@ -17,10 +17,12 @@ template <typename T, int V> __device__ void bias_fwd(T* y, const float* bias, B
         const uint32_t c = uint32_t(i % vectors) * V;
         T* at = y + i / vectors * p.columns + c;
         Pack<T, V> v = load_pack<V>(at);
+        Pack<float, V> b = {};
+        if (bias) b = load_pack<V>(bias + c);
 #pragma unroll
         for (int k = 0; k < V; k++) {
             float sum = load(v.v[k]);
-            if (bias) sum += bias[c + k];
+            if (bias) sum += b.v[k];
             v.v[k] = store<T>(p.relu && sum < 0.0f ? 0.0f : sum);  // NaN stays
         }
         store_pack(at, v);
@@ -34,14 +36,24 @@ struct BiasGradParams {
 static_assert(sizeof(BiasGradParams) == 32, "mirror of src/ops/bias.rs");
 
 constexpr int BIAS_ROWS = 8;
+constexpr int UNROLL = 8;
 
 template <typename T> __device__ void bias_bwd(float* partial, const T* dy, BiasGradParams p) {
     SHARED(float, sums, BIAS_ROWS * WARP);
     const uint32_t column = blockIdx.y * WARP + lane_id();
     const uint64_t first = blockIdx.x * p.rows_per_chunk, end = min(first + p.rows_per_chunk, p.rows);
     float sum = 0.0f;
-    if (column < p.columns)
-        for (uint64_t row = first + warp_id(); row < end; row += BIAS_ROWS) sum += load(dy[row * p.columns + column]);
+    if (column < p.columns) {
+        uint64_t row = first + warp_id();
+        for (; row + (UNROLL - 1) * BIAS_ROWS < end; row += UNROLL * BIAS_ROWS) {
+            float in[UNROLL];  // all under way at once
+#pragma unroll
+            for (int k = 0; k < UNROLL; k++) in[k] = load(dy[(row + k * BIAS_ROWS) * p.columns + column]);
+#pragma unroll
+            for (int k = 0; k < UNROLL; k++) sum += in[k];
+        }
+        for (; row < end; row += BIAS_ROWS) sum += load(dy[row * p.columns + column]);
+    }
     sums[threadIdx.x] = sum;
     __syncthreads();
     if (warp_id() == 0 && column < p.columns) {
@@ -59,10 +71,20 @@ template <typename T> __device__ void bias_bwd(float* partial, const T* dy, Bias
     KERNEL(256, bias_bwd_##S, (float* partial, const T* dy, BiasGradParams p)) { bias_bwd<T>(partial, dy, p); }
 FOR_FLOATS(KERNELS)
 
+// One block of 32 x 8 threads for 32 columns: each warp adds every eighth chunk, then the warps' sums.
 KERNEL(256, bias_fold_f32, (float* db, const float* partial, BiasGradParams p)) {
-    const int64_t column = global_thread();
-    if (column >= p.columns) return;
+    SHARED(float, sums, BIAS_ROWS * WARP);
+    const uint32_t column = blockIdx.x * WARP + lane_id();
     float sum = 0.0f;
-    for (uint32_t i = 0; i < p.chunks; i++) sum += partial[uint64_t(i) * p.columns + column];
-    db[column] = p.accumulate ? db[column] + sum : sum;
+    if (column < p.columns) {
+#pragma unroll 8
+        for (uint32_t i = warp_id(); i < p.chunks; i += BIAS_ROWS) sum += partial[uint64_t(i) * p.columns + column];
+    }
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (warp_id() == 0 && column < p.columns) {
+#pragma unroll
+        for (int i = 1; i < BIAS_ROWS; i++) sum += sums[i * WARP + lane_id()];
+        db[column] = p.accumulate ? db[column] + sum : sum;
+    }
 }

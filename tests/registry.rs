@@ -86,6 +86,12 @@ fn faults(name: &str, gradient: Gradient) -> Vec<String> {
         }
     }
     expect(root().join(format!("src/ops/{name}/cpu.rs")).is_file(), "no cpu.rs".into());
+    expect(root().join(format!("src/ops/{name}/cuda.rs")).is_file(), "no cuda.rs".into());
+    // Convolutions and matrix products are cuDNN's and cuBLASLt's; their bias is kernels/bias.cu.
+    let library = ["conv2d", "linear"].contains(&name);
+    expect(library || root().join(format!("kernels/{name}.cu")).is_file(), format!("no kernels/{name}.cu"));
+    let arms = (source.matches("cpu =>").count(), source.matches("cuda =>").count());
+    expect(arms.0 == arms.1, format!("{} arms for the CPU, {} for a GPU", arms.0, arms.1));
     let cases = root().join(format!("tests/cases/{name}.rs"));
     if cases.is_file() {
         let cases = read(cases);

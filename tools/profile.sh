@@ -4,7 +4,8 @@
 #     tools/profile.sh systems RECIPE [train's options]     a timeline by Nsight Systems: runs/profile.nsys-rep
 #     tools/profile.sh compute KERNEL RECIPE [options]      one kernel by Nsight Compute: runs/profile.ncu-rep
 #
-# TRAIN names the program (default: target/release/train). The first 30 steps choose algorithms and record; 20 more are profiled.
+# TRAIN names the program (default: target/release/train, built with --features cuda,nvtx: then ranges are named after stages and ops).
+# Steps are launched kernel by kernel; UPRES_GRAPHS=1 shows them as they run in training, as one graph.
 set -euo pipefail
 
 usage() {
@@ -19,11 +20,12 @@ need() {
 }
 
 train=${TRAIN:-target/release/train}
+[[ -x $train || ! -x bin/train ]] || train=bin/train # in a folder of tools/gpu_pack.sh
 (($# >= 2)) || usage
 kind=$1
 shift
 [[ -x $train ]] || {
-    echo "tools/profile.sh: no $train: cargo build --release --features cuda, or set TRAIN" >&2
+    echo "tools/profile.sh: no $train: cargo build --release --features cuda,nvtx, or set TRAIN" >&2
     exit 1
 }
 mkdir -p runs
@@ -31,8 +33,8 @@ out=runs/profile
 case $kind in
 systems)
     need nsys "NVIDIA Nsight Systems"
-    # Graphs by node: each kernel of a recorded step is seen by itself.
-    nsys profile --force-overwrite true --trace cuda,nvtx,cudnn,cublas --cuda-graph-trace node --output "$out" \
+    # Kernel by kernel: then NVTX ranges lie around the kernels of their op.
+    UPRES_GRAPHS=${UPRES_GRAPHS:-0} nsys profile --force-overwrite true --trace cuda,nvtx,cudnn,cublas --output "$out" \
         "$train" "$@" --device cuda --out "runs/profiled-$$" --stop-after 50
     nsys stats --report cuda_gpu_kern_sum --format table "$out.nsys-rep" | head -n 40
     ;;
@@ -41,10 +43,10 @@ compute)
     need ncu "NVIDIA Nsight Compute"
     kernel=$1
     shift
-    ncu --force-overwrite --set full --kernel-name "$kernel" --launch-skip 5 --launch-count 3 --export "$out" \
+    UPRES_GRAPHS=0 ncu --force-overwrite --set full --kernel-name "$kernel" --launch-skip 5 --launch-count 3 --export "$out" \
         "$train" "$@" --device cuda --out "runs/profiled-$$" --stop-after 5
     ncu --import "$out.ncu-rep" --page details | head -n 120
     ;;
 *) usage ;;
 esac
-echo "$out.*-rep"
+ls "$out".*-rep

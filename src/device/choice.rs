@@ -58,8 +58,10 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device> {
         match self {
             DeviceChoice::Cpu => Ok(Device::cpu()),
-            DeviceChoice::Auto if has_gpu() => open_cuda(0),
-            DeviceChoice::Auto => Ok(Device::cpu()),
+            DeviceChoice::Auto => match auto() {
+                Target::Cpu => Ok(Device::cpu()),
+                _ => open_cuda(0),
+            },
             DeviceChoice::Cuda(n) => open_cuda(n),
             DeviceChoice::Sim => open_sim(),
         }
@@ -69,8 +71,8 @@ impl DeviceChoice {
     pub fn planner(self) -> Device {
         Device::plan_for(match self {
             DeviceChoice::Cuda(_) => Target::Cuda,
-            DeviceChoice::Auto if has_gpu() => Target::Cuda,
-            DeviceChoice::Auto | DeviceChoice::Cpu => Target::Cpu,
+            DeviceChoice::Auto => auto(),
+            DeviceChoice::Cpu => Target::Cpu,
             DeviceChoice::Sim => Target::Sim,
         })
     }
@@ -92,9 +94,20 @@ pub fn doctor() -> Vec<String> {
     lines
 }
 
+/// A GPU that can be used, or the CPU, saying so where there is a GPU that cannot.
 #[cfg(feature = "cuda-driver")]
-fn has_gpu() -> bool {
-    super::gpu::cuda::count().is_ok()
+fn auto() -> Target {
+    use super::gpu::cuda;
+    if cuda::count().is_err() {
+        return Target::Cpu;
+    }
+    match cuda::unusable() {
+        None => Target::Cuda,
+        Some(why) => {
+            eprintln!("the CPU is used, because {why}");
+            Target::Cpu
+        }
+    }
 }
 
 #[cfg(feature = "cuda-driver")]
@@ -103,8 +116,8 @@ fn open_cuda(index: usize) -> Result<Device> {
 }
 
 #[cfg(not(feature = "cuda-driver"))]
-fn has_gpu() -> bool {
-    false
+fn auto() -> Target {
+    Target::Cpu
 }
 
 #[cfg(not(feature = "cuda-driver"))]

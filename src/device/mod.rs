@@ -178,7 +178,7 @@ impl Device {
             *recording = Recording { generation: gpu.arena.generation(), ..Recording::default() };
         }
         let known = recording.graph.is_some();
-        if recording.runs == 0 {
+        if recording.runs == 0 || !scope::graphs_enabled() {
             arena::run(&gpu.arena, plan, step)?;
         } else {
             if !known {
@@ -260,18 +260,6 @@ macro_rules! on_device {
         match $device {
             $crate::device::Device::Cpu(_) => $cpu,
             $crate::device::Device::Cuda(_) => $cuda?,
-            $crate::device::Device::Plan(_) => {}
-        }
-    };
-    ($device:expr, cpu => $cpu:expr) => {
-        match $device {
-            $crate::device::Device::Cpu(_) => $cpu,
-            $crate::device::Device::Cuda(_) => {
-                return Err($crate::error::Error::Device {
-                    what: $crate::device::current_scope(),
-                    message: "it has no kernel for a GPU yet".into(),
-                });
-            }
             $crate::device::Device::Plan(_) => {}
         }
     };

@@ -1,4 +1,4 @@
-//! Named ranges: for plans (who owns a buffer), profiles (`UPRES_PROFILE=1`) and messages.
+//! Named ranges: for plans (who owns a buffer), profiles (`UPRES_PROFILE=1`), NVIDIA's profilers (feature `nvtx`) and messages.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -9,11 +9,18 @@ use std::time::{Duration, Instant};
 use super::plan::Tracer;
 
 static PROFILE: LazyLock<bool> = LazyLock::new(|| std::env::var_os("UPRES_PROFILE").is_some_and(|v| v != "0"));
+/// `UPRES_GRAPHS=0`: a GPU's steps are launched kernel by kernel, not replayed, so that ranges lie around their kernels.
+static GRAPHS: LazyLock<bool> = LazyLock::new(|| std::env::var_os("UPRES_GRAPHS").is_none_or(|v| v != "0"));
 static POISON: LazyLock<bool> = LazyLock::new(|| std::env::var_os("UPRES_POISON").is_some_and(|v| v != "0"));
 
 /// True if `UPRES_PROFILE=1`: each op's time is summed.
 pub fn profile_enabled() -> bool {
     *PROFILE
+}
+
+/// False if `UPRES_GRAPHS=0`.
+pub(super) fn graphs_enabled() -> bool {
+    *GRAPHS
 }
 
 /// True if `UPRES_POISON=1`: fresh memory is filled with NaN in release builds too.
@@ -61,6 +68,10 @@ pub struct Scope {
 impl Scope {
     pub(super) fn enter(name: &str, tracer: Option<Rc<Tracer>>) -> Scope {
         STACK.with_borrow_mut(|s| s.push(name.to_string()));
+        #[cfg(feature = "nvtx")]
+        if tracer.is_none() {
+            nvtx::range_push!("{name}");
+        }
         let start = (*PROFILE && tracer.is_none()).then(Instant::now);
         if let Some(t) = &tracer {
             t.push_scope(name);
@@ -73,6 +84,10 @@ impl Drop for Scope {
     fn drop(&mut self) {
         if let Some(t) = &self.tracer {
             t.pop_scope();
+        }
+        #[cfg(feature = "nvtx")]
+        if self.tracer.is_none() {
+            nvtx::range_pop!();
         }
         if let Some(start) = self.start {
             TIMES.with_borrow_mut(|times| {

@@ -77,5 +77,5 @@ pub(super) fn backward(db: &mut Tensor, accumulate: bool, dy: &Tensor, partial: 
     unsafe { k.launch(Grid::blocks(chunks, THREADS).y(columns.div_ceil(COLUMNS)))? }
     let k = device.gpu().kernel("bias_fold", DType::F32).out(db).arg(partial).params(&params);
     // SAFETY: bias_fold(db, partial, params): db [columns], partial as above.
-    unsafe { k.launch(Grid::threads(columns, THREADS)) }
+    unsafe { k.launch(Grid::blocks(columns.div_ceil(COLUMNS), THREADS)) }
 }

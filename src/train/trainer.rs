@@ -137,6 +137,8 @@ type LateLosses = Box<dyn FnOnce() -> Result<[f32; LOSSES.len()]>>;
 
 /// What a step has measured: the losses of each pass, and the norm of the gradient.
 struct Late {
+    /// Its number in the run, from 0.
+    global_step: u64,
     losses: Vec<LateLosses>,
     norm: Box<dyn FnOnce() -> Result<f32>>,
 }
@@ -246,7 +248,7 @@ impl Run<'_> {
             let interrupted = self.options.interrupt.load(Ordering::Relaxed);
             if interrupted || self.options.stop_after.is_some_and(|n| self.meta.global_step >= n) {
                 if let Some(done) = late.take() {
-                    self.read(engine, done, &mut meter)?;
+                    self.read(done, &mut meter)?;
                 }
                 return Ok(if interrupted { "interrupted" } else { "stopped" });
             }
@@ -272,19 +274,19 @@ impl Run<'_> {
                     losses.push(Box::new(engine.losses_later()?));
                 } else {
                     let now = engine.losses()?;
-                    self.check_finite(engine, &now)?;
+                    self.check_finite(self.meta.global_step, Some(engine), &now)?;
                     losses.push(Box::new(move || Ok(now)));
                 }
                 loader.recycle(batch);
             }
             engine.update(Some(&plans.update), lr, self.meta.step + 1)?;
             let norm = Box::new(engine.grad_norm_later()?);
-            let mut done = Some(Late { losses, norm });
+            let mut done = Some(Late { global_step: self.meta.global_step, losses, norm });
             if reads_late {
                 std::mem::swap(&mut done, &mut late); // the step before's
             }
             if let Some(done) = done {
-                grad_norm = self.read(engine, done, &mut meter)?;
+                grad_norm = self.read(done, &mut meter)?;
             }
             self.meta.step += 1;
             self.meta.global_step += 1;
@@ -295,7 +297,7 @@ impl Run<'_> {
             if last || eval_due || save_due {
                 // What is saved or evaluated is what has been looked at.
                 if let Some(done) = late.take() {
-                    grad_norm = self.read(engine, done, &mut meter)?;
+                    grad_norm = self.read(done, &mut meter)?;
                 }
             }
             if (last || eval_due || meter.since() >= LOG_EVERY) && meter.has_steps() {
@@ -370,40 +372,30 @@ impl Run<'_> {
     }
 
     /// Takes what a step has measured; returns the norm of its gradient.
-    fn read(&self, engine: &Engine, done: Late, meter: &mut Meter) -> Result<f32> {
+    fn read(&self, done: Late, meter: &mut Meter) -> Result<f32> {
         let (passes, images) = (done.losses.len() as f64, self.recipe.stages[self.meta.stage].images_per_step);
         let mut sums = [0.0; LOSSES.len()];
         for losses in done.losses {
             let losses = losses()?;
-            self.check_finite(engine, &losses)?;
+            self.check_finite(done.global_step, None, &losses)?; // the weights are a step further by now
             sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += f64::from(loss) / passes);
         }
         let norm = (done.norm)()?;
         if !norm.is_finite() {
-            return Err(self.non_finite("norm of the gradient".into(), norm));
+            return Err(non_finite(done.global_step, "norm of the gradient".into(), norm));
         }
         meter.add(images, &sums);
         Ok(norm)
     }
 
     /// Err at the first loss that is not finite, naming the parameter or gradient behind it if one is to be found.
-    fn check_finite(&self, engine: &Engine, losses: &[f32; LOSSES.len()]) -> Result<()> {
+    fn check_finite(&self, step: u64, engine: Option<&Engine>, losses: &[f32; LOSSES.len()]) -> Result<()> {
         let Some(i) = losses.iter().position(|v| !v.is_finite()) else { return Ok(()) };
         let mut tensor = format!("loss {}", LOSSES[i]);
-        if let Some(name) = engine.first_non_finite()? {
+        if let Some(name) = engine.map_or(Ok(None), Engine::first_non_finite)? {
             tensor = format!("{tensor} (first non-finite: {name})");
         }
-        Err(self.non_finite(tensor, losses[i]))
-    }
-
-    fn non_finite(&self, tensor: String, value: f32) -> Error {
-        Error::NonFinite {
-            step: self.meta.global_step,
-            tensor,
-            value,
-            hint: "lower the learning rate, lengthen the warm-up or set clip_grad_norm; the last checkpoint is intact"
-                .into(),
-        }
+        Err(non_finite(step, tensor, losses[i]))
     }
 
     /// Evaluates on the validation split, if there is one; false if it was interrupted. The last checkpoint is written
@@ -487,7 +479,7 @@ impl Run<'_> {
 
     fn save(&mut self, engine: &Engine, name: &str) -> Result<()> {
         if let Some(name) = engine.first_non_finite()? {
-            return Err(self.non_finite(name, f32::NAN));
+            return Err(non_finite(self.meta.global_step, name, f32::NAN));
         }
         self.meta.time_s = self.clock.now();
         let path = self.options.checkpoints.join(format!("{name}.safetensors"));
@@ -496,5 +488,15 @@ impl Run<'_> {
             path: path.display().to_string(),
             global_step: self.meta.global_step,
         }))
+    }
+}
+
+fn non_finite(step: u64, tensor: String, value: f32) -> Error {
+    Error::NonFinite {
+        step,
+        tensor,
+        value,
+        hint: "lower the learning rate, lengthen the warm-up or set clip_grad_norm; the last checkpoint is intact"
+            .into(),
     }
 }

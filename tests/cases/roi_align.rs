@@ -68,7 +68,7 @@ impl Problem {
         let mut tape = Tape::new(device);
         let fine = tape.leaf(make(device, &[n, side, side, c], &self.levels[0]));
         let coarse = tape.leaf(make(device, &[n, side / 2, side / 2, c], &self.levels[1]));
-        let s = if n == 0 { 3 } else { self.valid.len() / n };
+        let s = self.valid.len().checked_div(n).unwrap_or(3);
         let (rois, valid) = (tensor(device, &[n, s, 4], &self.rois), tensor(device, &[n, s], &self.valid));
         let y = roi_align(&mut tape, &[&fine, &coarse], &[4.0, 8.0], &rois, &valid, self.p)?;
         let mut out = vec![y.value().clone()];
@@ -79,7 +79,7 @@ impl Problem {
     }
 
     fn run(&self, device: &Device, dy: &[f32]) -> Result<Vec<Tensor>> {
-        self.run_with(device, dy, |device, shape, data| tensor(device, shape, data))
+        self.run_with(device, dy, tensor)
     }
 }
 

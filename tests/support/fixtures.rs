@@ -284,7 +284,7 @@ impl GradSummary {
 }
 
 fn fixture_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    Path::new(&super::tensors::root()).join("tests/fixtures")
 }
 
 fn read_json(path: &Path) -> Value {

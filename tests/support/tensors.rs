@@ -227,11 +227,26 @@ pub fn gpus() -> Vec<(&'static str, Vec<Device>)> {
     #[cfg(feature = "sim")]
     gpus.push(("sim", (0..3).map(Device::sim).collect()));
     #[cfg(feature = "cuda-driver")]
-    match Device::cuda(0) {
-        Ok(device) => gpus.push(("cuda", vec![device.clone(), device])),
-        Err(why) => eprintln!("SKIPPED on cuda: {why}"),
-    }
+    gpus.extend(cuda());
     gpus
+}
+
+/// Two devices on the first GPU: each chooses its own algorithms. Made once a thread. `UPRES_REQUIRE_GPU=1` makes it an error that
+/// there is none.
+#[cfg(feature = "cuda-driver")]
+fn cuda() -> Option<(&'static str, Vec<Device>)> {
+    thread_local! {
+        static DEVICES: std::cell::OnceCell<Option<Vec<Device>>> = const { std::cell::OnceCell::new() };
+    }
+    let open = || match (0..2).map(|_| Device::cuda(0)).collect::<Result<Vec<_>>>() {
+        Ok(devices) => Some(devices),
+        Err(why) if std::env::var_os("UPRES_REQUIRE_GPU").is_some() => panic!("no GPU: {why}"),
+        Err(why) => {
+            eprintln!("SKIPPED on cuda: {why}");
+            None
+        }
+    };
+    DEVICES.with(|devices| devices.get_or_init(open).clone()).map(|devices| ("cuda", devices))
 }
 
 /// The outputs under a plan, in memory that an earlier step left full of NaN.
@@ -246,13 +261,18 @@ fn planned(dev: &Device, f: &impl Fn(&Device) -> Result<Vec<Tensor>>) -> Vec<Out
     dev.step(Some(&plan), run).expect("the planned step").0
 }
 
+/// The package's folder: cargo says it when the tests run; tests run by themselves are run in it.
+pub fn root() -> String {
+    std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| ".".into())
+}
+
 /// A file of tests/fixtures/ops.
 pub struct OpFixture(Vec<u8>);
 
 impl OpFixture {
     /// Opens `tests/fixtures/ops/<name>.safetensors`.
     pub fn open(name: &str) -> Self {
-        let path = format!("{}/tests/fixtures/ops/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("{}/tests/fixtures/ops/{name}.safetensors", root());
         OpFixture(std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}")))
     }
 

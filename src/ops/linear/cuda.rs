@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 
 /// What cuBLASLt recommends as workspace on Hopper (32 MiB) is enough on older devices.
-const CUBLASLT_WORKSPACE_BYTES: usize = 32 << 20;
+const CUBLASLT_WORKSPACE_BYTES: usize = (32 << 20) + 256; // and room to begin at a multiple of 256
 
 /// Elements (f32) of the workspace of one pass, if the CPU's pass takes `cpu`.
 pub(super) fn workspace(target: Target, cpu: impl FnOnce() -> usize) -> usize {

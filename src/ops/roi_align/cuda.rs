@@ -96,7 +96,7 @@ fn setup(s: &RoiAlignBwd) -> Result<Setup> {
     for (i, l) in s.shapes.iter().enumerate() {
         (params.h[i], params.w[i], params.stride_px[i]) = (dim(l.h)?, dim(l.w)?, l.stride_px);
         (params.first_row[i], params.first_tile[i]) = (dim(rows)?, dim(tiles)?);
-        rows += l.h;
+        rows += l.h.next_multiple_of(TILE.0); // the last tile of a level ends before the next level
         tiles += s.n * l.h.div_ceil(TILE.0) * l.w.div_ceil(TILE.1);
     }
     Ok(Setup { params, bin_tables, gather: GATHER_BYTES + batch * roi_tables, tiles })

@@ -137,6 +137,18 @@ fn pyramid(h: usize, w: usize, levels: usize) -> Vec<LevelShape> {
         .collect()
 }
 
+/// A map whose height is no multiple of the kernels' tiles: tall boxes of the next level begin where its last tile would end.
+#[test]
+fn levels_do_not_meet() {
+    for (h, w, finest, level, roi) in
+        [(120, 161, 28.0, 1, [3.0, 2.0, 43.0, 118.0]), (800, 256, 56.0, 3, [0.0, 0.0, 255.0, 799.0])]
+    {
+        let p = RoiAlign { finest_scale_px: finest, ..RoiAlign::new(7, 7) };
+        assert_eq!(p.level(roi, 4), level);
+        Problem { levels: pyramid(h, w, 4), n: 1, c: 8, rois: roi.to_vec(), valid: vec![0], p }.check(6);
+    }
+}
+
 #[test]
 fn equals_the_definition_in_f64() {
     for (seed, c, ph, pw, sampling_ratio, aligned) in [

@@ -10,6 +10,7 @@ use std::ptr;
 use cudarc::cublaslt::{result, result::CublasError, sys};
 
 use super::Cuda;
+use crate::device::ALIGN_BYTES;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -32,6 +33,9 @@ pub struct Matmul {
     pub a: Side,
     pub b: Side,
 }
+
+/// Where cuBLASLt's workspace must begin.
+const WORKSPACE_ALIGN: usize = 256;
 
 pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
@@ -59,8 +63,15 @@ fn type_of(dtype: DType) -> sys::cudaDataType {
 }
 
 impl Plan {
-    fn new(handle: sys::cublasLtHandle_t, p: &Matmul, dtype: DType, bias: bool, ws_bytes: usize) -> Result<Plan> {
+    fn new(
+        handle: sys::cublasLtHandle_t,
+        p: &Matmul,
+        dtype: DType,
+        bias: Option<u64>,
+        ws_bytes: usize,
+    ) -> Result<Plan> {
         use sys::cublasLtMatmulDescAttributes_t::*;
+        use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         let kind = type_of(dtype);
         let desc =
             result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F)
@@ -82,7 +93,7 @@ impl Plan {
             Side::Rows => 0i32, // CUBLAS_OP_N
             Side::Columns => 1, // CUBLAS_OP_T
         };
-        let epilogue = if bias {
+        let epilogue = if bias.is_some() {
             sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS
         } else {
             sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT
@@ -90,18 +101,30 @@ impl Plan {
         plan.set(CUBLASLT_MATMUL_DESC_TRANSA, &operation(p.b))?;
         plan.set(CUBLASLT_MATMUL_DESC_TRANSB, &operation(p.a))?;
         plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+        if let Some(address) = bias {
+            plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, &address)?; // else no algorithm may be found
+        }
         let preference = result::create_matmul_pref().map_err(failed("cublasLtMatmulPreferenceCreate"))?;
-        let attribute = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-        // SAFETY: descriptors made above; the attribute is a size_t.
+        // Tensors begin at a multiple of ALIGN_BYTES; what is assumed unless told is 256.
+        let align = ALIGN_BYTES as u32;
+        // SAFETY: descriptors made above; the workspace is a size_t, the alignments are u32.
         let found = unsafe {
-            let set = result::set_matmul_pref_attribute(
-                preference,
-                attribute,
-                ptr::from_ref(&ws_bytes).cast(),
-                size_of::<usize>(),
-            );
+            let set = |attribute, value: *const c_void, bytes| {
+                result::set_matmul_pref_attribute(preference, attribute, value, bytes)
+            };
+            let most = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+            let mut set_all = set(most, ptr::from_ref(&ws_bytes).cast(), size_of::<usize>());
+            for attribute in [
+                Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+            ] {
+                set_all = set_all.and_then(|()| set(attribute, ptr::from_ref(&align).cast(), size_of::<u32>()));
+            }
             let [b, a, c] = plan.layouts;
-            let found = set.and_then(|()| result::get_matmul_algo_heuristic(handle, plan.desc, b, a, c, c, preference));
+            let found =
+                set_all.and_then(|()| result::get_matmul_algo_heuristic(handle, plan.desc, b, a, c, c, preference));
             let _ = result::destroy_matmul_pref(preference);
             found
         };
@@ -137,14 +160,23 @@ impl Cuda {
         bias: Option<&Tensor>,
         ws: &mut Tensor,
     ) -> Result<()> {
-        let key = (*p, c.dtype(), bias.is_some());
+        let dtype = c.dtype();
+        assert!(
+            [a, b].into_iter().chain(bias).all(|t| t.dtype() == dtype),
+            "matmul: one type for all: {a:?} {b:?} {c:?}"
+        );
+        // cuBLASLt wants its workspace at a multiple of 256; what is lost to that does not depend on the address.
+        let at = ws.address().next_multiple_of(WORKSPACE_ALIGN);
+        let ws_bytes = ws.bytes().saturating_sub(WORKSPACE_ALIGN) / WORKSPACE_ALIGN * WORKSPACE_ALIGN;
+        let bias = bias.map(|b| b.address() as u64);
+        let key = (*p, dtype, bias.is_some());
         let mut plans = self.blas.plans.borrow_mut();
         let plan = match plans.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(Plan::new(self.blas.handle, p, c.dtype(), bias.is_some(), ws.bytes())?),
+            Entry::Vacant(new) => new.insert(Plan::new(self.blas.handle, p, dtype, bias, ws_bytes)?),
         };
         if let Some(bias) = bias {
-            plan.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &(bias.address() as u64))?;
+            plan.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         }
         let (one, beta) = (1.0f32, if add { 1.0f32 } else { 0.0 });
         let out = c.address() as *mut c_void;
@@ -165,8 +197,8 @@ impl Cuda {
                 out,
                 layout_c,
                 &plan.algorithm,
-                ws.address() as *mut c_void,
-                ws.bytes(),
+                at as *mut c_void,
+                ws_bytes,
                 self.stream().cast(),
             )
         };

@@ -1,11 +1,11 @@
 //! Convolutions by cuDNN: NHWC, f32 accumulation, tensor cores; of each shape and pass the fastest deterministic algorithm
-//! within the planned workspace, measured once.
+//! within the planned workspace, measured once in a process.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{c_int, c_void};
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 use cudarc::cudnn::sys;
 use cudarc::driver;
@@ -55,6 +55,8 @@ struct Plan {
     w: sys::cudnnFilterDescriptor_t,
     conv: sys::cudnnConvolutionDescriptor_t,
     algorithm: u32,
+    /// Where the planned one is too small. Never freed: recorded steps hold its address.
+    own_workspace: Option<(NonNull<u8>, usize)>,
 }
 
 pub(super) struct Dnn {
@@ -80,6 +82,7 @@ fn type_of(dtype: DType) -> sys::cudnnDataType_t {
 /// Results of cuDNN's measurements, as one type for the three passes.
 struct Measured {
     algorithm: u32,
+    math: sys::cudnnMathType_t,
     ok: bool,
     memory: usize,
     deterministic: bool,
@@ -92,6 +95,7 @@ macro_rules! measured {
             .iter()
             .map(|r| Measured {
                 algorithm: r.algo as u32,
+                math: r.mathType,
                 ok: r.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS,
                 memory: r.memory,
                 deterministic: r.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC,
@@ -101,8 +105,8 @@ macro_rules! measured {
     };
 }
 
-/// Algorithms asked for.
-const MOST: usize = 8;
+/// Results asked for: each algorithm in two arithmetics.
+const MOST: usize = 16;
 
 impl Dnn {
     pub(super) fn new(stream: driver::sys::CUstream) -> Result<Dnn> {
@@ -127,8 +131,14 @@ impl Dnn {
             DType::F32 => sys::cudnnMathType_t::CUDNN_DEFAULT_MATH,
             _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
         };
-        let mut plan =
-            Plan { x: ptr::null_mut(), y: ptr::null_mut(), w: ptr::null_mut(), conv: ptr::null_mut(), algorithm: 0 };
+        let mut plan = Plan {
+            x: ptr::null_mut(),
+            y: ptr::null_mut(),
+            w: ptr::null_mut(),
+            conv: ptr::null_mut(),
+            algorithm: 0,
+            own_workspace: None,
+        };
         // SAFETY: each descriptor is made on one line and filled on the next; those made are destroyed with the plan.
         unsafe {
             check("cudnnCreateTensorDescriptor", sys::cudnnCreateTensorDescriptor(&mut plan.x))?;
@@ -232,6 +242,50 @@ impl Dnn {
 }
 
 impl Cuda {
+    /// Descriptors, and the fastest deterministic algorithm within the workspace; where there is none (cuDNN turns large maps into
+    /// another layout first, on old devices), within one of the device's own, which stays.
+    ///
+    /// # Safety
+    /// As [`Dnn::measure`].
+    unsafe fn choose(
+        &self,
+        s: &Conv,
+        dtype: DType,
+        out: *mut c_void,
+        a: *const c_void,
+        b: *const c_void,
+        ws: *mut c_void,
+        ws_bytes: usize,
+    ) -> Result<Plan> {
+        let mut plan = self.dnn.describe(s, dtype)?;
+        for bytes in [ws_bytes, 512 << 20, 4 << 30] {
+            let own = if bytes == ws_bytes { None } else { Some(self.alloc(bytes)?) };
+            let at = own.map_or(ws, |p| p.as_ptr().cast());
+            // SAFETY: the caller's promise, and `at` has `bytes`.
+            let results = unsafe { self.dnn.measure(s, &plan, out, a, b, at, bytes) };
+            if let Some(ptr) = own {
+                // SAFETY: allocated above, and cuMemFree waits for what uses it.
+                unsafe { self.free(ptr, bytes) };
+            }
+            let results = results?;
+            let fit = results.iter().filter(|r| r.ok && r.deterministic && r.memory <= bytes);
+            if let Some(best) = fit.min_by(|a, b| a.ms.total_cmp(&b.ms)) {
+                plan.algorithm = best.algorithm;
+                // SAFETY: the descriptor is the plan's; the measurement was of this arithmetic.
+                let set = unsafe { sys::cudnnSetConvolutionMathType(plan.conv, best.math) };
+                check("cudnnSetConvolutionMathType", set)?;
+                if own.is_some() {
+                    plan.own_workspace = Some((self.alloc(best.memory)?, best.memory));
+                }
+                return Ok(plan);
+            }
+        }
+        Err(Error::Kernel {
+            op: crate::device::current_scope(),
+            message: format!("cuDNN has no deterministic algorithm for {s:?}, {}", dtype.name()),
+        })
+    }
+
     /// `out (+)= pass(a, b)`: forward y from x, w; data dx from dy, w; weights dw from x, dy.
     ///
     /// The first call for a shape measures cuDNN's algorithms and must not be recorded.
@@ -242,36 +296,26 @@ impl Cuda {
             return if add { Ok(()) } else { out.zero() };
         }
         let dtype = a.dtype();
+        assert!(b.dtype() == dtype && out.dtype() == dtype, "conv: one type for all: {a:?} {b:?} {out:?}");
         let (pa, pb, pout) = (a.address() as *const c_void, b.address() as *const c_void, out.address() as *mut c_void);
         let (pws, ws_bytes) = (ws.address() as *mut c_void, ws.bytes());
         let mut plans = self.dnn.plans.borrow_mut();
         let plan = match plans.entry((*s, dtype)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
-                let mut plan = self.dnn.describe(s, dtype)?;
                 // Gradients of weights may hold a sum already: measure into memory of its own.
                 let scratch = if add { Some(self.alloc(out.bytes())?) } else { None };
                 let target = scratch.map_or(pout, |p| p.as_ptr().cast());
                 // SAFETY: tensors of the shapes in `s` (checked in ops/conv2d/mod.rs).
-                let results = unsafe { self.dnn.measure(s, &plan, target, pa, pb, pws, ws_bytes) };
+                let plan = unsafe { self.choose(s, dtype, target, pa, pb, pws, ws_bytes) };
                 if let Some(ptr) = scratch {
                     // SAFETY: allocated above, and cuMemFree waits for what uses it.
                     unsafe { self.free(ptr, out.bytes()) };
                 }
-                let results = results?;
-                let fit = |r: &&Measured| r.ok && r.deterministic && r.memory <= ws_bytes;
-                let best = results.iter().filter(fit).min_by(|a, b| a.ms.total_cmp(&b.ms));
-                let best = best.ok_or_else(|| Error::Kernel {
-                    op: crate::device::current_scope(),
-                    message: format!(
-                        "cuDNN has no deterministic algorithm within {ws_bytes} bytes for {s:?}, {}",
-                        dtype.name()
-                    ),
-                })?;
-                plan.algorithm = best.algorithm;
-                new.insert(plan)
+                new.insert(plan?)
             }
         };
+        let (pws, ws_bytes) = plan.own_workspace.map_or((pws, ws_bytes), |(ptr, bytes)| (ptr.as_ptr().cast(), bytes));
         let (one, beta) = (1.0f32, if add { 1.0f32 } else { 0.0 });
         let (one, beta) = (ptr::from_ref(&one).cast::<c_void>(), ptr::from_ref(&beta).cast::<c_void>());
         let handle = self.dnn.handle;

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 
-use cudarc::{cublas, cublaslt, cudnn, driver};
+use cudarc::{cublaslt, cudnn, driver};
 
 use crate::error::{Error, Result};
 
@@ -33,14 +33,8 @@ pub(super) const DRIVER: Library = Library {
 };
 
 /// What every GPU run needs, in the order of asking.
-pub(super) const LIBRARIES: [Library; 4] = [
+pub(super) const LIBRARIES: [Library; 3] = [
     DRIVER,
-    Library {
-        name: "cuBLAS",
-        file: "libcublas.so",
-        from: "install CUDA's libraries (PyPI: nvidia-cublas)",
-        present: cublas::sys::is_culib_present,
-    },
     Library {
         name: "cuBLASLt",
         file: "libcublasLt.so",
@@ -109,7 +103,19 @@ pub(super) fn check_all() -> Result<()> {
         return Err(Error::Device {
             what: "cuda".into(),
             message: format!(
-                "the cuDNN found is version {cudnn}, this build needs {CUDNN_MAJOR}.x: put its folder first in LD_LIBRARY_PATH"
+                "the cuDNN found is version {cudnn}, this build needs {CUDNN_MAJOR}.x: a libcudnn.so without a number is taken \
+                 first, so put a folder with a link of that name to libcudnn.so.{CUDNN_MAJOR} first into LD_LIBRARY_PATH"
+            ),
+        });
+    }
+    // SAFETY: the library is there (checked above); returns a number.
+    let cublaslt = unsafe { cublaslt::sys::cublasLtGetVersion() } / 10_000;
+    if cublaslt != CUDA_MAJOR {
+        return Err(Error::Device {
+            what: "cuda".into(),
+            message: format!(
+                "the cuBLASLt found is version {cublaslt}, this build needs {CUDA_MAJOR}: a libcublasLt.so without a number is \
+                 taken first, so put a folder with a link of that name to libcublasLt.so.{CUDA_MAJOR} first into LD_LIBRARY_PATH"
             ),
         });
     }
@@ -127,7 +133,7 @@ pub(super) fn report() -> Vec<String> {
         lines.push(format!("the driver knows CUDA {}.{}", version / 1000, version % 1000 / 10));
     }
     // SAFETY: as in `check`.
-    if unsafe { (LIBRARIES[3].present)() } {
+    if unsafe { (LIBRARIES[2].present)() } {
         lines.push(format!("cuDNN is version {}", cudnn::result::get_version()));
     }
     lines

@@ -60,7 +60,7 @@ fn error_of(call: &str, error: DriverError) -> Error {
 fn describe(error: DriverError) -> String {
     let text = |s: Result<&CStr, DriverError>| s.map_or_else(|_| String::new(), |s| s.to_string_lossy().into_owned());
     let (name, words) = (text(error.error_name()), text(error.error_string()));
-    if name.is_empty() { format!("{:?}", error.0) } else { format!("{name}: {words}") }
+    if name.is_empty() { format!("error {}", error.0 as u32) } else { format!("{name}: {words}") }
 }
 
 pub(super) fn check(call: &str, status: sys::CUresult) -> Result<()> {
@@ -81,6 +81,29 @@ pub fn doctor() -> Vec<String> {
         Err(error) => lines.push(error.to_string()),
     }
     lines
+}
+
+/// Why the first GPU cannot be used, if it cannot.
+pub fn unusable() -> Option<String> {
+    let capable = || {
+        library::check_all()?;
+        count()?;
+        let device = result::device::get(0).map_err(|e| error_of("cuDeviceGet", e))?;
+        check_capability(0, capability(device)?)
+    };
+    capable().err().map(|error| error.to_string())
+}
+
+/// Err if there are no kernels for a device this old.
+fn check_capability(index: usize, (major, minor): (c_int, c_int)) -> Result<()> {
+    if (major, minor) >= OLDEST {
+        return Ok(());
+    }
+    Err(device_error(format!(
+        "cuda:{index} has compute capability {major}.{minor}, this build has kernels from {}.{} on: build with --features cuda12 and \
+         nvcc 12 for older ones",
+        OLDEST.0, OLDEST.1
+    )))
 }
 
 /// Number of devices.
@@ -135,14 +158,7 @@ impl Cuda {
             return Err(device_error(format!("no device cuda:{index}: {has}")));
         }
         let device = result::device::get(index as c_int).map_err(|e| error_of("cuDeviceGet", e))?;
-        let capability = capability(device)?;
-        if capability < OLDEST {
-            return Err(device_error(format!(
-                "cuda:{index} has compute capability {}.{}, this build has kernels from {}.{} on: build with --features cuda12 and \
-                 nvcc 12 for older ones",
-                capability.0, capability.1, OLDEST.0, OLDEST.1
-            )));
-        }
+        check_capability(index, capability(device)?)?;
         // SAFETY: the device is valid; the primary context is retained once and released by the driver at exit.
         let stream = unsafe {
             let context = result::primary_ctx::retain(device).map_err(|e| error_of("cuDevicePrimaryCtxRetain", e))?;
@@ -206,6 +222,20 @@ impl Cuda {
         let f = f.map_err(|e| fault(format!("not in kernels/{stem}.cu: {}", describe(e))))?;
         self.functions.borrow_mut().insert(name.into(), f);
         Ok(f)
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // SAFETY: stream and modules are ours; nothing runs any more after the first line. The context stays: it is the process's,
+        // and recorded graphs and buffers may be dropped after this.
+        unsafe {
+            sys::cuStreamSynchronize(self.stream);
+            for module in self.modules.borrow().values() {
+                sys::cuModuleUnload(*module);
+            }
+            sys::cuStreamDestroy_v2(self.stream);
+        }
     }
 }
 

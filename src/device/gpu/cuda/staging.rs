@@ -22,7 +22,7 @@ const SMALL_SLOTS: usize = 64;
 const LARGE_BYTES: usize = 16 << 20;
 /// One on the bus while the other is put in place.
 const LARGE_SLOTS: usize = 2;
-/// How many results may be on their way without new memory: the five of a step, twice.
+/// Results on their way without new memory: the five of a step, twice. Steps of several passes make more slots, which stay.
 const RESULT_SLOTS: usize = 16;
 /// Size of a result.
 const RESULT_BYTES: usize = 4 * 1024;
@@ -94,6 +94,12 @@ impl Slot {
     }
 }
 
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let _ = self.copied.wait(); // before the memory goes
+    }
+}
+
 struct LargeSlot {
     slot: Slot,
     device: sys::CUdeviceptr,
@@ -114,8 +120,8 @@ pub(super) struct Staging {
     small: Vec<Slot>,
     /// Made at the first large upload.
     large: RefCell<Vec<LargeSlot>>,
-    results: Vec<Rc<Slot>>,
-    next: Cell<[usize; 3]>,
+    results: RefCell<Vec<Rc<Slot>>>,
+    next: Cell<[usize; 2]>,
 }
 
 impl Staging {
@@ -129,8 +135,10 @@ impl Staging {
             copies,
             small: (0..SMALL_SLOTS).map(|_| Slot::new(SMALL_BYTES)).collect::<Result<_>>()?,
             large: RefCell::new(Vec::new()),
-            results: (0..RESULT_SLOTS).map(|_| Slot::new(RESULT_BYTES).map(Rc::new)).collect::<Result<_>>()?,
-            next: Cell::new([0; 3]),
+            results: RefCell::new(
+                (0..RESULT_SLOTS).map(|_| Slot::new(RESULT_BYTES).map(Rc::new)).collect::<Result<_>>()?,
+            ),
+            next: Cell::new([0; 2]),
         })
     }
 
@@ -192,10 +200,16 @@ impl Staging {
     /// `source` is memory of this device of at least `bytes`.
     pub(super) unsafe fn read_later(&self, source: sys::CUdeviceptr, bytes: usize) -> Result<Later> {
         assert!(bytes <= RESULT_BYTES, "cuda: a late result of {bytes} bytes");
-        let mut slot = self.results[self.take(2, RESULT_SLOTS)].clone();
-        if Rc::strong_count(&slot) > 2 {
-            slot = Rc::new(Slot::new(RESULT_BYTES)?); // somebody has not yet read it
-        }
+        let mut results = self.results.borrow_mut();
+        let free = results.iter().find(|slot| Rc::strong_count(slot) == 1).cloned();
+        let slot = match free {
+            Some(slot) => slot,
+            None => {
+                results.push(Rc::new(Slot::new(RESULT_BYTES)?));
+                results.last().expect("just made").clone()
+            }
+        };
+        slot.copied.wait()?; // of a result that nobody asked for
         // SAFETY: the slot holds RESULT_BYTES, and nobody else has it (lines above); `source` by the caller's promise.
         let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(slot.host.0.cast(), source, bytes, self.compute) };
         check("cuMemcpyDtoHAsync", copied)?;
@@ -210,7 +224,10 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // SAFETY: from cuStreamCreate, destroyed once.
-        unsafe { sys::cuStreamDestroy_v2(self.copies) };
+        // SAFETY: from cuStreamCreate, destroyed once, when nothing runs on it.
+        unsafe {
+            sys::cuStreamSynchronize(self.copies);
+            sys::cuStreamDestroy_v2(self.copies);
+        }
     }
 }

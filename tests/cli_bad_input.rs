@@ -309,3 +309,25 @@ fn detection() {
     fs::write(c.path("cut.png"), &bytes[..bytes.len() / 2]).unwrap();
     detect(&c.path("cut.png"), &out).complains(&["cut.png", "corrupt"]);
 }
+
+/// A device that this build or machine has not: one line that says so, and what to do.
+#[test]
+fn devices_that_are_not_there() {
+    let case = Case::new();
+    let same = |recipe: String| recipe;
+    if !cfg!(feature = "cuda-driver") {
+        for device in ["cuda", "cuda:9"] {
+            case.train(same, &["--device", device]).complains(&["cuda:", "--features cuda", "--device cpu"]);
+        }
+    } else if upres::device::choice::DeviceChoice::Cuda(0).open().is_err() {
+        case.train(same, &["--device", "cuda:9"]).complains(&["cuda", "--device cpu"]);
+    } else {
+        case.train(same, &["--device", "cuda:99"]).complains(&["no device cuda:99", "cuda:0"]);
+    }
+    if !cfg!(feature = "sim") {
+        case.train(same, &["--device", "sim"]).complains(&["sim: not in this build", "--features sim"]);
+    }
+    assert!(!case.path("run").exists(), "a refused device leaves no run behind");
+    let doctor = run_program("train", ["--doctor"]).done();
+    assert!(doctor.out.contains("device cpu") && doctor.out.contains("cuda"), "{doctor:?}");
+}

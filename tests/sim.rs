@@ -3,6 +3,9 @@
 
 mod support;
 
+use std::path::Path;
+
+use support::programs::*;
 use upres::device::Device;
 use upres::device::gpu::Grid;
 use upres::tensor::{DType, Tensor};
@@ -113,4 +116,48 @@ fn warp_and_block_functions() {
         let (sum, most) = (x.iter().sum::<i32>(), *x.iter().max().unwrap());
         assert_eq!(counter.to_vec::<i32>().unwrap(), [sum, most]);
     }
+}
+
+/// Both stages of a recipe with all that a checkpoint holds, accumulated gradients and evaluations, by the program: the weights are
+/// the CPU's but for rounding, and a run that was stopped goes on on another device.
+#[test]
+fn train_runs_on_it() {
+    let dir = folder_with_data();
+    let recipe = write_recipe(dir.path(), &dir.path().join("data"));
+    let short = [
+        "--set",
+        "stage.pretrain.steps=4",
+        "--set",
+        "stage.finetune.steps=3",
+        "--set",
+        "stage.pretrain.schedule.warmup_steps=1",
+        "--set",
+        "stage.finetune.schedule.warmup_steps=1",
+    ];
+    let run_on = |device: &str, name: &str, more: &[&str]| {
+        let out = dir.path().join(name);
+        let ran = train(&recipe, &out, &[&short[..], &["--device", device], more].concat()).done();
+        (out, ran)
+    };
+    let (cpu, _) = run_on("cpu", "cpu", &[]);
+    let (sim, said) = run_on("sim", "sim", &[]);
+    assert!(said.err.contains("sim") || said.out.contains("sim"), "{said:?}");
+    let weights = |run: &Path| {
+        let bytes = std::fs::read(last(run)).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut names = file.names().into_iter().filter(|n| n.starts_with("backbone.")).collect::<Vec<_>>();
+        names.sort();
+        let all = names.iter().flat_map(|n| bytemuck::pod_collect_to_vec::<u8, f32>(file.tensor(n).unwrap().data()));
+        all.collect::<Vec<f32>>()
+    };
+    let distance = |a: &[f32], b: &[f32]| {
+        let size = a.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+        (a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>() / size).sqrt()
+    };
+    let want = weights(&cpu);
+    // AdamW's first steps are signs of gradients: of a gradient near 0 the sign is rounding's.
+    assert!(distance(&want, &weights(&sim)) < 2e-3, "{}", distance(&want, &weights(&sim)));
+    let (stopped, _) = run_on("sim", "stopped", &["--stop-after", "5"]);
+    run("train", ["--resume".as_ref(), stopped.as_os_str(), "--device".as_ref(), "cpu".as_ref()]).done();
+    assert!(distance(&want, &weights(&stopped)) < 2e-3, "{}", distance(&want, &weights(&stopped)));
 }

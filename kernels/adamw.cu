@@ -17,6 +17,7 @@ KERNEL(256, adamw_f32,
     float* __restrict__ const square = chunk_begin<float>(list, 3, chunk);
     const float scale = grad_scale[0], keep = 1.0f - lr[0] * list.decay[chunk.tensor];
     const float rate = lr[0] / correction[0], root = 1.0f / sqrtf(correction[1]);
+    if (scale - scale != 0.0f) return;  // not finite: the step is skipped
     over_chunk(chunk.len, [&](auto width, int32_t i) {
         constexpr int V = decltype(width)::value;
         Pack<float, V> w = load_pack<V>(value + i), m = load_pack<V>(mean + i), s = load_pack<V>(square + i);

@@ -14,6 +14,7 @@ KERNEL(256, sgd_f32, (const float* lr, const float* grad_scale, MultiTensor list
     const float* __restrict__ const grad = chunk_begin<const float>(list, 1, chunk);
     float* __restrict__ const velocity = chunk_begin<float>(list, 2, chunk);
     const float rate = lr[0], scale = grad_scale[0], decay = list.decay[chunk.tensor];
+    if (scale - scale != 0.0f) return;  // not finite: the step is skipped
     over_chunk(chunk.len, [&](auto width, int32_t i) {
         constexpr int V = decltype(width)::value;
         Pack<float, V> w = load_pack<V>(value + i), v = load_pack<V>(velocity + i);

@@ -23,7 +23,7 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/pack}
 rm -rf "$dir"
 mkdir -p "$dir"/{bin,tests,benches,tools,recipes,data}
 executables() { # KIND COMMAND...: names and paths of the executables that a cargo command makes
-    cargo "${@:2}" --release --locked --features "$features" --message-format=json-render-diagnostics |
+    cargo "${@:2}" --profile release --locked --features "$features" --message-format=json-render-diagnostics |
         grep -o '"target":{"kind":\["'"$1"'"\].*"name":"[^"]*".*"executable":"[^"]*"' |
         sed -E 's/.*"name":"([^"]*)".*"executable":"([^"]*)"/\1 \2/'
 }

@@ -9,8 +9,12 @@ use std::time::{Duration, Instant};
 use super::plan::Tracer;
 
 static PROFILE: LazyLock<bool> = LazyLock::new(|| std::env::var_os("UPRES_PROFILE").is_some_and(|v| v != "0"));
-/// `UPRES_GRAPHS=0`: a GPU's steps are launched kernel by kernel, not replayed, so that ranges lie around their kernels.
-static GRAPHS: LazyLock<bool> = LazyLock::new(|| std::env::var_os("UPRES_GRAPHS").is_none_or(|v| v != "0"));
+/// `UPRES_GRAPHS=0`: a GPU's steps are launched kernel by kernel, not replayed, so that ranges lie around their kernels;
+/// `UPRES_SYNC=1` needs it too.
+static GRAPHS: LazyLock<bool> = LazyLock::new(|| {
+    let set = |name: &str| std::env::var_os(name);
+    set("UPRES_GRAPHS").is_none_or(|v| v != "0") && set("UPRES_SYNC").is_none_or(|v| v == "0")
+});
 static POISON: LazyLock<bool> = LazyLock::new(|| std::env::var_os("UPRES_POISON").is_some_and(|v| v != "0"));
 
 /// True if `UPRES_PROFILE=1`: each op's time is summed.

@@ -311,12 +311,8 @@ impl Engine {
             let grads: Vec<&Tensor> = grads.iter().filter_map(|g| g.as_ref()).collect();
             let total = grad_norm(&device, &grads)?;
             elementwise::copy(norm, &total)?;
-            let mut scale = Tensor::empty(&device, &[1], DType::F32)?;
-            if setup.clip_grad_norm > 0.0 {
-                scale = clip_scale(&total, setup.clip_grad_norm)?;
-            } else {
-                elementwise::fill(&mut scale, 1.0)?;
-            }
+            let limit = if setup.clip_grad_norm > 0.0 { setup.clip_grad_norm } else { f32::INFINITY };
+            let scale = clip_scale(&total, limit)?;
             optimize(&setup.optimizer, &params, &grads, state, lr, correction, &scale)?;
             if !average.is_empty() {
                 let values: Vec<Tensor> = store.all().iter().map(Param::value).collect();

@@ -238,6 +238,7 @@ impl Run<'_> {
         if self.meta.step >= total {
             return Ok("done");
         }
+        let _stage = engine.device().enter(&stage.name); // in errors and profiles
         let options = loader_options(self.recipe, self.data, index, self.meta.step * passes, total * passes);
         let mut loader = Loader::new(self.data.train.clone(), train_pipeline(stage), options)?;
         let mut meter = Meter::new(self.clock.waited);

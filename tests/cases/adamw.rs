@@ -95,6 +95,30 @@ fn as_torch() {
     }
 }
 
+/// A step whose gradients overflowed is skipped, on the device.
+#[test]
+fn a_scale_that_is_not_finite_changes_nothing() {
+    let case = &CASES[4];
+    for scale in [f32::NAN, f32::INFINITY] {
+        let got = everywhere(|dev| {
+            let (mut values, grads) = (tensors(dev, case, 1, 1.0)?, tensors(dev, case, 2, 1.0)?);
+            let (mut means, mut squares) = (tensors(dev, case, 3, 1.0)?, tensors(dev, case, 4, 1.0)?);
+            let each = values.iter_mut().zip(&grads).zip(means.iter_mut().zip(&mut squares));
+            let row = |((value, grad), (mean, square))| AdamWParam { value, grad, mean, square, weight_decay: 0.1 };
+            let mut params: Vec<AdamWParam<'_>> = each.map(row).collect();
+            adamw(&mut params, &scalar(dev, LR)?, &scalar(dev, scale)?, &correction(dev, 1)?, RULE)?;
+            values.extend(means);
+            values.extend(squares);
+            Ok(values)
+        });
+        for (i, &n) in case.dims.iter().enumerate() {
+            for (k, seed) in [1, 3, 4].into_iter().enumerate() {
+                assert_eq!(got[k * case.dims.len() + i].f32s(), of(seed, i, n));
+            }
+        }
+    }
+}
+
 #[test]
 fn refuses() {
     let dev = Device::cpu();

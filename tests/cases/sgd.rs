@@ -100,6 +100,28 @@ fn as_torch() {
     }
 }
 
+/// A step whose gradients overflowed is skipped, on the device.
+#[test]
+fn a_scale_that_is_not_finite_changes_nothing() {
+    let case = &CASES[4];
+    for scale in [f32::NAN, f32::INFINITY] {
+        let got = everywhere(|dev| {
+            let (mut values, grads) = (tensors(dev, case, 1, 1.0)?, tensors(dev, case, 2, 1.0)?);
+            let mut velocities = tensors(dev, case, 3, 1.0)?;
+            let each = values.iter_mut().zip(&grads).zip(&mut velocities);
+            let mut params: Vec<_> =
+                each.map(|((value, grad), momentum)| SgdParam { value, grad, momentum, weight_decay: 0.1 }).collect();
+            sgd(&mut params, &scalar(dev, LR)?, &scalar(dev, scale)?, MOMENTUM, false)?;
+            values.extend(velocities);
+            Ok(values)
+        });
+        for (i, &n) in case.dims.iter().enumerate() {
+            assert_eq!(got[i].f32s(), of(1, i, n));
+            assert_eq!(got[case.dims.len() + i].f32s(), of(3, i, n));
+        }
+    }
+}
+
 #[test]
 fn refuses() {
     let dev = Device::cpu();

@@ -43,6 +43,8 @@ pub fn bias_correction(betas: [f64; 2], step: u64) -> [f32; 2] {
 /// `g = grad_scale * grad; m = β1 m + (1 - β1) g; s = β2 s + (1 - β2) g²;
 /// value = value (1 - lr * decay) - lr / c1 * m / (√(s / c2) + eps)`, with c of [`bias_correction`].
 ///
+/// A `grad_scale` that is not finite (`clip_scale` of a norm that is not) skips the step: nothing changes.
+///
 /// Shapes: value, grad, mean, square of a parameter alike, f32; lr, grad_scale `[1]`, correction `[2]` f32, read on the device.
 /// Saves: nothing.
 /// Gradient: none: it comes after the backward pass.
@@ -74,6 +76,9 @@ pub fn adamw(
     on_device!(
         lr.device(),
         cpu => for p in params {
+            if !grad_scale.f32s()[0].is_finite() {
+                continue;
+            }
             let c = correction.f32s();
             let rates = cpu::Rates {
                 lr: lr.f32s()[0],

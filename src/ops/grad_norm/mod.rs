@@ -46,7 +46,8 @@ pub fn grad_norm(device: &Device, grads: &[&Tensor]) -> Result<Tensor> {
     Ok(norm)
 }
 
-/// `scale = min(1, max_norm / (norm + 1e-6))`, to be given to the optimizer: gradients are clipped without a host read.
+/// `scale = min(1, max_norm / (norm + 1e-6))`, to be given to the optimizer: gradients are clipped without a host read. Of a norm that
+/// is not finite it is NaN, at which the optimizer skips the step. Without a limit (`max_norm` infinite) it is 1 or NaN.
 ///
 /// Errors: `Shape` if norm is not `[1]`, `Dtype`.
 pub fn clip_scale(norm: &Tensor, max_norm: f32) -> Result<Tensor> {
@@ -57,8 +58,9 @@ pub fn clip_scale(norm: &Tensor, max_norm: f32) -> Result<Tensor> {
     on_device!(
         norm.device(),
         cpu => {
-            let s = max_norm / (norm.f32s()[0] + 1e-6);
-            scale.f32s_mut()[0] = if s > 1.0 { 1.0 } else { s }; // NaN stays
+            let norm = norm.f32s()[0];
+            let s = max_norm / (norm + 1e-6);
+            scale.f32s_mut()[0] = if !norm.is_finite() { f32::NAN } else { s.min(1.0) };
         },
         cuda => cuda::clip_scale(&mut scale, norm, max_norm),
     );

@@ -26,6 +26,8 @@ pub struct SgdParam<'a> {
 
 /// `g = grad_scale * grad + weight_decay * value; v = momentum * v + g; value -= lr * (nesterov ? g + momentum * v : v)`.
 ///
+/// A `grad_scale` that is not finite (`clip_scale` of a norm that is not) skips the step: nothing changes.
+///
 /// Shapes: value, grad, momentum of a parameter alike, f32; lr, grad_scale `[1]` f32, read on the device.
 /// Saves: nothing.
 /// Gradient: none: it comes after the backward pass.
@@ -49,6 +51,9 @@ pub fn sgd(params: &mut [SgdParam<'_>], lr: &Tensor, grad_scale: &Tensor, moment
         lr.device(),
         cpu => for p in params {
             let (lr, grad_scale) = (lr.f32s()[0], grad_scale.f32s()[0]);
+            if !grad_scale.is_finite() {
+                continue;
+            }
             let rule = cpu::Rule { lr, grad_scale, momentum, nesterov, weight_decay: p.weight_decay };
             cpu::step(p.value.f32s_mut(), p.grad.f32s(), p.momentum.f32s_mut(), rule);
         },

@@ -54,7 +54,19 @@ pub struct Cuda {
 
 /// The error of a driver call.
 fn error_of(call: &str, error: DriverError) -> Error {
-    Error::Kernel { op: crate::device::current_scope(), message: format!("{call}: {}", describe(error)) }
+    use sys::cudaError_enum::*;
+    let late = [
+        CUDA_ERROR_ILLEGAL_ADDRESS,
+        CUDA_ERROR_LAUNCH_FAILED,
+        CUDA_ERROR_MISALIGNED_ADDRESS,
+        CUDA_ERROR_ILLEGAL_INSTRUCTION,
+    ];
+    let hint = if late.contains(&error.0) && !*SYNC {
+        " (a kernel before this failed: UPRES_SYNC=1 says which, with its op and tensors)"
+    } else {
+        ""
+    };
+    Error::Kernel { op: crate::device::current_scope(), message: format!("{call}: {}{hint}", describe(error)) }
 }
 
 fn describe(error: DriverError) -> String {

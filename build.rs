@@ -37,7 +37,7 @@ mod sim {
         build.file("kernels/sim/runtime.cpp");
         let mut table = String::from("extern \"C\" {\n");
         let mut sum = String::from("0");
-        for file in super::kernel_files().into_iter().chain(["kernels/sim/selftest.cu".into()]) {
+        for file in super::kernel_files().into_iter().chain(["kernels/sim/faults.cu".into()]) {
             let stem = file.file_stem().expect("a name").to_str().expect("a name in UTF-8").to_string();
             let wrapper = Path::new(&out).join(format!("sim_{stem}.cpp"));
             let source = format!(
@@ -134,10 +134,12 @@ mod cuda {
 
     /// Rust source of the tables of src/device/gpu/cuda.
     fn source(stems: &[String], kernels: &[(&str, usize)], oldest: (u32, u32)) -> String {
-        let mut s = String::from("pub(super) static IMAGES: &[(&str, &[u8])] = &[\n");
+        // The driver reads headers of 64-bit numbers: images begin where those may.
+        let mut s = String::from("#[repr(C, align(64))]\npub(super) struct Image<T: ?Sized>(pub(super) T);\n");
+        s += "pub(super) static IMAGES: &[(&str, &Image<[u8]>)] = &[\n";
         for stem in stems {
-            writeln!(s, "    ({stem:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.fatbin\"))),")
-                .expect("a string");
+            let file = format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.fatbin\"))");
+            writeln!(s, "    ({stem:?}, &Image(*{file})),").expect("a string");
         }
         s += "];\npub(super) static KERNELS: &[(&str, usize)] = &[\n";
         for (kernel, file) in kernels {

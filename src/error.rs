@@ -108,6 +108,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// A loss or a norm that is not finite, at a step (from 0).
+    pub(crate) fn non_finite(step: u64, tensor: String, value: f32) -> Error {
+        let hint = "lower the learning rate, lengthen the warm-up or set clip_grad_norm; the last checkpoint is intact";
+        Error::NonFinite { step, tensor, value, hint: hint.into() }
+    }
+
     /// An I/O error with its file.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Error::Io { path: path.as_ref().to_path_buf(), source }

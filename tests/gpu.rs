@@ -4,8 +4,10 @@ mod support;
 
 use support::small::*;
 use support::tensors::gpus;
+use upres::device::gpu::Grid;
 use upres::device::{Device, Target};
 use upres::models::{HostBatch, Sampling};
+use upres::tensor::{DType, Tensor};
 use upres::train::recipe::BatchNormMode;
 
 /// What a device does in some steps of training: losses and norms; then the number of detections of each image.
@@ -116,5 +118,63 @@ fn no_step_waits_for_the_device() {
         assert_eq!(device.gpu().host_syncs(), before, "{name}");
         e.losses().unwrap();
         assert!(device.gpu().host_syncs() > before, "{name}");
+    }
+}
+
+/// kernels/common on the device itself.
+#[test]
+fn warp_and_block_functions() {
+    for (name, devices) in gpus() {
+        for dev in &devices {
+            let x: Vec<i32> = (0..384).map(|i| i * 37 % 101 - 50).collect();
+            let mut sums = Tensor::zeros(dev, &[384 * 6], DType::I32).unwrap();
+            let mut counter = Tensor::from_slice(dev, &[2], &[0, i32::MIN]).unwrap();
+            let input = Tensor::from_slice(dev, &[384], &x).unwrap();
+            let k = dev.gpu().kernel("selftest_collectives", DType::I32).out(&mut sums).out(&mut counter).arg(&input);
+            // SAFETY: 3 x 128 elements of x, six numbers for each in sums, two counters.
+            unsafe { k.launch(Grid::blocks(3, 128)) }.unwrap();
+            let sums = sums.to_vec::<i32>().unwrap();
+            for (b, block) in x.chunks(128).enumerate() {
+                let all: i32 = block.iter().sum();
+                let (most, positive) = (*block.iter().max().unwrap(), block.iter().filter(|v| **v > 0).count() as i32);
+                for (i, got) in sums[b * 128 * 6..][..128 * 6].chunks(6).enumerate() {
+                    let odd = block[i / 32 * 32..][..32].iter().filter(|v| **v & 1 == 1).count() as i32;
+                    let before: i32 = block[..i].iter().sum();
+                    assert_eq!(got, [before, all, all, most, odd, 5 + 100 * positive], "{name}, block {b}, thread {i}");
+                }
+            }
+            let (sum, most) = (x.iter().sum::<i32>(), *x.iter().max().unwrap());
+            assert_eq!(counter.to_vec::<i32>().unwrap(), [sum, most], "{name}");
+        }
+    }
+}
+
+/// Small whole numbers: every order of the sum is exact, and a wrong place in the fragments shows.
+#[test]
+fn tensor_core_products() {
+    let numbers = |seed: i32, n: usize| (0..n as i32).map(move |i| ((i * 7 + seed) * (i + 3) % 23 - 11) as f32);
+    let (a, b, c): (Vec<f32>, Vec<f32>, Vec<f32>) =
+        (numbers(1, 256).collect(), numbers(2, 128).collect(), numbers(3, 128).collect());
+    let mut want = c.clone();
+    for (i, d) in want.iter_mut().enumerate() {
+        *d += (0..16).map(|k| a[i / 8 * 16 + k] * b[i % 8 * 16 + k]).sum::<f32>();
+    }
+    for (name, devices) in gpus() {
+        let dev = &devices[0];
+        let (mut d, c) =
+            (Tensor::zeros(dev, &[16, 8], DType::F32).unwrap(), Tensor::from_slice(dev, &[16, 8], &c).unwrap());
+        let halves = |v: &[f32]| v.iter().map(|&v| half::f16::from_f32(v)).collect::<Vec<_>>();
+        let brains = |v: &[f32]| v.iter().map(|&v| half::bf16::from_f32(v)).collect::<Vec<_>>();
+        let factors = [
+            (Tensor::from_slice(dev, &[16, 16], &halves(&a)), Tensor::from_slice(dev, &[8, 16], &halves(&b))),
+            (Tensor::from_slice(dev, &[16, 16], &brains(&a)), Tensor::from_slice(dev, &[8, 16], &brains(&b))),
+        ];
+        for (a, b) in factors {
+            let (a, b) = (a.unwrap(), b.unwrap());
+            let k = dev.gpu().kernel("selftest_mma", a.dtype()).out(&mut d).arg(&c).arg(&a).arg(&b);
+            // SAFETY: d and c [16,8], a [16,16], b by columns [8,16], of one 16-bit type.
+            unsafe { k.launch(Grid::blocks(1, 32)) }.unwrap();
+            assert_eq!(d.to_vec::<f32>().unwrap(), want, "{name}, {}", a.dtype().name());
+        }
     }
 }

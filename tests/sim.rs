@@ -92,32 +92,6 @@ fn launches_are_checked() {
     assert!(error.contains("f32[64]"), "it names the tensors: {error}");
 }
 
-#[test]
-fn warp_and_block_functions() {
-    for seed in SEEDS {
-        let dev = Device::sim(seed);
-        let x: Vec<i32> = (0..384).map(|i| i * 37 % 101 - 50).collect();
-        let mut sums = Tensor::zeros(&dev, &[384 * 6], DType::I32).unwrap();
-        let mut counter = Tensor::from_slice(&dev, &[2], &[0, i32::MIN]).unwrap();
-        let input = Tensor::from_slice(&dev, &[384], &x).unwrap();
-        let k = dev.gpu().kernel("selftest_collectives", DType::I32).out(&mut sums).out(&mut counter).arg(&input);
-        // SAFETY: 3 x 128 elements of x, six numbers for each in sums, two counters.
-        unsafe { k.launch(Grid::blocks(3, 128)) }.unwrap();
-        let sums = sums.to_vec::<i32>().unwrap();
-        for (b, block) in x.chunks(128).enumerate() {
-            let all: i32 = block.iter().sum();
-            let (most, positive) = (*block.iter().max().unwrap(), block.iter().filter(|v| **v > 0).count() as i32);
-            for (i, got) in sums[b * 128 * 6..][..128 * 6].chunks(6).enumerate() {
-                let odd = block[i / 32 * 32..][..32].iter().filter(|v| **v & 1 == 1).count() as i32;
-                let before: i32 = block[..i].iter().sum();
-                assert_eq!(got, [before, all, all, most, odd, 5 + 100 * positive], "block {b}, thread {i}");
-            }
-        }
-        let (sum, most) = (x.iter().sum::<i32>(), *x.iter().max().unwrap());
-        assert_eq!(counter.to_vec::<i32>().unwrap(), [sum, most]);
-    }
-}
-
 /// Both stages of a recipe with all that a checkpoint holds, accumulated gradients and evaluations, by the program: the weights are
 /// the CPU's but for rounding, and a run that was stopped goes on on another device.
 #[test]

@@ -43,7 +43,7 @@ struct Place {
 extern __thread Place place;
 
 // What a thread waits for. The kind names the function: lanes that meet in different ones are an error.
-enum Wait : uint32_t { BARRIER = 0, BARRIER_OR = 1, BARRIER_AND = 2, BARRIER_COUNT = 3, SYNCWARP = 16, SHUFFLE = 17, BALLOT = 18, MATCH = 19 };
+enum Wait : uint32_t { BARRIER = 0, BARRIER_OR = 1, BARRIER_COUNT = 3, SYNCWARP = 16, SHUFFLE = 17, BALLOT = 18, MATCH = 19 };
 
 // Suspends the thread until all that it waits for have come: the block's threads that have not left, or the lanes of `mask`.
 // Returns, by lane, the values with which the lanes came; of a block's barrier, the sum of the values in the first.
@@ -130,8 +130,14 @@ template <typename T> T shuffle(unsigned mask, T v, int source, unsigned self) {
 }  // namespace sim
 template <typename T> T __shfl_sync(unsigned mask, T v, int source) { return sim::shuffle(mask, v, source & 31, sim::lane()); }
 template <typename T> T __shfl_xor_sync(unsigned mask, T v, int d) { return sim::shuffle(mask, v, int(sim::lane()) ^ d, sim::lane()); }
-template <typename T> T __shfl_up_sync(unsigned mask, T v, unsigned d) { return sim::shuffle(mask, v, int(sim::lane()) - int(d), sim::lane()); }
-template <typename T> T __shfl_down_sync(unsigned mask, T v, unsigned d) { return sim::shuffle(mask, v, int(sim::lane() + d), sim::lane()); }
+template <typename T>
+T __shfl_up_sync(unsigned mask, T v, unsigned d) {
+    return sim::shuffle(mask, v, int(sim::lane()) - int(d), sim::lane());
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T v, unsigned d) {
+    return sim::shuffle(mask, v, int(sim::lane() + d), sim::lane());
+}
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
     const uint64_t* values = sim::upres_sim_wait(sim::BALLOT, mask, predicate != 0);
     unsigned bits = 0;
@@ -166,8 +172,14 @@ template <typename T> T sim_fetch_update(T* p, T (*f)(T, T), T v) {
     return value;
 }
 template <typename T> T atomicAdd(T* p, std::common_type_t<T> v) { return sim_fetch_update<T>(p, [](T a, T b) -> T { return a + b; }, v); }
-template <typename T> T atomicMax(T* p, std::common_type_t<T> v) { return sim_fetch_update<T>(p, [](T a, T b) -> T { return a < b ? b : a; }, v); }
-template <typename T> T atomicMin(T* p, std::common_type_t<T> v) { return sim_fetch_update<T>(p, [](T a, T b) -> T { return b < a ? b : a; }, v); }
+template <typename T>
+T atomicMax(T* p, std::common_type_t<T> v) {
+    return sim_fetch_update<T>(p, [](T a, T b) -> T { return a < b ? b : a; }, v);
+}
+template <typename T>
+T atomicMin(T* p, std::common_type_t<T> v) {
+    return sim_fetch_update<T>(p, [](T a, T b) -> T { return b < a ? b : a; }, v);
+}
 template <typename T> T atomicOr(T* p, std::common_type_t<T> v) { return sim_fetch_update<T>(p, [](T a, T b) -> T { return a | b; }, v); }
 template <typename T> T atomicAnd(T* p, std::common_type_t<T> v) { return sim_fetch_update<T>(p, [](T a, T b) -> T { return a & b; }, v); }
 template <typename T> T atomicExch(T* p, std::common_type_t<T> v) { return sim_fetch_update<T>(p, [](T, T b) -> T { return b; }, v); }

@@ -1,8 +1,9 @@
-//! Time of a run and its speed.
+//! Time of a run, its speed, and what its steps have measured.
 
 use std::time::{Duration, Instant};
 
 use super::engine::LOSSES;
+use crate::error::Result;
 
 /// Time of the whole run.
 pub(super) struct Clock {
@@ -63,4 +64,15 @@ impl Meter {
         *self = Meter::new(waited);
         out
     }
+}
+
+/// Losses of a pass, on their way from a GPU.
+pub(super) type LateLosses = Box<dyn FnOnce() -> Result<[f32; LOSSES.len()]>>;
+
+/// What a step has measured: the losses of each pass, and the norm of the gradient.
+pub(super) struct Late {
+    /// Its number in the run, from 0.
+    pub global_step: u64,
+    pub losses: Vec<LateLosses>,
+    pub norm: Box<dyn FnOnce() -> Result<f32>>,
 }

@@ -11,7 +11,7 @@ use super::data::{RunData, eval_pipeline, host_batch, pixel_stats, train_pipelin
 use super::engine::{Engine, LOSSES};
 use super::event::{self, Event, Observer};
 use super::infer::{detect_all, to_results};
-use super::meter::{Clock, Meter};
+use super::meter::{Clock, Late, LateLosses, Meter};
 use super::plans::{StageContext, StagePlans, eval_buckets, loader_options, stage_context};
 use super::recipe::Recipe;
 use crate::data::{ImageStore, Loader, Shape};
@@ -131,16 +131,6 @@ pub fn train(
         data_wait: run.clock.waited.as_secs_f64() / run.clock.start.elapsed().as_secs_f64().max(1e-9),
     }))?;
     Ok(outcome)
-}
-
-type LateLosses = Box<dyn FnOnce() -> Result<[f32; LOSSES.len()]>>;
-
-/// What a step has measured: the losses of each pass, and the norm of the gradient.
-struct Late {
-    /// Its number in the run, from 0.
-    global_step: u64,
-    losses: Vec<LateLosses>,
-    norm: Box<dyn FnOnce() -> Result<f32>>,
 }
 
 struct Run<'a> {
@@ -383,7 +373,7 @@ impl Run<'_> {
         }
         let norm = (done.norm)()?;
         if !norm.is_finite() {
-            return Err(non_finite(done.global_step, "norm of the gradient".into(), norm));
+            return Err(Error::non_finite(done.global_step, "norm of the gradient".into(), norm));
         }
         meter.add(images, &sums);
         Ok(norm)
@@ -396,7 +386,7 @@ impl Run<'_> {
         if let Some(name) = engine.map_or(Ok(None), Engine::first_non_finite)? {
             tensor = format!("{tensor} (first non-finite: {name})");
         }
-        Err(non_finite(step, tensor, losses[i]))
+        Err(Error::non_finite(step, tensor, losses[i]))
     }
 
     /// Evaluates on the validation split, if there is one; false if it was interrupted. The last checkpoint is written
@@ -480,7 +470,7 @@ impl Run<'_> {
 
     fn save(&mut self, engine: &Engine, name: &str) -> Result<()> {
         if let Some(name) = engine.first_non_finite()? {
-            return Err(non_finite(self.meta.global_step, name, f32::NAN));
+            return Err(Error::non_finite(self.meta.global_step, name, f32::NAN));
         }
         self.meta.time_s = self.clock.now();
         let path = self.options.checkpoints.join(format!("{name}.safetensors"));
@@ -489,15 +479,5 @@ impl Run<'_> {
             path: path.display().to_string(),
             global_step: self.meta.global_step,
         }))
-    }
-}
-
-fn non_finite(step: u64, tensor: String, value: f32) -> Error {
-    Error::NonFinite {
-        step,
-        tensor,
-        value,
-        hint: "lower the learning rate, lengthen the warm-up or set clip_grad_norm; the last checkpoint is intact"
-            .into(),
     }
 }

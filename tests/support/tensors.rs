@@ -222,13 +222,22 @@ pub fn floats(t: &Tensor) -> Vec<f32> {
 
 /// The GPUs to test on, by name: several devices of one name must agree to the bit. What is not there is said on stderr.
 pub fn gpus() -> Vec<(&'static str, Vec<Device>)> {
-    #[allow(unused_mut, reason = "a build without GPUs")]
-    let mut gpus: Vec<(&str, Vec<Device>)> = Vec::new();
-    #[cfg(feature = "sim")]
-    gpus.push(("sim", (0..3).map(Device::sim).collect()));
-    #[cfg(feature = "cuda-driver")]
-    gpus.extend(cuda());
-    gpus
+    [sim(), cuda()].into_iter().flatten().collect()
+}
+
+#[cfg(feature = "sim")]
+fn sim() -> Option<(&'static str, Vec<Device>)> {
+    Some(("sim", (0..3).map(Device::sim).collect()))
+}
+
+#[cfg(not(feature = "sim"))]
+fn sim() -> Option<(&'static str, Vec<Device>)> {
+    None
+}
+
+#[cfg(not(feature = "cuda-driver"))]
+fn cuda() -> Option<(&'static str, Vec<Device>)> {
+    None
 }
 
 /// Two devices on the first GPU: each chooses its own algorithms. Made once a thread. `UPRES_REQUIRE_GPU=1` makes it an error that

@@ -222,7 +222,7 @@ impl Cuda {
             Some(module) => *module,
             None => {
                 // SAFETY: the image is a fat binary of nvcc's, whole, and lives as long as the program.
-                let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
+                let module = unsafe { result::module::load_data(image.0.as_ptr().cast()) };
                 let module = module.map_err(|e| fault(format!("kernels/{stem}.cu does not load: {}", describe(e))))?;
                 modules.insert(file, module);
                 module

@@ -37,23 +37,3 @@ KERNEL(64, selftest_deadlock_f32, (float* y)) {
     if (warp_id() == 0 && lane_id() == 0) __syncthreads();
     y[threadIdx.x] = __shfl_xor_sync(FULL_WARP, 1.0f, 1);
 }
-
-// Warp and block sums, ballots, shuffles of 8 bytes, atomics: what they should be.
-KERNEL(128, selftest_collectives_i32, (int32_t* sums, int32_t* counter, const int32_t* x)) {
-    SHARED(int32_t, scratch, 33);
-    const int32_t v = x[global_thread()];
-    int32_t total;
-    const int32_t before = block_exclusive_sum(v, total, scratch);
-    const int32_t all = block_reduce(v, Sum(), 0, scratch), most = block_reduce(v, Max(), INT32_MIN, scratch);
-    const uint32_t odd = __ballot_sync(FULL_WARP, v & 1);
-    const int64_t wide = __shfl_sync(FULL_WARP, (int64_t(1) << 40) + lane_id(), 5);
-    int32_t* out = sums + global_thread() * 6;
-    out[0] = before;
-    out[1] = total;
-    out[2] = all;
-    out[3] = most;
-    out[4] = __popc(odd);
-    out[5] = int32_t(wide - (int64_t(1) << 40)) + 100 * __syncthreads_count(v > 0);
-    atomicAdd(counter, v);
-    atomicMax(counter + 1, v);
-}

@@ -8,17 +8,18 @@ struct UpsampleAddParams {
 };
 static_assert(sizeof(UpsampleAddParams) == 24, "mirror of src/ops/upsample_add/cuda.rs");
 
-template <typename T, int V> __device__ void upsample_add_fwd(T* y, const T* top, const T* lateral, UpsampleAddParams p) {
+template <typename T, int V, typename Index>
+__device__ void upsample_add_fwd(T* y, const T* top, const T* lateral, UpsampleAddParams p) {
     const uint32_t vectors = p.c / V;
-    const int64_t count = int64_t(p.n) * p.h * p.w * vectors;
-    for (int64_t i = global_thread(); i < count; i += global_threads()) {
+    const Index count = Index(int64_t(p.n) * p.h * p.w * vectors);
+    for (Index i = Index(global_thread()); i < count; i += Index(global_threads())) {
         const uint32_t c = uint32_t(i % vectors) * V;
-        const int64_t pixel = i / vectors;
+        const Index pixel = i / vectors;
         const uint32_t w = uint32_t(pixel % p.w), h = uint32_t(pixel / p.w % p.h);
         const int64_t n = pixel / p.w / p.h;
         const uint32_t ht = uint32_t(uint64_t(h) * p.ht / p.h), wt = uint32_t(uint64_t(w) * p.wt / p.w);
         const T* from = top + ((n * p.ht + ht) * p.wt + wt) * p.c + c;
-        const int64_t at = pixel * p.c + c;
+        const int64_t at = int64_t(pixel) * p.c + c;
         Pack<T, V> a = load_pack<V>(lateral + at);
         const Pack<T, V> b = load_pack<V>(from);
         for (int k = 0; k < V; k++) a.v[k] = store<T>(load(a.v[k]) + load(b.v[k]));
@@ -26,17 +27,20 @@ template <typename T, int V> __device__ void upsample_add_fwd(T* y, const T* top
     }
 }
 
+// Whether the elements can be counted in 32 bits (and one turn more): divisions of 64 bits cost more than the memory.
+__device__ __forceinline__ bool few(uint32_t n, uint32_t h, uint32_t w, uint32_t c) { return uint64_t(n) * h * w * c < (1u << 31); }
+
 // First of `to` cells whose source among `from` is `i` or later.
 __device__ __forceinline__ uint32_t first_cell(uint32_t i, uint32_t from, uint32_t to) {
     return uint32_t((uint64_t(i) * to + from - 1) / from);
 }
 
-template <typename T, int V> __device__ void upsample_add_bwd(T* dtop, const T* dy, UpsampleAddParams p) {
+template <typename T, int V, typename Index> __device__ void upsample_add_bwd(T* dtop, const T* dy, UpsampleAddParams p) {
     const uint32_t vectors = p.c / V;
-    const int64_t count = int64_t(p.n) * p.ht * p.wt * vectors;
-    for (int64_t i = global_thread(); i < count; i += global_threads()) {
+    const Index count = Index(int64_t(p.n) * p.ht * p.wt * vectors);
+    for (Index i = Index(global_thread()); i < count; i += Index(global_threads())) {
         const uint32_t c = uint32_t(i % vectors) * V;
-        const int64_t pixel = i / vectors;
+        const Index pixel = i / vectors;
         const uint32_t wt = uint32_t(pixel % p.wt), ht = uint32_t(pixel / p.wt % p.ht);
         const int64_t n = pixel / p.wt / p.ht;
         const uint32_t h1 = first_cell(ht + 1, p.ht, p.h), w0 = first_cell(wt, p.wt, p.w), w1 = first_cell(wt + 1, p.wt, p.w);
@@ -49,17 +53,17 @@ template <typename T, int V> __device__ void upsample_add_bwd(T* dtop, const T* 
         }
         Pack<T, V> out;
         for (int k = 0; k < V; k++) out.v[k] = store<T>(sum[k]);
-        store_pack(dtop + pixel * p.c + c, out);
+        store_pack(dtop + int64_t(pixel) * p.c + c, out);
     }
 }
 
 #define KERNELS(T, S)                                                                                           \
     KERNEL(256, upsample_add_fwd_##S, (T * y, const T* top, const T* lateral, UpsampleAddParams p)) {           \
-        if (p.c % VEC<T> == 0) upsample_add_fwd<T, VEC<T>>(y, top, lateral, p);                                 \
-        else upsample_add_fwd<T, 1>(y, top, lateral, p);                                                        \
+        if (p.c % VEC<T> == 0 && few(p.n, p.h, p.w, p.c)) upsample_add_fwd<T, VEC<T>, uint32_t>(y, top, lateral, p); \
+        else upsample_add_fwd<T, 1, int64_t>(y, top, lateral, p);                                               \
     }                                                                                                           \
     KERNEL(256, upsample_add_bwd_##S, (T * dtop, const T* dy, UpsampleAddParams p)) {                           \
-        if (p.c % VEC<T> == 0) upsample_add_bwd<T, VEC<T>>(dtop, dy, p);                                        \
-        else upsample_add_bwd<T, 1>(dtop, dy, p);                                                               \
+        if (p.c % VEC<T> == 0 && few(p.n, p.ht, p.wt, p.c)) upsample_add_bwd<T, VEC<T>, uint32_t>(dtop, dy, p);  \
+        else upsample_add_bwd<T, 1, int64_t>(dtop, dy, p);                                                      \
     }
 FOR_FLOATS(KERNELS)

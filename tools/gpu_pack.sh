@@ -21,7 +21,7 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/pack}
 [[ $features != cuda || -n ${NVCC:-}${CUDA_HOME:-} ]] || command -v nvcc >/dev/null || tools/cuda_toolkit.sh >/dev/null
 
 rm -rf "$dir"
-mkdir -p "$dir"/{bin,tests,benches,tools,recipes,data}
+mkdir -p "$dir"/{bin,tests,benches,tools,recipes}
 executables() { # KIND COMMAND...: names and paths of the executables that a cargo command makes
     cargo "${@:2}" --profile release --locked --features "$features" --message-format=json-render-diagnostics |
         grep -o '"target":{"kind":\["'"$1"'"\].*"name":"[^"]*".*"executable":"[^"]*"' |

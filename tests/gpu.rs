@@ -1,4 +1,5 @@
 //! Whole steps on every GPU of this build (the simulated device, and NVIDIA's where there is one): training is training on the CPU.
+#![cfg(any(feature = "sim", feature = "cuda-driver"))]
 
 mod support;
 

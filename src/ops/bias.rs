@@ -1,10 +1,13 @@
-//! Bias and ReLU of convolutions and linear layers on a GPU: launches of kernels/bias.cu. Not an op of its own.
+//! The bias of convolutions and linear layers: its gradient, and, on a GPU, launches of kernels/bias.cu. Not an op of its own.
 
 use bytemuck::NoUninit;
 
+use super::conv2d;
 use crate::device::Device;
 use crate::device::gpu::{Grid, dim_u32};
 use crate::error::Result;
+use crate::on_device;
+use crate::tape::Sink;
 use crate::tensor::{DType, Tensor};
 
 const THREADS: u32 = 256;
@@ -52,12 +55,26 @@ fn chunks(rows: usize) -> usize {
 }
 
 /// Elements of the workspace of [`backward`], for dy of `rows` rows; none where no kernel runs.
-pub(super) fn backward_workspace(device: &Device, rows: usize, columns: usize) -> usize {
+fn backward_workspace(device: &Device, rows: usize, columns: usize) -> usize {
     if device.runs_kernels() { chunks(rows) * columns } else { 0 }
 }
 
+/// The gradient of a bias of `columns` elements, input `i` of a rule, from dy of `rows` rows.
+pub(super) fn write_gradient(sink: &mut Sink<'_>, i: usize, dy: &Tensor, rows: usize, columns: usize) -> Result<()> {
+    let device = dy.device();
+    sink.write(i, device, &[columns], |db, accumulate| {
+        let mut ws = Tensor::empty(device, &[backward_workspace(device, rows, columns)], DType::F32)?;
+        on_device!(
+            device,
+            cpu => conv2d::cpu::bias_grad(db.f32s_mut(), accumulate, dy.f32s()),
+            cuda => backward(db, accumulate, dy, &mut ws),
+        );
+        Ok(())
+    })
+}
+
 /// `db (+)= sum of dy's rows`.
-pub(super) fn backward(db: &mut Tensor, accumulate: bool, dy: &Tensor, partial: &mut Tensor) -> Result<()> {
+fn backward(db: &mut Tensor, accumulate: bool, dy: &Tensor, partial: &mut Tensor) -> Result<()> {
     let columns = db.numel();
     if columns == 0 {
         return Ok(());

@@ -32,6 +32,17 @@ pub enum Target {
     Cuda,
 }
 
+/// Which of the three products of a convolution or a linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// y from x and w.
+    Forward,
+    /// dx from dy and w.
+    Data,
+    /// dw from x and dy.
+    Weights,
+}
+
 /// A recorded step: what the driver needs to run it again without the host's part.
 pub type Graph = Rc<dyn Any>;
 

@@ -2,6 +2,7 @@
 
 use super::ConvShape;
 use crate::device::Target;
+use crate::device::gpu::Pass;
 use crate::error::Result;
 use crate::ops::bias;
 use crate::tensor::Tensor;
@@ -28,103 +29,39 @@ pub(super) fn forward(
     ws: &mut Tensor,
     s: &ConvShape,
 ) -> Result<()> {
-    if y.numel() > 0 {
-        product::forward(y, x, w, ws, s)?;
-    }
+    product(Pass::Forward, y, false, x, w, ws, s)?;
     bias::forward(y, b, relu)
 }
 
-/// `dx = conv^T(dy, w)`.
-pub(super) fn backward_data(dx: &mut Tensor, dy: &Tensor, w: &Tensor, ws: &mut Tensor, s: &ConvShape) -> Result<()> {
-    if dx.numel() > 0 { product::backward_data(dx, dy, w, ws, s) } else { Ok(()) }
-}
-
-/// `dw (+)= x * dy`.
-pub(super) fn backward_weights(
-    dw: &mut Tensor,
-    accumulate: bool,
-    x: &Tensor,
-    dy: &Tensor,
+/// One of the three products, `out (+)= pass(a, b)`, by whom this build has: NVIDIA's library, or the simulated device's host.
+pub(super) fn product(
+    pass: Pass,
+    out: &mut Tensor,
+    add: bool,
+    a: &Tensor,
+    b: &Tensor,
     ws: &mut Tensor,
     s: &ConvShape,
 ) -> Result<()> {
-    if dw.numel() > 0 { product::backward_weights(dw, accumulate, x, dy, ws, s) } else { Ok(()) }
-}
-
-/// Who computes: a build has the simulated device, NVIDIA's driver, both or none.
-mod product {
-    use super::*;
+    if out.numel() == 0 {
+        return Ok(());
+    }
+    let device = out.device().clone();
     #[cfg(feature = "cuda-driver")]
-    use crate::device::gpu::cuda::{Conv, ConvPass};
+    if let Some(cuda) = device.gpu().cuda_driver() {
+        let ConvShape { n, h, w, c, o, kh, kw, stride, pad } = *s;
+        let conv = crate::device::gpu::cuda::Conv { pass, n, h, w, c, o, kh, kw, stride, pad };
+        return cuda.conv(&conv, out, add, a, b, ws);
+    }
     #[cfg(feature = "sim")]
-    use crate::{device::gpu::sim::HostSlice, ops::conv2d::cpu};
-
-    #[cfg(feature = "cuda-driver")]
-    fn conv(s: &ConvShape, pass: ConvPass) -> Conv {
-        Conv { pass, n: s.n, h: s.h, w: s.w, c: s.c, o: s.o, kh: s.kh, kw: s.kw, stride: s.stride, pad: s.pad }
+    if let Some(sim) = device.gpu().sim() {
+        let s = *s;
+        sim.product(out, a, b, ws, move |out, a, b, ws| match pass {
+            Pass::Forward => super::cpu::forward(out, a, b, None, false, ws, &s),
+            Pass::Data => super::cpu::backward_data(out, a, b, ws, &s),
+            Pass::Weights => super::cpu::backward_weights(out, add, a, b, ws, &s),
+        });
+        return Ok(());
     }
-
-    pub(super) fn forward(y: &mut Tensor, x: &Tensor, w: &Tensor, ws: &mut Tensor, s: &ConvShape) -> Result<()> {
-        let device = y.device().clone();
-        #[cfg(feature = "cuda-driver")]
-        if let Some(cuda) = device.gpu().cuda_driver() {
-            return cuda.conv(&conv(s, ConvPass::Forward), y, false, x, w, ws);
-        }
-        #[cfg(feature = "sim")]
-        if let Some(sim) = device.gpu().sim() {
-            let (s, y, x, w, ws) = (*s, HostSlice::of(y), HostSlice::of(x), HostSlice::of(w), HostSlice::of(ws));
-            // SAFETY: slices of different tensors of this device, which the arena keeps while the step runs.
-            sim.host(move || unsafe { cpu::forward(y.write(), x.read(), w.read(), None, false, ws.write(), &s) });
-            return Ok(());
-        }
-        unreachable!("conv2d: {device:?} {x:?} {w:?} {ws:?} {s:?}: a GPU without a driver")
-    }
-
-    pub(super) fn backward_data(
-        dx: &mut Tensor,
-        dy: &Tensor,
-        w: &Tensor,
-        ws: &mut Tensor,
-        s: &ConvShape,
-    ) -> Result<()> {
-        let device = dx.device().clone();
-        #[cfg(feature = "cuda-driver")]
-        if let Some(cuda) = device.gpu().cuda_driver() {
-            return cuda.conv(&conv(s, ConvPass::Data), dx, false, dy, w, ws);
-        }
-        #[cfg(feature = "sim")]
-        if let Some(sim) = device.gpu().sim() {
-            let (s, dx, dy, w, ws) = (*s, HostSlice::of(dx), HostSlice::of(dy), HostSlice::of(w), HostSlice::of(ws));
-            // SAFETY: as in `forward`.
-            sim.host(move || unsafe { cpu::backward_data(dx.write(), dy.read(), w.read(), ws.write(), &s) });
-            return Ok(());
-        }
-        unreachable!("conv2d: {device:?} {dy:?} {w:?} {ws:?} {s:?}: a GPU without a driver")
-    }
-
-    pub(super) fn backward_weights(
-        dw: &mut Tensor,
-        accumulate: bool,
-        x: &Tensor,
-        dy: &Tensor,
-        ws: &mut Tensor,
-        s: &ConvShape,
-    ) -> Result<()> {
-        let device = dw.device().clone();
-        #[cfg(feature = "cuda-driver")]
-        if let Some(cuda) = device.gpu().cuda_driver() {
-            return cuda.conv(&conv(s, ConvPass::Weights), dw, accumulate, x, dy, ws);
-        }
-        #[cfg(feature = "sim")]
-        if let Some(sim) = device.gpu().sim() {
-            let (s, dw, x, dy, ws) = (*s, HostSlice::of(dw), HostSlice::of(x), HostSlice::of(dy), HostSlice::of(ws));
-            // SAFETY: as in `forward`.
-            let run = move || unsafe {
-                cpu::backward_weights(dw.write(), accumulate, x.read(), dy.read(), ws.write(), &s);
-            };
-            sim.host(run);
-            return Ok(());
-        }
-        unreachable!("conv2d: {device:?} {accumulate} {x:?} {dy:?} {ws:?} {s:?}: a GPU without a driver")
-    }
+    unreachable!("conv2d: {pass:?} {add} {a:?} {b:?} {ws:?} {s:?} on {device:?}, a GPU without a driver")
 }

@@ -11,6 +11,7 @@ mod winograd;
 mod winograd_weights;
 
 use super::{Gradient, OpInfo, bias};
+use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -107,15 +108,7 @@ impl Backward for Conv2dBwd {
         let Conv2dBwd { x, w, y, s } = *self;
         let device = dy.device().clone();
         let dy = super::relu_gradient(dy, y)?;
-        sink.write(2, &device, &[s.o], |db, accumulate| {
-            let mut ws = Tensor::empty(&device, &[bias::backward_workspace(&device, s.m(), s.o)], DType::F32)?;
-            on_device!(
-                &device,
-                cpu => cpu::bias_grad(db.f32s_mut(), accumulate, dy.f32s()),
-                cuda => bias::backward(db, accumulate, &dy, &mut ws),
-            );
-            Ok(())
-        })?;
+        bias::write_gradient(sink, 2, &dy, s.m(), s.o)?;
         sink.write(1, &device, w.shape(), |dw, accumulate| {
             let mut ws = Tensor::empty(
                 &device,
@@ -125,7 +118,7 @@ impl Backward for Conv2dBwd {
             on_device!(
                 &device,
                 cpu => cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), ws.f32s_mut(), &s),
-                cuda => cuda::backward_weights(dw, accumulate, &x, &dy, &mut ws, &s),
+                cuda => cuda::product(Pass::Weights, dw, accumulate, &x, &dy, &mut ws, &s),
             );
             Ok(())
         })?;
@@ -140,7 +133,7 @@ impl Backward for Conv2dBwd {
             on_device!(
                 &device,
                 cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), ws.f32s_mut(), &s),
-                cuda => cuda::backward_data(dx, &dy, &w, &mut ws, &s),
+                cuda => cuda::product(Pass::Data, dx, false, &dy, &w, &mut ws, &s),
             );
             Ok(())
         })

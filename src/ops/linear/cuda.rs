@@ -3,7 +3,9 @@
 
 use super::cpu::LinearShape;
 use crate::device::Target;
+use crate::device::gpu::Pass;
 use crate::error::Result;
+use crate::ops::bias;
 use crate::tensor::Tensor;
 
 /// What cuBLASLt recommends as workspace on Hopper (32 MiB) is enough on older devices.
@@ -27,125 +29,58 @@ pub(super) fn forward(
     ws: &mut Tensor,
     s: &LinearShape,
 ) -> Result<()> {
-    if y.numel() == 0 {
-        return Ok(());
-    }
-    product::forward(y, x, w, b, relu, ws, s)
+    let added = product(Pass::Forward, y, false, x, w, b, ws, s)?;
+    // The ReLU is never in cuBLASLt's epilogue: it may turn NaN into 0.
+    bias::forward(y, b.filter(|_| !added), relu)
 }
 
-/// `dx = dy w`.
-pub(super) fn backward_data(dx: &mut Tensor, dy: &Tensor, w: &Tensor, ws: &mut Tensor, s: &LinearShape) -> Result<()> {
-    match (dx.numel(), s.n) {
-        (0, _) => Ok(()),
-        (_, 0) => dx.zero(),
-        _ => product::backward_data(dx, dy, w, ws, s),
-    }
-}
-
-/// `dw (+)= dy^T x`.
-pub(super) fn backward_weights(
-    dw: &mut Tensor,
-    accumulate: bool,
-    x: &Tensor,
-    dy: &Tensor,
+/// One of the three products, `out (+)= pass(a, b)`, by whom this build has: NVIDIA's library, or the simulated device's host. True
+/// if the bias has been added, too.
+pub(super) fn product(
+    pass: Pass,
+    out: &mut Tensor,
+    add: bool,
+    a: &Tensor,
+    b: &Tensor,
+    bias: Option<&Tensor>,
     ws: &mut Tensor,
     s: &LinearShape,
-) -> Result<()> {
-    if dw.numel() > 0 { product::backward_weights(dw, accumulate, x, dy, ws, s) } else { Ok(()) }
-}
-
-/// Who computes: a build has the simulated device, NVIDIA's driver, both or none.
-mod product {
-    use super::*;
+) -> Result<bool> {
+    let inner = match pass {
+        Pass::Forward => s.k,
+        Pass::Data => s.n,
+        Pass::Weights => s.m,
+    };
+    if out.numel() == 0 || (inner == 0 && add) {
+        return Ok(false);
+    }
+    if inner == 0 {
+        out.zero()?; // a sum of nothing
+        return Ok(false);
+    }
+    let device = out.device().clone();
     #[cfg(feature = "cuda-driver")]
-    use crate::device::gpu::cuda::{Matmul, Side};
-    #[cfg(any(feature = "sim", feature = "cuda-driver"))]
-    use crate::ops::bias;
+    if let Some(cuda) = device.gpu().cuda_driver() {
+        use crate::device::gpu::cuda::{Matmul, Side};
+        let product = match pass {
+            Pass::Forward => Matmul { m: s.m, n: s.n, k: s.k, a: Side::Rows, b: Side::Columns },
+            Pass::Data => Matmul { m: s.m, n: s.k, k: s.n, a: Side::Rows, b: Side::Rows },
+            // dw = dy^T x: cuBLASLt's first factor is dy.
+            Pass::Weights => Matmul { m: s.n, n: s.k, k: s.m, a: Side::Columns, b: Side::Rows },
+        };
+        let (a, b) = if pass == Pass::Weights { (b, a) } else { (a, b) };
+        cuda.matmul(&product, out, add, a, b, bias, ws)?;
+        return Ok(bias.is_some());
+    }
     #[cfg(feature = "sim")]
-    use crate::{device::gpu::sim::HostSlice, ops::linear::cpu};
-
-    pub(super) fn forward(
-        y: &mut Tensor,
-        x: &Tensor,
-        w: &Tensor,
-        b: Option<&Tensor>,
-        relu: bool,
-        ws: &mut Tensor,
-        s: &LinearShape,
-    ) -> Result<()> {
-        let device = y.device().clone();
-        #[cfg(feature = "cuda-driver")]
-        if let Some(cuda) = device.gpu().cuda_driver() {
-            let product = Matmul { m: s.m, n: s.n, k: s.k, a: Side::Rows, b: Side::Columns };
-            // The ReLU not in the epilogue: it may turn NaN into 0. A bias without features in is all of y.
-            if s.k == 0 {
-                y.zero()?;
-                return bias::forward(y, b, relu);
-            }
-            cuda.matmul(&product, y, false, x, w, b, ws)?;
-            return bias::forward(y, None, relu);
-        }
-        #[cfg(feature = "sim")]
-        if let Some(sim) = device.gpu().sim() {
-            let (s, slice) = (*s, HostSlice::of(y));
-            let (x, w, ws) = (HostSlice::of(x), HostSlice::of(w), HostSlice::of(ws));
-            // SAFETY: slices of different tensors of this device, which the arena keeps while the step runs.
-            sim.host(move || unsafe { cpu::forward(slice.write(), x.read(), w.read(), None, false, ws.write(), &s) });
-            return bias::forward(y, b, relu);
-        }
-        unreachable!("linear: {device:?} {x:?} {w:?} {b:?} {relu} {ws:?} {s:?}: a GPU without a driver")
+    if let Some(sim) = device.gpu().sim() {
+        let s = *s;
+        sim.product(out, a, b, ws, move |out, a, b, ws| match pass {
+            Pass::Forward => super::cpu::forward(out, a, b, None, false, ws, &s),
+            Pass::Data => super::cpu::backward_data(out, a, b, ws, &s),
+            Pass::Weights => super::cpu::backward_weights(out, add, a, b, ws, &s),
+        });
+        return Ok(false);
     }
-
-    pub(super) fn backward_data(
-        dx: &mut Tensor,
-        dy: &Tensor,
-        w: &Tensor,
-        ws: &mut Tensor,
-        s: &LinearShape,
-    ) -> Result<()> {
-        let device = dx.device().clone();
-        #[cfg(feature = "cuda-driver")]
-        if let Some(cuda) = device.gpu().cuda_driver() {
-            let product = Matmul { m: s.m, n: s.k, k: s.n, a: Side::Rows, b: Side::Rows };
-            return cuda.matmul(&product, dx, false, dy, w, None, ws);
-        }
-        #[cfg(feature = "sim")]
-        if let Some(sim) = device.gpu().sim() {
-            let (s, dx, dy, w, ws) = (*s, HostSlice::of(dx), HostSlice::of(dy), HostSlice::of(w), HostSlice::of(ws));
-            // SAFETY: as in `forward`.
-            sim.host(move || unsafe { cpu::backward_data(dx.write(), dy.read(), w.read(), ws.write(), &s) });
-            return Ok(());
-        }
-        unreachable!("linear: {device:?} {dy:?} {w:?} {ws:?} {s:?}: a GPU without a driver")
-    }
-
-    pub(super) fn backward_weights(
-        dw: &mut Tensor,
-        accumulate: bool,
-        x: &Tensor,
-        dy: &Tensor,
-        ws: &mut Tensor,
-        s: &LinearShape,
-    ) -> Result<()> {
-        let device = dw.device().clone();
-        #[cfg(feature = "cuda-driver")]
-        if let Some(cuda) = device.gpu().cuda_driver() {
-            if s.m == 0 {
-                return if accumulate { Ok(()) } else { dw.zero() };
-            }
-            let product = Matmul { m: s.n, n: s.k, k: s.m, a: Side::Columns, b: Side::Rows };
-            return cuda.matmul(&product, dw, accumulate, dy, x, None, ws);
-        }
-        #[cfg(feature = "sim")]
-        if let Some(sim) = device.gpu().sim() {
-            let (s, dw, x, dy, ws) = (*s, HostSlice::of(dw), HostSlice::of(x), HostSlice::of(dy), HostSlice::of(ws));
-            // SAFETY: as in `forward`.
-            let run = move || unsafe {
-                cpu::backward_weights(dw.write(), accumulate, x.read(), dy.read(), ws.write(), &s);
-            };
-            sim.host(run);
-            return Ok(());
-        }
-        unreachable!("linear: {device:?} {accumulate} {x:?} {dy:?} {ws:?} {s:?}: a GPU without a driver")
-    }
+    unreachable!("linear: {pass:?} {add} {a:?} {b:?} {bias:?} {ws:?} {s:?} on {device:?}, a GPU without a driver")
 }

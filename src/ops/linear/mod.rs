@@ -5,6 +5,7 @@ mod cuda;
 
 use super::conv2d::Activation;
 use super::{Gradient, OpInfo, bias};
+use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -75,15 +76,7 @@ impl Backward for LinearBwd {
         let LinearBwd { x, w, y, s } = *self;
         let device = dy.device().clone();
         let dy = super::relu_gradient(dy, y)?;
-        sink.write(2, &device, &[s.n], |db, accumulate| {
-            let mut ws = Tensor::empty(&device, &[bias::backward_workspace(&device, s.m, s.n)], DType::F32)?;
-            on_device!(
-                &device,
-                cpu => super::conv2d::cpu::bias_grad(db.f32s_mut(), accumulate, dy.f32s()),
-                cuda => bias::backward(db, accumulate, &dy, &mut ws),
-            );
-            Ok(())
-        })?;
+        bias::write_gradient(sink, 2, &dy, s.m, s.n)?;
         sink.write(1, &device, &[s.n, s.k], |dw, accumulate| {
             let mut ws = Tensor::empty(
                 &device,
@@ -93,7 +86,7 @@ impl Backward for LinearBwd {
             on_device!(
                 &device,
                 cpu => cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), ws.f32s_mut(), &s),
-                cuda => cuda::backward_weights(dw, accumulate, &x, &dy, &mut ws, &s),
+                cuda => cuda::product(Pass::Weights, dw, accumulate, &x, &dy, None, &mut ws, &s).map(drop),
             );
             Ok(())
         })?;
@@ -108,7 +101,7 @@ impl Backward for LinearBwd {
             on_device!(
                 &device,
                 cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), ws.f32s_mut(), &s),
-                cuda => cuda::backward_data(dx, &dy, &w, &mut ws, &s),
+                cuda => cuda::product(Pass::Data, dx, false, &dy, &w, None, &mut ws, &s).map(drop),
             );
             Ok(())
         })

@@ -10,27 +10,16 @@ use std::ptr::{self, NonNull};
 use cudarc::cudnn::sys;
 use cudarc::driver;
 
-use super::super::Driver;
+use super::super::{Driver, Pass};
 use super::Cuda;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
-
-/// Which of a convolution's three products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ConvPass {
-    /// y from x and w.
-    Forward,
-    /// dx from dy and w.
-    Data,
-    /// dw from x and dy.
-    Weights,
-}
 
 /// A convolution: x `[n,h,w,c]`, weights `[o,kh,kw,c]`.
 #[allow(missing_docs, reason = "the letters of docs/conventions.md")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conv {
-    pub pass: ConvPass,
+    pub pass: Pass,
     pub n: usize,
     pub h: usize,
     pub w: usize,
@@ -176,7 +165,7 @@ impl Dnn {
         // SAFETY: the caller's promise; each call writes at most `most` results, and how many into `found`.
         unsafe {
             Ok(match s.pass {
-                ConvPass::Forward => {
+                Pass::Forward => {
                     let mut results: [sys::cudnnConvolutionFwdAlgoPerf_t; MOST] = std::mem::zeroed();
                     let status = sys::cudnnFindConvolutionForwardAlgorithmEx(
                         handle,
@@ -196,7 +185,7 @@ impl Dnn {
                     check("cudnnFindConvolutionForwardAlgorithmEx", status)?;
                     measured!(results[..found as usize])
                 }
-                ConvPass::Data => {
+                Pass::Data => {
                     let mut results: [sys::cudnnConvolutionBwdDataAlgoPerf_t; MOST] = std::mem::zeroed();
                     let status = sys::cudnnFindConvolutionBackwardDataAlgorithmEx(
                         handle,
@@ -216,7 +205,7 @@ impl Dnn {
                     check("cudnnFindConvolutionBackwardDataAlgorithmEx", status)?;
                     measured!(results[..found as usize])
                 }
-                ConvPass::Weights => {
+                Pass::Weights => {
                     let mut results: [sys::cudnnConvolutionBwdFilterAlgoPerf_t; MOST] = std::mem::zeroed();
                     let status = sys::cudnnFindConvolutionBackwardFilterAlgorithmEx(
                         handle,
@@ -322,21 +311,21 @@ impl Cuda {
         // SAFETY: tensors of the shapes in `s`; the algorithm is one that cuDNN gave for this pass, whose number is of its enum.
         unsafe {
             match s.pass {
-                ConvPass::Forward => {
+                Pass::Forward => {
                     let algorithm = std::mem::transmute::<u32, sys::cudnnConvolutionFwdAlgo_t>(plan.algorithm);
                     let status = sys::cudnnConvolutionForward(
                         handle, one, plan.x, pa, plan.w, pb, plan.conv, algorithm, pws, ws_bytes, beta, plan.y, pout,
                     );
                     check("cudnnConvolutionForward", status)
                 }
-                ConvPass::Data => {
+                Pass::Data => {
                     let algorithm = std::mem::transmute::<u32, sys::cudnnConvolutionBwdDataAlgo_t>(plan.algorithm);
                     let status = sys::cudnnConvolutionBackwardData(
                         handle, one, plan.w, pb, plan.y, pa, plan.conv, algorithm, pws, ws_bytes, beta, plan.x, pout,
                     );
                     check("cudnnConvolutionBackwardData", status)
                 }
-                ConvPass::Weights => {
+                Pass::Weights => {
                     let algorithm = std::mem::transmute::<u32, sys::cudnnConvolutionBwdFilterAlgo_t>(plan.algorithm);
                     let status = sys::cudnnConvolutionBackwardFilter(
                         handle, one, plan.x, pa, plan.y, pb, plan.conv, algorithm, pws, ws_bytes, beta, plan.w, pout,

@@ -19,7 +19,7 @@ use std::sync::LazyLock;
 use cudarc::driver::{DriverError, result, sys};
 
 pub use blas::{Matmul, Side};
-pub use dnn::{Conv, ConvPass};
+pub use dnn::Conv;
 
 use super::launch::Args;
 use super::{Driver, Graph, Grid, Later, Target};

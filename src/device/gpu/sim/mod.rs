@@ -21,6 +21,7 @@ use rayon::prelude::*;
 use super::launch::Args;
 use super::{Driver, Graph, Grid, Later, Target};
 use crate::error::{Error, Result};
+use crate::tensor::{DType, Tensor};
 use block::{Job, Runner};
 
 /// Bytes before and behind each allocation, what they hold, and the alignment of an allocation.
@@ -99,13 +100,23 @@ impl Sim {
         Sim { seed, launches: Cell::new(0), live: RefCell::default(), recording: RefCell::new(None) }
     }
 
-    /// Runs (or records) a function of the host in stream order: what a GPU leaves to a library.
-    ///
-    /// The closure reaches its tensors by address ([`HostSlice`]), so that it can run again in a recorded step.
-    pub fn host(&self, f: impl Fn() + 'static) {
+    /// Runs (or records) a product of the CPU in stream order, what a GPU leaves to a library: `f(out, a, b, workspace)`.
+    pub fn product(
+        &self,
+        out: &mut Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        ws: &mut Tensor,
+        f: impl Fn(&mut [f32], &[f32], &[f32], &mut [f32]) + 'static,
+    ) {
+        assert!(out.is_unique() && ws.is_unique(), "sim: writing to a shared buffer");
+        let (out, a, b, ws) = (Slice::of(out), Slice::of(a), Slice::of(b), Slice::of(ws));
+        // SAFETY: memory of this device, kept by the arena while a step that holds it can run; out and ws are nobody else's
+        // (asserted above).
+        let run = move || unsafe { f(out.write(), a.read(), b.read(), ws.write()) };
         match self.recording.borrow_mut().as_mut() {
-            Some(work) => work.push(Work::Host(Box::new(f))),
-            None => f(),
+            Some(work) => work.push(Work::Host(Box::new(run))),
+            None => run(),
         }
     }
 
@@ -280,34 +291,29 @@ impl Driver for Sim {
     }
 }
 
-/// Elements of a tensor of the simulated device, by address: for host closures, which may run more than once.
+/// The numbers of a tensor of the simulated device, by address: a recorded product runs more than once.
 #[derive(Clone, Copy)]
-pub struct HostSlice<T> {
-    ptr: *mut T,
+struct Slice {
+    ptr: *mut f32,
     len: usize,
 }
 
-impl<T: crate::tensor::Element> HostSlice<T> {
-    /// Of a tensor.
-    pub fn of(t: &crate::tensor::Tensor) -> HostSlice<T> {
-        assert_eq!(t.dtype(), T::DTYPE, "sim: a tensor taken as another type");
-        HostSlice { ptr: t.address() as *mut T, len: t.numel() }
+impl Slice {
+    fn of(t: &Tensor) -> Slice {
+        assert_eq!(t.dtype(), DType::F32, "sim: a product of another type");
+        Slice { ptr: t.address() as *mut f32, len: t.numel() }
     }
 
-    /// The elements.
-    ///
     /// # Safety
-    /// The tensor's memory is the simulated device's and still there, and nobody writes to it meanwhile.
-    pub unsafe fn read<'a>(self) -> &'a [T] {
+    /// The memory is there, and nobody writes to it meanwhile.
+    unsafe fn read<'a>(self) -> &'a [f32] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
     }
 
-    /// The elements, to be written.
-    ///
     /// # Safety
-    /// As [`HostSlice::read`], and nobody else reads them meanwhile.
-    pub unsafe fn write<'a>(self) -> &'a mut [T] {
+    /// As [`Slice::read`], and nobody else reads it meanwhile.
+    unsafe fn write<'a>(self) -> &'a mut [f32] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.ptr, self.len) }
     }

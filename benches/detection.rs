@@ -178,7 +178,7 @@ fn bench_match_boxes(out: &mut Report) -> Result<()> {
         }
     }
     let (times, positive) = measure(|dev| {
-        let anchors = Anchors::new(dev, &RpnConfig::default(), SIDE as usize, SIDE as usize)?;
+        let anchors = Anchors::new(dev, &RpnConfig::default().anchors(), SIDE as usize, SIDE as usize)?;
         let sizes = Tensor::from_slice(dev, &[images, 4], &[SIDE; 4].repeat(images))?;
         let valid = anchors::valid(&anchors, &sizes, -1.0)?;
         let gt = Tensor::from_slice(dev, &[images, OBJECTS, 4], &gt)?;

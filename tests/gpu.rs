@@ -14,7 +14,7 @@ use upres::train::recipe::BatchNormMode;
 /// What a device does in some steps of training: losses and norms; then the number of detections of each image.
 #[derive(PartialEq)]
 struct Run {
-    steps: Vec<([f32; 4], f32)>,
+    steps: Vec<(Vec<f32>, f32)>,
     detections: Vec<usize>,
 }
 

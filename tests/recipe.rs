@@ -311,3 +311,32 @@ fn expectations_are_judged_in_per_cent() {
     assert_eq!(expect.shortfalls(0.387, 0.7), ["bbox_ap: 38.7, expected 39.3 (window 0.5)"]);
     assert_eq!(expect.shortfalls(f64::NAN, 0.0).len(), 2);
 }
+
+#[test]
+fn the_defaults_are_those_of_the_detector() {
+    let cascade = parse(MINIMAL, &["model.detector=cascade_rcnn"]).unwrap();
+    assert_eq!((cascade.model.rpn.train_max, cascade.model.box_head.class_agnostic), (2000, true));
+    let retina = parse(MINIMAL, &["model.detector=retinanet"]).unwrap();
+    assert_eq!((retina.model.fpn.start, retina.model.fpn.strides()), (3, vec![8, 16, 32, 64, 128]));
+    let text = retina.to_toml();
+    assert!(text.contains("[model.retina_head]") && !text.contains("[model.rpn]"), "{text}");
+    let swin = parse(MINIMAL, &["model.backbone.kind=swin_t"]).unwrap();
+    let text = swin.to_toml();
+    assert!(text.contains("drop_path = 0.2") && !text.contains("norm_momentum"), "{text}");
+}
+
+#[test]
+fn tables_of_other_detectors_are_refused() {
+    complains(
+        MINIMAL,
+        &["model.mask_head.pool=7"],
+        &["model.mask_head", "belongs to mask_rcnn", "model.detector = \"faster_rcnn\""],
+    );
+    complains(
+        MINIMAL,
+        &["model.detector=retinanet", "model.fpn.start=2"],
+        &["model.retina_head.strides", "[4, 8, 16, 32, 64]"],
+    );
+    complains(MINIMAL, &["model.fpn.levels=3"], &["model.rpn.strides"]);
+    complains(MINIMAL, &["model.backbone.kind=swin_t", "model.backbone.norm_eps=0"], &["norm_eps", "resnet"]);
+}

@@ -4,9 +4,28 @@ mod cuda;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::models::config::RpnConfig;
 use crate::on_device;
 use crate::tensor::{DType, Tensor};
+
+/// Sizes of anchors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AnchorShapes {
+    /// Side in strides.
+    pub scales: Vec<f32>,
+    /// Height over width.
+    pub ratios: Vec<f32>,
+    /// Stride of each level.
+    pub strides_px: Vec<usize>,
+    /// Corners of the anchors around the origin are rounded to whole pixels (torchvision's).
+    pub rounded: bool,
+}
+
+impl AnchorShapes {
+    /// Anchors of one cell.
+    pub fn per_cell(&self) -> usize {
+        self.scales.len() * self.ratios.len()
+    }
+}
 
 /// Anchors of all levels, level after level, each in row, column, anchor order.
 pub struct Anchors {
@@ -27,16 +46,16 @@ struct Level {
 impl Anchors {
     /// For an input of `h`×`w` pixels. Anchors are centred at multiples of the stride, not at pixel centres, and not
     /// rounded; ratios vary slowest, then scales.
-    pub fn new(device: &Device, cfg: &RpnConfig, h: usize, w: usize) -> Result<Anchors> {
+    pub fn new(device: &Device, shapes: &AnchorShapes, h: usize, w: usize) -> Result<Anchors> {
         let levels: Vec<Level> =
-            cfg.strides.iter().map(|&s| Level { h: h.div_ceil(s), w: w.div_ceil(s), stride_px: s }).collect();
-        let per_cell = cfg.anchors_per_cell();
+            shapes.strides_px.iter().map(|&s| Level { h: h.div_ceil(s), w: w.div_ceil(s), stride_px: s }).collect();
+        let per_cell = shapes.per_cell();
         let n: usize = levels.iter().map(|l| l.h * l.w * per_cell).sum();
         let mut boxes = Tensor::empty(device, &[n, 4], DType::F32)?;
         if device.has_data() {
             let mut values = Vec::with_capacity(n * 4);
             for level in &levels {
-                let base = base_anchors(level.stride_px as f32, &cfg.anchor_scales, &cfg.anchor_ratios);
+                let base = base_anchors(level.stride_px as f32, shapes);
                 for y in 0..level.h {
                     for x in 0..level.w {
                         let (cx, cy) = ((x * level.stride_px) as f32, (y * level.stride_px) as f32);
@@ -61,14 +80,15 @@ impl Anchors {
 }
 
 /// Boxes around the origin: width `size scale / sqrt(ratio)`, height `size scale sqrt(ratio)`.
-fn base_anchors(size: f32, scales: &[f32], ratios: &[f32]) -> Vec<[f32; 4]> {
-    let mut v = Vec::with_capacity(scales.len() * ratios.len());
-    for &ratio in ratios {
+fn base_anchors(size: f32, shapes: &AnchorShapes) -> Vec<[f32; 4]> {
+    let mut v = Vec::with_capacity(shapes.per_cell());
+    for &ratio in &shapes.ratios {
         let h_ratio = ratio.sqrt();
         let w_ratio = 1.0 / h_ratio;
-        for &scale in scales {
+        for &scale in &shapes.scales {
             let (w, h) = (size * w_ratio * scale, size * h_ratio * scale);
-            v.push([-0.5 * w, -0.5 * h, 0.5 * w, 0.5 * h]);
+            let corners = [-0.5 * w, -0.5 * h, 0.5 * w, 0.5 * h];
+            v.push(if shapes.rounded { corners.map(f32::round_ties_even) } else { corners });
         }
     }
     v
@@ -130,6 +150,7 @@ fn valid_cpu(out: &mut [u8], anchors: &Anchors, sizes: &[f32], n: usize, border:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::config::{RetinaHeadConfig, RpnConfig};
     use crate::ops::testing::Fixture;
 
     /// The CPU, and the GPUs of this build.
@@ -144,7 +165,8 @@ mod tests {
     /// More levels than one launch takes, images of all sizes, and sizes that are none.
     #[test]
     fn is_the_same_everywhere() {
-        let cfg = RpnConfig { strides: (0..11).map(|i| 4 << (i / 2)).collect(), ..RpnConfig::default() };
+        let strides_px = (0..11).map(|i| 4 << (i / 2)).collect();
+        let cfg = AnchorShapes { strides_px, ..RpnConfig::default().anchors() };
         let nan = f32::NAN;
         let sizes = [[90.0, 100.0, 96.0, 128.0], [1e9; 4], [0.0; 4], [50.0, nan, nan, 64.0], [-8.0, 9.0, 33.0, -33.0]];
         for border in [-1.0, 0.0, 7.5, nan] {
@@ -160,12 +182,7 @@ mod tests {
     #[test]
     fn equals_mmdetection() {
         let f = Fixture::ops("anchors");
-        let retina = RpnConfig {
-            anchor_scales: (0..3).map(|i| (4.0 * 2f64.powf(f64::from(i) / 3.0)) as f32).collect(),
-            strides: vec![8, 16, 32, 64, 128],
-            ..RpnConfig::default()
-        };
-        let configs = [("rpn", RpnConfig::default()), ("retina", retina)];
+        let configs = [("rpn", RpnConfig::default().anchors()), ("retina", RetinaHeadConfig::default().anchors())];
         for (dev, (name, cfg)) in devices().iter().flat_map(|dev| configs.iter().map(move |c| (dev, c))) {
             let size = Tensor::from_slice(dev, &[1, 4], &[118.0f32, 150.0, 128.0, 160.0]).unwrap();
             let a = Anchors::new(dev, cfg, 160, 192).unwrap();
@@ -173,7 +190,7 @@ mod tests {
             let boxes = a.boxes.to_vec::<f32>().unwrap();
             let (mut start, mut found) = (0, 0);
             for (l, n) in a.level_sizes().into_iter().enumerate() {
-                let base = base_anchors(cfg.strides[l] as f32, &cfg.anchor_scales, &cfg.anchor_ratios);
+                let base = base_anchors(cfg.strides_px[l] as f32, cfg);
                 assert_eq!(base.concat(), f.f32s(&format!("{name}.base.{l}")));
                 let (grid, key) = (&boxes[4 * start..4 * (start + n)], format!("{name}.grid.{l}"));
                 if f.has(&key) {

@@ -4,7 +4,7 @@
 use super::config::{BoxHeadConfig, BoxHeadKind};
 use super::inputs::Inputs;
 use super::rpn::Proposals;
-use super::{Loss, Sampling};
+use super::{Detections, Loss, Sampling};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Init, Linear};
 use crate::ops::bce::rpn_targets;
@@ -62,23 +62,13 @@ pub struct BoxOutput {
     pub deltas: Var,
 }
 
-/// Final boxes, best first.
-pub struct Detections {
-    /// `[B,D,4]`, in original pixels if the pass rescaled, else in network pixels.
-    pub boxes: Tensor,
-    /// `[B,D]`.
-    pub scores: Tensor,
-    /// i32 `[B,D]`, -1 behind the last.
-    pub classes: Tensor,
-}
-
 impl BoxHead {
     /// On RoI features of `c_in` channels from levels of the given strides.
     pub fn new(
         b: &mut Builder<'_>,
         cfg: &BoxHeadConfig,
         c_in: usize,
-        strides_px: &[usize],
+        strides_px: Vec<f32>,
         classes: usize,
     ) -> Result<Self> {
         let (convs, fcs) = match cfg.kind {
@@ -106,7 +96,7 @@ impl BoxHead {
             cls: Linear::new(&mut b.sub("fc_cls"), width, classes + 1, Init::Normal(0.01))?,
             reg: Linear::new(&mut b.sub("fc_reg"), width, 4 * sets, Init::Normal(0.001))?,
             cfg: cfg.clone(),
-            strides_px: strides_px.iter().map(|&s| s as f32).collect(),
+            strides_px,
             classes,
         })
     }
@@ -150,6 +140,7 @@ impl BoxHead {
         let cfg = &self.cfg;
         let how = RoiAlign {
             sampling_ratio: cfg.sampling_ratio,
+            aligned: cfg.aligned,
             finest_scale_px: cfg.finest_scale,
             ..RoiAlign::new(cfg.pool, cfg.pool)
         };

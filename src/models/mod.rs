@@ -1,20 +1,34 @@
 //! Detectors, each readable like its paper's figure.
 
+pub mod backbone;
 pub mod box_head;
 pub mod config;
 pub mod faster_rcnn;
 pub mod fpn;
 pub mod inputs;
+pub mod model;
 pub mod resnet;
 pub mod rpn;
 
+pub use backbone::{Backbone, BackboneMode};
 pub use config::ModelConfig;
-pub use faster_rcnn::{FasterRcnn, PixelStats};
 pub use inputs::{HostBatch, Inputs};
+pub use model::{Heads, Model, PixelStats};
 
 use crate::ops::sample::SampleMode;
 use crate::tape::Var;
+use crate::tensor::Tensor;
 use crate::tensor::philox::Purpose;
+
+/// Final boxes, best first.
+pub struct Detections {
+    /// `[B,D,4]`, in original pixels if the pass rescaled, else in network pixels.
+    pub boxes: Tensor,
+    /// `[B,D]`.
+    pub scores: Tensor,
+    /// i32 `[B,D]`, -1 behind the last.
+    pub classes: Tensor,
+}
 
 /// One term of the training loss, weighted.
 pub struct Loss {

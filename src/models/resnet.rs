@@ -6,6 +6,7 @@
 //! bottleneck:  x → 1×1 → BN ReLU → 3×3/s → BN ReLU → 1×1 (×4) → BN → + x → ReLU
 //! ```
 
+use super::backbone::BackboneMode;
 use super::config::BackboneConfig;
 use crate::error::Result;
 use crate::nn::{BatchNorm, Builder, Conv2d, Init, NormMode};
@@ -13,30 +14,15 @@ use crate::ops::conv2d::Activation;
 use crate::ops::max_pool::max_pool;
 use crate::tape::{Tape, Var};
 
-/// How the backbone runs in a stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BackboneMode {
-    /// Batch norm of the trained part.
-    pub norm: NormMode,
-    /// -1: everything is trained; 0: the stem is frozen; n: the stem and layers 1 to n are. Frozen parts use running
-    /// statistics.
-    pub frozen_stages: i32,
-}
-
-impl BackboneMode {
-    /// Running statistics everywhere.
-    pub const EVALUATION: BackboneMode = BackboneMode { norm: NormMode::Frozen, frozen_stages: -1 };
-
-    fn norm_of(&self, layer: i32) -> NormMode {
-        if layer <= self.frozen_stages { NormMode::Frozen } else { self.norm }
-    }
-}
-
 /// The network.
 pub struct ResNet {
     conv1: Conv2d,
     bn1: BatchNorm,
     layers: Vec<Vec<Block>>,
+}
+
+fn norm_of(mode: BackboneMode, layer: i32) -> NormMode {
+    if layer <= mode.frozen_stages { NormMode::Frozen } else { mode.norm }
 }
 
 struct Block {
@@ -72,11 +58,17 @@ impl ResNet {
         Ok(ResNet { conv1, bn1, layers })
     }
 
+    /// Whether a parameter of the detector lies in the stem or one of the layers that are frozen.
+    pub fn is_frozen(name: &str, frozen_stages: i32) -> bool {
+        let stem = name.starts_with("backbone.conv1.") || name.starts_with("backbone.bn1.");
+        (frozen_stages >= 0 && stem) || (1..=frozen_stages).any(|i| name.starts_with(&format!("backbone.layer{i}.")))
+    }
+
     /// `[N,H,W,3]` to C2, C3, C4, C5.
     pub fn forward(&self, tape: &mut Tape, image: &Var, mode: BackboneMode) -> Result<[Var; 4]> {
         let mut x = tape.scope("stem", |tape| {
             let x = self.conv1.forward(tape, image, Activation::None)?;
-            let x = self.bn1.forward(tape, &x, None, true, mode.norm_of(0))?;
+            let x = self.bn1.forward(tape, &x, None, true, norm_of(mode, 0))?;
             max_pool(tape, &x, 3, 2, 1)
         })?;
         let mut out = Vec::with_capacity(4);
@@ -84,7 +76,7 @@ impl ResNet {
             x = tape.scope(&format!("layer{}", i + 1), |tape| {
                 let mut x = x.clone();
                 for block in layer {
-                    x = block.forward(tape, x, mode.norm_of(i as i32 + 1))?;
+                    x = block.forward(tape, x, norm_of(mode, i as i32 + 1))?;
                 }
                 Ok::<_, crate::Error>(x)
             })?;

@@ -63,12 +63,36 @@ impl Rpn {
     /// On features of `c_in` channels.
     pub fn new(b: &mut Builder<'_>, cfg: &RpnConfig, c_in: usize) -> Result<Self> {
         let init = Init::Normal(0.01);
-        let a = cfg.anchors_per_cell();
+        let a = cfg.anchors().per_cell();
         Ok(Rpn {
             conv: Conv2d::new(&mut b.sub("rpn_conv"), c_in, cfg.channels, 3, 1, true, init)?,
             cls: Conv2d::new(&mut b.sub("rpn_cls"), cfg.channels, a, 1, 1, true, init)?,
             reg: Conv2d::new(&mut b.sub("rpn_reg"), cfg.channels, 4 * a, 1, 1, true, init)?,
             cfg: cfg.clone(),
+        })
+    }
+
+    /// Losses of a training pass, and its proposals: those given, or its own.
+    pub fn train(
+        &self,
+        tape: &mut Tape,
+        p: &[Var],
+        inputs: &Inputs,
+        how: Sampling,
+        given: Option<Proposals>,
+    ) -> Result<(Vec<Loss>, Proposals)> {
+        tape.scope("rpn", |tape| {
+            let out = self.forward(tape, p)?;
+            let losses = self.losses(tape, &out, inputs, how)?;
+            Ok((losses, given.map_or_else(|| self.train_proposals(&out, inputs), Ok)?))
+        })
+    }
+
+    /// Proposals of an evaluation pass.
+    pub fn test(&self, tape: &mut Tape, p: &[Var], inputs: &Inputs) -> Result<Proposals> {
+        tape.scope("rpn", |tape| {
+            let out = self.forward(tape, p)?;
+            self.test_proposals(&out, inputs)
         })
     }
 

@@ -8,9 +8,7 @@ use super::recordings::{Recordings, Step};
 use crate::detection::anchors::Anchors;
 use crate::device::{Device, StepPlan};
 use crate::error::Result;
-use crate::models::box_head::Detections;
-use crate::models::resnet::BackboneMode;
-use crate::models::{FasterRcnn, Inputs, ModelConfig, PixelStats, Sampling};
+use crate::models::{BackboneMode, Detections, Inputs, Model, ModelConfig, PixelStats, Sampling};
 use crate::nn::{NormMode, ParamStore};
 use crate::ops::adamw::{AdamWParam, AdamWRule, adamw, bias_correction};
 use crate::ops::elementwise;
@@ -19,9 +17,6 @@ use crate::ops::grad_norm::{clip_scale, grad_norm};
 use crate::ops::sgd::{SgdParam, sgd};
 use crate::tape::{Param, Role, Tape};
 use crate::tensor::{DType, Tensor};
-
-/// Names of the losses, in the order of [`Engine::losses`].
-pub const LOSSES: [&str; 4] = ["rpn_cls", "rpn_box", "roi_cls", "roi_box"];
 
 /// One shape of network inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,18 +77,6 @@ impl StageSetup {
         };
         BackboneMode { norm, frozen_stages: self.frozen_stages }
     }
-
-    /// mmdetection's rules: frozen parts of the backbone are not trained at all; frozen batch norm is not trained.
-    pub fn trains(&self, p: &Param) -> bool {
-        let frozen = |prefix: &str| p.name().starts_with(prefix);
-        if self.frozen_stages >= 0 && (frozen("backbone.conv1.") || frozen("backbone.bn1.")) {
-            return false;
-        }
-        if (1..=self.frozen_stages).any(|i| frozen(&format!("backbone.layer{i}."))) {
-            return false;
-        }
-        p.role() != Role::Norm || self.batch_norm == BatchNormMode::Train
-    }
 }
 
 /// Final boxes of one image.
@@ -113,7 +96,7 @@ pub struct Engine {
     /// All parameters.
     pub store: ParamStore,
     /// The network.
-    pub model: FasterRcnn,
+    pub model: Model,
     model_config: ModelConfig,
     stage: Option<Stage>,
     lr: Tensor,
@@ -142,7 +125,9 @@ impl Engine {
     /// Initial weights from `seed`.
     pub fn new(device: &Device, model: &ModelConfig, classes: usize, pixels: PixelStats, seed: u64) -> Result<Engine> {
         let mut store = ParamStore::new(device);
-        let net = FasterRcnn::new(&mut store.builder(seed), model, classes, pixels)?;
+        let net = Model::new(&mut store.builder(seed), model, classes, pixels)?;
+        let losses = net.heads.loss_names().iter().map(|_| Tensor::zeros(device, &[1], DType::F32));
+        let losses = losses.collect::<Result<_>>()?;
         Ok(Engine {
             device: device.clone(),
             store,
@@ -153,7 +138,7 @@ impl Engine {
             correction: Tensor::zeros(device, &[2], DType::F32)?,
             ema_share: Tensor::zeros(device, &[1], DType::F32)?,
             norm: Tensor::zeros(device, &[1], DType::F32)?,
-            losses: LOSSES.iter().map(|_| Tensor::zeros(device, &[1], DType::F32)).collect::<Result<_>>()?,
+            losses,
         })
     }
 
@@ -164,18 +149,19 @@ impl Engine {
 
     /// Sets what is trained, makes optimizer state (zeros) and inputs. Weights stay.
     pub fn enter_stage(&mut self, setup: &StageSetup) -> Result<()> {
-        self.enter(setup, |p| setup.trains(p))
+        self.enter(setup, true)
     }
 
     /// Makes inputs for evaluation passes of `batch` images, and nothing that only training needs. Weights stay.
     pub fn enter_eval(&mut self, buckets: Vec<Bucket>, batch: usize) -> Result<()> {
         let stage = StageConfig { micro_batch: batch, ema: 0.0, ..StageConfig::default() };
-        self.enter(&StageSetup::new(&stage, Vec::new(), buckets, 1), |_| false)
+        self.enter(&StageSetup::new(&stage, Vec::new(), buckets, 1), false)
     }
 
-    fn enter(&mut self, setup: &StageSetup, trains: impl Fn(&Param) -> bool) -> Result<()> {
+    fn enter(&mut self, setup: &StageSetup, training: bool) -> Result<()> {
         self.stage = None; // its memory goes first
-        self.store.set_trainable(trains)?;
+        let backbone = &self.model.backbone;
+        self.store.set_trainable(|p| training && backbone.trains(p, setup.mode()))?;
         let shapes: Vec<Vec<usize>> = self.store.trainable().map(Param::shape).collect();
         let names: &[&str] = match setup.optimizer.kind {
             OptimizerKind::Sgd => &["momentum"],
@@ -196,14 +182,14 @@ impl Engine {
             buckets
                 .iter()
                 .map(|b| {
-                    let anchors = Anchors::new(&self.device, &self.model_config.rpn, b.h, b.w)?;
+                    let anchors = Anchors::new(&self.device, &self.model_config.anchors(), b.h, b.w)?;
                     Inputs::new(&self.device, batch, b.h, b.w, max_gt, anchors)
                 })
                 .collect()
         };
         let train = inputs(&setup.train, setup.micro_batch, setup.max_gt)?;
         let eval = inputs(&setup.eval, setup.eval_batch, 1)?;
-        let (b, d) = (setup.eval_batch, self.model_config.box_head.max_detections);
+        let (b, d) = (setup.eval_batch, self.model_config.max_detections());
         let outputs = Detections {
             boxes: Tensor::zeros(&self.device, &[b, d, 4], DType::F32)?,
             scores: Tensor::zeros(&self.device, &[b, d], DType::F32)?,
@@ -274,25 +260,20 @@ impl Engine {
         })
     }
 
-    /// The losses of the last pass, as [`LOSSES`].
-    pub fn losses(&self) -> Result<[f32; LOSSES.len()]> {
-        let mut out = [0.0; LOSSES.len()];
-        for (out, loss) in out.iter_mut().zip(&self.losses) {
-            *out = loss.read::<f32>()?[0];
-        }
-        Ok(out)
+    /// Names of the losses, in the order of [`Engine::losses`].
+    pub fn loss_names(&self) -> &'static [&'static str] {
+        self.model.heads.loss_names()
+    }
+
+    /// The losses of the last pass, as [`Engine::loss_names`].
+    pub fn losses(&self) -> Result<Vec<f32>> {
+        self.losses.iter().map(|loss| Ok(loss.read::<f32>()?[0])).collect()
     }
 
     /// The losses of the last pass, to be had later: on a GPU nobody waits for them until then.
-    pub fn losses_later(&self) -> Result<impl FnOnce() -> Result<[f32; LOSSES.len()]> + use<>> {
+    pub fn losses_later(&self) -> Result<impl FnOnce() -> Result<Vec<f32>> + use<>> {
         let later = self.losses.iter().map(Tensor::read_later::<f32>).collect::<Result<Vec<_>>>()?;
-        Ok(move || {
-            let mut out = [0.0; LOSSES.len()];
-            for (out, loss) in out.iter_mut().zip(later) {
-                *out = loss()?[0];
-            }
-            Ok(out)
-        })
+        Ok(move || later.into_iter().map(|loss| Ok(loss()?[0])).collect())
     }
 
     /// One optimizer step from the gradients of the passes since the last: the `step`-th of the stage, from 1.

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::engine::LOSSES;
 use crate::error::Result;
 
 /// Time of the whole run.
@@ -27,19 +26,20 @@ pub(super) struct Meter {
     start: Instant,
     images: usize,
     steps: usize,
-    losses: [f64; LOSSES.len()],
+    losses: Vec<f64>,
     waited: Duration,
 }
 
 impl Meter {
     pub fn new(waited: Duration) -> Meter {
-        Meter { start: Instant::now(), images: 0, steps: 0, losses: [0.0; LOSSES.len()], waited }
+        Meter { start: Instant::now(), images: 0, steps: 0, losses: Vec::new(), waited }
     }
 
     /// One step.
-    pub fn add(&mut self, images: usize, losses: &[f64; LOSSES.len()]) {
+    pub fn add(&mut self, images: usize, losses: &[f64]) {
         self.images += images;
         self.steps += 1;
+        self.losses.resize(losses.len(), 0.0);
         self.losses.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
     }
 
@@ -49,8 +49,8 @@ impl Meter {
     }
 
     /// Mean losses of the steps.
-    pub fn losses(&self) -> [f64; LOSSES.len()] {
-        self.losses.map(|sum| sum / self.steps.max(1) as f64)
+    pub fn losses(&self) -> Vec<f64> {
+        self.losses.iter().map(|sum| sum / self.steps.max(1) as f64).collect()
     }
 
     pub fn since(&self) -> Duration {
@@ -67,7 +67,7 @@ impl Meter {
 }
 
 /// Losses of a pass, on their way from a GPU.
-pub(super) type LateLosses = Box<dyn FnOnce() -> Result<[f32; LOSSES.len()]>>;
+pub(super) type LateLosses = Box<dyn FnOnce() -> Result<Vec<f32>>>;
 
 /// What a step has measured: the losses of each pass, and the norm of the gradient.
 pub(super) struct Late {

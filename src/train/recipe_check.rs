@@ -5,6 +5,7 @@ use std::path::Path;
 use super::recipe::{
     BatchNormMode, ExpectConfig, ExpectSplit, Recipe, Resize, ScheduleConfig, ScheduleKind, StageConfig,
 };
+use crate::models::config::{Detector, ModelConfig};
 use crate::{Error, Result};
 
 impl Recipe {
@@ -48,15 +49,31 @@ impl Recipe {
 
     fn check_model(&self, file: &Path) -> Result<()> {
         let error = |key: &str, message: String| Err(Error::recipe(file, key, message));
-        let (rpn, head, levels) = (&self.model.rpn, &self.model.box_head, self.model.fpn.levels);
-        let want = (0..levels).map(|level| 4 << level).collect::<Vec<usize>>();
-        if rpn.strides != want {
-            let text = format!("model.fpn.levels = {levels} has strides {want:?}, found {:?}", rpn.strides);
-            return error("model.rpn.strides", text);
+        let ModelConfig { detector, fpn, rpn, box_head, retina_head, .. } = &self.model;
+        let retina = *detector == Detector::RetinaNet;
+        let (table, strides) = if retina { ("retina_head", &retina_head.strides) } else { ("rpn", &rpn.strides) };
+        let want = fpn.strides();
+        if *strides != want {
+            let text = format!(
+                "model.fpn.start = {} and levels = {} have strides {want:?}, found {strides:?}",
+                fpn.start, fpn.levels
+            );
+            return error(&format!("model.{table}.strides"), text);
         }
-        for (table, negative, positive) in
-            [("model.rpn", rpn.neg_iou, rpn.pos_iou), ("model.box_head", head.neg_iou, head.pos_iou)]
-        {
+        if fpn.start + fpn.levels < 6 {
+            let text =
+                format!("{} levels from {} on end below P5: use at least {}", fpn.levels, fpn.start, 6 - fpn.start);
+            return error("model.fpn.levels", text);
+        }
+        if !retina && fpn.start != 2 {
+            return error("model.fpn.start", format!("{}: RoI features come from P2 to P5: use 2", fpn.start));
+        }
+        let ious: &[_] = if retina {
+            &[("model.retina_head", retina_head.neg_iou, retina_head.pos_iou)]
+        } else {
+            &[("model.rpn", rpn.neg_iou, rpn.pos_iou), ("model.box_head", box_head.neg_iou, box_head.pos_iou)]
+        };
+        for (table, negative, positive) in ious {
             if negative > positive {
                 let text = format!("{negative} is above pos_iou = {positive}: a box would be negative and positive");
                 return error(&format!("{table}.neg_iou"), text);

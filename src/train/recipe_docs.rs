@@ -13,13 +13,14 @@ use super::recipe::{
 use super::recipe_keys::{KEYS, Need};
 use super::recipe_read::flatten;
 use super::recipe_schema::expected;
+use crate::models::config::{BackboneKind, Detector, ModelConfig};
 
 const HEAD: &str = include_str!("recipe_docs_head.md");
 
-/// Two recipes of nothing but defaults in which, together, every key has a value.
-fn references() -> [Recipe; 2] {
+/// Recipes of nothing but defaults in which, together, every key has a value; the last one's are shown.
+fn references() -> [Recipe; 5] {
     let split = || Some(SplitConfig { annotations: PathBuf::from("-"), images: PathBuf::from("-") });
-    let recipe = |resize: Resize, kind, epochs, steps| {
+    let recipe = |model: ModelConfig, resize: &Resize, kind, epochs, steps| {
         let mut recipe = Recipe {
             name: "-".into(),
             expect: Some(ExpectConfig {
@@ -32,10 +33,11 @@ fn references() -> [Recipe; 2] {
                 epochs,
                 steps,
                 eval_resize: Some(resize.clone()),
-                resize,
+                resize: resize.clone(),
                 optimizer: OptimizerConfig { kind, ..Default::default() },
                 ..Default::default()
             }],
+            model,
             ..Recipe::default()
         };
         recipe.init.weights = Some(PathBuf::from("-"));
@@ -45,8 +47,17 @@ fn references() -> [Recipe; 2] {
         recipe
     };
     let fit_crop = toml::from_str::<Resize>("kind = \"fit_crop\"\nsize = 448").expect("a fit_crop");
-    let (sgd, adamw) = (OptimizerKind::Sgd, OptimizerKind::Adamw); // the last one is the default
-    [recipe(fit_crop, adamw, Some(1), None), recipe(Resize::default(), sgd, None, Some(1))]
+    let keep_ratio = Resize::default();
+    let (sgd, adamw) = (OptimizerKind::Sgd, OptimizerKind::Adamw);
+    let mut swin = ModelConfig::default();
+    swin.backbone.kind = BackboneKind::SwinT;
+    [
+        recipe(swin, &fit_crop, adamw, Some(1), None),
+        recipe(ModelConfig::paper(Detector::RetinaNet), &keep_ratio, sgd, Some(1), None),
+        recipe(ModelConfig::paper(Detector::CascadeRcnn), &keep_ratio, sgd, Some(1), None),
+        recipe(ModelConfig::paper(Detector::MaskRcnn), &keep_ratio, sgd, Some(1), None),
+        recipe(ModelConfig::default(), &keep_ratio, sgd, None, Some(1)),
+    ]
 }
 
 /// Every key with its default in TOML.

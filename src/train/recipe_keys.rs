@@ -48,7 +48,7 @@ pub struct Key {
     pub want: Want,
     /// Whether it may be left out.
     pub need: Need,
-    /// The `kind` of its table that it belongs to; `None`: all.
+    /// Beginning of the `kind`s of its table that it belongs to; `None`: all.
     pub only: Option<&'static str>,
     /// One sentence.
     pub meaning: &'static str,
@@ -74,6 +74,11 @@ impl Key {
         self
     }
 
+    /// Whether it has a meaning in a table of this kind.
+    pub fn belongs(&self, kind: &str) -> bool {
+        self.only.is_none_or(|only| kind.starts_with(only))
+    }
+
     /// Last part of the path.
     pub fn name(&self) -> &'static str {
         self.path.rsplit('.').next().unwrap_or(self.path)
@@ -97,7 +102,7 @@ const INF: f64 = f64::INFINITY;
 const TINY: f64 = f64::MIN_POSITIVE;
 
 const PAPER: &str = "the paper";
-const MMDET: &str = "mmdetection 2.13, faster_rcnn_r50_fpn";
+const MMDET: &str = "mmdetection 2.13";
 const MMCV: &str = "mmcv 1";
 const OURS: &str = "upres";
 
@@ -109,22 +114,27 @@ pub const KEYS: &[Key] = &[
     key("threads", Whole(0, 4096), "threads of the CPU back end; 0: every core", OURS),
     key("init.weights", Path, "checkpoint to start from; left out: from scratch", PAPER).optional(),
     // model
-    key("model.detector", OneOf(&["faster_rcnn"]), "detector family", MMDET),
+    key("model.detector", OneOf(&["faster_rcnn", "cascade_rcnn", "mask_rcnn", "retinanet"]), "detector family; the defaults of the other tables are its own (shown: faster_rcnn)", PAPER),
     key(
         "model.backbone.kind",
-        OneOf(&["resnet18", "resnet34", "resnet50", "resnet101"]),
-        "ResNet depth, stride in the 3×3 convolution",
+        OneOf(&["resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b"]),
+        "ResNet, stride in the 3×3 convolution, or Swin Transformer",
         PAPER,
     ),
-    key("model.backbone.width", Real(0.05, 8.0), "multiplies every channel count, rounded to a multiple of 8", OURS),
-    key("model.backbone.norm_eps", Real(TINY, 1.0), "batch norm: added to the variance", "PyTorch"),
-    key("model.backbone.norm_momentum", Real(TINY, 1.0), "batch norm: share of the new batch in the running statistics", "PyTorch"),
-    key("model.backbone.zero_init_residual", Flag, "start each residual branch at zero", PAPER),
+    key("model.backbone.width", Real(0.05, 8.0), "multiplies every channel count, rounded to a multiple of 8 (Swin: the embedding, in heads of 32 channels)", OURS),
+    key("model.backbone.norm_eps", Real(0.0, 1.0), "batch norm: added to the variance", "PyTorch").only("resnet"),
+    key("model.backbone.norm_momentum", Real(TINY, 1.0), "batch norm: share of the new batch in the running statistics", "PyTorch").only("resnet"),
+    key("model.backbone.zero_init_residual", Flag, "start each residual branch at zero", PAPER).only("resnet"),
+    key("model.backbone.window", Whole(2, 12), "side of an attention window in tokens", "Liu et al. 2021").only("swin"),
+    key("model.backbone.drop_path", Real(0.0, 0.9), "chance to drop a residual branch of the last block, rising to it linearly from 0", PAPER).only("swin"),
     key("model.fpn.channels", Whole(1, 65_536), "channels of every level", MMDET),
-    key("model.fpn.levels", Whole(4, 5), "4: P2 to P5; 5: P6 too, every second pixel of P5", MMDET),
+    key("model.fpn.levels", Whole(3, 6), "number of levels: P2 to P6 are 5", MMDET),
+    key("model.fpn.start", Whole(2, 3), "finest level: 2 is P2, 3 is P3", MMDET),
+    key("model.fpn.extra", OneOf(&["subsample", "conv_c5", "conv_p5"]), "levels above P5: every second pixel; convolutions of stride 2, the first on C5 or on P5", MMDET),
     key("model.rpn.channels", Whole(1, 65_536), "channels of the shared 3×3 convolution", MMDET),
     key("model.rpn.anchor_scales", Reals(None, TINY, INF), "anchor side in strides", MMDET),
     key("model.rpn.anchor_ratios", Reals(None, TINY, INF), "anchor height over width", MMDET),
+    key("model.rpn.anchor_rounding", Flag, "anchor corners are whole pixels (torchvision)", MMDET),
     key("model.rpn.strides", Wholes(1, 1024), "stride of each level in pixels", MMDET),
     key("model.rpn.pos_iou", Real(0.0, 1.0), "IoU from which an anchor is positive", MMDET),
     key("model.rpn.neg_iou", Real(0.0, 1.0), "IoU below which an anchor is negative", MMDET),
@@ -146,6 +156,7 @@ pub const KEYS: &[Key] = &[
     key("model.box_head.fc_channels", Whole(1, 65_536), "channels of the fully connected layers", PAPER),
     key("model.box_head.pool", Whole(1, 64), "side of the pooled features", MMDET),
     key("model.box_head.sampling_ratio", Whole(0, 64), "RoIAlign samples per bin and axis; 0: adapts to the RoI", MMDET),
+    key("model.box_head.aligned", Flag, "RoIAlign takes pixel centres (torchvision: not)", MMDET),
     key("model.box_head.finest_scale", Real(TINY, INF), "RoIs with a side below twice this come from P2, below four times from P3, …", MMDET),
     key("model.box_head.samples", Whole(1, MAX), "RoIs sampled from an image", MMDET),
     key("model.box_head.pos_fraction", Real(0.0, 1.0), "share of the samples that may be positive", MMDET),
@@ -162,6 +173,39 @@ pub const KEYS: &[Key] = &[
     key("model.box_head.score_threshold", Real(0.0, 1.0), "detections need a score above this", MMDET),
     key("model.box_head.nms_iou", Real(0.0, 1.0), "NMS threshold of each class", MMDET),
     key("model.box_head.max_detections", Whole(1, MAX), "detections per image", MMDET),
+    key("model.cascade.ious", Reals(Some(3), 0.0, 1.0), "IoU from which a RoI is positive, else negative, in each stage (in place of `box_head.pos_iou`, `neg_iou` and `min_pos_iou`)", MMDET),
+    key("model.cascade.stds", Reals(Some(12), TINY, INF), "deltas are divided by these, four for each stage (in place of `box_head.stds`)", MMDET),
+    key("model.cascade.loss_weights", Reals(Some(3), 0.0, INF), "weight of both losses of each stage", MMDET),
+    key("model.mask_head.convs", Whole(0, 64), "3×3 convolutions", MMDET),
+    key("model.mask_head.channels", Whole(1, 65_536), "channels of the convolutions", MMDET),
+    key("model.mask_head.pool", Whole(1, 64), "side of the pooled features; masks have twice that", MMDET),
+    key("model.mask_head.sampling_ratio", Whole(0, 64), "RoIAlign samples per bin and axis; 0: adapts to the RoI", MMDET),
+    key("model.mask_head.aligned", Flag, "RoIAlign takes pixel centres (torchvision: not)", MMDET),
+    key("model.mask_head.loss_weight", Real(0.0, INF), "weight of the mask loss", MMDET),
+    key("model.mask_head.threshold", Real(0.0, 1.0), "pixels of a detection's mask have at least this probability", MMDET),
+    key("model.retina_head.convs", Whole(0, 64), "3×3 convolutions of each branch", MMDET),
+    key("model.retina_head.channels", Whole(1, 65_536), "channels of the convolutions", MMDET),
+    key("model.retina_head.octave_scale", Real(TINY, INF), "anchor side in strides, of the smallest in an octave", MMDET),
+    key("model.retina_head.scales_per_octave", Whole(1, 64), "anchor sides between a power of two and the next", MMDET),
+    key("model.retina_head.anchor_ratios", Reals(None, TINY, INF), "anchor height over width", MMDET),
+    key("model.retina_head.anchor_rounding", Flag, "anchor corners are whole pixels (torchvision)", MMDET),
+    key("model.retina_head.strides", Wholes(1, 1024), "stride of each level in pixels", MMDET),
+    key("model.retina_head.pos_iou", Real(0.0, 1.0), "IoU from which an anchor is positive", MMDET),
+    key("model.retina_head.neg_iou", Real(0.0, 1.0), "IoU below which an anchor is negative", MMDET),
+    key("model.retina_head.min_pos_iou", Real(0.0, 1.0), "least IoU with which a box may claim its best anchors", MMDET),
+    key("model.retina_head.allowed_border", Real(-1.0, INF), "pixels that an anchor may leave the image; -1: no limit", MMDET),
+    key("model.retina_head.stds", Reals(Some(4), TINY, INF), "deltas are divided by these", MMDET),
+    key("model.retina_head.focal_alpha", Real(0.0, 1.0), "focal loss: weight of positives", "Lin et al. 2017"),
+    key("model.retina_head.focal_gamma", Real(0.0, 10.0), "focal loss: exponent of the error", "Lin et al. 2017"),
+    key("model.retina_head.prior", Real(TINY, 0.5), "probability that an anchor starts with, for each class", "Lin et al. 2017"),
+    key("model.retina_head.cls_loss_weight", Real(0.0, INF), "weight of the classification loss", MMDET),
+    key("model.retina_head.box_loss_weight", Real(0.0, INF), "weight of the box loss", MMDET),
+    key("model.retina_head.smooth_l1_beta", Real(0.0, INF), "smooth L1 turns linear here; 0: plain L1", MMDET),
+    key("model.retina_head.selection", OneOf(&["anchors", "pairs"]), "kept of each level before NMS: `anchors` with all classes (mmdetection 2), or (anchor, class) `pairs` (mmdetection 3, torchvision)", MMDET),
+    key("model.retina_head.nms_pre", Whole(1, MAX), "how many of them", MMDET),
+    key("model.retina_head.score_threshold", Real(0.0, 1.0), "detections need a score above this", MMDET),
+    key("model.retina_head.nms_iou", Real(0.0, 1.0), "NMS threshold of each class", MMDET),
+    key("model.retina_head.max_detections", Whole(1, MAX), "detections per image", MMDET),
     // data
     key("data.built_in", OneOf(&["shapes"]), "a data set that upres makes itself where its folder is absent", OURS).optional(),
     key("data.mean", Reals(Some(3), -INF, INF), "subtracted from each channel (RGB, 0 to 255)", PAPER),

@@ -8,6 +8,7 @@ use toml::{Table, Value};
 use super::recipe::Recipe;
 use super::recipe_keys::{Key, Need, Want};
 use super::recipe_schema::{Places, check, join, key_at, line};
+use crate::models::config::{Detector, ModelConfig};
 use crate::{Error, Result};
 
 /// One `--set key=value`.
@@ -69,6 +70,7 @@ impl Recipe {
             apply(file, &mut root, &mut places, given)?;
         }
         check(file, &root, &places)?;
+        complete_model(file, &mut root)?;
         let mut recipe = Recipe::deserialize(Value::Table(root))
             .map_err(|error| Error::recipe(file, "recipe", error.message().replace('\n', ", ")))?;
         if recipe.name.is_empty() {
@@ -86,6 +88,13 @@ impl Recipe {
         let stages = table.get_mut("stage").and_then(Value::as_array_mut).into_iter().flatten();
         for optimizer in stages.filter_map(|stage| stage.get_mut("optimizer")?.as_table_mut()) {
             remove_other_kinds("stage.0.optimizer", optimizer);
+        }
+        if let Some(model) = table.get_mut("model").and_then(Value::as_table_mut) {
+            let used = self.model.detector.tables();
+            model.retain(|name, _| !is_head(name) || used.contains(&name));
+            if let Some(backbone) = model.get_mut("backbone").and_then(Value::as_table_mut) {
+                remove_other_kinds("model.backbone", backbone);
+            }
         }
         toml::to_string(&table).expect("a table is TOML")
     }
@@ -125,11 +134,45 @@ pub(super) fn flatten(path: &str, value: &Value, leaves: &mut Vec<(String, Strin
     }
 }
 
+/// Whether a table of `[model]` describes heads, and so belongs to some detectors only.
+fn is_head(table: &str) -> bool {
+    Detector::ALL.iter().any(|detector| detector.tables().contains(&table))
+}
+
+/// Gives `[model]` the defaults of its detector; refuses tables of other detectors.
+fn complete_model(file: &Path, root: &mut Table) -> Result<()> {
+    let model = root.entry("model").or_insert_with(|| Value::Table(Table::new()));
+    let Some(model) = model.as_table_mut() else { return Ok(()) }; // refused by the check
+    let word = model.get("detector").and_then(Value::as_str).unwrap_or(Detector::default().name());
+    let Some(detector) = Detector::ALL.into_iter().find(|d| d.name() == word) else { return Ok(()) };
+    if let Some(name) = model.keys().find(|name| is_head(name) && !detector.tables().contains(&name.as_str())) {
+        let owners = Detector::ALL.into_iter().filter(|d| d.tables().contains(&name.as_str())).map(Detector::name);
+        let owners = owners.collect::<Vec<_>>().join(", ");
+        let text =
+            format!("belongs to {owners}, but model.detector = {word:?}: remove the table, or change the detector");
+        return Err(Error::recipe(file, format!("model.{name}"), text));
+    }
+    let defaults = Table::try_from(ModelConfig::paper(detector)).expect("a recipe holds only what TOML can say");
+    fill(model, &defaults);
+    Ok(())
+}
+
+/// Adds what is missing.
+fn fill(table: &mut Table, defaults: &Table) {
+    for (name, default) in defaults {
+        match (table.get_mut(name), default) {
+            (None, default) => drop(table.insert(name.clone(), default.clone())),
+            (Some(Value::Table(inner)), Value::Table(default)) => fill(inner, default),
+            _ => {}
+        }
+    }
+}
+
 /// A rate without `lr_batch` is stated for the batch of the file, so that overriding the batch scales it.
 /// Takes out of a table at `path` what belongs to another kind than its own: such keys would be refused.
 fn remove_other_kinds(path: &str, table: &mut Table) {
     let Some(Value::String(kind)) = table.get("kind").cloned() else { return };
-    let other = |key: &Key| key.only.is_some_and(|only| only != kind);
+    let other = |key: &Key| !key.belongs(&kind);
     table.retain(|name, _| !key_at(&join(path, name)).is_some_and(other));
 }
 

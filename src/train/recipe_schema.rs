@@ -131,7 +131,7 @@ impl Checker<'_> {
             self.value(&spot.child(name), value, kind)?;
         }
         let here = KEYS.iter().filter(|key| key.table() == spot.pattern && key.need == Need::RequiredInTable);
-        for key in here.filter(|key| key.only.is_none() || key.only == kind) {
+        for key in here.filter(|key| kind.map_or(key.only.is_none(), |kind| key.belongs(kind))) {
             if !table.contains_key(key.name()) {
                 let key_spot = spot.child(key.name());
                 return Err(self.error(&key_spot, format!("missing: give {} ({})", expected(key.want), key.meaning)));
@@ -143,11 +143,9 @@ impl Checker<'_> {
     fn value(&self, spot: &Spot, value: &Value, kind: Option<&str>) -> Result<()> {
         let pattern = spot.pattern.as_str();
         if let Some(key) = KEYS.iter().find(|key| key.path == pattern) {
-            if key.only.is_some() && key.only != kind && kind.is_some() {
+            if let (Some(only), Some(kind)) = (key.only, kind.filter(|kind| !key.belongs(kind))) {
                 let text = format!(
-                    "belongs to kind = {:?}, but this table has kind = {:?}: remove it, or change the kind",
-                    key.only.unwrap_or_default(),
-                    kind.unwrap_or_default()
+                    "belongs to kind = {only:?}, but this table has kind = {kind:?}: remove it, or change the kind"
                 );
                 return Err(self.error(spot, text));
             }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::checkpoint::{Checkpoint, Meta, save};
 use super::data::{RunData, eval_pipeline, host_batch, pixel_stats, train_pipeline};
-use super::engine::{Engine, LOSSES};
+use super::engine::Engine;
 use super::event::{self, Event, Observer};
 use super::infer::{detect_all, to_results};
 use super::meter::{Clock, Late, LateLosses, Meter};
@@ -106,7 +106,7 @@ pub fn train(
         planner: Engine::new(
             &device.planner(),
             &recipe.model,
-            engine.model.box_head.classes(),
+            data.train.dataset().categories.len(),
             pixel_stats(&recipe.data),
             recipe.seed,
         )?,
@@ -343,7 +343,7 @@ impl Run<'_> {
     ) -> Event {
         let losses = meter.losses();
         let mut by_name: BTreeMap<String, f64> =
-            LOSSES.iter().zip(losses).map(|(name, v)| (name.to_string(), v)).collect();
+            self.planner.loss_names().iter().zip(&losses).map(|(name, v)| (name.to_string(), *v)).collect();
         by_name.insert("loss".into(), losses.iter().sum());
         let (images_per_s, data_wait) = meter.read(self.clock.waited);
         Event::Train(event::Train {
@@ -365,7 +365,7 @@ impl Run<'_> {
     /// Takes what a step has measured; returns the norm of its gradient.
     fn read(&self, done: Late, meter: &mut Meter) -> Result<f32> {
         let (passes, images) = (done.losses.len() as f64, self.recipe.stages[self.meta.stage].images_per_step);
-        let mut sums = [0.0; LOSSES.len()];
+        let mut sums = vec![0.0; self.planner.loss_names().len()];
         for losses in done.losses {
             let losses = losses()?;
             self.check_finite(done.global_step, None, &losses)?; // the weights are a step further by now
@@ -380,9 +380,9 @@ impl Run<'_> {
     }
 
     /// Err at the first loss that is not finite, naming the parameter or gradient behind it if one is to be found.
-    fn check_finite(&self, step: u64, engine: Option<&Engine>, losses: &[f32; LOSSES.len()]) -> Result<()> {
+    fn check_finite(&self, step: u64, engine: Option<&Engine>, losses: &[f32]) -> Result<()> {
         let Some(i) = losses.iter().position(|v| !v.is_finite()) else { return Ok(()) };
-        let mut tensor = format!("loss {}", LOSSES[i]);
+        let mut tensor = format!("loss {}", self.planner.loss_names()[i]);
         if let Some(name) = engine.map_or(Ok(None), Engine::first_non_finite)? {
             tensor = format!("{tensor} (first non-finite: {name})");
         }

@@ -1,8 +1,7 @@
 //! An evaluation pass: features, raw outputs of both stages, detections.
 
 use upres::device::Device;
-use upres::models::Inputs;
-use upres::models::resnet::BackboneMode;
+use upres::models::{BackboneMode, Inputs};
 use upres::tape::{Tape, Var};
 use upres::tensor::Tensor;
 
@@ -23,7 +22,7 @@ fn a_pass_is_that_of_mmdetection() {
     let image = tape.constant(image(&r.device));
 
     let mut errors = Errors::new("eval: C2 to C5", FORWARD);
-    let c = r.model.backbone.forward(&mut tape, &image, BackboneMode::EVALUATION).unwrap();
+    let c = r.model.backbone.forward(&mut tape, &image, BackboneMode::EVALUATION, None).unwrap();
     for (i, c) in c.iter().enumerate() {
         errors.nhwc(&f, &format!("eval.backbone.{i}"), c.value().f32s());
     }
@@ -38,7 +37,7 @@ fn a_pass_is_that_of_mmdetection() {
     errors.check();
 
     let mut errors = Errors::new("eval: RPN raw outputs", FORWARD);
-    let out = r.model.rpn.forward(&mut tape, &p).unwrap();
+    let out = r.faster().rpn.forward(&mut tape, &p).unwrap();
     let sizes = inputs.anchors.level_sizes();
     for level in 0..5 {
         errors.nhwc(&f, &format!("eval.rpn_cls.{level}"), &level_of(out.logits.value(), &sizes, level));
@@ -53,17 +52,17 @@ fn a_pass_is_that_of_mmdetection() {
 fn box_head(r: &Reference, tape: &mut Tape, f: &Fixture, p: &[Var]) {
     let mut errors = Errors::new("eval: box head on stored proposals", FORWARD);
     let stored = proposals(&r.device, f, "eval.proposals");
-    let out = r.model.box_head.forward(tape, p, &stored.boxes, &stored.valid).unwrap();
+    let out = r.faster().box_head.forward(tape, p, &stored.boxes, &stored.valid).unwrap();
     errors.tensor(f, "eval.roi.cls_score", out.logits.value().f32s());
     errors.tensor(f, "eval.roi.bbox_pred", out.deltas.value().f32s());
     errors.check();
 
     let mut errors = Errors::new("eval: box head on RoIs at borders, outside, empty", FORWARD);
     let fixed = FixedRois::new(&r.device);
-    let pooled = r.model.box_head.pool(tape, p, &fixed.boxes, &fixed.idx).unwrap();
+    let pooled = r.faster().box_head.pool(tape, p, &fixed.boxes, &fixed.idx).unwrap();
     let feats = fixed.pick(pooled.value(), 7 * 7 * 256);
     errors.nhwc(f, "fixed.bbox_feats", &feats);
-    let out = r.model.box_head.head(tape, pooled).unwrap();
+    let out = r.faster().box_head.head(tape, pooled).unwrap();
     errors.tensor(f, "fixed.cls_score", &fixed.pick(out.logits.value(), CLASSES + 1));
     errors.tensor(f, "fixed.bbox_pred", &fixed.pick(out.deltas.value(), 4 * CLASSES));
     errors.check();

@@ -2,8 +2,9 @@
 
 use upres::detection::anchors::Anchors;
 use upres::device::Device;
+use upres::models::faster_rcnn::FasterRcnn;
 use upres::models::rpn::{Proposals, RpnOutput};
-use upres::models::{FasterRcnn, HostBatch, Inputs, PixelStats};
+use upres::models::{Heads, HostBatch, Inputs, Model, PixelStats};
 use upres::nn::ParamStore;
 use upres::tape::{Param, Role, Tape};
 use upres::tensor::{Element, Tensor};
@@ -38,7 +39,7 @@ pub fn stage(recipe: &Recipe, name: &str) -> StageSetup {
 pub struct Reference {
     pub device: Device,
     pub store: ParamStore,
-    pub model: FasterRcnn,
+    pub model: Model,
     rules: WeightRules,
 }
 
@@ -46,12 +47,18 @@ impl Reference {
     pub fn new(recipe: &Recipe) -> Self {
         let device = Device::cpu();
         let mut store = ParamStore::new(&device);
-        let model = FasterRcnn::new(&mut store.builder(0), &recipe.model, CLASSES, PIXELS).unwrap();
+        let model = Model::new(&mut store.builder(0), &recipe.model, CLASSES, PIXELS).unwrap();
         let rules = WeightRules::open("faster");
         let ours: Vec<_> = store.all().iter().map(Param::name).collect();
         let missing: Vec<_> = rules.0.keys().filter(|k| !ours.contains(&k.as_str())).collect();
         assert!(missing.is_empty() && ours.len() == rules.0.len(), "parameters differ: {missing:?}");
         Reference { device, store, model, rules }
+    }
+
+    /// The heads of Faster R-CNN.
+    pub fn faster(&self) -> &FasterRcnn {
+        let Heads::Faster(heads) = &self.model.heads;
+        heads
     }
 
     /// Sets every parameter and statistic to the fixtures' value.
@@ -101,7 +108,7 @@ pub fn inputs(device: &Device, recipe: &Recipe, objects_in_second: bool) -> Inpu
         labels[i * MAX_GT..][..l.len()].copy_from_slice(&l);
         count[i] = l.len() as i32;
     }
-    let anchors = Anchors::new(device, &recipe.model.rpn, h, w).unwrap();
+    let anchors = Anchors::new(device, &recipe.model.anchors(), h, w).unwrap();
     let mut inputs = Inputs::new(device, 2, h, w, MAX_GT, anchors).unwrap();
     inputs
         .load(&HostBatch {

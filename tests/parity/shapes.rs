@@ -18,7 +18,7 @@ fn model(kind: BackboneKind, levels: usize, head: BoxHeadKind, class_agnostic: b
     let strides = [4, 8, 16, 32, 64][..levels].to_vec();
     ModelConfig {
         backbone: BackboneConfig { kind, width: 0.25, ..Default::default() },
-        fpn: FpnConfig { channels: 16, levels },
+        fpn: FpnConfig { channels: 16, levels, ..Default::default() },
         rpn: RpnConfig {
             channels: 16,
             strides,

@@ -27,8 +27,7 @@ impl Heads {
         let mut store = ParamStore::new(&upres::device::Device::cpu());
         let rpn = Rpn::new(&mut store.builder(0).sub("rpn_head"), &recipe.model.rpn, 8).unwrap();
         let mut b = store.builder(0);
-        let box_head =
-            BoxHead::new(&mut b, &recipe.model.box_head, 8, &recipe.model.rpn.strides[..4], CLASSES).unwrap();
+        let box_head = BoxHead::new(&mut b, &recipe.model.box_head, 8, recipe.model.roi_strides(), CLASSES).unwrap();
         Heads { store, recipe, rpn, box_head }
     }
 

@@ -82,7 +82,8 @@ impl<'a> Pass<'a> {
             self.forward();
         }
         self.r.load_weights();
-        self.r.store.set_trainable(|p| self.setup.trains(p)).unwrap();
+        let backbone = &self.r.model.backbone;
+        self.r.store.set_trainable(|p| backbone.trains(p, self.setup.mode())).unwrap();
         self.losses_and_backward();
         self.gradients(gradients);
     }
@@ -92,8 +93,8 @@ impl<'a> Pass<'a> {
         let (model, f, mode) = (&self.r.model, self.f, self.mode);
         let mut tape = Tape::inference(&self.r.device);
         let image = tape.constant(image(&self.r.device));
-        let p = model.features(&mut tape, image, self.setup.mode()).unwrap();
-        let out = model.rpn.forward(&mut tape, &p).unwrap();
+        let p = model.features(&mut tape, image, self.setup.mode(), Some(&self.inputs)).unwrap();
+        let out = self.r.faster().rpn.forward(&mut tape, &p).unwrap();
         let mut errors = Errors::new("P2 to P6 and RPN raw outputs", self.tolerances.forward);
         let sizes = self.inputs.anchors.level_sizes();
         assert_eq!(p.len(), 5);
@@ -105,7 +106,7 @@ impl<'a> Pass<'a> {
         errors.check();
 
         // The stored outputs are not whole, so these come from ours: some differ, most do not.
-        let own = model.rpn.train_proposals(&out, &self.inputs).unwrap();
+        let own = self.r.faster().rpn.train_proposals(&out, &self.inputs).unwrap();
         let stored = proposals(&self.r.device, f, &format!("{mode}.proposals"));
         assert_eq!(own.boxes.shape(), stored.boxes.shape());
         let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 0.05);
@@ -127,7 +128,7 @@ impl<'a> Pass<'a> {
         let image = tape.constant(image(device));
         let given = proposals(device, f, &format!("{}.proposals", self.stored));
         let (mode, how) = (self.setup.mode(), Sampling::Strided);
-        let terms = self.r.model.losses_with_proposals(&mut tape, image, &self.inputs, mode, how, given).unwrap();
+        let terms = self.r.model.losses_from_image(&mut tape, image, &self.inputs, mode, how, Some(given)).unwrap();
         let mut errors = Errors::new("losses, relative", 1e-5);
         for (term, (name, key)) in terms.iter().zip(LOSSES) {
             assert_eq!(term.name, name);

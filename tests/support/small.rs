@@ -16,7 +16,7 @@ pub const CLASSES: usize = 3;
 pub fn small() -> ModelConfig {
     ModelConfig {
         backbone: BackboneConfig { kind: BackboneKind::Resnet18, width: 0.25, ..Default::default() },
-        fpn: FpnConfig { channels: 32, levels: 5 },
+        fpn: FpnConfig { channels: 32, levels: 5, ..Default::default() },
         rpn: RpnConfig { channels: 32, anchor_scales: vec![4.0], train_max: 64, test_max: 64, ..Default::default() },
         box_head: BoxHeadConfig { conv_channels: 32, fc_channels: 64, samples: 64, ..Default::default() },
         ..Default::default()

@@ -122,7 +122,7 @@ fn equals_mmdetection() {
 #[test]
 fn anchors_of_a_pyramid_for_any_number_of_threads() {
     let dev = Device::cpu();
-    let anchors = anchors::Anchors::new(&dev, &RpnConfig::default(), 160, 192).unwrap();
+    let anchors = anchors::Anchors::new(&dev, &RpnConfig::default().anchors(), 160, 192).unwrap();
     let sizes = [160.0, 192.0, 160.0, 192.0, 118.0, 150.0, 128.0, 160.0];
     let sizes = Tensor::from_slice(&dev, &[2, 4], &sizes).unwrap();
     let valid = anchors::valid(&anchors, &sizes, 0.0).unwrap().slice::<u8>().to_vec();

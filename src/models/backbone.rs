@@ -1,0 +1,56 @@
+//! The feature extractor of a detector: C2 to C5 of an image.
+
+use super::config::BackboneConfig;
+use super::resnet::ResNet;
+use crate::error::Result;
+use crate::nn::{Builder, NormMode};
+use crate::tape::{Param, Role, Tape, Var};
+use crate::tensor::Tensor;
+
+/// How the backbone runs in a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackboneMode {
+    /// Batch norm of the trained part.
+    pub norm: NormMode,
+    /// -1: everything is trained; 0: the stem is frozen; n: the stem and layers 1 to n are. Frozen parts use running
+    /// statistics.
+    pub frozen_stages: i32,
+}
+
+impl BackboneMode {
+    /// Running statistics everywhere.
+    pub const EVALUATION: BackboneMode = BackboneMode { norm: NormMode::Frozen, frozen_stages: -1 };
+}
+
+/// One of the families.
+pub enum Backbone {
+    /// He et al. 2016.
+    ResNet(ResNet),
+}
+
+impl Backbone {
+    /// Initial weights.
+    pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig) -> Result<Self> {
+        Ok(Backbone::ResNet(ResNet::new(b, cfg)?))
+    }
+
+    /// Normalised image `[N,H,W,3]` to C2, C3, C4, C5. `key` draws what a training pass drops; without it nothing is.
+    pub fn forward(&self, tape: &mut Tape, image: &Var, mode: BackboneMode, _key: Option<&Tensor>) -> Result<[Var; 4]> {
+        match self {
+            Backbone::ResNet(net) => net.forward(tape, image, mode),
+        }
+    }
+
+    /// Whether a parameter of the detector is trained in this mode, by mmdetection's rules: frozen parts of the backbone are
+    /// not; batch norm is not where it uses running statistics.
+    pub fn trains(&self, p: &Param, mode: BackboneMode) -> bool {
+        let frozen = match self {
+            Backbone::ResNet(_) => ResNet::is_frozen(p.name(), mode.frozen_stages),
+        };
+        let has_batch_norm = match self {
+            Backbone::ResNet(_) => true,
+        };
+        let norm = has_batch_norm && p.role() == Role::Norm && mode.norm == NormMode::Frozen;
+        !frozen && !norm
+    }
+}

@@ -1,0 +1,37 @@
+//! The mask head's numbers.
+
+use serde::{Deserialize, Serialize};
+
+/// Mask head (He et al. 2017): convolutions, a 2×2 transposed convolution, one mask for each class.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MaskHeadConfig {
+    /// 3×3 convolutions.
+    pub convs: usize,
+    /// Channels of the convolutions.
+    pub channels: usize,
+    /// Side of the pooled features; masks have twice that.
+    pub pool: usize,
+    /// RoIAlign samples per bin and axis; 0 adapts to the size of the RoI.
+    pub sampling_ratio: usize,
+    /// RoIAlign takes pixel centres (`aligned`).
+    pub aligned: bool,
+    /// Weight of the loss.
+    pub loss_weight: f32,
+    /// Pixels of a detection's mask have at least this probability.
+    pub threshold: f32,
+}
+
+impl Default for MaskHeadConfig {
+    fn default() -> Self {
+        MaskHeadConfig {
+            convs: 4,
+            channels: 256,
+            pool: 14,
+            sampling_ratio: 0,
+            aligned: true,
+            loss_weight: 1.0,
+            threshold: 0.5,
+        }
+    }
+}

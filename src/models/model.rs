@@ -1,0 +1,149 @@
+//! A detector: backbone, feature pyramid, heads.
+//!
+//! ```text
+//! image → backbone → C2..C5 → FPN → P2..P6 (RetinaNet: P3..P7) → heads → losses or detections
+//! ```
+
+use super::backbone::{Backbone, BackboneMode};
+use super::config::{Detector, ModelConfig};
+use super::faster_rcnn::FasterRcnn;
+use super::fpn::Fpn;
+use super::inputs::Inputs;
+use super::rpn::{Proposals, Rpn};
+use super::{Detections, Loss, Sampling};
+use crate::error::Result;
+use crate::nn::Builder;
+use crate::ops::image_normalize::image_normalize;
+use crate::tape::{Tape, Var};
+use crate::tensor::DType;
+
+/// Subtracted from and divided into the pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PixelStats {
+    /// RGB, 0 to 255.
+    pub mean: [f32; 3],
+    /// RGB, 0 to 255.
+    pub std: [f32; 3],
+}
+
+/// A detector of any family on any backbone.
+pub struct Model {
+    /// Feature extractor.
+    pub backbone: Backbone,
+    /// Feature pyramid.
+    pub neck: Fpn,
+    /// What looks at the pyramid.
+    pub heads: Heads,
+    pixels: PixelStats,
+}
+
+/// The heads of a family.
+pub enum Heads {
+    /// Ren et al. 2015.
+    Faster(FasterRcnn),
+}
+
+impl Model {
+    /// A detector of `classes` classes with initial weights.
+    pub fn new(b: &mut Builder<'_>, cfg: &ModelConfig, classes: usize, pixels: PixelStats) -> Result<Self> {
+        Ok(Model {
+            backbone: Backbone::new(&mut b.sub("backbone"), &cfg.backbone)?,
+            neck: Fpn::new(&mut b.sub("neck"), &cfg.fpn, &cfg.backbone.out_channels())?,
+            heads: Heads::new(b, cfg, classes)?,
+            pixels,
+        })
+    }
+
+    /// Normalised image to the levels of the pyramid. In training `inputs` draw what the backbone drops.
+    pub fn features(
+        &self,
+        tape: &mut Tape,
+        image: Var,
+        mode: BackboneMode,
+        inputs: Option<&Inputs>,
+    ) -> Result<Vec<Var>> {
+        let key = inputs.map(|i| &i.key);
+        let c = tape.scope("backbone", |tape| self.backbone.forward(tape, &image, mode, key))?;
+        drop(image);
+        tape.scope("neck", |tape| self.neck.forward(tape, &c))
+    }
+
+    fn normalized(&self, tape: &mut Tape, inputs: &Inputs) -> Result<Var> {
+        image_normalize(tape, &inputs.images, &inputs.sizes, self.pixels.mean, self.pixels.std, DType::F32)
+    }
+
+    /// Losses of one training pass, named as [`Heads::losses`] names them.
+    pub fn losses(&self, tape: &mut Tape, inputs: &Inputs, mode: BackboneMode, how: Sampling) -> Result<Vec<Loss>> {
+        let image = self.normalized(tape, inputs)?;
+        self.losses_from_image(tape, image, inputs, mode, how, None)
+    }
+
+    /// As [`Model::losses`], from an image that is normalised already, and the second stage on proposals from elsewhere
+    /// if they are given: NMS is discontinuous, so that two implementations can be compared only on the same proposals.
+    pub fn losses_from_image(
+        &self,
+        tape: &mut Tape,
+        image: Var,
+        inputs: &Inputs,
+        mode: BackboneMode,
+        how: Sampling,
+        proposals: Option<Proposals>,
+    ) -> Result<Vec<Loss>> {
+        let p = self.features(tape, image, mode, Some(inputs))?;
+        self.heads.losses(tape, p, inputs, how, proposals)
+    }
+
+    /// Detections of one evaluation pass, in original pixels.
+    pub fn detect(&self, tape: &mut Tape, inputs: &Inputs) -> Result<Detections> {
+        let image = self.normalized(tape, inputs)?;
+        self.detect_from_image(tape, image, inputs, true)
+    }
+
+    /// As [`Model::detect`], from an image that is normalised already; in network pixels without `rescale`.
+    pub fn detect_from_image(&self, tape: &mut Tape, image: Var, inputs: &Inputs, rescale: bool) -> Result<Detections> {
+        let p = self.features(tape, image, BackboneMode::EVALUATION, None)?;
+        self.heads.detect(tape, p, inputs, rescale)
+    }
+}
+
+impl Heads {
+    fn new(b: &mut Builder<'_>, cfg: &ModelConfig, classes: usize) -> Result<Heads> {
+        Ok(match cfg.detector {
+            Detector::FasterRcnn => Heads::Faster(FasterRcnn::new(b, cfg, classes)?),
+            _ => unimplemented!(),
+        })
+    }
+
+    /// Names of the losses, in their order.
+    pub fn loss_names(&self) -> &'static [&'static str] {
+        match self {
+            Heads::Faster(_) => &FasterRcnn::LOSSES,
+        }
+    }
+
+    /// The region proposal network, of detectors that have one.
+    pub fn rpn(&self) -> Option<&Rpn> {
+        match self {
+            Heads::Faster(heads) => Some(&heads.rpn),
+        }
+    }
+
+    fn losses(
+        &self,
+        tape: &mut Tape,
+        p: Vec<Var>,
+        inputs: &Inputs,
+        how: Sampling,
+        proposals: Option<Proposals>,
+    ) -> Result<Vec<Loss>> {
+        match self {
+            Heads::Faster(heads) => heads.losses(tape, &p, inputs, how, proposals),
+        }
+    }
+
+    fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, rescale: bool) -> Result<Detections> {
+        match self {
+            Heads::Faster(heads) => heads.detect(tape, p, inputs, rescale),
+        }
+    }
+}

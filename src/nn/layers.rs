@@ -4,7 +4,7 @@ use super::{Builder, Init};
 use crate::error::Result;
 use crate::ops::batch_norm_relu::{BnMode, batch_norm_relu};
 use crate::ops::conv2d::{Activation, conv2d};
-use crate::ops::linear::linear;
+use crate::ops::linear::{linear, linear_last};
 use crate::tape::{Param, Role, Tape, Var};
 
 /// A convolution.
@@ -57,6 +57,12 @@ impl Linear {
     pub fn forward(&self, tape: &mut Tape, x: &Var, activation: Activation) -> Result<Var> {
         let (w, b) = (tape.param(&self.weight), tape.param(&self.bias));
         linear(tape, x, &w, Some(&b), activation)
+    }
+
+    /// `[..,I]` to `[..,O]`.
+    pub fn forward_last(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
+        let (w, b) = (tape.param(&self.weight), tape.param(&self.bias));
+        linear_last(tape, x, &w, Some(&b), Activation::None)
     }
 }
 

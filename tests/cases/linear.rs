@@ -3,7 +3,7 @@ use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
 use upres::ops::conv2d::Activation;
-use upres::ops::linear::linear;
+use upres::ops::linear::{linear, linear_last};
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
 
@@ -81,13 +81,46 @@ fn nan_goes_through() {
     }
 }
 
+/// Over the last dimension it is the layer on a matrix with as many rows as there are pixels.
+#[test]
+fn the_last_dimension_of_an_image() {
+    for dims in [[2, 3, 5, 7, 4], [1, 1, 1, 1, 1], [0, 2, 2, 3, 5]] {
+        let [n, h, w, c, o] = dims;
+        let m = n * h * w;
+        everywhere(|dev| {
+            let mut both = Vec::new();
+            for last in [false, true] {
+                let mut tape = Tape::new(dev);
+                let shape = if last { vec![n, h, w, c] } else { vec![m, c] };
+                let x = tape.leaf(Tensor::from_slice(dev, &shape, &uniform(1, m * c, -1.0, 1.0))?);
+                let w = tape.leaf(Tensor::from_slice(dev, &[o, c], &uniform(2, o * c, -1.0, 1.0))?);
+                let f = if last { linear_last } else { linear };
+                let y = f(&mut tape, &x, &w, None, Activation::None)?;
+                assert_eq!(y.shape(), [&shape[..shape.len() - 1], &[o]].concat());
+                both.push(y.value().clone());
+                let dy = Tensor::from_slice(dev, y.shape(), &uniform(4, m * o, -1.0, 1.0))?;
+                let grads = tape.backward(vec![(y, dy)])?;
+                both.extend([&x, &w].map(|v| grads.get(v).expect("a gradient").clone()));
+            }
+            Ok(both)
+        })
+        .chunks(3)
+        .collect::<Vec<_>>()
+        .windows(2)
+        .for_each(|p| p[0].iter().zip(p[1]).for_each(|(a, b)| assert_eq!(a.f32s(), b.f32s())));
+    }
+}
+
 #[test]
 fn refuses() {
     let dev = Device::cpu();
     let mut tape = Tape::new(&dev);
     let mut leaf = |shape: &[usize]| tape.leaf(Tensor::zeros(&dev, shape, DType::F32).unwrap());
-    let (x, w, bias) = (leaf(&[2, 4]), leaf(&[3, 5]), leaf(&[5]));
+    let (x, w, bias, image) = (leaf(&[2, 4]), leaf(&[3, 5]), leaf(&[5]), leaf(&[2, 1, 4]));
     assert!(linear(&mut tape, &x, &w, None, Activation::None).is_err());
+    assert!(linear_last(&mut tape, &x, &w, None, Activation::None).is_err());
+    let narrow = tape.leaf(Tensor::zeros(&dev, &[3, 2], DType::F32).unwrap());
+    assert!(linear_last(&mut tape, &image, &narrow, None, Activation::None).is_err(), "rows of 4");
     let mut w = || tape.leaf(Tensor::zeros(&dev, &[3, 4], DType::F32).unwrap());
     let w = w();
     assert!(linear(&mut tape, &x, &w, Some(&bias), Activation::None).is_err());

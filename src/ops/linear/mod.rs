@@ -25,13 +25,33 @@ pub const INFO: OpInfo = OpInfo { name: "linear", gradient: Gradient::Yes };
 /// `Dtype`.
 /// Reference: none needed.
 pub fn linear(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation: Activation) -> Result<Var> {
+    rows(tape, x, w, bias, activation, &x.shape()[..x.shape().len().min(1)])
+}
+
+/// As [`linear`], over the last dimension: a token of every pixel.
+///
+/// Shapes: x `[..,C]`, w `[O,C]`, bias `[O]`, y `[..,O]`, f32.
+pub fn linear_last(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation: Activation) -> Result<Var> {
+    let rank = x.shape().len();
+    rows(tape, x, w, bias, activation, &x.shape()[..rank.saturating_sub(1)])
+}
+
+/// Everything behind the leading dimensions is a row.
+fn rows(
+    tape: &mut Tape,
+    x: &Var,
+    w: &Var,
+    bias: Option<&Var>,
+    activation: Activation,
+    leading: &[usize],
+) -> Result<Var> {
     let device = x.device().clone();
     let _op = device.enter("linear");
     let [o, c] = w.value().dims("linear: w")?;
     x.value().expect_dtype("linear: x", DType::F32)?;
     w.value().expect_dtype("linear: w", DType::F32)?;
-    let m = x.shape().first().copied().unwrap_or(0);
-    if x.value().numel() != m * c {
+    let m = if x.shape().is_empty() { 0 } else { leading.iter().product() };
+    if x.value().numel() != m * c || x.shape()[leading.len()..].iter().product::<usize>() != c {
         return Err(Error::Shape { what: "linear: x".into(), want: format!("[M,{c}]"), got: x.shape().to_vec() });
     }
     if let Some(b) = bias {
@@ -39,7 +59,7 @@ pub fn linear(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation:
         b.value().expect_dtype("linear: bias", DType::F32)?;
     }
     let relu = activation == Activation::Relu;
-    let mut y = Tensor::empty(&device, &[m, o], DType::F32)?;
+    let mut y = Tensor::empty(&device, &[leading, &[o]].concat(), DType::F32)?;
     let s = LinearShape { m, n: o, k: c };
     {
         let mut ws =

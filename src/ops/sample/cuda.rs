@@ -76,3 +76,21 @@ pub(super) fn boxes_with_gt(out: &mut Tensor, proposals: &Tensor, gt_boxes: &Ten
     // mod.rs).
     unsafe { k.launch(grid) }
 }
+
+/// Mirror of the kernel's PositivesParams.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct PositivesParams {
+    b: u32,
+    s: u32,
+    p: u32,
+}
+
+pub(super) fn positives(out: &mut Tensor, gt: &Tensor, s: usize, p: usize) -> Result<()> {
+    let dim = |n| dim_u32("positives", n);
+    let params = PositivesParams { b: dim(out.dim(0))?, s: dim(s)?, p: dim(p)? };
+    let (device, grid) = (out.device().clone(), Grid::stride(out.numel(), THREADS));
+    let k = device.gpu().kernel("positives", DType::I32).out(out).arg(gt).params(&params);
+    // SAFETY: positives(out, gt, params): out [B,P], gt [B,S], P at most S (checked in mod.rs).
+    unsafe { k.launch(grid) }
+}

@@ -4,7 +4,7 @@ mod cpu;
 mod cuda;
 
 use super::{Gradient, OpInfo};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tensor::philox::Purpose;
 use crate::tensor::{DType, Tensor};
@@ -89,6 +89,27 @@ pub fn with_gt(assigned: &Tensor, gt_count: &Tensor, g: usize) -> Result<Tensor>
         device,
         cpu => cpu::with_gt(out.i32s_mut(), assigned.i32s(), gt_count.i32s(), g, p),
         cuda => cuda::with_gt(&mut out, assigned, gt_count, g),
+    );
+    Ok(out)
+}
+
+/// The columns of the positives among the first `p` samples, which hold them all if `p` is the sampler's quota; -1 elsewhere.
+///
+/// Shapes: gt `[B,S]` i32 (as [`Sampled::gt`]), result `[B,P]` i32.
+/// Cost: reads and writes B·P.
+/// Errors: `Dtype`; `Value` if `p` is above S.
+pub fn positives(gt: &Tensor, p: usize) -> Result<Tensor> {
+    let _op = gt.device().enter("positives");
+    let [b, s] = gt.dims("positives: gt")?;
+    gt.expect_dtype("positives: gt", DType::I32)?;
+    if p > s {
+        return Err(Error::value("positives", format!("{p} columns of {s} samples")));
+    }
+    let mut out = Tensor::empty(gt.device(), &[b, p], DType::I32)?;
+    on_device!(
+        gt.device(),
+        cpu => cpu::positives(out.i32s_mut(), gt.i32s(), s, p),
+        cuda => cuda::positives(&mut out, gt, s, p),
     );
     Ok(out)
 }

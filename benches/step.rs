@@ -78,6 +78,7 @@ fn main() {
         gt_boxes: &boxes,
         gt_labels: &labels,
         gt_count: &vec![objects as i32; b],
+        ..Default::default()
     };
     let mut times = Vec::new();
     // A GPU's first steps choose algorithms and record.

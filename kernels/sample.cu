@@ -227,3 +227,11 @@ KERNEL(256, positives_i32, (int32_t * out, const int32_t* gt, PositivesParams p)
         out[i] = gt[image * p.s + column] >= 0 ? int32_t(column) : -1;
     }
 }
+
+// One block a row.
+KERNEL(256, count_rows_i32, (int32_t * out, const int32_t* idx, uint32_t s)) {
+    const int32_t* row = idx + int64_t(blockIdx.x) * s;
+    int count = 0;
+    for (uint32_t i = threadIdx.x; i - threadIdx.x < s; i += blockDim.x) count += __syncthreads_count(i < s && row[i] >= 0);
+    if (threadIdx.x == 0) out[blockIdx.x] = count;
+}

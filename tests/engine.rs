@@ -97,11 +97,12 @@ fn eight_pictures_are_learnt_by_heart() {
         gt_boxes: &[0.0; 32],
         gt_labels: &[-1; 8],
         gt_count: &[0; 8],
+        ..Default::default()
     };
     e.eval_inputs(0).load(&batch).unwrap();
     e.eval_pass(Some(&plans.eval), 0).unwrap();
     let mut right = 0;
-    for (i, found) in e.detections().unwrap().iter().enumerate() {
+    for (i, found) in e.detections(0).unwrap().iter().enumerate() {
         for j in 0..2 {
             let want = &p.boxes[(i * 8 + j) * 4..][..4];
             right += usize::from(found.iter().any(|d| {

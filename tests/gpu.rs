@@ -48,12 +48,13 @@ fn train(device: &Device, norm: BatchNormMode, steps: u64, accumulate: usize) ->
             gt_boxes: &empty,
             gt_labels: &[-1; 2],
             gt_count: &[0; 2],
+            ..Default::default()
         })
         .unwrap();
     let mut detections = Vec::new();
     for _ in 0..3 {
         e.eval_pass(Some(&plans.eval), 0).unwrap(); // run, recorded, replayed
-        detections = e.detections().unwrap().iter().map(Vec::len).collect();
+        detections = e.detections(0).unwrap().iter().map(Vec::len).collect();
     }
     let peak = plans.pass.peak_bytes().max(plans.update.peak_bytes()).max(plans.eval.peak_bytes());
     assert_eq!(device.arena_high_water(), peak, "memory in use is the plan to the byte");

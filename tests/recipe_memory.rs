@@ -48,6 +48,7 @@ fn load(engine: &mut Engine, images: usize, shape: Bucket) {
         gt_boxes: &boxes.collect::<Vec<_>>(),
         gt_labels: &(0..images * MAX_GT).map(|i| (i % CLASSES) as i32).collect::<Vec<_>>(),
         gt_count: &vec![MAX_GT as i32; images],
+        ..Default::default()
     };
     engine.train_inputs(0).load(&batch).unwrap();
     engine.train_inputs(0).set_key(1, 0, 0, 0).unwrap();

@@ -208,6 +208,6 @@ impl BoxHead {
         let how = Nms { iou_threshold: cfg.nms_iou, groups: self.classes, max_out: cfg.max_detections, offset: true };
         let keep = nms(&c.boxes, &c.scores, &c.classes, how)?;
         let (boxes, scores, classes) = detections(&c, &keep)?;
-        Ok(Detections { boxes, scores, classes })
+        Ok(Detections { boxes, scores, classes, masks: None, rescaled: rescale })
     }
 }

@@ -19,13 +19,25 @@ pub struct Inputs {
     pub gt_labels: Tensor,
     /// Number of boxes `[B]` i32.
     pub gt_count: Tensor,
+    /// Masks of the ground truth, where they are trained.
+    pub masks: Option<MaskInputs>,
     /// Key of the pass's random numbers, i32 `[6]`: seed (low, high), stage, step (low, high), first image.
     pub key: Tensor,
     /// Anchors of this shape.
     pub anchors: Anchors,
 }
 
+/// Masks of the ground truth, as runs: object g of an image is `runs[offsets[g]..offsets[g+1]]`, ascending positions
+/// `y * W + x` on the canvas of the batch; a pixel belongs to it if an odd number of them is at most its own.
+pub struct MaskInputs {
+    /// i32 `[B,S]`.
+    pub runs: Tensor,
+    /// i32 `[B,G+1]`.
+    pub offsets: Tensor,
+}
+
 /// Host data for [`Inputs::load`], in the same layouts.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct HostBatch<'a> {
     /// See [`Inputs::images`].
     pub images: &'a [u8],
@@ -39,11 +51,27 @@ pub struct HostBatch<'a> {
     pub gt_labels: &'a [i32],
     /// See [`Inputs::gt_count`].
     pub gt_count: &'a [i32],
+    /// See [`MaskInputs::runs`]; not looked at where no masks are trained.
+    pub mask_runs: &'a [i32],
+    /// See [`MaskInputs::offsets`].
+    pub mask_offsets: &'a [i32],
 }
 
 impl Inputs {
-    /// For `b` images of `h`×`w` with room for `g` boxes each.
-    pub fn new(device: &Device, b: usize, h: usize, w: usize, g: usize, anchors: Anchors) -> Result<Inputs> {
+    /// For `b` images of `h`×`w` with room for `g` boxes each, and for `mask_runs` runs of their masks if it is not 0.
+    pub fn new(
+        device: &Device,
+        b: usize,
+        h: usize,
+        w: usize,
+        g: usize,
+        mask_runs: usize,
+        anchors: Anchors,
+    ) -> Result<Inputs> {
+        let masks = || -> Result<MaskInputs> {
+            let runs = Tensor::zeros(device, &[b, mask_runs], DType::I32)?;
+            Ok(MaskInputs { runs, offsets: Tensor::zeros(device, &[b, g + 1], DType::I32)? })
+        };
         Ok(Inputs {
             images: Tensor::zeros(device, &[b, h, w, 3], DType::U8)?,
             sizes: Tensor::zeros(device, &[b, 4], DType::F32)?,
@@ -51,6 +79,7 @@ impl Inputs {
             gt_boxes: Tensor::zeros(device, &[b, g, 4], DType::F32)?,
             gt_labels: Tensor::zeros(device, &[b, g], DType::I32)?,
             gt_count: Tensor::zeros(device, &[b], DType::I32)?,
+            masks: (mask_runs > 0).then(masks).transpose()?,
             key: Tensor::zeros(device, &[6], DType::I32)?,
             anchors,
         })
@@ -68,6 +97,10 @@ impl Inputs {
         self.scale.write(batch.scale.as_flattened())?;
         self.gt_boxes.write(batch.gt_boxes)?;
         self.gt_labels.write(batch.gt_labels)?;
+        if let Some(masks) = &mut self.masks {
+            masks.runs.write(batch.mask_runs)?;
+            masks.offsets.write(batch.mask_offsets)?;
+        }
         self.gt_count.write(batch.gt_count)
     }
 

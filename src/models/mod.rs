@@ -12,7 +12,7 @@ pub mod rpn;
 
 pub use backbone::{Backbone, BackboneMode};
 pub use config::ModelConfig;
-pub use inputs::{HostBatch, Inputs};
+pub use inputs::{HostBatch, Inputs, MaskInputs};
 pub use model::{Heads, Model, PixelStats};
 
 use crate::ops::sample::SampleMode;
@@ -22,12 +22,16 @@ use crate::tensor::philox::Purpose;
 
 /// Final boxes, best first.
 pub struct Detections {
-    /// `[B,D,4]`, in original pixels if the pass rescaled, else in network pixels.
+    /// `[B,D,4]` in pixels.
     pub boxes: Tensor,
     /// `[B,D]`.
     pub scores: Tensor,
     /// i32 `[B,D]`, -1 behind the last.
     pub classes: Tensor,
+    /// Logits of each box's mask `[B,D,S,S]`, of detectors that have masks.
+    pub masks: Option<Tensor>,
+    /// Whether boxes are in original pixels.
+    pub rescaled: bool,
 }
 
 /// One term of the training loss, weighted.

@@ -40,6 +40,8 @@ pub struct StageSetup {
     pub eval_batch: usize,
     /// Slots for ground-truth boxes of an image.
     pub max_gt: usize,
+    /// Slots for the runs of an image's masks; 0 without masks.
+    pub mask_runs: usize,
     /// Part of the backbone that is frozen.
     pub frozen_stages: i32,
     /// Batch norm of the rest.
@@ -61,6 +63,7 @@ impl StageSetup {
             micro_batch: stage.micro_batch,
             eval_batch: stage.micro_batch,
             max_gt,
+            mask_runs: 0,
             frozen_stages: stage.frozen_stages,
             batch_norm: stage.batch_norm,
             optimizer: stage.optimizer.clone(),
@@ -88,6 +91,8 @@ pub struct Detection {
     pub score: f32,
     /// Class index.
     pub class: usize,
+    /// Logits of its mask, row by row over the box; empty without masks.
+    pub mask_logits: Vec<f32>,
 }
 
 /// The detector and its state.
@@ -178,22 +183,25 @@ impl Engine {
             }
         }
         self.ema_share.write(&[(1.0 - setup.ema) as f32])?;
-        let inputs = |buckets: &[Bucket], batch: usize, max_gt: usize| -> Result<Vec<Inputs>> {
+        let inputs = |buckets: &[Bucket], batch: usize, max_gt: usize, mask_runs: usize| -> Result<Vec<Inputs>> {
             buckets
                 .iter()
                 .map(|b| {
                     let anchors = Anchors::new(&self.device, &self.model_config.anchors(), b.h, b.w)?;
-                    Inputs::new(&self.device, batch, b.h, b.w, max_gt, anchors)
+                    Inputs::new(&self.device, batch, b.h, b.w, max_gt, mask_runs, anchors)
                 })
                 .collect()
         };
-        let train = inputs(&setup.train, setup.micro_batch, setup.max_gt)?;
-        let eval = inputs(&setup.eval, setup.eval_batch, 1)?;
+        let train = inputs(&setup.train, setup.micro_batch, setup.max_gt, setup.mask_runs)?;
+        let eval = inputs(&setup.eval, setup.eval_batch, 1, 0)?;
         let (b, d) = (setup.eval_batch, self.model_config.max_detections());
+        let mask = self.model_config.mask_size();
         let outputs = Detections {
             boxes: Tensor::zeros(&self.device, &[b, d, 4], DType::F32)?,
             scores: Tensor::zeros(&self.device, &[b, d], DType::F32)?,
             classes: Tensor::zeros(&self.device, &[b, d], DType::I32)?,
+            masks: mask.map(|s| Tensor::zeros(&self.device, &[b, d, s, s], DType::F32)).transpose()?,
+            rescaled: mask.is_none(),
         };
         self.stage = Some(Stage {
             setup: setup.clone(),
@@ -335,13 +343,20 @@ impl Engine {
             let d = model.detect(&mut tape, inputs)?;
             elementwise::copy(&mut out.boxes, &d.boxes)?;
             elementwise::copy(&mut out.scores, &d.scores)?;
+            if let (Some(out), Some(masks)) = (&mut out.masks, &d.masks) {
+                elementwise::copy(out, masks)?;
+            }
             elementwise::copy_i32(&mut out.classes, &d.classes)
         })
     }
 
-    /// Detections of each image of the last evaluation pass.
-    pub fn detections(&self) -> Result<Vec<Vec<Detection>>> {
-        let out = &self.stage().outputs;
+    /// Detections of each image of the last evaluation pass, which was over this bucket's inputs.
+    pub fn detections(&self, bucket: usize) -> Result<Vec<Vec<Detection>>> {
+        let stage = self.stage();
+        let out = &stage.outputs;
+        let scale = if out.rescaled { None } else { Some(stage.eval[bucket].scale.read::<f32>()?) };
+        let masks = out.masks.as_ref().map(Tensor::read::<f32>).transpose()?;
+        let pixels = self.model_config.mask_size().map_or(0, |s| s * s);
         let d = out.scores.dim(1);
         let (boxes, scores, classes) =
             (out.boxes.read::<f32>()?, out.scores.read::<f32>()?, out.classes.read::<i32>()?);
@@ -349,9 +364,10 @@ impl Engine {
             (i * d..(i + 1) * d)
                 .filter(|&j| classes[j] >= 0)
                 .map(|j| Detection {
-                    bbox: std::array::from_fn(|k| boxes[4 * j + k]),
+                    bbox: std::array::from_fn(|k| boxes[4 * j + k] / scale.as_ref().map_or(1.0, |s| s[2 * i + k % 2])),
                     score: scores[j],
                     class: classes[j] as usize,
+                    mask_logits: masks.as_ref().map_or(Vec::new(), |m| m[j * pixels..][..pixels].to_vec()),
                 })
                 .collect()
         };

@@ -143,7 +143,7 @@ pub fn detect_all(
         let bucket = order[batch.bucket];
         engine.eval_inputs(bucket).load(&host_batch(&batch, &no_boxes, &no_labels))?;
         engine.eval_pass(Some(&plans[bucket]), bucket)?;
-        for ((slot, valid), mut found) in batch.valid.iter().enumerate().zip(engine.detections()?) {
+        for ((slot, valid), mut found) in batch.valid.iter().enumerate().zip(engine.detections(bucket)?) {
             if *valid {
                 let [w, h] = batch.original_sizes[slot].map(|v| v as f32);
                 for d in &mut found {

@@ -2,7 +2,7 @@ use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
-use upres::ops::sample::{SampleMode, Sampler, boxes_with_gt, positives, sample, with_gt};
+use upres::ops::sample::{SampleMode, Sampler, boxes_with_gt, count_rows, positives, sample, with_gt};
 use upres::tensor::Tensor;
 use upres::tensor::philox::Purpose;
 
@@ -28,8 +28,8 @@ fn run(device: &Device, case: &Case, mode: SampleMode) -> Result<Vec<Tensor>> {
     let (rois, truth) =
         (tensor(device, &[b, n, 4], &boxes(3, b * n, 50.0)), tensor(device, &[b, g, 4], &boxes(4, b * g, 50.0)));
     let s = sample(&all, &Sampler { num, pos_fraction: 0.25, mode }, &key)?;
-    let first = positives(&s.gt, num / 4)?;
-    Ok(vec![all, s.idx, s.gt, s.counts, first, boxes_with_gt(&rois, &truth)?])
+    let (first, count) = (positives(&s.gt, num / 4)?, count_rows(&s.idx)?);
+    Ok(vec![all, s.idx, s.gt, s.counts, first, count, boxes_with_gt(&rois, &truth)?])
 }
 
 #[test]
@@ -39,12 +39,13 @@ fn is_the_same_everywhere() {
         for random in [false, true] {
             let mode = || if random { SampleMode::Random(Purpose::Test) } else { SampleMode::Strided };
             let out: Vec<Vec<i32>> =
-                everywhere(|dev| run(dev, case, mode())).iter().take(5).map(Output::i32s).collect();
+                everywhere(|dev| run(dev, case, mode())).iter().take(6).map(Output::i32s).collect();
             let samples = out[1].chunks(num.max(1)).zip(out[2].chunks(num.max(1)));
             for (image, (idx, gt)) in samples.enumerate() {
                 let assigned = &out[0][image * (n + g)..][..n + g];
                 let (pos, neg) = (out[3][2 * image] as usize, out[3][2 * image + 1] as usize);
                 assert!(pos <= num / 4 && pos + neg <= num, "{}: quotas", case.name);
+                assert_eq!(out[5][image] as usize, pos + neg, "{}: rows", case.name);
                 let first: Vec<i32> = (0..num / 4).map(|i| if i < pos { i as i32 } else { -1 }).collect();
                 assert_eq!(out[4][image * first.len()..][..first.len()], first, "{}: positives", case.name);
                 for (i, (&idx, &gt)) in idx.iter().zip(gt).enumerate() {

@@ -109,7 +109,7 @@ pub fn inputs(device: &Device, recipe: &Recipe, objects_in_second: bool) -> Inpu
         count[i] = l.len() as i32;
     }
     let anchors = Anchors::new(device, &recipe.model.anchors(), h, w).unwrap();
-    let mut inputs = Inputs::new(device, 2, h, w, MAX_GT, anchors).unwrap();
+    let mut inputs = Inputs::new(device, 2, h, w, MAX_GT, 0, anchors).unwrap();
     inputs
         .load(&HostBatch {
             images: &vec![0; 2 * h * w * 3],
@@ -121,6 +121,7 @@ pub fn inputs(device: &Device, recipe: &Recipe, objects_in_second: bool) -> Inpu
             gt_boxes: &boxes,
             gt_labels: &labels,
             gt_count: &count,
+            ..Default::default()
         })
         .unwrap();
     inputs

@@ -61,6 +61,7 @@ fn every_parameter_learns(model: &ModelConfig, norm: BatchNormMode) {
             gt_boxes: &[4., 6., 20., 26., 24., 20., 60., 62., 0., 0., 64., 60., 30., 8., 44., 20.],
             gt_labels: &[0, 1, 2, 0],
             gt_count: &[2, 2],
+            ..Default::default()
         })
         .unwrap();
     inputs.set_key(1, 0, 0, 0).unwrap();

@@ -85,6 +85,7 @@ pub fn load(e: &mut Engine, p: &Pictures, step: u64) {
         gt_boxes: &p.boxes,
         gt_labels: &p.labels,
         gt_count: &p.count,
+        ..Default::default()
     };
     let inputs = e.train_inputs(0);
     inputs.load(&batch).unwrap();

@@ -113,3 +113,9 @@ pub(super) fn positives(out: &mut [i32], gt: &[i32], s: usize, p: usize) {
         out.iter_mut().zip(gt).zip(0..).for_each(|((o, gt), column)| *o = if *gt >= 0 { column } else { -1 });
     }
 }
+
+pub(super) fn count_rows(out: &mut [i32], idx: &[i32], s: usize) {
+    for (i, o) in out.iter_mut().enumerate() {
+        *o = idx[i * s..][..s].iter().map(|i| i32::from(*i >= 0)).sum();
+    }
+}

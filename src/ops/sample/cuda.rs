@@ -94,3 +94,10 @@ pub(super) fn positives(out: &mut Tensor, gt: &Tensor, s: usize, p: usize) -> Re
     // SAFETY: positives(out, gt, params): out [B,P], gt [B,S], P at most S (checked in mod.rs).
     unsafe { k.launch(grid) }
 }
+
+pub(super) fn count_rows(out: &mut Tensor, idx: &Tensor, s: usize) -> Result<()> {
+    let (device, blocks, s) = (out.device().clone(), out.numel(), dim_u32("count_rows", s)?);
+    let k = device.gpu().kernel("count_rows", DType::I32).out(out).arg(idx).params(&s);
+    // SAFETY: count_rows(out, idx, s): out [B], idx [B,S], one block for each of B rows (checked in mod.rs).
+    unsafe { k.launch(Grid::blocks(blocks, THREADS)) }
+}

@@ -114,6 +114,24 @@ pub fn positives(gt: &Tensor, p: usize) -> Result<Tensor> {
     Ok(out)
 }
 
+/// How many rows of each image are there: those whose index is not negative.
+///
+/// Shapes: idx `[B,S]` i32, result `[B]` i32.
+/// Cost: reads B·S.
+/// Errors: `Dtype`.
+pub fn count_rows(idx: &Tensor) -> Result<Tensor> {
+    let _op = idx.device().enter("count_rows");
+    let [b, s] = idx.dims("count_rows: idx")?;
+    idx.expect_dtype("count_rows: idx", DType::I32)?;
+    let mut out = Tensor::empty(idx.device(), &[b], DType::I32)?;
+    on_device!(
+        idx.device(),
+        cpu => cpu::count_rows(out.i32s_mut(), idx.i32s(), s),
+        cuda => cuda::count_rows(&mut out, idx, s),
+    );
+    Ok(out)
+}
+
 /// Boxes of candidates `[ground truth ; proposals]`.
 ///
 /// Shapes: proposals `[B,P,4]`, gt_boxes `[B,G,4]`, result `[B,G+P,4]`, all f32.

@@ -16,6 +16,7 @@ pub mod conv2d;
 pub mod elementwise;
 pub mod ema;
 pub mod gather_rows;
+pub mod gelu;
 pub mod grad_norm;
 pub mod image_normalize;
 pub mod linear;
@@ -72,6 +73,7 @@ pub const OPS: &[OpInfo] = &[
     conv2d::INFO,
     ema::INFO,
     gather_rows::INFO,
+    gelu::INFO,
     grad_norm::INFO,
     image_normalize::INFO,
     linear::INFO,

@@ -12,6 +12,7 @@ mod conv2d;
 mod elementwise;
 mod ema;
 mod gather_rows;
+mod gelu;
 mod grad_norm;
 mod image_normalize;
 mod linear;

@@ -19,6 +19,7 @@ pub mod gather_rows;
 pub mod gelu;
 pub mod grad_norm;
 pub mod image_normalize;
+pub mod layer_norm;
 pub mod linear;
 pub mod match_boxes;
 pub mod max_pool;
@@ -76,6 +77,7 @@ pub const OPS: &[OpInfo] = &[
     gelu::INFO,
     grad_norm::INFO,
     image_normalize::INFO,
+    layer_norm::INFO,
     linear::INFO,
     match_boxes::INFO,
     max_pool::INFO,

@@ -15,6 +15,7 @@ mod gather_rows;
 mod gelu;
 mod grad_norm;
 mod image_normalize;
+mod layer_norm;
 mod linear;
 mod match_boxes;
 mod max_pool;

@@ -13,6 +13,7 @@ pub mod cast;
 pub mod class_candidates;
 pub mod concat_rows;
 pub mod conv2d;
+pub mod drop_path;
 pub mod elementwise;
 pub mod ema;
 pub mod gather_rows;
@@ -72,6 +73,7 @@ pub const OPS: &[OpInfo] = &[
     class_candidates::INFO,
     concat_rows::INFO,
     conv2d::INFO,
+    drop_path::INFO,
     ema::INFO,
     gather_rows::INFO,
     gelu::INFO,

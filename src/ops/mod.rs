@@ -34,6 +34,7 @@ pub mod sgd;
 pub mod smooth_l1;
 pub mod softmax;
 pub mod softmax_ce;
+pub mod space_to_depth;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod top_k;
@@ -90,6 +91,7 @@ pub const OPS: &[OpInfo] = &[
     smooth_l1::INFO,
     softmax::INFO,
     softmax_ce::INFO,
+    space_to_depth::INFO,
     top_k::INFO,
     upsample_add::INFO,
 ];

@@ -28,6 +28,7 @@ mod sgd;
 mod smooth_l1;
 mod softmax;
 mod softmax_ce;
+mod space_to_depth;
 mod top_k;
 mod upsample_add;
 

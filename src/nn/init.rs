@@ -11,6 +11,9 @@ pub enum Init {
     Constant(f32),
     /// Normal with the given standard deviation.
     Normal(f32),
+    /// Normal with the given standard deviation, without what is beyond ±2 (torch's `trunc_normal_`, whose bounds are numbers, not
+    /// deviations): with the usual 0.02 nothing is.
+    TruncNormal(f32),
     /// Normal with variance 2 / fan_out (He et al. 2015, eq. 14): convolutions before a ReLU.
     KaimingFanOut,
     /// Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 16).
@@ -27,6 +30,7 @@ impl Init {
         match self {
             Init::Constant(v) => vec![v; n],
             Init::Normal(std) => normal(n, std, name, seed),
+            Init::TruncNormal(std) => truncated_normal(n, std, name, seed),
             Init::KaimingFanOut => normal(n, (2.0 / (out * taps)).sqrt(), name, seed),
             Init::XavierUniform => {
                 let bound = (6.0 / ((inp + out) * taps)).sqrt();
@@ -37,23 +41,53 @@ impl Init {
 }
 
 fn normal(n: usize, std: f32, name: &str, seed: u64) -> Vec<f32> {
-    blocks(n, name, seed, |b| {
-        let pair = |u1: u32, u2: u32| {
-            let r = (-2.0 * ((f64::from(u1) + 1.0) / 4_294_967_296.0).ln()).sqrt(); // Box and Muller 1958
-            let a = std::f64::consts::TAU * f64::from(u2) / 4_294_967_296.0;
-            [(r * a.cos()) as f32 * std, (r * a.sin()) as f32 * std]
-        };
-        let ([a, b], [c, d]) = (pair(b[0], b[1]), pair(b[2], b[3]));
-        [a, b, c, d]
+    blocks(n, name, seed, |b| four_normal(b, std))
+}
+
+fn four_normal(b: [u32; 4], std: f32) -> [f32; 4] {
+    let pair = |u1: u32, u2: u32| {
+        let r = (-2.0 * ((f64::from(u1) + 1.0) / 4_294_967_296.0).ln()).sqrt(); // Box and Muller 1958
+        let a = std::f64::consts::TAU * f64::from(u2) / 4_294_967_296.0;
+        [(r * a.cos()) as f32 * std, (r * a.sin()) as f32 * std]
+    };
+    let ([a, b], [c, d]) = (pair(b[0], b[1]), pair(b[2], b[3]));
+    [a, b, c, d]
+}
+
+/// What lies beyond the bounds is drawn again, from the same place of the parameter's next stream.
+fn truncated_normal(n: usize, std: f32, name: &str, seed: u64) -> Vec<f32> {
+    const BOUND: f32 = 2.0;
+    const ATTEMPTS: u32 = 1000; // enough for deviations up to 100; then the bound itself
+    fill(n, |index| {
+        let mut four = [f32::INFINITY; 4];
+        for attempt in 0..ATTEMPTS {
+            let next = four_normal(stream(name, seed, attempt).block(index), std);
+            for (v, next) in four.iter_mut().zip(next).filter(|(v, _)| v.abs() > BOUND) {
+                *v = next;
+            }
+            if four.iter().all(|v| v.abs() <= BOUND) {
+                break;
+            }
+        }
+        four.map(|v| v.clamp(-BOUND, BOUND))
     })
 }
 
+fn stream(name: &str, seed: u64, attempt: u32) -> Stream {
+    Stream::new(seed, 0, fnv1a(name) & 0xFFFF_FFFF_FFFF, attempt, Purpose::Init)
+}
+
 fn blocks(n: usize, name: &str, seed: u64, f: impl Fn([u32; 4]) -> [f32; 4] + Sync) -> Vec<f32> {
-    let stream = Stream::new(seed, 0, fnv1a(name) & 0xFFFF_FFFF_FFFF, 0, Purpose::Init);
+    let stream = stream(name, seed, 0);
+    fill(n, |index| f(stream.block(index)))
+}
+
+/// `n` numbers, four by four from `f(index)`.
+fn fill(n: usize, f: impl Fn(u32) -> [f32; 4] + Sync) -> Vec<f32> {
     let mut v = vec![0.0; n];
     v.par_chunks_mut(4096).enumerate().for_each(|(chunk, v)| {
         for (i, v) in v.chunks_mut(4).enumerate() {
-            let four = f(stream.block((chunk * 1024 + i) as u32));
+            let four = f((chunk * 1024 + i) as u32);
             v.copy_from_slice(&four[..v.len()]);
         }
     });
@@ -83,6 +117,19 @@ mod tests {
         close(Init::XavierUniform.values(&[256, 1, 1, 512], "b", 1), 0.0509);
         close(Init::XavierUniform.values(&[1024, 12544], "c", 1), 0.01214);
         close(Init::Normal(0.01).values(&[81, 1024], "d", 1), 0.01);
+    }
+
+    #[test]
+    fn truncated_values_are_normal_between_the_bounds() {
+        let small = Init::TruncNormal(0.02).values(&[96, 500], "a", 1);
+        assert_eq!(small, Init::Normal(0.02).values(&[96, 500], "a", 1));
+        // Deviations of a standard normal number cut at 2, and at 1 (times 2).
+        for (std, want) in [(1.0, 0.8796), (2.0, 2.0 * 0.5396)] {
+            let v = Init::TruncNormal(std).values(&[100_000], "a", 1);
+            assert!(v.iter().all(|v| v.abs() < 2.0), "beyond the bounds, or at one");
+            assert!((std_of(&v) / want - 1.0).abs() < 0.01, "{}", std_of(&v));
+            assert!(v.iter().sum::<f32>().abs() / 1e5 < 0.01, "not centred");
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! Convolution, linear and batch norm layers.
+//! Convolution, linear, batch norm and layer norm layers.
 
 use super::{Builder, Init};
 use crate::error::Result;
 use crate::ops::batch_norm_relu::{BnMode, batch_norm_relu};
 use crate::ops::conv2d::{Activation, conv2d};
 use crate::ops::linear::{linear, linear_last};
+use crate::ops::layer_norm::layer_norm;
+use crate::ops::linear::linear;
 use crate::tape::{Param, Role, Tape, Var};
 
 /// A convolution.
@@ -106,5 +108,50 @@ impl BatchNorm {
             NormMode::Frozen => BnMode::Frozen,
         };
         batch_norm_relu(tape, x, &gamma, &beta, (&self.mean, &self.var), mode, self.eps, residual, relu)
+    }
+}
+
+/// Layer norm over the last dimension.
+pub struct LayerNorm {
+    gamma: Param,
+    beta: Param,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Over `c` channels, at first without a scale and a shift.
+    pub fn new(b: &mut Builder<'_>, c: usize, eps: f32) -> Result<Self> {
+        Ok(LayerNorm {
+            gamma: b.param("weight", Role::Norm, &[c], Init::Constant(1.0))?,
+            beta: b.param("bias", Role::Norm, &[c], Init::Constant(0.0))?,
+            eps,
+        })
+    }
+
+    /// `[..,C]` to `[..,C]`.
+    pub fn forward(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
+        let (gamma, beta) = (tape.param(&self.gamma), tape.param(&self.beta));
+        layer_norm(tape, x, &gamma, &beta, self.eps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::nn::ParamStore;
+    use crate::tensor::Tensor;
+
+    #[test]
+    fn a_new_layer_norm_only_normalises() {
+        let dev = Device::cpu();
+        let mut store = ParamStore::new(&dev);
+        let norm = LayerNorm::new(&mut store.builder(0).sub("norm1"), 2, 0.0).unwrap();
+        let names: Vec<_> = store.all().iter().map(|p| (p.name().to_string(), p.role())).collect();
+        assert_eq!(names, [("norm1.weight".into(), Role::Norm), ("norm1.bias".into(), Role::Norm)]);
+        let mut tape = Tape::inference(&dev);
+        let x = tape.constant(Tensor::from_slice(&dev, &[1, 2, 2], &[1.0f32, 3.0, 5.0, -5.0]).unwrap());
+        let y = norm.forward(&mut tape, &x).unwrap();
+        assert_eq!((y.shape(), y.value().f32s()), (&[1, 2, 2][..], &[-1.0, 1.0, 1.0, -1.0][..]));
     }
 }

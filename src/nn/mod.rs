@@ -7,5 +7,5 @@ mod layers;
 mod store;
 
 pub use init::Init;
-pub use layers::{BatchNorm, Conv2d, Linear, NormMode};
+pub use layers::{BatchNorm, Conv2d, LayerNorm, Linear, NormMode};
 pub use store::{Builder, ParamStore};

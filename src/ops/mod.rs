@@ -13,11 +13,14 @@ pub mod cast;
 pub mod class_candidates;
 pub mod concat_rows;
 pub mod conv2d;
+pub mod drop_path;
 pub mod elementwise;
 pub mod ema;
 pub mod gather_rows;
+pub mod gelu;
 pub mod grad_norm;
 pub mod image_normalize;
+pub mod layer_norm;
 pub mod linear;
 pub mod match_boxes;
 pub mod max_pool;
@@ -31,6 +34,7 @@ pub mod sgd;
 pub mod smooth_l1;
 pub mod softmax;
 pub mod softmax_ce;
+pub mod space_to_depth;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod top_k;
@@ -70,10 +74,13 @@ pub const OPS: &[OpInfo] = &[
     class_candidates::INFO,
     concat_rows::INFO,
     conv2d::INFO,
+    drop_path::INFO,
     ema::INFO,
     gather_rows::INFO,
+    gelu::INFO,
     grad_norm::INFO,
     image_normalize::INFO,
+    layer_norm::INFO,
     linear::INFO,
     match_boxes::INFO,
     max_pool::INFO,
@@ -84,6 +91,7 @@ pub const OPS: &[OpInfo] = &[
     smooth_l1::INFO,
     softmax::INFO,
     softmax_ce::INFO,
+    space_to_depth::INFO,
     top_k::INFO,
     upsample_add::INFO,
 ];

@@ -25,6 +25,8 @@ pub enum Purpose {
     Redraw = 9,
     /// Colour jitter.
     Colour = 10,
+    /// Residual branches that a step leaves out.
+    DropPath = 11,
     /// Tests.
     Test = 255,
 }

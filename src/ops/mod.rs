@@ -28,6 +28,7 @@ pub(crate) mod partial;
 pub mod roi_align;
 pub mod sample;
 pub mod sgd;
+pub mod sigmoid_focal;
 pub mod smooth_l1;
 pub mod softmax;
 pub mod softmax_ce;
@@ -81,6 +82,7 @@ pub const OPS: &[OpInfo] = &[
     roi_align::INFO,
     sample::INFO,
     sgd::INFO,
+    sigmoid_focal::INFO,
     smooth_l1::INFO,
     softmax::INFO,
     softmax_ce::INFO,

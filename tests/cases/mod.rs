@@ -22,6 +22,7 @@ mod optimizer;
 mod roi_align;
 mod sample;
 mod sgd;
+mod sigmoid_focal;
 mod smooth_l1;
 mod softmax;
 mod softmax_ce;

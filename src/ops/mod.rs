@@ -26,6 +26,7 @@ pub mod nms;
 pub(crate) mod order;
 pub(crate) mod partial;
 pub mod roi_align;
+pub mod row_max;
 pub mod sample;
 pub mod sgd;
 pub mod sigmoid_focal;
@@ -80,6 +81,7 @@ pub const OPS: &[OpInfo] = &[
     max_pool::INFO,
     nms::INFO,
     roi_align::INFO,
+    row_max::INFO,
     sample::INFO,
     sgd::INFO,
     sigmoid_focal::INFO,

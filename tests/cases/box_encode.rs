@@ -177,7 +177,7 @@ const DENSE: &[Case] = &[
     case("no_ground_truth", &[2, 3, 0]),
     case("one", &[1, 1, 1]),
     case("tail", &[3, 33, 5]),
-    case("tasks", &[2, 3001, 9]),    // several tasks, and blocks of a GPU
+    case("tasks", &[2, 3001, 9]), // several tasks, and blocks of a GPU
 ];
 
 #[test]

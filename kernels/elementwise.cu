@@ -1,4 +1,4 @@
-// Add in place, copy, fill, and the ReLU's mask. y, x [n] of one type. One 16-byte vector a thread and turn, then the rest one
+// Add in place, copy, fill, scale, and the ReLU's mask. y, x [n] of one type. One 16-byte vector a thread and turn, then the rest one
 // by one. One pass over memory. Deterministic.
 #include "common/kernel.cuh"
 
@@ -29,6 +29,14 @@ template <typename T> __device__ void fill(T* y, float value, int64_t n) {
     over<T>(n, [&](int64_t i) { store_vec(y + i, all); }, [&](int64_t i) { y[i] = v; });
 }
 
+template <typename T> __device__ void scale(T* y, float factor, int64_t n) {
+    over<T>(n, [&](int64_t i) {
+        Vec<T> a = load_vec(y + i);
+        for (int k = 0; k < VEC<T>; k++) a.v[k] = store<T>(load(a.v[k]) * factor);
+        store_vec(y + i, a);
+    }, [&](int64_t i) { y[i] = store<T>(load(y[i]) * factor); });
+}
+
 // dx holds dy and becomes 0 where y was clamped (y <= 0; NaN is not).
 template <typename T> __device__ void relu_mask(T* dx, const T* y, int64_t n) {
     const T zero = store<T>(0.0f);
@@ -44,6 +52,7 @@ template <typename T> __device__ void relu_mask(T* dx, const T* y, int64_t n) {
     KERNEL(256, add_assign_##S, (T * y, const T* x, int64_t n)) { add_assign<T>(y, x, n); }                  \
     KERNEL(256, copy_##S, (T * y, const T* x, int64_t n)) { copy<T>(y, x, n); }                              \
     KERNEL(256, fill_##S, (T * y, float value, int64_t n)) { fill<T>(y, value, n); }                         \
+    KERNEL(256, scale_##S, (T * y, float factor, int64_t n)) { scale<T>(y, factor, n); }                     \
     KERNEL(256, relu_mask_##S, (T * dx, const T* y, int64_t n)) { relu_mask<T>(dx, y, n); }
 FOR_FLOATS(KERNELS)
 

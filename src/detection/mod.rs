@@ -1,3 +1,4 @@
-//! What detectors share above the ops and below the models: anchors.
+//! What detectors share above the ops and below the models: anchors, and what dense heads detect.
 
 pub mod anchors;
+pub mod dense;

@@ -4,9 +4,8 @@ use super::{Builder, Init};
 use crate::error::Result;
 use crate::ops::batch_norm_relu::{BnMode, batch_norm_relu};
 use crate::ops::conv2d::{Activation, conv2d};
-use crate::ops::linear::{linear, linear_last};
 use crate::ops::layer_norm::layer_norm;
-use crate::ops::linear::linear;
+use crate::ops::linear::{linear, linear_last};
 use crate::tape::{Param, Role, Tape, Var};
 
 /// A convolution.

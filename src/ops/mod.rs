@@ -29,8 +29,10 @@ pub mod nms;
 pub(crate) mod order;
 pub(crate) mod partial;
 pub mod roi_align;
+pub mod row_max;
 pub mod sample;
 pub mod sgd;
+pub mod sigmoid_focal;
 pub mod smooth_l1;
 pub mod softmax;
 pub mod softmax_ce;
@@ -86,8 +88,10 @@ pub const OPS: &[OpInfo] = &[
     max_pool::INFO,
     nms::INFO,
     roi_align::INFO,
+    row_max::INFO,
     sample::INFO,
     sgd::INFO,
+    sigmoid_focal::INFO,
     smooth_l1::INFO,
     softmax::INFO,
     softmax_ce::INFO,

@@ -97,6 +97,8 @@ fn normalisers() {
     assert_eq!(factor(&[24, 232, 0, 256], AvgFactor::Roi), 512.0);
     assert_eq!(factor(&[0, 0, 0, 0], AvgFactor::Roi), 1.0);
     assert_eq!(factor(&[], AvgFactor::Rpn), 1.0);
+    assert_eq!(factor(&[24, 232, 0, 256, 3, 0], AvgFactor::Dense), 28.0); // negatives do not count
+    assert_eq!(factor(&[], AvgFactor::Dense), 1.0);
     let detector = Fixture::open("detectors/faster");
     for mode in ["pretrain", "finetune", "pretrain_nogt1"] {
         let labels = detector.u8(&format!("{mode}.rpn_labels")); // 0 is the object

@@ -57,6 +57,7 @@ fn check(name: &str, case: &Case, scores: impl Fn(usize) -> Vec<f32>) {
 fn equals_a_stable_sort() {
     for case in CASES {
         check("ties", case, |n| integers(1, n, -50, 50).iter().map(|&v| v as f32).collect());
+        check("ascending", case, |n| (0..n).map(|i| i as f32).collect()); // each better than all before
         check("all different", case, |n| uniform(2, n, -3.0, 1.0));
         if case.name == "p2" {
             continue;

@@ -79,3 +79,9 @@ pub(super) fn valid_groups(y: &mut [i32], boxes: &[f32], idx: &[i32], group_of: 
         *y = if is_box { group } else { -1 };
     }
 }
+
+pub(super) fn proposals_from(y: &mut [i32], idx: &[i32], first: i32) {
+    for (y, &i) in y.iter_mut().zip(idx) {
+        *y = if i >= first { 1 } else { -1 };
+    }
+}

@@ -69,3 +69,10 @@ pub(super) fn valid_groups(y: &mut Tensor, boxes: &Tensor, idx: &Tensor, group_o
     }
     Ok(())
 }
+
+pub(super) fn proposals_from(y: &mut Tensor, idx: &Tensor, first: i32) -> Result<()> {
+    let (device, n) = (y.device().clone(), y.numel());
+    let k = device.gpu().kernel("proposals_from", DType::I32).out(y).arg(idx).params(&first).params(&(n as i64));
+    // SAFETY: proposals_from(y, idx, first, n): both of n elements (checked in mod.rs).
+    unsafe { k.launch(Grid::stride(n, THREADS)) }
+}

@@ -25,3 +25,11 @@ pub(super) fn fill(y: &mut [f32], value: f32) {
     }
     y.par_chunks_mut(CHUNK).for_each(|y| y.fill(value));
 }
+
+pub(super) fn scale(y: &mut [f32], factor: f32) {
+    let run = |y: &mut [f32]| y.iter_mut().for_each(|y| *y *= factor);
+    if y.len() <= CHUNK {
+        return run(y);
+    }
+    y.par_chunks_mut(CHUNK).for_each(run);
+}

@@ -32,6 +32,13 @@ pub(super) fn fill(y: &mut Tensor, value: f32) -> Result<()> {
     unsafe { k.launch(grid) }
 }
 
+pub(super) fn scale(y: &mut Tensor, factor: f32) -> Result<()> {
+    let (n, grid, device) = (y.numel() as i64, grid(y), y.device().clone());
+    let k = device.gpu().kernel("scale", y.dtype()).out(y).params(&factor).params(&n);
+    // SAFETY: scale(y, factor, n): y has n elements.
+    unsafe { k.launch(grid) }
+}
+
 /// `dx` holds dy and becomes dy where y is not clamped; all of one shape and type.
 pub(in crate::ops) fn relu_mask(dx: &mut Tensor, y: &Tensor) -> Result<()> {
     let (n, grid, device) = (dx.numel() as i64, grid(dx), dx.device().clone());

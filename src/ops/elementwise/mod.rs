@@ -1,9 +1,10 @@
-//! Elementwise helpers of the tape and the optimizer: add in place, copy, fill. Not ops of a model: they have no gradient.
+//! Elementwise helpers of the tape, the optimizer and evaluation: add in place, copy, fill, scale, mean. Not ops of a model: they
+//! have no gradient.
 
 mod cpu;
 pub(super) mod cuda;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tensor::{DType, Tensor};
 
@@ -41,4 +42,25 @@ pub fn copy_i32(y: &mut Tensor, x: &Tensor) -> Result<()> {
     x.expect_dtype("copy_i32", DType::I32)?;
     on_device!(x.device(), cpu => y.i32s_mut().copy_from_slice(x.i32s()), cuda => cuda::copy(y, x));
     Ok(())
+}
+
+/// `y *= factor`, a float.
+pub fn scale(y: &mut Tensor, factor: f32) -> Result<()> {
+    y.expect_float("scale")?;
+    on_device!(y.device().clone(), cpu => cpu::scale(y.f32s_mut(), factor), cuda => cuda::scale(y, factor));
+    Ok(())
+}
+
+/// The mean of tensors of one shape and type, added in their order.
+///
+/// Errors: `Value` if there are none; `Shape`, `Dtype` if they differ.
+pub fn mean(x: &[&Tensor]) -> Result<Tensor> {
+    let [first, rest @ ..] = x else { return Err(Error::value("mean", "of no tensors")) };
+    let mut y = Tensor::empty(first.device(), first.shape(), first.dtype())?;
+    copy(&mut y, first)?;
+    for x in rest {
+        add_assign(&mut y, x)?;
+    }
+    scale(&mut y, 1.0 / x.len() as f32)?;
+    Ok(y)
 }

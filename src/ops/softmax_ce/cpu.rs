@@ -80,6 +80,7 @@ pub(super) fn avg_factor(y: &mut [f32], counts: &[i32], kind: AvgFactor) {
     let total: i64 = match kind {
         AvgFactor::Rpn => each.map(|(pos, neg)| pos.max(1) + neg.max(1)).sum(),
         AvgFactor::Roi => each.map(|(pos, neg)| pos + neg).sum(),
+        AvgFactor::Dense => each.map(|(pos, _)| pos.max(1)).sum(),
     };
     y[0] = total.max(1) as f32;
 }

@@ -85,6 +85,7 @@ pub(super) fn avg_factor(y: &mut Tensor, counts: &Tensor, kind: AvgFactor) -> Re
     let kind = match kind {
         AvgFactor::Rpn => 0,
         AvgFactor::Roi => 1,
+        AvgFactor::Dense => 2,
     };
     let params = AvgFactorParams { b: dim_u32("avg_factor", counts.dim(0))?, kind };
     let k = device.gpu().kernel("avg_factor", DType::F32).out(y).arg(counts).params(&params);

@@ -76,7 +76,8 @@ impl Backward for SoftmaxCeBwd {
     }
 }
 
-/// Whose normaliser. One number divides both the class loss and the box loss (never the positives alone).
+/// Whose normaliser. One number divides both the class loss and the box loss (never the positives alone, but where every
+/// anchor takes part).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AvgFactor {
     /// Region proposal network: `sum over images of max(pos, 1) + max(neg, 1)`, so 513 when one of two images with 256
@@ -84,6 +85,8 @@ pub enum AvgFactor {
     Rpn,
     /// RoI heads: `max(1, sum over images of pos + neg)`.
     Roi,
+    /// Dense detectors with focal loss: `sum over images of max(pos, 1)`.
+    Dense,
 }
 
 /// What the batch's losses are divided by.

@@ -17,7 +17,8 @@ pub const INFO: OpInfo = OpInfo { name: "top_k", gradient: Gradient::No("indices
 /// Shapes: scores `[B,N]` f32; result `[B, sum of k]` i32, positions in N.
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: a selection and a sort of k for each segment; workspace 8 bytes a score (on a GPU, of segments above 4096).
+/// Cost: a pass over the scores, a selection and a sort of k for each segment; workspace 8 bytes for each of 2·k + 1024
+/// scores of a segment (on a GPU 8 bytes a score of segments above 4096).
 /// Errors: `Value` if a segment leaves the row.
 /// Reference: torch.topk, with ties broken by position.
 pub fn top_k(scores: &Tensor, segments: &[(usize, usize, usize)]) -> Result<Tensor> {
@@ -32,7 +33,10 @@ pub fn top_k(scores: &Tensor, segments: &[(usize, usize, usize)]) -> Result<Tens
     let mut idx = Tensor::empty(device, &[b, k], DType::I32)?;
     let mut ws = match device.runs_kernels() {
         true => cuda::workspace(device, b, segments)?,
-        false => vec![Tensor::empty(device, &[b, segments.iter().map(|s| s.1).sum(), 2], DType::I32)?],
+        false => {
+            let keys = segments.iter().map(|&(_, len, k)| cpu::space(len, k)).sum();
+            vec![Tensor::empty(device, &[b, keys, 2], DType::I32)?]
+        }
     };
     on_device!(
         device,

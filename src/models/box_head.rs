@@ -3,11 +3,11 @@
 
 use super::config::{BoxHeadConfig, BoxHeadKind};
 use super::inputs::Inputs;
-use super::rpn::Proposals;
 use super::{Detections, Loss, Sampling};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Init, Linear};
 use crate::ops::bce::rpn_targets;
+use crate::ops::box_decode::refine_boxes;
 use crate::ops::box_encode::{box_encode, labels};
 use crate::ops::class_candidates::{class_candidates, detections};
 use crate::ops::conv2d::Activation;
@@ -106,8 +106,8 @@ impl BoxHead {
         self.classes
     }
 
-    /// Matches proposals to the ground truth, puts the ground truth in front and samples.
-    pub fn sample(&self, proposals: &Proposals, inputs: &Inputs, how: Sampling) -> Result<RoiSamples> {
+    /// Matches boxes `[B,P,4]`, valid i32 `[B,P]` (-1 = no box), to the ground truth, puts the ground truth in front and samples.
+    pub fn sample(&self, boxes: &Tensor, valid: &Tensor, inputs: &Inputs, how: Sampling) -> Result<RoiSamples> {
         let cfg = &self.cfg;
         let matcher = Matcher {
             pos_iou: cfg.pos_iou,
@@ -115,14 +115,13 @@ impl BoxHead {
             min_pos_iou: cfg.min_pos_iou,
             low_quality: cfg.match_low_quality,
         };
-        let valid = Some(&proposals.valid);
-        let mut assigned = match_boxes(&proposals.boxes, valid, &inputs.gt_boxes, &inputs.gt_count, matcher)?;
+        let mut assigned = match_boxes(boxes, Some(valid), &inputs.gt_boxes, &inputs.gt_count, matcher)?;
         let sampler = Sampler { num: cfg.samples, pos_fraction: cfg.pos_fraction, mode: how.mode(Purpose::SampleRoi) };
         let candidates = if cfg.add_gt {
             assigned = with_gt(&assigned, &inputs.gt_count, inputs.gt_boxes.dim(1))?;
-            boxes_with_gt(&proposals.boxes, &inputs.gt_boxes)?
+            boxes_with_gt(boxes, &inputs.gt_boxes)?
         } else {
-            proposals.boxes.clone()
+            boxes.clone()
         };
         let s = sample(&assigned, &sampler, &inputs.key)?;
         let rois = take(&candidates, &s.idx)?;
@@ -180,31 +179,36 @@ impl BoxHead {
         Ok(vec![Loss { name: "roi_cls", value: cls }, Loss { name: "roi_box", value: reg }])
     }
 
+    /// What a cascade's next stage gets of this one's samples: all but the ground truth, moved by their deltas. Boxes and
+    /// which of them are there, as [`BoxHead::sample`] takes them.
+    pub fn refine_samples(&self, out: &BoxOutput, samples: &RoiSamples, inputs: &Inputs) -> Result<(Tensor, Tensor)> {
+        let truths = if self.cfg.add_gt { inputs.gt_boxes.dim(1) } else { 0 };
+        let deltas = out.deltas.value();
+        refine_boxes(&samples.rois, deltas, &samples.idx, truths, &inputs.sizes, self.cfg.stds)
+    }
+
+    /// What a cascade's next stage gets of the boxes that this one saw in an evaluation pass.
+    pub fn refine(&self, out: &BoxOutput, boxes: &Tensor, valid: &Tensor, inputs: &Inputs) -> Result<Tensor> {
+        Ok(refine_boxes(boxes, out.deltas.value(), valid, 0, &inputs.sizes, self.cfg.stds)?.0)
+    }
+
     /// Scores above the threshold, NMS within classes, the best `max_detections`. With `rescale`, boxes are divided by the
     /// image's scale before NMS (as mmdetection does where there is no mask head).
     pub fn detections(
         &self,
         out: &BoxOutput,
-        proposals: &Proposals,
+        boxes: &Tensor,
+        valid: &Tensor,
         inputs: &Inputs,
         rescale: bool,
     ) -> Result<Detections> {
         let cfg = &self.cfg;
-        let (b, r) = (proposals.boxes.dim(0), proposals.boxes.dim(1));
+        let (b, r) = (boxes.dim(0), boxes.dim(1));
         let probs = softmax(out.logits.value())?.reshape(&[b, r, self.classes + 1])?;
         let deltas = out.deltas.value();
         let deltas = deltas.reshape(&[b, r, deltas.dim(1)])?;
         let scale = rescale.then_some(&inputs.scale);
-        let c = class_candidates(
-            &probs,
-            &deltas,
-            &proposals.boxes,
-            &proposals.valid,
-            &inputs.sizes,
-            cfg.stds,
-            cfg.score_threshold,
-            scale,
-        )?;
+        let c = class_candidates(&probs, &deltas, boxes, valid, &inputs.sizes, cfg.stds, cfg.score_threshold, scale)?;
         let how = Nms { iou_threshold: cfg.nms_iou, groups: self.classes, max_out: cfg.max_detections, offset: true };
         let keep = nms(&c.boxes, &c.scores, &c.classes, how)?;
         let (boxes, scores, classes) = detections(&c, &keep)?;

@@ -46,7 +46,7 @@ impl FasterRcnn {
     ) -> Result<Vec<Loss>> {
         let (mut losses, proposals) = self.rpn.train(tape, p, inputs, how, proposals)?;
         losses.extend(tape.scope("box_head", |tape| {
-            let samples = self.box_head.sample(&proposals, inputs, how)?;
+            let samples = self.box_head.sample(&proposals.boxes, &proposals.valid, inputs, how)?;
             drop(proposals);
             let out = self.box_head.forward(tape, p, &samples.rois, &samples.idx)?;
             self.box_head.losses(tape, &out, &samples, inputs)
@@ -60,7 +60,7 @@ impl FasterRcnn {
         tape.scope("box_head", |tape| {
             let out = self.box_head.forward(tape, &p, &proposals.boxes, &proposals.valid)?;
             drop(p);
-            self.box_head.detections(&out, &proposals, inputs, rescale)
+            self.box_head.detections(&out, &proposals.boxes, &proposals.valid, inputs, rescale)
         })
     }
 }

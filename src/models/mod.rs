@@ -2,12 +2,14 @@
 
 pub mod backbone;
 pub mod box_head;
+pub mod cascade_rcnn;
 pub mod config;
 pub mod faster_rcnn;
 pub mod fpn;
 pub mod inputs;
 pub mod model;
 pub mod resnet;
+pub mod retinanet;
 pub mod rpn;
 
 pub use backbone::{Backbone, BackboneMode};

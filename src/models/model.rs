@@ -5,10 +5,12 @@
 //! ```
 
 use super::backbone::{Backbone, BackboneMode};
+use super::cascade_rcnn::CascadeRcnn;
 use super::config::{Detector, ModelConfig};
 use super::faster_rcnn::FasterRcnn;
 use super::fpn::Fpn;
 use super::inputs::Inputs;
+use super::retinanet::RetinaNet;
 use super::rpn::{Proposals, Rpn};
 use super::{Detections, Loss, Sampling};
 use crate::error::Result;
@@ -41,6 +43,10 @@ pub struct Model {
 pub enum Heads {
     /// Ren et al. 2015.
     Faster(FasterRcnn),
+    /// Cai and Vasconcelos 2018.
+    Cascade(CascadeRcnn),
+    /// Lin et al. 2017.
+    Retina(RetinaNet),
 }
 
 impl Model {
@@ -110,7 +116,9 @@ impl Heads {
     fn new(b: &mut Builder<'_>, cfg: &ModelConfig, classes: usize) -> Result<Heads> {
         Ok(match cfg.detector {
             Detector::FasterRcnn => Heads::Faster(FasterRcnn::new(b, cfg, classes)?),
-            _ => unimplemented!(),
+            Detector::CascadeRcnn => Heads::Cascade(CascadeRcnn::new(b, cfg, classes)?),
+            Detector::MaskRcnn => unimplemented!(),
+            Detector::RetinaNet => Heads::Retina(RetinaNet::new(b, cfg, classes)?),
         })
     }
 
@@ -118,6 +126,8 @@ impl Heads {
     pub fn loss_names(&self) -> &'static [&'static str] {
         match self {
             Heads::Faster(_) => &FasterRcnn::LOSSES,
+            Heads::Cascade(_) => &CascadeRcnn::LOSSES,
+            Heads::Retina(_) => &RetinaNet::LOSSES,
         }
     }
 
@@ -125,6 +135,8 @@ impl Heads {
     pub fn rpn(&self) -> Option<&Rpn> {
         match self {
             Heads::Faster(heads) => Some(&heads.rpn),
+            Heads::Cascade(heads) => Some(&heads.rpn),
+            Heads::Retina(_) => None,
         }
     }
 
@@ -138,12 +150,16 @@ impl Heads {
     ) -> Result<Vec<Loss>> {
         match self {
             Heads::Faster(heads) => heads.losses(tape, &p, inputs, how, proposals),
+            Heads::Cascade(heads) => heads.losses(tape, &p, inputs, how, proposals),
+            Heads::Retina(head) => head.losses(tape, p, inputs),
         }
     }
 
     fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, rescale: bool) -> Result<Detections> {
         match self {
             Heads::Faster(heads) => heads.detect(tape, p, inputs, rescale),
+            Heads::Cascade(heads) => heads.detect(tape, p, inputs, rescale),
+            Heads::Retina(head) => head.detect(tape, p, inputs, rescale),
         }
     }
 }

@@ -32,6 +32,13 @@ impl Conv2d {
         Ok(Conv2d { weight, bias, stride_px, pad: k / 2 })
     }
 
+    /// As [`Conv2d::new`] at stride 1, with a bias that starts at `value`.
+    pub fn with_bias(b: &mut Builder<'_>, i: usize, o: usize, k: usize, init: Init, value: f32) -> Result<Self> {
+        let weight = b.param("weight", Role::Weight, &[o, k, k, i], init)?;
+        let bias = Some(b.param("bias", Role::Bias, &[o], Init::Constant(value))?);
+        Ok(Conv2d { weight, bias, stride_px: 1, pad: k / 2 })
+    }
+
     /// `[N,H,W,I]` to `[N,OH,OW,O]`.
     pub fn forward(&self, tape: &mut Tape, x: &Var, activation: Activation) -> Result<Var> {
         let w = tape.param(&self.weight);
@@ -43,27 +50,37 @@ impl Conv2d {
 /// A fully connected layer.
 pub struct Linear {
     weight: Param,
-    bias: Param,
+    bias: Option<Param>,
 }
 
 impl Linear {
     /// `bias` starts at 0.
     pub fn new(b: &mut Builder<'_>, i: usize, o: usize, init: Init) -> Result<Self> {
         let weight = b.param("weight", Role::Weight, &[o, i], init)?;
-        let bias = b.param("bias", Role::Bias, &[o], Init::Constant(0.0))?;
+        let bias = Some(b.param("bias", Role::Bias, &[o], Init::Constant(0.0))?);
         Ok(Linear { weight, bias })
+    }
+
+    /// Without a bias.
+    pub fn without_bias(b: &mut Builder<'_>, i: usize, o: usize, init: Init) -> Result<Self> {
+        Ok(Linear { weight: b.param("weight", Role::Weight, &[o, i], init)?, bias: None })
+    }
+
+    /// The bias, of layers that have one.
+    pub fn bias(&self, tape: &mut Tape) -> Option<Var> {
+        self.bias.as_ref().map(|b| tape.param(b))
     }
 
     /// `[M,I]` to `[M,O]`.
     pub fn forward(&self, tape: &mut Tape, x: &Var, activation: Activation) -> Result<Var> {
-        let (w, b) = (tape.param(&self.weight), tape.param(&self.bias));
-        linear(tape, x, &w, Some(&b), activation)
+        let (w, b) = (tape.param(&self.weight), self.bias(tape));
+        linear(tape, x, &w, b.as_ref(), activation)
     }
 
     /// `[..,I]` to `[..,O]`.
     pub fn forward_last(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
-        let (w, b) = (tape.param(&self.weight), tape.param(&self.bias));
-        linear_last(tape, x, &w, Some(&b), Activation::None)
+        let (w, b) = (tape.param(&self.weight), self.bias(tape));
+        linear_last(tape, x, &w, b.as_ref(), Activation::None)
     }
 }
 

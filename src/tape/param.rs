@@ -16,6 +16,8 @@ pub enum Role {
     Bias,
     /// Scale or shift of a normalisation.
     Norm,
+    /// Learnt bias of a position: never decayed.
+    Position,
     /// Running statistic: saved with the model, never trained.
     Statistic,
 }

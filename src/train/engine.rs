@@ -461,7 +461,7 @@ fn decay_of(cfg: &OptimizerConfig, role: Role) -> f32 {
         Role::Weight => true,
         Role::Bias => cfg.bias_decay,
         Role::Norm => cfg.norm_decay,
-        Role::Statistic => false,
+        Role::Position | Role::Statistic => false,
     };
     if decays { cfg.weight_decay } else { 0.0 }
 }

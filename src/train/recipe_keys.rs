@@ -203,6 +203,7 @@ pub const KEYS: &[Key] = &[
     key("model.retina_head.smooth_l1_beta", Real(0.0, INF), "smooth L1 turns linear here; 0: plain L1", MMDET),
     key("model.retina_head.selection", OneOf(&["anchors", "pairs"]), "kept of each level before NMS: `anchors` with all classes (mmdetection 2), or (anchor, class) `pairs` (mmdetection 3, torchvision)", MMDET),
     key("model.retina_head.nms_pre", Whole(1, MAX), "how many of them", MMDET),
+    key("model.retina_head.max_pairs", Whole(1, MAX), "`anchors`: (anchor, class) pairs of an image that enter NMS, the best of those above the threshold", OURS),
     key("model.retina_head.score_threshold", Real(0.0, 1.0), "detections need a score above this", MMDET),
     key("model.retina_head.nms_iou", Real(0.0, 1.0), "NMS threshold of each class", MMDET),
     key("model.retina_head.max_detections", Whole(1, MAX), "detections per image", MMDET),

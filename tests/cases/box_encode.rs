@@ -5,7 +5,7 @@ use crate::support::tensors::*;
 use upres::detection::anchors::{self, Anchors};
 use upres::device::Device;
 use upres::error::Result;
-use upres::models::config::RpnConfig;
+use upres::models::config::RetinaHeadConfig;
 use upres::ops::box_decode::box_decode;
 use upres::ops::box_encode::{box_encode, dense_targets, labels};
 use upres::ops::match_boxes::{Matcher, match_boxes};
@@ -84,12 +84,7 @@ pub(super) fn image_sizes(inputs: &Fixture) -> Vec<f32> {
 
 /// RetinaNet's anchors for the detectors' input.
 pub(super) fn retinanet_anchors(dev: &Device) -> Result<Anchors> {
-    let cfg = RpnConfig {
-        anchor_scales: (0..3).map(|i| (4.0 * 2f64.powf(f64::from(i) / 3.0)) as f32).collect(),
-        strides: vec![8, 16, 32, 64, 128],
-        ..RpnConfig::default()
-    };
-    Anchors::new(dev, &cfg, 160, 192)
+    Anchors::new(dev, &RetinaHeadConfig::default().anchors(), 160, 192)
 }
 
 /// Labels and targets of a whole detector's sampled RoIs.

@@ -57,7 +57,7 @@ impl Reference {
 
     /// The heads of Faster R-CNN.
     pub fn faster(&self) -> &FasterRcnn {
-        let Heads::Faster(heads) = &self.model.heads;
+        let Heads::Faster(heads) = &self.model.heads else { panic!("not Faster R-CNN") };
         heads
     }
 

@@ -74,7 +74,7 @@ fn detections_of_stored_outputs_are_the_same_in_the_same_order() {
     let mut boxes = Errors::new("detections of stored outputs, boxes in px", 1e-3);
     let mut scores = Errors::new("detections of stored outputs, scores", 1e-6);
     for (key, rescale) in [("rescale0", false), ("rescale1", true)] {
-        let d = h.box_head.detections(&out, &stored, &inputs, rescale).unwrap();
+        let d = h.box_head.detections(&out, &stored.boxes, &stored.valid, &inputs, rescale).unwrap();
         let n = d.scores.dim(1);
         for i in 0..2 {
             let key = format!("eval.det.{key}.{i}");
@@ -131,7 +131,7 @@ fn sampled_rois_and_their_targets_are_the_same() {
         // Proposals do not depend on the ground truth.
         let given = if mode == "finetune" { "finetune" } else { "pretrain" };
         let stored = proposals(h.store.device(), &f, &format!("{given}.proposals"));
-        let s = h.box_head.sample(&stored, &inputs, Sampling::Strided).unwrap();
+        let s = h.box_head.sample(&stored.boxes, &stored.valid, &inputs, Sampling::Strided).unwrap();
         for i in 0..2 {
             let want: Vec<i32> = f
                 .value(&format!("{mode}.num_pos_neg.{i}"))

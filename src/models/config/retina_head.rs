@@ -48,6 +48,8 @@ pub struct RetinaHeadConfig {
     pub selection: Selection,
     /// How many of it.
     pub nms_pre: usize,
+    /// `anchors`: the best (anchor, class) pairs of all levels that enter NMS; more than may pass the threshold.
+    pub max_pairs: usize,
     /// Detections need a score above this.
     pub score_threshold: f32,
     /// NMS threshold of each class.
@@ -103,6 +105,7 @@ impl Default for RetinaHeadConfig {
             smooth_l1_beta: 0.0,
             selection: Selection::Anchors,
             nms_pre: 1000,
+            max_pairs: 10_000,
             score_threshold: 0.05,
             nms_iou: 0.5,
             max_detections: 100,

@@ -1,0 +1,154 @@
+//! RetinaNet (Lin et al. 2017): no proposals, every anchor is classified, with a loss that the many easy ones do not drown.
+//!
+//! ```text
+//! P3..P7 ┬→ 4 × conv → K scores for each anchor
+//!        └→ 4 × conv → 4 deltas for each anchor
+//! ```
+
+use super::config::{ModelConfig, RetinaHeadConfig, Selection};
+use super::inputs::Inputs;
+use super::{Detections, Loss};
+use crate::detection::anchors;
+use crate::detection::dense::{DenseConfig, Shortlist, dense_detections};
+use crate::error::Result;
+use crate::nn::{Builder, Conv2d, Init};
+use crate::ops::box_encode::{DenseTargets, dense_targets};
+use crate::ops::concat_rows::concat_rows;
+use crate::ops::conv2d::Activation;
+use crate::ops::match_boxes::{Matcher, match_boxes};
+use crate::ops::sigmoid_focal::sigmoid_focal;
+use crate::ops::smooth_l1::smooth_l1;
+use crate::ops::softmax_ce::{AvgFactor, avg_factor};
+use crate::tape::{Tape, Var};
+
+/// Its head, shared by all levels.
+pub struct RetinaNet {
+    cls_convs: Vec<Conv2d>,
+    reg_convs: Vec<Conv2d>,
+    cls: Conv2d,
+    reg: Conv2d,
+    cfg: RetinaHeadConfig,
+    classes: usize,
+}
+
+/// Raw outputs for all anchors, level after level.
+pub struct RetinaOutput {
+    /// `[B,N,K]`.
+    pub logits: Var,
+    /// Deltas `[B,N,4]`.
+    pub deltas: Var,
+}
+
+impl RetinaNet {
+    /// Names of its losses.
+    pub const LOSSES: [&str; 2] = ["cls", "box"];
+
+    /// For `classes` classes.
+    pub fn new(b: &mut Builder<'_>, cfg: &ModelConfig, classes: usize) -> Result<Self> {
+        let (c_in, cfg) = (cfg.fpn.channels, &cfg.retina_head);
+        let (init, a, c) = (Init::Normal(0.01), cfg.anchors().per_cell(), cfg.channels);
+        let mut b = b.sub("bbox_head");
+        let mut branch = |name: &str| -> Result<Vec<Conv2d>> {
+            let of = |i| if i == 0 { c_in } else { c };
+            let conv = |i| Conv2d::new(&mut b.sub(format!("{name}.{i}.conv")), of(i), c, 3, 1, true, init);
+            (0..cfg.convs).map(conv).collect()
+        };
+        let (cls_convs, reg_convs) = (branch("cls_convs")?, branch("reg_convs")?);
+        let c = if cfg.convs == 0 { c_in } else { c };
+        let bias = -((1.0 - cfg.prior) / cfg.prior).ln();
+        Ok(RetinaNet {
+            cls_convs,
+            reg_convs,
+            cls: Conv2d::with_bias(&mut b.sub("retina_cls"), c, a * classes, 3, init, bias)?,
+            reg: Conv2d::new(&mut b.sub("retina_reg"), c, 4 * a, 3, 1, true, init)?,
+            cfg: cfg.clone(),
+            classes,
+        })
+    }
+
+    /// P3 to P7 in; logits and deltas of every anchor out.
+    pub fn forward(&self, tape: &mut Tape, p: &[Var]) -> Result<RetinaOutput> {
+        let (mut logits, mut deltas) = (Vec::new(), Vec::new());
+        for x in p {
+            for (convs, last, out) in
+                [(&self.cls_convs, &self.cls, &mut logits), (&self.reg_convs, &self.reg, &mut deltas)]
+            {
+                let mut t = x.clone();
+                for conv in convs {
+                    t = conv.forward(tape, &t, Activation::Relu)?;
+                }
+                out.push(last.forward(tape, &t, Activation::None)?);
+            }
+        }
+        Ok(RetinaOutput {
+            logits: concat_rows(tape, &logits.iter().collect::<Vec<_>>(), self.classes)?,
+            deltas: concat_rows(tape, &deltas.iter().collect::<Vec<_>>(), 4)?,
+        })
+    }
+
+    /// What each anchor should become.
+    pub fn targets(&self, inputs: &Inputs) -> Result<DenseTargets> {
+        let cfg = &self.cfg;
+        let valid = anchors::valid(&inputs.anchors, &inputs.sizes, cfg.allowed_border)?;
+        let assigned = match_boxes(
+            &inputs.anchors.boxes,
+            Some(&valid),
+            &inputs.gt_boxes,
+            &inputs.gt_count,
+            Matcher { pos_iou: cfg.pos_iou, neg_iou: cfg.neg_iou, min_pos_iou: cfg.min_pos_iou, low_quality: true },
+        )?;
+        drop(valid);
+        let (gt, background) = ((&inputs.gt_boxes, &inputs.gt_labels), self.classes as i32);
+        dense_targets(&inputs.anchors.boxes, &assigned, gt.0, gt.1, background, cfg.stds)
+    }
+
+    /// Losses of one training pass, both divided by the number of positive anchors.
+    pub fn losses(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs) -> Result<Vec<Loss>> {
+        tape.scope("retina_head", |tape| {
+            let out = self.forward(tape, &p)?;
+            drop(p);
+            self.losses_of(tape, &out, inputs)
+        })
+    }
+
+    /// Losses of raw outputs.
+    pub fn losses_of(&self, tape: &mut Tape, out: &RetinaOutput, inputs: &Inputs) -> Result<Vec<Loss>> {
+        let cfg = &self.cfg;
+        let t = self.targets(inputs)?;
+        let avg = avg_factor(&t.counts, AvgFactor::Dense)?;
+        let (alpha, gamma) = (cfg.focal_alpha, cfg.focal_gamma);
+        let cls = sigmoid_focal(tape, &out.logits, &t.classes, &avg, alpha, gamma, cfg.cls_loss_weight)?;
+        let (beta, weight) = (cfg.smooth_l1_beta, cfg.box_loss_weight);
+        let reg = smooth_l1(tape, &out.deltas, &t.boxes, &t.box_labels, beta, &avg, weight)?;
+        Ok(vec![Loss { name: "cls", value: cls }, Loss { name: "box", value: reg }])
+    }
+
+    /// Detections; boxes are divided by the image's scale before NMS with `rescale`.
+    pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, rescale: bool) -> Result<Detections> {
+        tape.scope("retina_head", |tape| {
+            let out = self.forward(tape, &p)?;
+            drop(p);
+            self.detections(&out, inputs, rescale)
+        })
+    }
+
+    /// Detections of raw outputs.
+    pub fn detections(&self, out: &RetinaOutput, inputs: &Inputs, rescale: bool) -> Result<Detections> {
+        let cfg = &self.cfg;
+        let how = DenseConfig {
+            nms_pre: cfg.nms_pre,
+            shortlist: match cfg.selection {
+                Selection::Anchors => Shortlist::Anchors { max_pairs: cfg.max_pairs },
+                Selection::Pairs => Shortlist::Pairs { min_size_px: 0.0 },
+            },
+            score_threshold: cfg.score_threshold,
+            nms_iou: cfg.nms_iou,
+            max_detections: cfg.max_detections,
+            stds: cfg.stds,
+        };
+        let scale = rescale.then_some(&inputs.scale);
+        let (logits, deltas) = (out.logits.value(), out.deltas.value());
+        let (boxes, scores, classes) = dense_detections(logits, deltas, &inputs.anchors, &inputs.sizes, scale, &how)?;
+        Ok(Detections { boxes, scores, classes, masks: None, rescaled: rescale })
+    }
+}

@@ -19,6 +19,7 @@ pub mod gather_rows;
 pub mod grad_norm;
 pub mod image_normalize;
 pub mod linear;
+pub mod mask_targets;
 pub mod match_boxes;
 pub mod max_pool;
 pub(crate) mod multi_tensor;
@@ -75,6 +76,7 @@ pub const OPS: &[OpInfo] = &[
     grad_norm::INFO,
     image_normalize::INFO,
     linear::INFO,
+    mask_targets::INFO,
     match_boxes::INFO,
     max_pool::INFO,
     nms::INFO,

@@ -15,6 +15,7 @@ mod gather_rows;
 mod grad_norm;
 mod image_normalize;
 mod linear;
+mod mask_targets;
 mod match_boxes;
 mod max_pool;
 mod nms;

@@ -13,12 +13,14 @@ pub mod cast;
 pub mod class_candidates;
 pub mod concat_rows;
 pub mod conv2d;
+pub mod deconv2x2;
 pub mod elementwise;
 pub mod ema;
 pub mod gather_rows;
 pub mod grad_norm;
 pub mod image_normalize;
 pub mod linear;
+mod live;
 pub mod mask_targets;
 pub mod match_boxes;
 pub mod max_pool;
@@ -71,6 +73,7 @@ pub const OPS: &[OpInfo] = &[
     class_candidates::INFO,
     concat_rows::INFO,
     conv2d::INFO,
+    deconv2x2::INFO,
     ema::INFO,
     gather_rows::INFO,
     grad_norm::INFO,
@@ -90,8 +93,9 @@ pub const OPS: &[OpInfo] = &[
     upsample_add::INFO,
 ];
 
-/// 0 where `y <= 0`, else `dy`; in place if nobody else holds `dy`. Without `y` there was no ReLU.
-fn relu_gradient(mut dy: Tensor, y: Option<Tensor>) -> Result<Tensor> {
+/// 0 where `y <= 0`, else `dy`; in place if nobody else holds `dy`. Without `y` there was no ReLU. The CPU leaves images that do
+/// not count as they are.
+fn relu_gradient(mut dy: Tensor, y: Option<Tensor>, live: &live::Live) -> Result<Tensor> {
     let Some(y) = y else { return Ok(dy) };
     if !dy.is_unique() {
         let mut own = Tensor::empty(dy.device(), dy.shape(), DType::F32)?;
@@ -100,7 +104,9 @@ fn relu_gradient(mut dy: Tensor, y: Option<Tensor>) -> Result<Tensor> {
     }
     on_device!(
         y.device(),
-        cpu => conv2d::cpu::relu_mask(dy.f32s_mut(), y.f32s()),
+        cpu => for images in live.ranges() {
+            conv2d::cpu::relu_mask(live.part_mut(dy.f32s_mut(), &images), live.part(y.f32s(), &images));
+        },
         cuda => elementwise::cuda::relu_mask(&mut dy, &y),
     );
     Ok(dy)

@@ -9,6 +9,7 @@ mod cast;
 mod class_candidates;
 mod concat_rows;
 mod conv2d;
+mod deconv2x2;
 mod elementwise;
 mod ema;
 mod gather_rows;

@@ -30,6 +30,7 @@ pub(crate) mod order;
 pub(crate) mod partial;
 pub mod roi_align;
 pub mod sample;
+pub mod select_linear;
 pub mod sgd;
 pub mod smooth_l1;
 pub mod softmax;
@@ -85,6 +86,7 @@ pub const OPS: &[OpInfo] = &[
     nms::INFO,
     roi_align::INFO,
     sample::INFO,
+    select_linear::INFO,
     sgd::INFO,
     smooth_l1::INFO,
     softmax::INFO,

@@ -23,6 +23,7 @@ mod nms;
 mod optimizer;
 mod roi_align;
 mod sample;
+mod select_linear;
 mod sgd;
 mod smooth_l1;
 mod softmax;

@@ -3,10 +3,11 @@
 use super::{Builder, Init};
 use crate::error::Result;
 use crate::ops::batch_norm_relu::{BnMode, batch_norm_relu};
-use crate::ops::conv2d::{Activation, conv2d};
+use crate::ops::conv2d::{Activation, conv2d, conv2d_live};
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::linear::{linear, linear_last};
 use crate::tape::{Param, Role, Tape, Var};
+use crate::tensor::Tensor;
 
 /// A convolution.
 pub struct Conv2d {
@@ -44,6 +45,13 @@ impl Conv2d {
         let w = tape.param(&self.weight);
         let b = self.bias.as_ref().map(|b| tape.param(b));
         conv2d(tape, x, &w, b.as_ref(), self.stride_px, self.pad, activation)
+    }
+
+    /// The same where only the first `counts[b]` images of each group count: see [`conv2d_live`].
+    pub fn forward_live(&self, tape: &mut Tape, x: &Var, activation: Activation, counts: &Tensor) -> Result<Var> {
+        let w = tape.param(&self.weight);
+        let b = self.bias.as_ref().map(|b| tape.param(b));
+        conv2d_live(tape, x, &w, b.as_ref(), self.stride_px, self.pad, activation, counts)
     }
 }
 

@@ -3,6 +3,7 @@
 use bytemuck::NoUninit;
 
 use super::conv2d;
+use super::live::Live;
 use crate::device::Device;
 use crate::device::gpu::{Grid, dim_u32};
 use crate::error::Result;
@@ -59,14 +60,27 @@ fn backward_workspace(device: &Device, rows: usize, columns: usize) -> usize {
     if device.runs_kernels() { chunks(rows) * columns } else { 0 }
 }
 
-/// The gradient of a bias of `columns` elements, input `i` of a rule, from dy of `rows` rows.
-pub(super) fn write_gradient(sink: &mut Sink<'_>, i: usize, dy: &Tensor, rows: usize, columns: usize) -> Result<()> {
+/// The gradient of a bias of `columns` elements, input `i` of a rule, from dy of `rows` rows; the CPU reads those that count.
+pub(super) fn write_gradient(
+    sink: &mut Sink<'_>,
+    i: usize,
+    dy: &Tensor,
+    rows: usize,
+    columns: usize,
+    live: &Live,
+) -> Result<()> {
     let device = dy.device();
     sink.write(i, device, &[columns], |db, accumulate| {
         let mut ws = Tensor::empty(device, &[backward_workspace(device, rows, columns)], DType::F32)?;
         on_device!(
             device,
-            cpu => conv2d::cpu::bias_grad(db.f32s_mut(), accumulate, dy.f32s()),
+            cpu => {
+                let mut add = accumulate;
+                for images in live.ranges() {
+                    conv2d::cpu::bias_grad(db.f32s_mut(), add, live.part(dy.f32s(), &images));
+                    add = true;
+                }
+            },
             cuda => backward(db, accumulate, dy, &mut ws),
         );
         Ok(())

@@ -14,6 +14,7 @@ pub mod class_candidates;
 pub mod concat_rows;
 pub mod conv2d;
 pub mod drop_path;
+pub mod deconv2x2;
 pub mod elementwise;
 pub mod ema;
 pub mod gather_rows;
@@ -22,6 +23,8 @@ pub mod grad_norm;
 pub mod image_normalize;
 pub mod layer_norm;
 pub mod linear;
+mod live;
+pub mod mask_targets;
 pub mod match_boxes;
 pub mod max_pool;
 pub(crate) mod multi_tensor;
@@ -31,6 +34,7 @@ pub(crate) mod partial;
 pub mod roi_align;
 pub mod row_max;
 pub mod sample;
+pub mod select_linear;
 pub mod sgd;
 pub mod sigmoid_focal;
 pub mod smooth_l1;
@@ -77,6 +81,7 @@ pub const OPS: &[OpInfo] = &[
     concat_rows::INFO,
     conv2d::INFO,
     drop_path::INFO,
+    deconv2x2::INFO,
     ema::INFO,
     gather_rows::INFO,
     gelu::INFO,
@@ -84,12 +89,14 @@ pub const OPS: &[OpInfo] = &[
     image_normalize::INFO,
     layer_norm::INFO,
     linear::INFO,
+    mask_targets::INFO,
     match_boxes::INFO,
     max_pool::INFO,
     nms::INFO,
     roi_align::INFO,
     row_max::INFO,
     sample::INFO,
+    select_linear::INFO,
     sgd::INFO,
     sigmoid_focal::INFO,
     smooth_l1::INFO,
@@ -100,8 +107,9 @@ pub const OPS: &[OpInfo] = &[
     upsample_add::INFO,
 ];
 
-/// 0 where `y <= 0`, else `dy`; in place if nobody else holds `dy`. Without `y` there was no ReLU.
-fn relu_gradient(mut dy: Tensor, y: Option<Tensor>) -> Result<Tensor> {
+/// 0 where `y <= 0`, else `dy`; in place if nobody else holds `dy`. Without `y` there was no ReLU. The CPU leaves images that do
+/// not count as they are.
+fn relu_gradient(mut dy: Tensor, y: Option<Tensor>, live: &live::Live) -> Result<Tensor> {
     let Some(y) = y else { return Ok(dy) };
     if !dy.is_unique() {
         let mut own = Tensor::empty(dy.device(), dy.shape(), DType::F32)?;
@@ -110,7 +118,9 @@ fn relu_gradient(mut dy: Tensor, y: Option<Tensor>) -> Result<Tensor> {
     }
     on_device!(
         y.device(),
-        cpu => conv2d::cpu::relu_mask(dy.f32s_mut(), y.f32s()),
+        cpu => for images in live.ranges() {
+            conv2d::cpu::relu_mask(live.part_mut(dy.f32s_mut(), &images), live.part(y.f32s(), &images));
+        },
         cuda => elementwise::cuda::relu_mask(&mut dy, &y),
     );
     Ok(dy)

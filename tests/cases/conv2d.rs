@@ -2,7 +2,7 @@ use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
-use upres::ops::conv2d::{Activation, conv2d};
+use upres::ops::conv2d::{Activation, conv2d, conv2d_live};
 use upres::tape::{Param, Role, Tape};
 use upres::tensor::{DType, Tensor};
 
@@ -127,4 +127,85 @@ fn refuses() {
     let whole = tape.leaf(Tensor::zeros(&dev, &[2], DType::I32).unwrap());
     let error = conv2d(&mut tape, &x, &w, Some(&whole), 1, 1, Activation::None).unwrap_err().to_string();
     assert!(error.starts_with("conv2d: bias: want f32"), "{error}");
+}
+
+/// Images behind the counts, by every algorithm of the CPU: zeros in y and dx, no part in dw and db, not read on the CPU.
+#[test]
+fn images_that_do_not_count() {
+    const LIVE: &[Case] = &[
+        case("nothing", &[0, 4, 4, 3, 4, 3, 1, 1]),
+        case("implicit", &[6, 7, 9, 5, 11, 3, 2, 1]),
+        case("pointwise", &[6, 6, 5, 33, 17, 1, 1, 0]),
+        case("winograd_by_tiles", &[6, 13, 10, 24, 40, 3, 1, 1]),
+        case("winograd_by_channels", &[6, 8, 8, 16, 130, 3, 1, 1]),
+        case("columns", &[6, 2, 2, 2100, 2000, 1, 1, 0]), // a weight that is not packed as a whole
+    ];
+    for case in LIVE {
+        let [n, h, w, c, o, k, stride, pad] = sizes(case);
+        // Two groups of three: one of the first, all (and more) of the second.
+        let alive = |image: usize| image == 0 || image >= 3;
+        let run = |dev: &Device, counts: Option<(&[usize], &[i32])>, rest: f32| {
+            let fill = |seed, each: usize| {
+                let v = uniform(seed, n * each, -1.0, 1.0);
+                v.iter().enumerate().map(|(i, &v)| if alive(i / each) { v } else { rest }).collect::<Vec<f32>>()
+            };
+            let mut tape = Tape::new(dev);
+            let x = tape.leaf(tensor(dev, &[n, h, w, c], &fill(1, h * w * c)));
+            let v = tape.leaf(tensor(dev, &[o, k, k, c], &uniform(2, o * k * k * c, -1.0, 1.0)));
+            let b = tape.leaf(tensor(dev, &[o], &uniform(3, o, -1.0, 0.0))); // a ReLU of the bias alone is 0
+            let y = match counts {
+                None => conv2d(&mut tape, &x, &v, Some(&b), stride, pad, Activation::Relu)?,
+                Some((shape, counts)) => {
+                    let counts = tensor(dev, shape, counts);
+                    conv2d_live(&mut tape, &x, &v, Some(&b), stride, pad, Activation::Relu, &counts)?
+                }
+            };
+            let each = y.value().numel() / n.max(1);
+            let dy = tensor(dev, y.shape(), &fill(4, each.max(1)));
+            let mut out = vec![y.value().clone()];
+            let grads = tape.backward(vec![(y, dy)])?;
+            out.extend([&x, &v, &b].map(|v| grads.get(v).expect("a gradient").clone()));
+            Ok(out)
+        };
+        let plain = everywhere(|dev| run(dev, None, 0.0));
+        for counts in [(&[2][..], &[1, 7][..]), (&[2, 2], &[1, 9, 3, 0])] {
+            let live = everywhere(|dev| run(dev, Some(counts), 0.0));
+            let dirty = run(&Device::cpu(), Some(counts), f32::NAN).unwrap();
+            for (i, plain) in plain.iter().enumerate() {
+                let want = wide(&plain.f32s());
+                let rms = (want.iter().map(|v| v * v).sum::<f64>() / want.len().max(1) as f64).sqrt();
+                // Fewer images may go by another algorithm.
+                assert_close(&format!("{}: output {i}", case.name), &live[i].f32s(), &want, 3e-5 * rms, 3e-5);
+                assert_eq!(dirty[i].f32s(), live[i].f32s(), "{}: output {i}: others were read", case.name);
+            }
+        }
+        if n > 0 {
+            let none = run(&Device::cpu(), Some((&[3], &[0, -1, 0])), f32::NAN).unwrap();
+            assert!(none.iter().all(|t| t.f32s().iter().all(|&v| v == 0.0)), "{}", case.name);
+        }
+    }
+}
+
+/// Prints the time of a mask head's layer by the share of its images that count.
+#[test]
+#[ignore = "a measurement: run with --ignored --nocapture"]
+fn time_follows_the_counts() {
+    let dev = Device::cpu();
+    let (b, p, h, c) = (2, 64, 14, 256);
+    let x = tensor(&dev, &[b * p, h, h, c], &uniform(1, b * p * h * h * c, -1.0, 1.0));
+    let w = tensor(&dev, &[c, 3, 3, c], &uniform(2, 9 * c * c, -0.1, 0.1));
+    for live in [0, 8, 16, 32, 64] {
+        let counts = tensor(&dev, &[b], &[live; 2]);
+        let mut best = f64::INFINITY;
+        for _ in 0..3 {
+            let mut tape = Tape::new(&dev);
+            let (x, w) = (tape.leaf(x.clone()), tape.leaf(w.clone()));
+            let start = std::time::Instant::now();
+            let y = conv2d_live(&mut tape, &x, &w, None, 1, 1, Activation::Relu, &counts).unwrap();
+            let dy = Tensor::zeros(&dev, y.shape(), DType::F32).unwrap();
+            tape.backward(vec![(y, dy)]).unwrap();
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        println!("{live} of {p} images: {:.0} ms", best * 1e3);
+    }
 }

@@ -4,12 +4,14 @@ pub mod cpu;
 mod cuda;
 pub(crate) mod gather;
 pub(crate) mod implicit;
-mod pack;
+pub(super) mod live;
+pub(super) mod pack;
 mod transform;
 pub(crate) mod weights;
 mod winograd;
 mod winograd_weights;
 
+use super::live::Live;
 use super::{Gradient, OpInfo, bias};
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
@@ -48,6 +50,40 @@ pub fn conv2d(
     pad: usize,
     activation: Activation,
 ) -> Result<Var> {
+    let live = Live::all(x.shape().first().copied().unwrap_or(0));
+    of_live(tape, x, w, bias, (stride_px, pad), activation, live)
+}
+
+/// [`conv2d`] of a padded batch: of the `N = B·P` images only the first `counts[b,0]` of each group of `P` count (clamped to
+/// 0..P). On the CPU the others cost nothing but the writing of zeros: y and dx are 0 there, x and dy are not read. On a GPU they
+/// are computed like all others, and their dy must be 0 (as a masked loss gives it).
+///
+/// Shapes: as [`conv2d`]; counts i32 `[B]`, or `[B,2]` as `sample` counts positives and negatives: only the first column is read.
+/// Saves: as [`conv2d`], and counts.
+/// Errors: as [`conv2d`]; `Shape` if B does not divide N.
+pub fn conv2d_live(
+    tape: &mut Tape,
+    x: &Var,
+    w: &Var,
+    bias: Option<&Var>,
+    stride_px: usize,
+    pad: usize,
+    activation: Activation,
+    counts: &Tensor,
+) -> Result<Var> {
+    let live = Live::new("conv2d: counts", Some(counts), x.shape().first().copied().unwrap_or(0))?;
+    of_live(tape, x, w, bias, (stride_px, pad), activation, live)
+}
+
+fn of_live(
+    tape: &mut Tape,
+    x: &Var,
+    w: &Var,
+    bias: Option<&Var>,
+    (stride_px, pad): (usize, usize),
+    activation: Activation,
+    live: Live,
+) -> Result<Var> {
     let device = x.device().clone();
     let _op = device.enter("conv2d");
     let [n, h, wd, c] = x.value().dims("conv2d: x")?;
@@ -71,19 +107,22 @@ pub fn conv2d(
     let relu = activation == Activation::Relu;
     let mut y = Tensor::empty(&device, &[n, s.oh(), s.ow(), o], DType::F32)?;
     {
-        let mut ws =
-            Tensor::empty(&device, &[cuda::workspace(device.target(), || cpu::forward_workspace(&s))], DType::F32)?;
+        let mut ws = Tensor::empty(
+            &device,
+            &[cuda::workspace(device.target(), || live::forward_workspace(&s, &live))],
+            DType::F32,
+        )?;
         let (x, w, b) = (x.value(), w.value(), bias.map(Var::value));
         on_device!(
             &device,
-            cpu => cpu::forward(y.f32s_mut(), x.f32s(), w.f32s(), b.map(Tensor::f32s), relu, ws.f32s_mut(), &s),
+            cpu => live::forward(y.f32s_mut(), x.f32s(), w.f32s(), b.map(Tensor::f32s), relu, ws.f32s_mut(), &s, &live),
             cuda => cuda::forward(&mut y, x, w, b, relu, &mut ws, &s),
         );
     }
     if !tape.will_record(&[x, w]) && !bias.is_some_and(|b| b.needs_grad()) {
         return Ok(tape.constant(y));
     }
-    let rule = Conv2dBwd { x: x.value().clone(), w: w.value().clone(), y: relu.then(|| y.clone()), s };
+    let rule = Conv2dBwd { x: x.value().clone(), w: w.value().clone(), y: relu.then(|| y.clone()), s, live };
     Ok(match bias {
         Some(b) => tape.record([x, w, b], y, rule),
         None => tape.record([x, w], y, rule),
@@ -95,6 +134,7 @@ struct Conv2dBwd {
     w: Tensor,
     y: Option<Tensor>,
     s: ConvShape,
+    live: Live,
 }
 
 impl Backward for Conv2dBwd {
@@ -102,22 +142,22 @@ impl Backward for Conv2dBwd {
         "conv2d"
     }
     fn saved_bytes(&self) -> usize {
-        self.x.bytes() + self.w.bytes() + self.y.as_ref().map_or(0, Tensor::bytes)
+        self.x.bytes() + self.w.bytes() + self.y.as_ref().map_or(0, Tensor::bytes) + self.live.bytes()
     }
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let Conv2dBwd { x, w, y, s } = *self;
+        let Conv2dBwd { x, w, y, s, live } = *self;
         let device = dy.device().clone();
-        let dy = super::relu_gradient(dy, y)?;
-        bias::write_gradient(sink, 2, &dy, s.m(), s.o)?;
+        let dy = super::relu_gradient(dy, y, &live)?;
+        bias::write_gradient(sink, 2, &dy, s.m(), s.o, &live)?;
         sink.write(1, &device, w.shape(), |dw, accumulate| {
             let mut ws = Tensor::empty(
                 &device,
-                &[cuda::workspace(device.target(), || cpu::backward_weights_workspace(&s))],
+                &[cuda::workspace(device.target(), || live::backward_weights_workspace(&s, &live))],
                 DType::F32,
             )?;
             on_device!(
                 &device,
-                cpu => cpu::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), ws.f32s_mut(), &s),
+                cpu => live::backward_weights(dw.f32s_mut(), accumulate, x.f32s(), dy.f32s(), ws.f32s_mut(), &s, &live),
                 cuda => cuda::product(Pass::Weights, dw, accumulate, &x, &dy, &mut ws, &s),
             );
             Ok(())
@@ -127,12 +167,12 @@ impl Backward for Conv2dBwd {
         sink.write(0, &device, &shape, |dx, _| {
             let mut ws = Tensor::empty(
                 &device,
-                &[cuda::workspace(device.target(), || cpu::backward_data_workspace(&s))],
+                &[cuda::workspace(device.target(), || live::backward_data_workspace(&s, &live))],
                 DType::F32,
             )?;
             on_device!(
                 &device,
-                cpu => cpu::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), ws.f32s_mut(), &s),
+                cpu => live::backward_data(dx.f32s_mut(), dy.f32s(), w.f32s(), ws.f32s_mut(), &s, &live),
                 cuda => cuda::product(Pass::Data, dx, false, &dy, &w, &mut ws, &s),
             );
             Ok(())

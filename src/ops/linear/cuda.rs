@@ -12,7 +12,7 @@ use crate::tensor::Tensor;
 const CUBLASLT_WORKSPACE_BYTES: usize = (32 << 20) + 256; // and room to begin at a multiple of 256
 
 /// Elements (f32) of the workspace of one pass, if the CPU's pass takes `cpu`.
-pub(super) fn workspace(target: Target, cpu: impl FnOnce() -> usize) -> usize {
+pub(in crate::ops) fn workspace(target: Target, cpu: impl FnOnce() -> usize) -> usize {
     match target {
         Target::Cpu | Target::Sim => cpu(),
         Target::Cuda => CUBLASLT_WORKSPACE_BYTES / 4,
@@ -36,7 +36,7 @@ pub(super) fn forward(
 
 /// One of the three products, `out (+)= pass(a, b)`, by whom this build has: NVIDIA's library, or the simulated device's host. True
 /// if the bias has been added, too.
-pub(super) fn product(
+pub(in crate::ops) fn product(
     pass: Pass,
     out: &mut Tensor,
     add: bool,

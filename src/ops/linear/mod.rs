@@ -1,9 +1,10 @@
 //! Fully connected layer.
 
 pub mod cpu;
-mod cuda;
+pub(super) mod cuda;
 
 use super::conv2d::Activation;
+use super::live::Live;
 use super::{Gradient, OpInfo, bias};
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
@@ -95,8 +96,9 @@ impl Backward for LinearBwd {
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let LinearBwd { x, w, y, s } = *self;
         let device = dy.device().clone();
-        let dy = super::relu_gradient(dy, y)?;
-        bias::write_gradient(sink, 2, &dy, s.m, s.n)?;
+        let live = Live::all(s.m);
+        let dy = super::relu_gradient(dy, y, &live)?;
+        bias::write_gradient(sink, 2, &dy, s.m, s.n, &live)?;
         sink.write(1, &device, &[s.n, s.k], |dw, accumulate| {
             let mut ws = Tensor::empty(
                 &device,

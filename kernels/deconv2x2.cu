@@ -1,0 +1,59 @@
+// Rows of the product of a transposed convolution (kernel 2, stride 2) to pixels, with bias and ReLU, and back. rows [R,H,W, 2,2,O],
+// y, dy [R,2H,2W,O], bias [O], f32. For one row of y the two pixels of a pixel of x lie side by side in both: a chunk of 2·O elements
+// moves at once. One thread a 16-byte vector (or one element, where O fills no vector) of y, in order of y; one pass, every element
+// read and written once. Deterministic.
+#include "common/kernel.cuh"
+
+struct Deconv2x2Params {
+    uint64_t lines;  // R·2H
+    uint32_t w, o, relu, unused;
+};
+static_assert(sizeof(Deconv2x2Params) == 24, "mirror of src/ops/deconv2x2/cuda.rs");
+
+// Calls `f(element of y, element of rows, its channel)` for each vector of this thread.
+template <int V, typename Index, typename F> __device__ __forceinline__ void each_vector(Deconv2x2Params p, F f) {
+    const Index vectors = Index(2 * p.o / V), count = Index(p.lines) * Index(p.w) * vectors;
+    for (Index i = Index(global_thread()); i < count; i += Index(global_threads())) {
+        const Index chunk = i / vectors, k = i % vectors * V, line = chunk / p.w, w = chunk % p.w;
+        const int64_t from = ((int64_t(line / 2) * p.w + w) * 2 + line % 2) * (2 * int64_t(p.o)) + k;
+        f(int64_t(i) * V, from, uint32_t(k < p.o ? k : k - p.o));
+    }
+}
+
+template <int V, typename Index> __device__ void deconv2x2_fwd(float* y, const float* rows, const float* bias, Deconv2x2Params p) {
+    each_vector<V, Index>(p, [&](int64_t at, int64_t from, uint32_t o) {
+        Pack<float, V> v = load_pack<V>(rows + from), b = {};
+        if (bias) b = load_pack<V>(bias + o);
+#pragma unroll
+        for (int k = 0; k < V; k++) {
+            const float sum = bias ? v.v[k] + b.v[k] : v.v[k];
+            v.v[k] = p.relu && sum < 0.0f ? 0.0f : sum;  // NaN stays
+        }
+        store_pack(y + at, v);
+    });
+}
+
+template <int V, typename Index> __device__ void deconv2x2_bwd(float* rows, const float* dy, const float* y, Deconv2x2Params p) {
+    each_vector<V, Index>(p, [&](int64_t at, int64_t to, uint32_t) {
+        Pack<float, V> g = load_pack<V>(dy + at);
+        if (y) {
+            const Pack<float, V> v = load_pack<V>(y + at);
+#pragma unroll
+            for (int k = 0; k < V; k++) g.v[k] = v.v[k] <= 0.0f ? 0.0f : g.v[k];
+        }
+        store_pack(rows + to, g);
+    });
+}
+
+// Whether the elements can be counted in 32 bits (and one turn more): divisions of 64 bits cost more than the memory.
+__device__ __forceinline__ bool few(const Deconv2x2Params& p) { return p.lines * p.w < (uint64_t(1) << 30) / p.o; }
+
+KERNEL(256, deconv2x2_fwd_f32, (float* y, const float* rows, const float* bias, Deconv2x2Params p)) {
+    if (p.o % 4 == 0 && few(p)) deconv2x2_fwd<4, uint32_t>(y, rows, bias, p);
+    else deconv2x2_fwd<1, int64_t>(y, rows, bias, p);
+}
+
+KERNEL(256, deconv2x2_bwd_f32, (float* rows, const float* dy, const float* y, Deconv2x2Params p)) {
+    if (p.o % 4 == 0 && few(p)) deconv2x2_bwd<4, uint32_t>(rows, dy, y, p);
+    else deconv2x2_bwd<1, int64_t>(rows, dy, y, p);
+}

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use upres::data::{Dataset, FindingKind, ReadOptions, Severity, TrainFilter};
+use upres::data::{Dataset, FindingKind, Masks, ReadOptions, Severity, TrainFilter};
 
 /// A good file with two images of 100×80 and three annotations.
 fn good() -> Value {
@@ -90,9 +90,10 @@ fn segmentation_is_kept_on_request() {
     assert!(read(&file).annotations[0][0].segmentation.is_none());
     let dir = TempDir::new().unwrap();
     let path = write(&dir, file.to_string());
-    let options = ReadOptions { segmentation: true, ..ReadOptions::default() };
+    let options = ReadOptions { masks: Masks::Read, ..ReadOptions::default() };
     let d = Dataset::load_with(path, dir.path(), options).unwrap();
-    assert_eq!(d.annotations[0][0].segmentation.as_deref(), Some("[[1,2,3.5,4,5,6]]"));
+    let mask = d.annotations[0][0].segmentation.as_ref().unwrap();
+    assert_eq!(mask.polygons().unwrap(), [[1.0, 2.0, 3.6, 4.0, 5.0, 6.0]], "to a fifth of a pixel");
     assert!(d.annotations[0][1].segmentation.is_none());
 }
 

@@ -8,7 +8,7 @@ use upres::data::check::check;
 use upres::data::draw_set::{draw_dataset, pictures, read_picture};
 use upres::data::shapes::{Class, ShapesOptions, generate};
 use upres::data::stats::Stats;
-use upres::data::{Dataset, ReadOptions};
+use upres::data::{Dataset, Masks, ReadOptions};
 
 /// Looks at and checks data sets in COCO's format, and makes the built-in one.
 #[derive(Parser)]
@@ -128,7 +128,7 @@ fn run_stats(args: &StatsArgs) -> upres::Result<ExitCode> {
 }
 
 fn run_draw(args: &DrawArgs) -> upres::Result<ExitCode> {
-    let options = ReadOptions { segmentation: true, ..ReadOptions::default() };
+    let options = ReadOptions { masks: Masks::Read, ..ReadOptions::default() };
     let dataset = Dataset::load_with(&args.annotations, &args.images, options)?;
     let files =
         draw_dataset(&pictures(&dataset, args.count as usize), &dataset.class_names(), &args.out, read_picture)?;

@@ -23,6 +23,12 @@ pub struct Batch {
     pub gt_labels: Vec<i32>,
     /// `[B]` number of boxes.
     pub gt_count: Vec<i32>,
+    /// `[B,S]` masks of the ground truth, all of an image one after another: positions `y * W + x` where runs of pixels begin
+    /// and end, ascending within an object; a pixel is set if an odd number of its object's are not behind it. Padded with
+    /// `i32::MAX`. Empty where masks are off.
+    pub gt_mask_runs: Vec<i32>,
+    /// `[B,G+1]` object g owns `runs[offsets[g]..offsets[g + 1]]` of its image. Empty where masks are off.
+    pub gt_mask_offsets: Vec<i32>,
     /// `[B]` ids of the annotation file.
     pub image_ids: Vec<i64>,
     /// `[B]` indices into the data set's images.
@@ -58,8 +64,17 @@ impl Batch {
         self.valid.iter().filter(|v| **v).count()
     }
 
-    /// Makes room for `batch` pictures of `shape` with `max_gt` boxes each; everything but the pixels starts empty.
-    pub(super) fn reset(&mut self, step: u64, bucket: usize, shape: Shape, batch: usize, max_gt: usize) {
+    /// Makes room for `batch` pictures of `shape` with `max_gt` boxes and `mask_runs` run ends of masks each (0: no masks);
+    /// everything but the pixels starts empty.
+    pub(super) fn reset(
+        &mut self,
+        step: u64,
+        bucket: usize,
+        shape: Shape,
+        batch: usize,
+        max_gt: usize,
+        mask_runs: usize,
+    ) {
         fn fill<T: Clone>(v: &mut Vec<T>, n: usize, value: T) {
             v.clear();
             v.resize(n, value);
@@ -71,12 +86,29 @@ impl Batch {
         fill(&mut self.gt_boxes, batch * max_gt * 4, 0.0);
         fill(&mut self.gt_labels, batch * max_gt, -1);
         fill(&mut self.gt_count, batch, 0);
+        fill(&mut self.gt_mask_runs, batch * mask_runs, i32::MAX);
+        fill(&mut self.gt_mask_offsets, if mask_runs > 0 { batch * (max_gt + 1) } else { 0 }, 0);
         fill(&mut self.image_ids, batch, -1);
         fill(&mut self.indices, batch, 0);
         fill(&mut self.scale_factors, batch, [1.0; 2]);
         fill(&mut self.original_sizes, batch, [0; 2]);
         fill(&mut self.flipped, batch, false);
         fill(&mut self.valid, batch, false);
+    }
+
+    /// Run ends of masks that each picture is padded to; 0 where masks are off.
+    pub fn mask_runs(&self) -> usize {
+        self.gt_mask_runs.len().checked_div(self.len()).unwrap_or(0)
+    }
+
+    /// Run ends of the mask of object `g` of place `slot`.
+    pub fn mask(&self, slot: usize, g: usize) -> &[i32] {
+        let at = slot * (self.max_gt() + 1) + g;
+        let first = slot * self.mask_runs();
+        match self.gt_mask_offsets.get(at..at + 2) {
+            Some(&[start, end]) => &self.gt_mask_runs[first + start as usize..first + end as usize],
+            _ => &[],
+        }
     }
 
     /// Pixels of place `slot`.

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::coco::{Dataset, ReadOptions};
+use super::coco::{Dataset, Masks, ReadOptions};
 use super::decode::decode_file;
 use super::findings::{FindingKind, Findings, Severity};
+use super::segmentation::Segmentation;
 use super::store::check_size;
 use crate::error::Result;
 
@@ -23,10 +24,10 @@ pub struct CheckReport {
     pub took: Duration,
 }
 
-/// Reads `annotations`, decodes every image in `images` on all cores, and keeps `examples` of each kind of finding.
+/// Reads `annotations` with their masks, decodes every image in `images` on all cores, and keeps `examples` of each kind of finding.
 /// An error only if the annotation file cannot be read at all.
 pub fn check(annotations: &Path, images: &Path, examples: usize) -> Result<CheckReport> {
-    let mut dataset = Dataset::read(annotations, images, ReadOptions { examples, ..ReadOptions::default() })?;
+    let mut dataset = Dataset::read(annotations, images, ReadOptions { examples, masks: Masks::Read })?;
     let start = Instant::now();
     let outcomes: Vec<Option<(FindingKind, String)>> =
         (0..dataset.images.len()).into_par_iter().map(|i| check_image(&dataset, i)).collect();
@@ -68,6 +69,14 @@ impl fmt::Display for CheckReport {
         let boxes: usize = (0..d.images.len()).map(|i| d.ground_truth(i).count()).sum();
         let (n, classes) = (d.images.len(), d.categories.len());
         writeln!(f, "{}: {n} images, {classes} classes, {boxes} boxes to train on", d.path.display())?;
+        let masks: Vec<&Segmentation> =
+            d.annotations.iter().flatten().filter_map(|a| a.segmentation.as_ref()).collect();
+        if !masks.is_empty() {
+            let polygons = masks.iter().filter(|m| m.is_polygons()).count();
+            let kib = masks.iter().map(|m| m.bytes()).sum::<usize>() / 1024;
+            let runs = masks.len() - polygons;
+            writeln!(f, "{} masks: {polygons} of polygons, {runs} of run lengths ({kib} KiB in memory)", masks.len())?;
+        }
         let rate = self.decoded as f64 / self.took.as_secs_f64().max(1e-9);
         writeln!(f, "{} of {n} image files are good ({rate:.0} decoded per second)", self.decoded)?;
         write!(f, "{}", d.findings)?;

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use rayon::prelude::*;
-use serde::Deserialize;
 
 use super::coco::{Annotation, Dataset, ImageInfo};
 use super::decode::decode_file;
 use super::draw::{DrawnObject, annotated, contact_sheet, reduced, write_png};
+use super::segmentation::Segmentation;
 use super::shapes::trace::Mask;
 use crate::error::{Error, Result};
 
@@ -76,7 +76,7 @@ pub fn read_picture(path: &Path) -> Result<RgbImage> {
 }
 
 /// `count` pictures of a data set, evenly spread over the file, with their annotations. Masks are there if the data set
-/// was read with [`super::coco::ReadOptions::segmentation`].
+/// was read with [`super::coco::Masks::Read`].
 pub fn pictures(dataset: &Dataset, count: usize) -> Vec<DatasetPicture> {
     let all = dataset.images.len();
     let count = count.min(all);
@@ -96,44 +96,17 @@ fn drawn(a: &Annotation, image: &ImageInfo) -> DrawnObject {
         (false, false) => "not used",
         (false, true) => "",
     };
-    let polygons = a.segmentation.as_deref().map(|text| segmentation(text, image)).unwrap_or_default();
+    let polygons = a.segmentation.as_ref().map(|mask| outlines(mask, image)).unwrap_or_default();
     DrawnObject { bbox: a.xyxy, class: a.class as usize, score: None, polygons, note }
 }
 
-/// The forms of `segmentation`.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Segmentation {
-    Polygons(Vec<Vec<f64>>),
-    Counts { counts: Vec<u32>, size: [u32; 2] },
-    Text { counts: String, size: [u32; 2] },
-}
-
-/// Polygons of a `segmentation`; none if it cannot be read or is of another size than the image.
-fn segmentation(text: &str, image: &ImageInfo) -> Vec<Vec<[f64; 2]>> {
-    let fits = |size: [u32; 2]| size == [image.height, image.width];
-    let rle = match serde_json::from_str(text) {
-        Ok(Segmentation::Polygons(flat)) => {
-            let points = |p: &Vec<f64>| p.chunks_exact(2).map(|c| [c[0], c[1]]).collect();
-            return flat.iter().filter(|p| p.len() >= 6).map(points).collect();
-        }
-        Ok(Segmentation::Counts { counts, size }) if fits(size) => {
-            let total = counts.iter().try_fold(0u32, |sum, &c| sum.checked_add(c));
-            if total != size[0].checked_mul(size[1]) {
-                return Vec::new();
-            }
-            hotcoco::Rle { h: size[0], w: size[1], counts }
-        }
-        Ok(Segmentation::Text { counts, size }) if fits(size) => {
-            match hotcoco::mask::rle_from_string(&counts, size[0], size[1]) {
-                Ok(rle) => rle,
-                Err(_) => return Vec::new(),
-            }
-        }
-        _ => return Vec::new(),
-    };
+/// Outlines of a mask.
+fn outlines(mask: &Segmentation, image: &ImageInfo) -> Vec<Vec<[f64; 2]>> {
+    if let Some(flat) = mask.polygons() {
+        return flat.iter().map(|p| p.as_chunks::<2>().0.to_vec()).collect();
+    }
     let (w, h) = (image.width as usize, image.height as usize);
-    let columns = hotcoco::mask::decode(&rle); // column by column
+    let columns = hotcoco::mask::decode(&mask.rle((image.width, image.height))); // column by column
     let bits = (0..w * h).map(|i| columns.get(i % w * h + i / w).is_some_and(|&v| v != 0)).collect();
     Mask { x0: 0, y0: 0, w, h, bits }.parts().iter().flat_map(Mask::polygons).collect()
 }
@@ -141,6 +114,7 @@ fn segmentation(text: &str, image: &ImageInfo) -> Vec<Vec<[f64; 2]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::masks::MaskScratch;
 
     fn info(width: u32, height: u32) -> ImageInfo {
         ImageInfo { id: 1, file_name: "a.png".into(), width, height }
@@ -149,26 +123,13 @@ mod tests {
     #[test]
     fn every_form_of_segmentation_is_drawn() {
         let square = [[1.0, 1.0], [3.0, 1.0], [3.0, 3.0], [1.0, 3.0]];
-        let image = info(5, 4);
-        assert_eq!(segmentation("[[1,1,3,1,3,3,1,3],[0,0,1]]", &image), [square]);
+        let (image, size) = (info(5, 4), (5, 4));
+        let scratch = &mut MaskScratch::default();
+        let polygons = Segmentation::from_polygons(&[square.as_flattened().to_vec()], size, scratch).unwrap();
+        assert_eq!(outlines(&polygons, &image), [square]);
         // 4 rows, 5 columns: runs down the columns
-        let runs = r#"{"counts":[5,2,2,2,9],"size":[4,5]}"#;
-        assert_eq!(segmentation(runs, &image), [square]);
-        let rle = hotcoco::Rle { h: 4, w: 5, counts: vec![5, 2, 2, 2, 9] };
-        let text = serde_json::json!({ "counts": hotcoco::mask::rle_to_string(&rle), "size": [4, 5] }).to_string();
-        assert_eq!(segmentation(&text, &image), [square]);
-        for wrong in [
-            "",
-            "null",
-            "{}",
-            "[]",
-            r#"{"counts":[5,2,2,2,9],"size":[5,4]}"#,
-            r#"{"counts":[5,2],"size":[4,5]}"#,
-            r#"{"counts":[4294967295,21],"size":[4,5]}"#,
-            r#"{"counts":"~~~~","size":[4,5]}"#,
-        ] {
-            assert!(segmentation(wrong, &image).is_empty(), "{wrong}");
-        }
+        let runs = Segmentation::from_counts(&[5, 2, 2, 2, 9], size, scratch).unwrap();
+        assert_eq!(outlines(&runs, &image), [square]);
     }
 
     #[test]

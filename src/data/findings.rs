@@ -69,6 +69,22 @@ pub enum FindingKind {
     BadArea,
     /// A box that leaves its image by more than a pixel.
     PartlyOutside,
+    /// Masks were asked for, and no annotation has one.
+    NoMasks,
+    /// An annotation without `segmentation`, among others that have it.
+    MissingMask,
+    /// A `segmentation` that is neither polygons nor an RLE.
+    BadMask,
+    /// A polygon of fewer than three points or of an odd number of coordinates.
+    ShortPolygon,
+    /// A polygon with NaN or an infinity.
+    NonFinitePolygon,
+    /// An RLE of another size than its image.
+    MaskSize,
+    /// An RLE that does not decode, or whose runs do not add up to its size.
+    BadRle,
+    /// A mask without a pixel inside its image.
+    EmptyMask,
     /// An annotation that is there twice, word for word.
     RepeatedAnnotation,
     /// Two different annotations with one id.
@@ -98,7 +114,7 @@ impl FindingKind {
         match self {
             NoImages | NoCategories | DuplicateImageId | DuplicateCategoryId | MissingFile | UnreadableFile
             | SizeMismatch => Severity::Fatal,
-            DuplicateBox | IgnoreFlag | Crowd | CrowdOnly | NoGroundTruth | SmallImage => Severity::Info,
+            NoMasks | DuplicateBox | IgnoreFlag | Crowd | CrowdOnly | NoGroundTruth | SmallImage => Severity::Info,
             _ => Severity::Warning,
         }
     }
@@ -142,6 +158,32 @@ impl FindingKind {
             SmallBox => ("box below one pixel", "dropped"),
             BadArea => ("`area` not above 0", "dropped, as mmdetection does: correct or delete `area`"),
             PartlyOutside => ("box leaves its image", "clipped to the image"),
+            NoMasks => ("no annotation has a `segmentation`", "boxes can be trained, masks cannot"),
+            MissingMask => ("annotation without `segmentation`", "not used where masks are trained"),
+            BadMask => (
+                "`segmentation` is neither polygons nor an RLE",
+                "not used where masks are trained: want [[x, y, …], …] or {size, counts}",
+            ),
+            ShortPolygon => (
+                "polygon of fewer than three points or an odd number of coordinates",
+                "that polygon is dropped; an object that has no other is not used where masks are trained",
+            ),
+            NonFinitePolygon => (
+                "polygon with NaN or infinity",
+                "that polygon is dropped; an object that has no other is not used where masks are trained",
+            ),
+            MaskSize => (
+                "RLE of another size than its image",
+                "not used where masks are trained: correct `size`, which is [height, width], or the image's",
+            ),
+            BadRle => (
+                "RLE that does not decode or add up to its size",
+                "not used where masks are trained: write `counts` again, down the columns and background first",
+            ),
+            EmptyMask => (
+                "mask without a pixel inside its image",
+                "used with its box and an empty mask, as mmdetection does: correct or delete it",
+            ),
             RepeatedAnnotation => ("annotation repeated word for word", "used once"),
             DuplicateAnnotationId => ("annotation id used twice", "both used: give every annotation its own id"),
             DuplicateBox => ("same class and box twice in an image", "both used"),
@@ -194,6 +236,11 @@ impl Findings {
         if group.examples.len() < self.keep {
             group.examples.push(example());
         }
+    }
+
+    /// Takes a kind out; returns how many there were.
+    pub(super) fn remove(&mut self, kind: FindingKind) -> usize {
+        self.groups.remove(&kind).map_or(0, |g| g.count)
     }
 
     /// How many of a kind.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::batch::Batch;
 use super::buckets::{Buckets, Shape};
 use super::coco::{Dataset, TrainFilter};
+use super::masks::{MaskMap, MaskScratch, run_capacity};
 use super::order::Order;
 use super::pipeline::{Draws, Pipeline, Placement};
 use super::prefetch::Prefetch;
@@ -25,6 +26,8 @@ pub struct LoaderOptions {
     pub batch: usize,
     /// Ground-truth boxes each image is padded to: [`Dataset::max_gt`].
     pub max_gt: usize,
+    /// Run ends of masks that each image is padded to: [`run_capacity`](super::run_capacity) or more; 0 for no masks.
+    pub mask_runs: usize,
     /// Passes over the images in one epoch (mmdetection's `RepeatDataset`).
     pub times: usize,
     /// Which images are used.
@@ -46,6 +49,7 @@ impl Default for LoaderOptions {
             stage: 0,
             batch: 2,
             max_gt: 8,
+            mask_runs: 0,
             times: 1,
             filter: TrainFilter::default(),
             threads: 0,
@@ -70,6 +74,9 @@ impl Loader {
         let images = store.dataset().training_images(options.filter)?;
         check_gt(store.dataset(), &images, options.max_gt)?;
         let buckets = pipeline.buckets(store.dataset(), &images, options.batch);
+        if options.mask_runs > 0 {
+            check_masks(store.dataset(), &images, &pipeline, options.mask_runs)?;
+        }
         let mut members = vec![Vec::new(); buckets.shapes.len()];
         for (position, &k) in buckets.of_image.iter().enumerate() {
             members[usize::from(k)].push(position);
@@ -155,6 +162,29 @@ fn check_gt(dataset: &Dataset, images: &[usize], max_gt: usize) -> Result<()> {
     Ok(())
 }
 
+/// Whether all ground truth has masks, and whether batches have room for them.
+fn check_masks(dataset: &Dataset, images: &[usize], pipeline: &Pipeline, mask_runs: usize) -> Result<()> {
+    for &i in images {
+        if dataset.ground_truth(i).any(|a| a.segmentation.is_none()) {
+            let info = &dataset.images[i];
+            let message = format!(
+                "image {} ({}) has objects without a mask: read the file with `Masks::Train` to leave them out",
+                info.id, info.file_name
+            );
+            return Err(Error::data(&dataset.path, message));
+        }
+    }
+    let needed = run_capacity(dataset, pipeline);
+    if mask_runs < needed || i32::try_from(mask_runs).is_err() {
+        let message = format!(
+            "mask_runs {mask_runs}: want {needed} or more, below 2³¹, for the masks of {}",
+            dataset.path.display()
+        );
+        return Err(Error::value("loader", message));
+    }
+    Ok(())
+}
+
 fn threads(wanted: usize) -> usize {
     match wanted {
         0 => std::thread::available_parallelism().map_or(2, usize::from),
@@ -183,8 +213,8 @@ impl TrainJob {
         let o = &self.options;
         let group = self.order.group(step);
         let shape = self.order.buckets().shapes[group.bucket];
-        batch.reset(step, group.bucket, shape, o.batch, o.max_gt);
-        let mut scratch = Scratch::default();
+        batch.reset(step, group.bucket, shape, o.batch, o.max_gt, o.mask_runs);
+        let mut scratch = (Scratch::default(), MaskScratch::default(), MaskMap::default());
         for (slot, position) in group.positions.into_iter().enumerate() {
             self.fill(&mut batch, slot, position, &self.members[group.bucket], &mut scratch)?;
         }
@@ -198,7 +228,7 @@ impl TrainJob {
         slot: usize,
         mut position: usize,
         members: &[usize],
-        scratch: &mut Scratch,
+        scratch: &mut (Scratch, MaskScratch, MaskMap),
     ) -> Result<()> {
         let (o, dataset) = (&self.options, self.store.dataset());
         let shape = Shape { height: batch.height, width: batch.width };
@@ -229,9 +259,13 @@ impl TrainJob {
                 position = members[draws.replacement(members.len())];
                 continue;
             };
-            self.pipeline.render(&image, &placement, shape, &mut draws, batch.image_mut(slot), scratch);
+            self.pipeline.render(&image, &placement, shape, &mut draws, batch.image_mut(slot), &mut scratch.0);
             describe(batch, slot, dataset, index, &placement);
-            return ground_truth(batch, slot, dataset, index, &placement);
+            ground_truth(batch, slot, dataset, index, &placement)?;
+            if o.mask_runs > 0 {
+                masks(batch, slot, dataset, index, &placement, &mut scratch.1, &mut scratch.2)?;
+            }
+            return Ok(());
         }
     }
 }
@@ -261,6 +295,40 @@ fn ground_truth(batch: &mut Batch, slot: usize, dataset: &Dataset, index: usize,
         n += 1;
     }
     batch.gt_count[slot] = n as i32;
+    Ok(())
+}
+
+/// The masks of the boxes that [`ground_truth`] wrote.
+fn masks(
+    batch: &mut Batch,
+    slot: usize,
+    dataset: &Dataset,
+    index: usize,
+    placement: &Placement,
+    scratch: &mut MaskScratch,
+    map: &mut MaskMap,
+) -> Result<()> {
+    let info = &dataset.images[index];
+    let (width, max_gt, room) = (batch.width, batch.max_gt(), batch.mask_runs());
+    map.set((info.width, info.height), &placement.window);
+    let runs = &mut batch.gt_mask_runs[slot * room..(slot + 1) * room];
+    let offsets = &mut batch.gt_mask_offsets[slot * (max_gt + 1)..(slot + 1) * (max_gt + 1)];
+    let (mut n, mut used) = (0, 0);
+    for a in dataset.ground_truth(index).filter(|a| placement.map(a.xyxy).is_some()) {
+        if let Some(mask) = &a.segmentation {
+            used += scratch.draw(mask, map, width, &mut runs[used..]);
+        }
+        if used > room {
+            let who = format!("image {} ({})", info.id, info.file_name);
+            let message = format!(
+                "{who}: its masks have {used} run ends or more, but batches have room for {room}: raise mask_runs"
+            );
+            return Err(Error::data(&dataset.path, message));
+        }
+        n += 1;
+        offsets[n] = used as i32;
+    }
+    offsets[n..].fill(used as i32);
     Ok(())
 }
 
@@ -342,7 +410,7 @@ impl EvalJob {
     fn make(&self, step: u64, mut batch: Batch) -> Result<Batch> {
         let (bucket, images) = &self.groups[step as usize];
         let shape = self.buckets.shapes[*bucket];
-        batch.reset(step, *bucket, shape, self.batch, 0);
+        batch.reset(step, *bucket, shape, self.batch, 0, 0);
         let mut scratch = Scratch::default();
         for slot in 0..self.batch {
             let mut draws = Draws::new(0, 0, step, slot as u32);

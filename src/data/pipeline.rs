@@ -65,6 +65,11 @@ impl Geometry {
         }
     }
 
+    /// Width and height of a picture at the largest scale.
+    pub(super) fn largest(&self, size: (u32, u32)) -> (u32, u32) {
+        self.resized(size, f64::from(self.jitter().1))
+    }
+
     /// Size of a picture after scaling by `r` times what fits: `new = int(dim * f + 0.5)`.
     fn resized(&self, (w, h): (u32, u32), r: f64) -> (u32, u32) {
         let times = |limit: u32| (f64::from(limit) * r).floor().max(1.0);
@@ -174,9 +179,8 @@ impl Pipeline {
         indices: &[usize],
         batch: usize,
     ) -> (Buckets, Vec<Shape>) {
-        let largest = f64::from(self.geometry.jitter().1);
         let resized = indices.iter().map(|&i| {
-            let (width, height) = self.geometry.resized((dataset.images[i].width, dataset.images[i].height), largest);
+            let (width, height) = self.geometry.largest((dataset.images[i].width, dataset.images[i].height));
             Shape { height, width }
         });
         let sizes: Vec<Shape> = resized.collect();

@@ -190,6 +190,128 @@ impl<'de> Deserialize<'de> for RawBox {
     }
 }
 
+/// A `segmentation`.
+#[derive(Debug)]
+pub(super) enum RawSegmentation {
+    /// An empty list or object.
+    Missing,
+    /// Lists of numbers, of any length and possibly not finite.
+    Polygons(Vec<Vec<f64>>),
+    /// An RLE with its height and width.
+    Runs {
+        size: [u32; 2],
+        counts: RawCounts,
+    },
+    Other,
+}
+
+/// The `counts` of an RLE.
+#[derive(Debug)]
+pub(super) enum RawCounts {
+    List(Vec<u32>),
+    Text(String),
+}
+
+/// Numbers as [`Loose`] reads them, or nothing if one of the elements is none; `null` counts as NaN.
+struct Numbers(Option<Vec<f64>>);
+
+struct NumbersVisitor;
+
+impl<'de> Visitor<'de> for NumbersVisitor {
+    type Value = Numbers;
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a list of numbers")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Numbers, A::Error> {
+        let mut list = Some(Vec::new());
+        while let Some(x) = seq.next_element::<Loose>()? {
+            let x = if x == Loose::None { Some(f64::NAN) } else { x.number() };
+            list = list.zip(x).map(|(mut l, x)| {
+                l.push(x);
+                l
+            });
+        }
+        Ok(Numbers(list))
+    }
+}
+
+impl<'de> Deserialize<'de> for Numbers {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        d.deserialize_seq(NumbersVisitor)
+    }
+}
+
+struct SegmentationVisitor;
+
+/// Anything that this does not expect is an error of serde, which the caller takes for [`RawSegmentation::Other`]: the text
+/// is that of one annotation.
+impl<'de> Visitor<'de> for SegmentationVisitor {
+    type Value = RawSegmentation;
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("polygons or run lengths")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<RawSegmentation, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Numbers(polygon)) = seq.next_element()? {
+            list.push(polygon.ok_or_else(|| de::Error::custom("not a number"))?);
+        }
+        Ok(if list.is_empty() { RawSegmentation::Missing } else { RawSegmentation::Polygons(list) })
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawSegmentation, A::Error> {
+        let (mut size, mut counts, mut empty) = (None, None, true);
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            empty = false;
+            match &*key {
+                "size" => {
+                    let list: Vec<Loose> = map.next_value()?;
+                    size = <[Loose; 2]>::try_from(list).ok().and_then(|[h, w]| Some([h.size()?, w.size()?]));
+                }
+                "counts" => counts = Some(map.next_value()?),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(match (size, counts) {
+            (Some(size), Some(counts)) => RawSegmentation::Runs { size, counts },
+            _ if empty => RawSegmentation::Missing,
+            _ => RawSegmentation::Other,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for RawSegmentation {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        d.deserialize_any(SegmentationVisitor)
+    }
+}
+
+struct CountsVisitor;
+
+impl<'de> Visitor<'de> for CountsVisitor {
+    type Value = RawCounts;
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("run lengths")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<RawCounts, A::Error> {
+        let mut list = Vec::new();
+        while let Some(x) = seq.next_element::<Loose>()? {
+            let length = x.id().and_then(|v| u32::try_from(v).ok());
+            list.push(length.ok_or_else(|| de::Error::custom("not a length"))?);
+        }
+        Ok(RawCounts::List(list))
+    }
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<RawCounts, E> {
+        Ok(RawCounts::Text(v.to_owned()))
+    }
+}
+
+impl<'de> Deserialize<'de> for RawCounts {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        d.deserialize_any(CountsVisitor)
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct RawImage {

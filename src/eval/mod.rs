@@ -1,31 +1,22 @@
-//! COCO detection metrics, computed by `hotcoco` (bit-identical to pycocotools), and detections in COCO's results format.
+//! COCO metrics of boxes and masks, computed by `hotcoco` (bit-identical to pycocotools), and detections in COCO's results
+//! format.
 //!
-//! Main types: [`Evaluator`], [`Metrics`].
+//! Main types: [`Evaluator`], [`Metrics`], [`ResultBox`].
+
+mod results;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use hotcoco::params::IouType;
 use hotcoco::{COCO, COCOeval};
-use serde::{Deserialize, Serialize};
+use rayon::prelude::*;
+
+pub use results::{ResultBox, RleMask, read_results, write_results};
 
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-
-/// One detection in COCO's results format.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ResultBox {
-    /// Image id of the annotation file.
-    pub image_id: i64,
-    /// Category id of the annotation file.
-    pub category_id: i64,
-    /// x, y, width, height in pixels of the original image.
-    pub bbox: [f64; 4],
-    /// 0 to 1.
-    pub score: f64,
-}
 
 /// Keys of the twelve COCO numbers, in pycocotools' order.
 pub const COCO_KEYS: [&str; 12] = [
@@ -43,10 +34,47 @@ pub const COCO_KEYS: [&str; 12] = [
     "bbox_ar_large",
 ];
 
+/// The same numbers of masks.
+pub const SEGM_KEYS: [&str; 12] = [
+    "segm_ap",
+    "segm_ap50",
+    "segm_ap75",
+    "segm_ap_small",
+    "segm_ap_medium",
+    "segm_ap_large",
+    "segm_ar1",
+    "segm_ar10",
+    "segm_ar100",
+    "segm_ar_small",
+    "segm_ar_medium",
+    "segm_ar_large",
+];
+
+/// What overlaps are measured on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overlap {
+    /// Boxes.
+    Boxes,
+    /// Masks.
+    Masks,
+}
+
+impl Overlap {
+    /// Keys of the twelve numbers.
+    pub fn keys(self) -> &'static [&'static str; 12] {
+        match self {
+            Overlap::Boxes => &COCO_KEYS,
+            Overlap::Masks => &SEGM_KEYS,
+        }
+    }
+}
+
 /// The metrics of one evaluation; -1 where there is no ground truth of that kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metrics {
-    /// In the order of [`COCO_KEYS`].
+    /// Of boxes or of masks.
+    pub overlap: Overlap,
+    /// In the order of [`COCO_KEYS`] or [`SEGM_KEYS`].
     pub numbers: [f64; 12],
     /// AP and AP50 of each class, by name.
     pub per_class: BTreeMap<String, (f64, f64)>,
@@ -66,7 +94,7 @@ impl Metrics {
 
     /// The twelve numbers by key.
     pub fn by_key(&self) -> BTreeMap<String, f64> {
-        COCO_KEYS.iter().map(|k| k.to_string()).zip(self.numbers).collect()
+        self.overlap.keys().iter().map(|k| k.to_string()).zip(self.numbers).collect()
     }
 }
 
@@ -91,6 +119,8 @@ impl fmt::Display for Metrics {
 #[derive(Clone)]
 pub struct Evaluator {
     truth: Arc<COCO>,
+    /// The same with masks.
+    masks: Option<Arc<COCO>>,
     images: HashMap<i64, u64>,
     categories: HashMap<i64, u64>,
 }
@@ -99,6 +129,21 @@ impl Evaluator {
     /// Takes all images and annotations, those that training leaves out too. Numbers follow the ids, as pycocotools orders
     /// images and classes.
     pub fn new(dataset: &Dataset) -> Evaluator {
+        Self::of(dataset, false)
+    }
+
+    /// As [`Evaluator::new`], for masks too: the data set must have been read with them. An object without a usable mask
+    /// counts as a crowd region of its box in the metrics of masks: not asked for, and nothing found there is held against.
+    ///
+    /// Errors: `Data` if no annotation has a mask.
+    ///
+    /// Cost: each polygon is rasterised once, on all cores; run lengths of all masks are kept.
+    pub fn with_masks(dataset: &Dataset) -> Result<Evaluator> {
+        dataset.expect_masks()?;
+        Ok(Self::of(dataset, true))
+    }
+
+    fn of(dataset: &Dataset, masks: bool) -> Evaluator {
         let mut order: Vec<usize> = (0..dataset.images.len()).collect();
         order.sort_by_key(|&i| dataset.images[i].id);
         let mut truth = hotcoco::Dataset::default();
@@ -122,43 +167,114 @@ impl Evaluator {
                 });
             }
         }
+        let masks = masks.then(|| {
+            let mut truth = truth.clone();
+            let of = order.iter().flat_map(|&i| dataset.annotations[i].iter().map(move |a| (a, &dataset.images[i])));
+            let of: Vec<_> = of.collect();
+            truth.annotations.par_iter_mut().zip(of).for_each(|(entry, (a, image))| match &a.segmentation {
+                Some(mask) => {
+                    let (size, counts) = ([image.height, image.width], mask.rle((image.width, image.height)).counts);
+                    entry.segmentation = Some(hotcoco::Segmentation::UncompressedRle { size, counts });
+                }
+                // hotcoco makes a mask of the box.
+                None => entry.iscrowd = true,
+            });
+            Arc::new(COCO::from_dataset(truth))
+        });
         Evaluator {
             truth: Arc::new(COCO::from_dataset(truth)),
+            masks,
             images: (1..).zip(&order).map(|(id, &i)| (dataset.images[i].id, id)).collect(),
             categories: (1..).zip(&dataset.categories).map(|(id, c)| (c.id, id)).collect(),
         }
     }
 
-    /// The metrics of all detections together.
+    /// Whether [`Evaluator::evaluate_masks`] can be called.
+    pub fn has_masks(&self) -> bool {
+        self.masks.is_some()
+    }
+
+    /// The metrics of the boxes of all detections together.
     ///
     /// Errors: `Value` if a detection names an image or a category that the annotation file does not have.
     pub fn evaluate(&self, detections: &[ResultBox]) -> Result<Metrics> {
-        let wrong = |e: hotcoco::error::Error| Error::value("evaluate", e.to_string());
-        let unknown =
-            |what: &str, id: i64| Error::value("evaluate", format!("{what} {id} is not in the annotation file"));
         let mut rows: Vec<f64> = Vec::with_capacity(7 * detections.len());
         for d in detections {
-            let image = *self.images.get(&d.image_id).ok_or_else(|| unknown("image_id", d.image_id))?;
-            let category = self.categories.get(&d.category_id);
-            let category = *category.ok_or_else(|| unknown("category_id", d.category_id))?;
+            let (image, category) = self.numbers(d)?;
             let [x, y, w, h] = d.bbox;
             rows.extend([image as f64, x, y, w, h, d.score, category as f64]);
         }
         let found = if detections.is_empty() {
-            COCO::from_dataset(hotcoco::Dataset {
-                images: self.truth.dataset.images.clone(),
-                categories: self.truth.dataset.categories.clone(),
-                ..Default::default()
-            })
+            self.nothing(&self.truth)
         } else {
             self.truth.load_res_anns(COCO::detections_from_rows(&rows, 7).map_err(wrong)?).map_err(wrong)?
         };
-        let mut eval = COCOeval::new(self.truth.clone(), found, IouType::Bbox);
+        self.metrics(&self.truth, found, Overlap::Boxes)
+    }
+
+    /// The metrics of the masks of all detections together. Sizes small, medium and large are those of the masks, whatever
+    /// their boxes are.
+    ///
+    /// Errors: as [`Evaluator::evaluate`]; `Value` if this was made without masks, or if a detection has none, or one of
+    /// another size than its image, or one that does not decode.
+    pub fn evaluate_masks(&self, detections: &[ResultBox]) -> Result<Metrics> {
+        let truth = self.masks.as_ref().ok_or_else(|| {
+            Error::value("evaluate", "no masks in the ground truth: make the evaluator with `Evaluator::with_masks`")
+        })?;
+        let row = |d: &ResultBox| {
+            let (image_id, category_id) = self.numbers(d)?;
+            let of = |what: String| Error::value("evaluate", format!("detection of image {}: {what}", d.image_id));
+            let mask = d.segmentation.as_ref().ok_or_else(|| of("no segmentation: write its RLE".to_string()))?;
+            let image = truth.get_img(image_id).map_or([0; 2], |i| [i.height, i.width]);
+            if mask.size != image {
+                return Err(of(format!("its mask has height and width {:?}, its image {image:?}", mask.size)));
+            }
+            mask.area_and_bbox().map_err(|e| of(e.to_string()))?;
+            // Without a box: with one, hotcoco would take sizes from it, as pycocotools does.
+            Ok(hotcoco::Annotation {
+                image_id,
+                category_id,
+                score: Some(d.score),
+                segmentation: Some(hotcoco::Segmentation::CompressedRle {
+                    size: mask.size,
+                    counts: mask.counts.clone(),
+                }),
+                ..Default::default()
+            })
+        };
+        let rows = detections.par_iter().map(row).collect::<Result<Vec<_>>>()?;
+        let found = if rows.is_empty() { self.nothing(truth) } else { truth.load_res_anns(rows).map_err(wrong)? };
+        self.metrics(truth, found, Overlap::Masks)
+    }
+
+    /// Image and category as hotcoco knows them.
+    fn numbers(&self, d: &ResultBox) -> Result<(u64, u64)> {
+        let unknown =
+            |what: &str, id: i64| Error::value("evaluate", format!("{what} {id} is not in the annotation file"));
+        let image = *self.images.get(&d.image_id).ok_or_else(|| unknown("image_id", d.image_id))?;
+        let category = self.categories.get(&d.category_id);
+        Ok((image, *category.ok_or_else(|| unknown("category_id", d.category_id))?))
+    }
+
+    fn nothing(&self, truth: &COCO) -> COCO {
+        COCO::from_dataset(hotcoco::Dataset {
+            images: truth.dataset.images.clone(),
+            categories: truth.dataset.categories.clone(),
+            ..Default::default()
+        })
+    }
+
+    fn metrics(&self, truth: &Arc<COCO>, found: COCO, overlap: Overlap) -> Result<Metrics> {
+        let kind = match overlap {
+            Overlap::Boxes => IouType::Bbox,
+            Overlap::Masks => IouType::Segm,
+        };
+        let mut eval = COCOeval::new(Arc::clone(truth), found, kind);
         eval.evaluate().map_err(wrong)?;
         eval.accumulate();
         let lines = eval.summarize_lines();
         let numbers = eval.stats().and_then(|s| s.try_into().ok()).unwrap_or([-1.0; 12]);
-        Ok(Metrics { numbers, per_class: self.per_class(&eval), lines })
+        Ok(Metrics { overlap, numbers, per_class: self.per_class(&eval), lines })
     }
 
     fn per_class(&self, eval: &COCOeval) -> BTreeMap<String, (f64, f64)> {
@@ -177,21 +293,16 @@ impl Evaluator {
     }
 }
 
-/// Writes detections as a COCO results file.
-pub fn write_results(path: &Path, detections: &[ResultBox]) -> Result<()> {
-    let text = serde_json::to_string(detections).expect("eval: plain numbers are JSON");
-    std::fs::write(path, text).map_err(|e| Error::io(path, e))
-}
-
-/// Reads a COCO results file.
-pub fn read_results(path: &Path) -> Result<Vec<ResultBox>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_str(&text).map_err(|e| Error::data(path, format!("not a COCO results file: {e}")))
+fn wrong(e: hotcoco::error::Error) -> Error {
+    Error::value("evaluate", e.to_string())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::data::{Masks, ReadOptions};
 
     fn fixture(name: &str) -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/coco_eval").join(name)
@@ -201,14 +312,23 @@ mod tests {
         Evaluator::new(&Dataset::load(fixture(truth), "").unwrap())
     }
 
-    fn check(truth: &str, found: &str, key: &str) -> Metrics {
+    fn mask_evaluator(truth: &Path) -> Result<Evaluator> {
+        let options = ReadOptions { masks: Masks::Read, ..ReadOptions::default() };
+        Evaluator::with_masks(&Dataset::load_with(truth, "", options).unwrap())
+    }
+
+    fn compare(metrics: &Metrics, key: &str) {
         let want: serde_json::Value =
             serde_json::from_str(&std::fs::read_to_string(fixture("expected_stats.json")).unwrap()).unwrap();
-        let metrics = evaluator(truth).evaluate(&read_results(&fixture(found)).unwrap()).unwrap();
         for (i, got) in metrics.numbers.iter().enumerate() {
             let want = want[key][i].as_f64().unwrap();
-            assert!((got - want).abs() < 1e-9, "{key} {}: {got} {want}", COCO_KEYS[i]);
+            assert!((got - want).abs() < 1e-9, "{key} {}: {got} {want}", metrics.overlap.keys()[i]);
         }
+    }
+
+    fn check(truth: &str, found: &str, key: &str) -> Metrics {
+        let metrics = evaluator(truth).evaluate(&read_results(&fixture(found)).unwrap()).unwrap();
+        compare(&metrics, key);
         metrics
     }
 
@@ -219,6 +339,85 @@ mod tests {
         let mean = with_truth.iter().sum::<f64>() / with_truth.len() as f64;
         assert!((mean - m.ap()).abs() < 1e-9, "AP is the mean over classes: {mean}");
         assert!(m.to_string().contains("person"));
+    }
+
+    /// Polygons, and crowds as uncompressed RLE, against compressed RLE without boxes.
+    #[test]
+    fn numbers_of_masks_are_those_of_pycocotools() {
+        let evaluator = mask_evaluator(&fixture("instances_val2014_100.json")).unwrap();
+        let found = read_results(&fixture("instances_val2014_fakesegm100_results.json")).unwrap();
+        let m = evaluator.evaluate_masks(&found).unwrap();
+        compare(&m, "segm");
+        assert_eq!((m.by_key()["segm_ap"], m.by_key().len()), (m.ap(), 12));
+        assert!(m.per_class["person"].1 > 0.0);
+        // Boxes of the same evaluator are those of one without masks; boxes of detections change nothing for masks.
+        let boxes = read_results(&fixture("instances_val2014_fakebbox100_results.json")).unwrap();
+        compare(&evaluator.evaluate(&boxes).unwrap(), "bbox");
+        let moved: Vec<ResultBox> =
+            found.iter().map(|d| ResultBox { bbox: [0.0, 0.0, 1.0, 1.0], ..d.clone() }).collect();
+        assert_eq!(evaluator.evaluate_masks(&moved).unwrap(), m);
+        assert_eq!(evaluator.evaluate_masks(&[]).unwrap().ap(), 0.0);
+
+        let refused = |d: ResultBox| evaluator.evaluate_masks(&[d]).unwrap_err().to_string();
+        let without = refused(ResultBox { segmentation: None, ..found[0].clone() });
+        assert!(without.contains("detection of image 42: no segmentation"), "{without}");
+        let small = RleMask::from_window((3, 2), [0, 0, 1, 1], |_, _| true).unwrap();
+        let small = refused(ResultBox { segmentation: Some(small), ..found[0].clone() });
+        assert!(small.contains("height and width [2, 3], its image [478, 640]"), "{small}");
+        let bad = RleMask { size: [478, 640], counts: "!".to_string() };
+        assert!(refused(ResultBox { segmentation: Some(bad), ..found[0].clone() }).contains("invalid RLE"));
+        let e = self::evaluator("crowd1_gt.json").evaluate_masks(&[]).unwrap_err().to_string();
+        assert!(e.contains("with_masks"), "{e}");
+    }
+
+    /// COCO's compressed letters of rasterised polygons, from pycocotools.
+    #[test]
+    fn masks_of_the_ground_truth_are_those_of_pycocotools() {
+        let options = ReadOptions { masks: Masks::Train, ..ReadOptions::default() };
+        let dataset = Dataset::load_with(fixture("instances_val2014_100.json"), "", options).unwrap();
+        let text = std::fs::read_to_string(fixture("poly_to_rle_expected.json")).unwrap();
+        let want: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        for w in &want {
+            let of = |i: usize| dataset.annotations[i].iter().find(|a| w["id"] == a.id).map(|a| (i, a));
+            let (i, a) = (0..dataset.images.len()).find_map(of).unwrap();
+            let (width, height) = (dataset.images[i].width, dataset.images[i].height);
+            let counts = a.segmentation.as_ref().unwrap().rle((width, height)).counts;
+            let got = RleMask::from_counts((width, height), counts);
+            assert_eq!(w["counts"], got.counts, "annotation {}", a.id);
+            assert_eq!(got.area_and_bbox().unwrap().0, w["area"].as_u64().unwrap());
+        }
+        let kinds: Vec<_> = dataset.findings.groups().filter(|(k, _)| format!("{k:?}").contains("Mask")).collect();
+        assert!(want.len() > 50 && kinds.is_empty(), "{kinds:?}");
+    }
+
+    /// One object with a mask, one without: it is neither asked for nor held against.
+    #[test]
+    fn objects_without_masks_count_as_crowds() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        let write = |first: &str| {
+            let text = format!(
+                r#"{{"images": [{{"id": 1, "file_name": "b.png", "width": 99, "height": 99}}],
+                "categories": [{{"id": 1, "name": "x"}}],
+                "annotations": [{{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 40], "area": 1600{first}}},
+                                {{"id": 2, "image_id": 1, "category_id": 1, "bbox": [50, 50, 40, 40], "area": 1600}}]}}"#
+            );
+            std::fs::write(&path, text).unwrap();
+        };
+        write(r#", "segmentation": [[0, 0, 40, 0, 40, 40, 0, 40]]"#);
+        let evaluator = mask_evaluator(&path).unwrap();
+        let found = |x: u32, score| ResultBox {
+            image_id: 1,
+            category_id: 1,
+            bbox: [0.0; 4],
+            score,
+            segmentation: Some(RleMask::from_window((99, 99), [x, x, x + 40, x + 40], |_, _| true).unwrap()),
+        };
+        assert!((evaluator.evaluate_masks(&[found(0, 0.5)]).unwrap().ap() - 1.0).abs() < 1e-9);
+        assert!((evaluator.evaluate_masks(&[found(50, 0.9), found(0, 0.5)]).unwrap().ap() - 1.0).abs() < 1e-9);
+        write("");
+        let e = mask_evaluator(&path).err().unwrap().to_string();
+        assert!(e.contains("no annotation has a usable `segmentation`"), "{e}");
     }
 
     #[test]
@@ -234,7 +433,8 @@ mod tests {
 
     #[test]
     fn unknown_ids_are_named() {
-        let d = ResultBox { image_id: 987_654, category_id: 1, bbox: [0.0, 0.0, 1.0, 1.0], score: 0.5 };
+        let d =
+            ResultBox { image_id: 987_654, category_id: 1, bbox: [0.0, 0.0, 1.0, 1.0], score: 0.5, segmentation: None };
         let e = evaluator("crowd1_gt.json").evaluate(&[d]).unwrap_err();
         assert!(e.to_string().contains("987654"), "{e}");
     }
@@ -254,19 +454,16 @@ mod tests {
                             {"id": 3, "image_id": 9007199254740992, "category_id": 1, "bbox": [0, 0, null, 50]}]}"#;
         std::fs::write(&path, text).unwrap();
         let evaluator = Evaluator::new(&Dataset::load(&path, "").unwrap());
-        let found = |image_id| ResultBox { image_id, category_id: 1, bbox: [0.0, 0.0, 50.0, 50.0], score: 0.5 };
+        let found = |image_id| ResultBox {
+            image_id,
+            category_id: 1,
+            bbox: [0.0, 0.0, 50.0, 50.0],
+            score: 0.5,
+            segmentation: None,
+        };
         let m = evaluator.evaluate(&[found(9_007_199_254_740_993)]).unwrap();
         let sizes = ["bbox_ap", "bbox_ap_medium", "bbox_ap_small"].map(|key| m.by_key()[key].round());
         assert_eq!(sizes, [1.0, 1.0, -1.0], "the area is that of the box");
         assert_eq!(evaluator.evaluate(&[found(9_007_199_254_740_992)]).unwrap().ap(), 0.0);
-    }
-
-    #[test]
-    fn results_survive_a_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let d = vec![ResultBox { image_id: 3, category_id: 2, bbox: [0.5, 1.0, 2.0, 3.25], score: 0.75 }];
-        write_results(&dir.path().join("r.json"), &d).unwrap();
-        assert_eq!(read_results(&dir.path().join("r.json")).unwrap(), d);
-        assert!(read_results(&dir.path().join("none.json")).is_err());
     }
 }

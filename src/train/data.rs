@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::engine::Bucket;
 use super::recipe::{BuiltInData, ColourJitter, DataConfig, Recipe, Resize, SplitConfig, StageConfig};
 use crate::data::shapes::{ShapesOptions, ensure};
-use crate::data::{self, Dataset, Geometry, ImageStore, Pipeline, Shape, TrainFilter};
+use crate::data::{
+    self, Dataset, Geometry, ImageStore, Masks, Pipeline, ReadOptions, Shape, TrainFilter, run_capacity,
+};
 use crate::error::{Error, Result};
 use crate::models::{HostBatch, PixelStats};
 
@@ -22,6 +24,8 @@ pub struct RunData {
     pub max_gt: usize,
     /// Which images are trained on.
     pub filter: TrainFilter,
+    /// Whether masks were read.
+    pub masks: bool,
 }
 
 impl RunData {
@@ -29,6 +33,14 @@ impl RunData {
     ///
     /// Errors: `Recipe` without a training split, `Data` if validation or test have other categories than training.
     pub fn open(recipe: &Recipe, file: &Path) -> Result<RunData> {
+        Self::open_with(recipe, file, false)
+    }
+
+    /// As [`RunData::open`], with masks if `masks`: then an object without a usable one is not trained on, and the
+    /// evaluation of masks ([`crate::eval::Evaluator::with_masks`]) has what it needs.
+    ///
+    /// Errors: also `Data` if masks are wanted and the training file has none.
+    pub fn open_with(recipe: &Recipe, file: &Path, masks: bool) -> Result<RunData> {
         let cfg = &recipe.data;
         if let Some(BuiltInData::Shapes) = cfg.built_in {
             let s = cfg.shapes.clone().unwrap_or_default();
@@ -39,11 +51,12 @@ impl RunData {
         let split = cfg.train.as_ref().ok_or_else(|| {
             Error::recipe(file, "data.train", "missing: name annotations and images of the training set")
         })?;
-        let train = open_split(split, cfg)?;
+        let (of_train, of_others) = if masks { (Masks::Train, Masks::Read) } else { (Masks::Skip, Masks::Skip) };
+        let train = open_split(split, cfg, of_train)?;
         let names = train.dataset().class_names();
         let other = |split: &Option<SplitConfig>| -> Result<Option<Arc<ImageStore>>> {
             let Some(split) = split else { return Ok(None) };
-            let store = open_split(split, cfg)?;
+            let store = open_split(split, cfg, of_others)?;
             if store.dataset().class_names() != names {
                 let message = "its categories differ from those of the training set: use one list in all files";
                 return Err(Error::data(&split.annotations, message));
@@ -51,13 +64,20 @@ impl RunData {
             Ok(Some(store))
         };
         let filter = TrainFilter { empty_gt: !cfg.keep_empty, min_image_size: cfg.min_image_size };
-        Ok(RunData { max_gt: train.dataset().max_gt(), val: other(&cfg.val)?, test: other(&cfg.test)?, train, filter })
+        let (max_gt, val, test) = (train.dataset().max_gt(), other(&cfg.val)?, other(&cfg.test)?);
+        Ok(RunData { max_gt, val, test, train, filter, masks })
+    }
+
+    /// Run ends of masks that an image of a batch has room for in a stage ([`run_capacity`]); 0 without masks.
+    pub fn mask_runs(&self, pipeline: &Pipeline) -> usize {
+        if self.masks { run_capacity(self.train.dataset(), pipeline) } else { 0 }
     }
 }
 
 /// One split with its cache.
-pub fn open_split(split: &SplitConfig, cfg: &DataConfig) -> Result<Arc<ImageStore>> {
-    let dataset = Arc::new(Dataset::load(&split.annotations, &split.images)?);
+pub fn open_split(split: &SplitConfig, cfg: &DataConfig, masks: Masks) -> Result<Arc<ImageStore>> {
+    let options = ReadOptions { masks, ..ReadOptions::default() };
+    let dataset = Arc::new(Dataset::load_with(&split.annotations, &split.images, options)?);
     let bad = match cfg.bad_images {
         super::recipe::BadImages::Fail => data::BadImages::Fail,
         super::recipe::BadImages::Skip => data::BadImages::Skip,

@@ -175,6 +175,7 @@ pub fn to_results(all: &[ImageDetections], store: &ImageStore) -> Vec<ResultBox>
                 category_id: dataset.categories[d.class].id,
                 bbox: [x0, y0, x1 - x0, y1 - y0],
                 score: f64::from(d.score),
+                segmentation: None,
             }
         }));
     }

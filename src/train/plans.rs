@@ -88,6 +88,7 @@ pub(super) fn loader_options(
         stage: index as u8,
         batch: stage.micro_batch,
         max_gt: data.max_gt,
+        mask_runs: data.mask_runs(&train_pipeline(stage)),
         times: stage.repeat as usize,
         filter: data.filter,
         threads: recipe.data.workers,

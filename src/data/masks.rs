@@ -1,0 +1,415 @@
+//! Masks of the ground truth as positions of run ends ("toggles") on a batch's canvas: rasterised at the size of the
+//! original picture, resized by nearest neighbour, cropped and mirrored (fixtures README, 34), without a bitmap of any
+//! size: what is kept are columns as lists of run ends, and where each boundary of the source falls on the canvas.
+//!
+//! Main types: [`MaskMap`] (where a picture goes), [`MaskScratch`] (buffers, and the work), [`run_capacity`].
+
+use super::coco::Dataset;
+use super::pipeline::Pipeline;
+use super::resize::Window;
+use super::segmentation::{RowToggles, Segmentation};
+
+/// Where the boundaries between the columns and rows of a picture fall on the canvas.
+///
+/// Nearest neighbour as OpenCV has it: output `d` shows source `floor(d / (to / from))`, so a boundary falls on the first
+/// output that shows what is behind it, and a span of the source becomes the span between its two boundaries.
+#[derive(Clone, Debug, Default)]
+pub struct MaskMap {
+    source: (u32, u32),
+    columns: Vec<u32>,
+    rows: Vec<u32>,
+}
+
+impl MaskMap {
+    /// For a picture of `source` (width, height) drawn by `window`.
+    pub fn set(&mut self, source: (u32, u32), window: &Window) {
+        let (w, at, size) = (window.resized, window.at, window.size);
+        self.source = source;
+        edges(&mut self.columns, source.0, w.0, at.0, size.0, window.flip_x);
+        edges(&mut self.rows, source.1, w.1, at.1, size.1, window.flip_y);
+    }
+}
+
+/// Where boundary 0, 1, … `from` of an axis falls on the window `at .. at + size` of `to` outputs.
+fn edges(out: &mut Vec<u32>, from: u32, to: u32, at: u32, size: u32, flip: bool) {
+    let scale = 1.0 / (f64::from(to) / f64::from(from)); // in OpenCV's order: it decides on which side a tie rounds
+    let place = |d: u32| {
+        let d = d.clamp(at, at + size) - at;
+        if flip { size - d } else { d }
+    };
+    out.clear();
+    for d in 0..to {
+        let shown = ((f64::from(d) * scale) as u32).min(from - 1);
+        while out.len() <= shown as usize {
+            out.push(place(d));
+        }
+    }
+    out.resize(from as usize + 1, place(to));
+}
+
+/// Between columns `x - 1` and `x` of the canvas, rows `rows[0] .. rows[1]` change.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    x: u32,
+    rows: [u32; 2],
+}
+
+/// Buffers that are used again for the next mask.
+#[derive(Debug, Default)]
+pub struct MaskScratch {
+    pub(super) counts: Vec<u32>,
+    /// Run ends of the last column that had any, and of the one being read.
+    previous: Vec<u32>,
+    current: Vec<u32>,
+    changes: Vec<Change>,
+    /// For each row of the canvas that the mask touches.
+    rows: Vec<u32>,
+}
+
+impl MaskScratch {
+    /// Writes the toggles of a mask on a canvas of `width` columns to the front of `out`: ascending positions
+    /// `y * width + x`; a pixel is set if an odd number of them are not behind it. Runs end with their row, at
+    /// `(y + 1) * width` at the latest. Returns how many there are; above `out.len()`, nothing is written.
+    ///
+    /// Cost: linear in the length of the outline, before and after resizing.
+    pub fn draw(&mut self, mask: &Segmentation, map: &MaskMap, width: u32, out: &mut [i32]) -> usize {
+        let mut counts = std::mem::take(&mut self.counts);
+        mask.counts(map.source, &mut counts);
+        self.trace(&counts, map.source.1, |x| map.columns[x as usize], |y| map.rows[y as usize]);
+        self.counts = counts;
+        let (top, total) = self.count_rows();
+        if total > out.len() {
+            return total;
+        }
+        let mut next = 0;
+        for n in &mut self.rows {
+            next += std::mem::replace(n, next);
+        }
+        let mut write = |c: &Change| {
+            for y in c.rows[0]..c.rows[1] {
+                let at = &mut self.rows[(y - top) as usize];
+                out[*at as usize] = (y * width + c.x) as i32;
+                *at += 1;
+            }
+        };
+        // A mirrored picture was traced from right to left.
+        if self.changes.first().map(|c| c.x) <= self.changes.last().map(|c| c.x) {
+            self.changes.iter().for_each(&mut write);
+        } else {
+            self.changes.iter().rev().for_each(&mut write);
+        }
+        total
+    }
+
+    /// Run ends in the rows of a mask at its own size.
+    pub(super) fn row_toggles(&mut self, counts: &[u32], height: u32) -> RowToggles {
+        self.trace(counts, height, |x| x, |y| y);
+        let (_, all) = self.count_rows();
+        let next = self.rows.iter().skip(1).chain([&0]);
+        let falls = self.rows.iter().zip(next).map(|(n, next)| n.saturating_sub(*next)).sum();
+        RowToggles { all: u32::try_from(all).unwrap_or(u32::MAX), falls }
+    }
+
+    /// Finds the changes between columns of a mask given by runs down its columns, with boundaries moved by `column` and
+    /// `row` (both ascending, or descending for a mirrored axis).
+    fn trace(&mut self, counts: &[u32], height: u32, column: impl Fn(u32) -> u32, row: impl Fn(u32) -> u32) {
+        let Self { previous, current, changes, .. } = self;
+        (previous.clear(), current.clear(), changes.clear());
+        // `end`: where the last column with run ends stops on the canvas.
+        let (mut x, mut end, mut at) = (0, u32::MAX, 0);
+        let mut finish = |x: u32, current: &mut Vec<u32>| {
+            let (from, to) = (column(x), column(x + 1));
+            if from != to && !current.is_empty() {
+                if current.first() > current.last() {
+                    current.reverse();
+                }
+                if from == end {
+                    differences(previous, current, |rows| changes.push(Change { x: from, rows }));
+                } else {
+                    differences(previous, &[], |rows| changes.push(Change { x: end, rows }));
+                    differences(&[], current, |rows| changes.push(Change { x: from, rows }));
+                }
+                std::mem::swap(previous, current);
+                end = to;
+            }
+            current.clear();
+        };
+        for (i, &n) in counts.iter().enumerate() {
+            let (mut left, start) = (n, at);
+            at += n;
+            if i % 2 == 0 || n == 0 {
+                continue;
+            }
+            let (mut of, mut y) = (start / height, start % height);
+            loop {
+                let rows = left.min(height - y);
+                if of != x {
+                    finish(x, current);
+                    x = of;
+                }
+                for edge in [row(y), row(y + rows)] {
+                    if current.last() == Some(&edge) {
+                        current.pop();
+                    } else {
+                        current.push(edge);
+                    }
+                }
+                left -= rows;
+                if left == 0 {
+                    break;
+                }
+                (of, y) = (of + 1, 0);
+            }
+        }
+        finish(x, current);
+        differences(previous, &[], |rows| changes.push(Change { x: end, rows }));
+    }
+
+    /// Leaves in `rows` how many changes touch each row from the first touched one on; returns that row and their sum.
+    fn count_rows(&mut self) -> (u32, usize) {
+        let top = self.changes.iter().map(|c| c.rows[0]).min().unwrap_or(0);
+        let bottom = self.changes.iter().map(|c| c.rows[1]).max().unwrap_or(0);
+        self.rows.clear();
+        self.rows.resize((bottom - top) as usize + 1, 0);
+        for c in &self.changes {
+            let [first, end] = c.rows.map(|y| (y - top) as usize);
+            self.rows[first] = self.rows[first].wrapping_add(1);
+            self.rows[end] = self.rows[end].wrapping_sub(1);
+        }
+        let (mut n, mut total) = (0u32, 0usize);
+        for r in &mut self.rows {
+            n = n.wrapping_add(*r);
+            *r = n;
+            total += n as usize;
+        }
+        self.rows.pop();
+        (top, total)
+    }
+}
+
+/// The intervals that one of two ascending lists of run ends holds and the other does not.
+fn differences(a: &[u32], b: &[u32], mut found: impl FnMut([u32; 2])) {
+    let (mut i, mut j, mut open) = (0, 0, None);
+    while i < a.len() || j < b.len() {
+        let y = match (a.get(i), b.get(j)) {
+            (Some(&p), Some(&q)) if p == q => {
+                (i, j) = (i + 1, j + 1);
+                continue;
+            }
+            (Some(&p), q) if q.is_none_or(|&q| p < q) => {
+                i += 1;
+                p
+            }
+            (_, Some(&q)) => {
+                j += 1;
+                q
+            }
+            _ => unreachable!("masks: one of the lists has an element left"),
+        };
+        open = match open {
+            None => Some(y),
+            Some(start) => {
+                found([start, y]);
+                None
+            }
+        };
+    }
+}
+
+/// How many toggles the ground truth of one image can have in batches of `pipeline`, whatever scale, crop and flip are
+/// drawn, rounded up to a multiple of 1024.
+///
+/// A row of the canvas has at most the toggles of the row it shows: resizing along a row only merges runs. With `t(s)` for
+/// those of row `s` of the source, `f` = resized / original height, and `N(s) = f * s + e(s)`, `0 <= e <= 1`, outputs
+/// showing rows above `s`, all rows together have `sum t(s) (N(s+1) - N(s)) = f sum t + sum e(s) (t(s-1) - t(s))
+/// <= f sum t + falls` toggles; also, a row is shown at most `floor(f) + 1` times, and once if `f <= 1`. Both grow with
+/// `f`, so the largest scale bounds all; a crop leaves rows and columns out.
+///
+/// Cost: two numbers an object, which reading has left (it rasterises each mask once, on all cores).
+pub fn run_capacity(dataset: &Dataset, pipeline: &Pipeline) -> usize {
+    let of_image = |(i, image): (usize, &super::ImageInfo)| {
+        let rows = dataset.ground_truth(i).filter_map(|a| a.segmentation.as_ref()).map(Segmentation::row_toggles);
+        let (all, falls) = rows.fold((0, 0), |(a, f), r| (a + u64::from(r.all), f + u64::from(r.falls)));
+        let to = pipeline.geometry.largest((image.width, image.height)).1;
+        bound(all, falls, u64::from(image.height), u64::from(to))
+    };
+    let most = dataset.images.iter().enumerate().map(of_image).max().unwrap_or(0);
+    usize::try_from(most.max(1).next_multiple_of(1024)).unwrap_or(usize::MAX)
+}
+
+/// The most toggles that a picture of `from` rows can have after resizing to `to` rows or fewer.
+fn bound(all: u64, falls: u64, from: u64, to: u64) -> u64 {
+    let times = if to <= from { 1 } else { to / from + 1 };
+    (all * times).min((all * to).div_ceil(from) + falls)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::philox::{Purpose, Rng, Stream};
+
+    /// A mask by rows.
+    #[derive(Clone, PartialEq, Debug)]
+    struct Bitmap {
+        w: u32,
+        h: u32,
+        bits: Vec<bool>,
+    }
+
+    impl Bitmap {
+        fn new(w: u32, h: u32, f: impl Fn(u32, u32) -> bool) -> Self {
+            Self { w, h, bits: (0..h).flat_map(|y| (0..w).map(move |x| (x, y))).map(|(x, y)| f(x, y)).collect() }
+        }
+
+        fn at(&self, x: u32, y: u32) -> bool {
+            self.bits[(y * self.w + x) as usize]
+        }
+
+        fn of(mask: &Segmentation, (w, h): (u32, u32)) -> Self {
+            let columns = hotcoco::mask::decode(&mask.rle((w, h)));
+            Self::new(w, h, |x, y| columns[(x * h + y) as usize] != 0)
+        }
+
+        fn segmentation(&self, scratch: &mut MaskScratch) -> Segmentation {
+            let columns = Self::new(self.h, self.w, |y, x| self.at(x, y));
+            let bytes: Vec<u8> = columns.bits.iter().map(|&b| u8::from(b)).collect();
+            let rle = hotcoco::mask::encode(&bytes, self.h, self.w).unwrap();
+            Segmentation::from_counts(&rle.counts, (self.w, self.h), scratch).unwrap()
+        }
+
+        /// Resized, cropped, mirrored and padded to `canvas`, pixel by pixel.
+        fn transformed(&self, window: &Window, canvas: (u32, u32)) -> Self {
+            let nearest = |d: u32, from: u32, to: u32| {
+                let scale = 1.0 / (f64::from(to) / f64::from(from));
+                ((f64::from(d) * scale).floor() as u32).min(from - 1)
+            };
+            let resized = Self::new(window.resized.0, window.resized.1, |x, y| {
+                self.at(nearest(x, self.w, window.resized.0), nearest(y, self.h, window.resized.1))
+            });
+            let (w, h) = window.size;
+            let cropped = Self::new(w, h, |x, y| resized.at(window.at.0 + x, window.at.1 + y));
+            let flip = |v: u32, n: u32, flip: bool| if flip { n - 1 - v } else { v };
+            Self::new(canvas.0, canvas.1, |x, y| {
+                x < w && y < h && cropped.at(flip(x, w, window.flip_x), flip(y, h, window.flip_y))
+            })
+        }
+
+        /// What a device makes of toggles.
+        fn from_toggles(toggles: &[i32], (w, h): (u32, u32)) -> Self {
+            Self::new(w, h, |x, y| toggles.iter().filter(|&&t| t <= (y * w + x) as i32).count() % 2 == 1)
+        }
+    }
+
+    fn draw(mask: &Segmentation, source: (u32, u32), window: &Window, width: u32, s: &mut MaskScratch) -> Vec<i32> {
+        let mut map = MaskMap::default();
+        map.set(source, window);
+        let mut out = vec![-7; 4096];
+        let n = s.draw(mask, &map, width, &mut out);
+        assert!(out[n..].iter().all(|&v| v == -7), "nothing behind");
+        if n > 0 {
+            let mut short = vec![-7; n - 1];
+            assert_eq!(s.draw(mask, &map, width, &mut short), n, "too small: how many there are");
+            assert!(short.iter().all(|&v| v == -7));
+        }
+        out.truncate(n);
+        let pairs = out.as_chunks::<2>().0;
+        assert!(n.is_multiple_of(2) && out.is_sorted());
+        assert!(pairs.iter().all(|[a, b]| a < b && *a as u32 / width == (*b - 1) as u32 / width), "spans within rows");
+        out
+    }
+
+    fn window(rng: &mut Rng, (w, h): (u32, u32)) -> Window {
+        let whole = [1, w, 2 * w, w.div_ceil(3), 1 + rng.below(70)];
+        let resized = (whole[rng.below(5) as usize], [h, 3 * h, 1 + rng.below(70)][rng.below(3) as usize]);
+        let mut part = |n: u32| {
+            let size = if rng.below(2) == 0 { n } else { 1 + rng.below(n) };
+            (rng.below(n - size + 1), size)
+        };
+        let (x, y) = (part(resized.0), part(resized.1));
+        Window { resized, at: (x.0, y.0), size: (x.1, y.1), flip_x: rng.below(2) == 0, flip_y: rng.below(2) == 0 }
+    }
+
+    /// Noise of every density, stripes, blobs and nothing: through random windows, as a bitmap would go.
+    #[test]
+    fn spans_go_where_pixels_go() {
+        let mut rng = Stream::new(2, 0, 0, 0, Purpose::Test).rng();
+        let mut scratch = MaskScratch::default();
+        for case in 0..3000 {
+            let (w, h) = (1 + rng.below(40), 1 + rng.below(40));
+            let density = [0.0, 0.1, 0.5, 0.9, 1.0][case % 5];
+            let noise: Vec<bool> = (0..w * h).map(|_| rng.uniform() < density).collect();
+            let bitmap = match case % 3 {
+                0 => Bitmap { w, h, bits: noise },
+                1 => Bitmap::new(w, h, |x, y| (x * 7 + y * 3) / 5 % 3 == 0),
+                _ => Bitmap::new(w, h, |x, y| (x as f32 - 15.0).hypot(y as f32 - 12.0) < density * 20.0),
+            };
+            let mask = bitmap.segmentation(&mut scratch);
+            assert_eq!(Bitmap::of(&mask, (w, h)), bitmap);
+            let window = window(&mut rng, (w, h));
+            let canvas = (window.size.0 + rng.below(9), window.size.1 + rng.below(9));
+            let toggles = draw(&mask, (w, h), &window, canvas.0, &mut scratch);
+            let want = bitmap.transformed(&window, canvas);
+            assert_eq!(Bitmap::from_toggles(&toggles, canvas), want, "case {case}: {window:?}");
+            let of_row =
+                |y: u32| (0..=w).filter(|&x| (x > 0 && bitmap.at(x - 1, y)) != (x < w && bitmap.at(x, y))).count();
+            let rows: Vec<usize> = (0..h).map(of_row).chain([0]).collect();
+            let falls: usize = rows.windows(2).map(|r| r[0].saturating_sub(r[1])).sum();
+            let all = rows.iter().sum::<usize>() as u32;
+            assert_eq!(mask.row_toggles(), RowToggles { all, falls: falls as u32 });
+        }
+    }
+
+    /// The bound of one mask, for all scales up to the largest, whole pictures (no crop leaves anything out).
+    #[test]
+    fn the_bound_holds_at_every_scale() {
+        let mut rng = Stream::new(4, 0, 0, 0, Purpose::Test).rng();
+        let mut scratch = MaskScratch::default();
+        let (mut tightest, mut exact) = (f64::MAX, 0);
+        for case in 0..60 {
+            let (w, h) = (1 + rng.below(30), 1 + rng.below(50));
+            let noise: Vec<bool> = (0..w * h).map(|_| rng.uniform() < [0.02, 0.5, 0.98][case % 3]).collect();
+            let mask = Bitmap { w, h, bits: noise }.segmentation(&mut scratch);
+            let rows = mask.row_toggles();
+            let mut most = 0;
+            for to in 1..130 {
+                let window =
+                    Window { resized: (w, to), at: (0, 0), size: (w, to), flip_x: false, flip_y: case % 2 == 0 };
+                most = most.max(draw(&mask, (w, h), &window, w, &mut scratch).len() as u64);
+                let bound = bound(u64::from(rows.all), u64::from(rows.falls), u64::from(h), u64::from(to));
+                assert!(most <= bound, "{most} {bound} {to}/{h}");
+                if to >= h && bound > 0 {
+                    tightest = tightest.min(most as f64 / bound as f64);
+                    exact += u32::from(bound == most);
+                }
+            }
+        }
+        assert!(tightest >= 0.5 && exact > 100, "{tightest} {exact}");
+    }
+
+    /// `pipeline.mask` of mmcv's `imrescale(interpolation="nearest")`.
+    #[test]
+    fn resizing_is_that_of_mmcv() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/data/masks.safetensors");
+        let bytes = std::fs::read(path).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let read = |name: &str, w: u32| {
+            let t = tensors.tensor(&format!("{name}.{w}")).unwrap();
+            let (h, row) = (t.shape()[0] as u32, t.shape()[1] as u32);
+            Bitmap::new(w, h, |x, y| t.data()[(y * row + x / 8) as usize] << (x % 8) & 0x80 != 0)
+        };
+        let (source, mut scratch) = (read("mask.src", 192), MaskScratch::default());
+        let mask = source.segmentation(&mut scratch);
+        for (name, width) in [("mask.rescale_448", 448), ("mask.rescale_70x60", 70)] {
+            let want = read(name, width);
+            let size = (want.w, want.h);
+            let window = Window { resized: size, at: (0, 0), size, flip_x: false, flip_y: false };
+            let got = draw(&mask, (source.w, source.h), &window, size.0, &mut scratch);
+            let rows: Vec<[i32; 2]> = got.as_chunks::<2>().0.to_vec();
+            let got = Bitmap::new(want.w, want.h, |x, y| {
+                let p = (y * want.w + x) as i32;
+                rows.iter().any(|r| (r[0]..r[1]).contains(&p))
+            });
+            assert_eq!(got.bits, want.bits, "{name}");
+        }
+    }
+}

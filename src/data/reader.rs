@@ -1,0 +1,269 @@
+//! From the entries of an annotation file to a [`Dataset`]: what each is worth, and what is wrong with it.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+
+use super::coco::{Annotation, Category, Dataset, ImageInfo, Masks, ReadOptions, TrainFilter};
+use super::decode;
+use super::findings::FindingKind;
+use super::masks::MaskScratch;
+use super::raw::{RawAnnotation, RawBox, RawCategory, RawFile, RawImage};
+use super::segmentation::{self, Parsed};
+
+/// State of [`Dataset::read`].
+pub(super) struct Reader {
+    options: ReadOptions,
+    dataset: Dataset,
+    image_index: HashMap<i64, usize>,
+    /// Ids of images that were dropped: their annotations are dropped without a finding of their own.
+    dropped_images: HashMap<i64, ()>,
+    class_of: HashMap<i64, u32>,
+    /// Annotation ids seen, with image and place in its list.
+    annotation_ids: HashMap<i64, (usize, usize)>,
+}
+
+impl Reader {
+    /// Will add to a data set that has its paths.
+    pub fn new(dataset: Dataset, options: ReadOptions) -> Self {
+        let (image_index, dropped_images) = (HashMap::new(), HashMap::new());
+        let (class_of, annotation_ids) = (HashMap::new(), HashMap::new());
+        Self { options, dataset, image_index, dropped_images, class_of, annotation_ids }
+    }
+
+    /// Adds what is in a file.
+    pub fn read(mut self, file: RawFile) -> Dataset {
+        self.images(file.images.unwrap_or_default());
+        self.categories(file.categories.unwrap_or_default());
+        let annotations = file.annotations.unwrap_or_default();
+        let masks = self.masks(&annotations).into_iter().chain(std::iter::repeat_with(Parsed::default));
+        for ((i, a), mask) in annotations.into_iter().enumerate().zip(masks) {
+            self.annotation(i, a, mask);
+        }
+        self.finish()
+    }
+
+    fn images(&mut self, list: Vec<RawImage>) {
+        use FindingKind::*;
+        let mut names: HashMap<String, i64> = HashMap::with_capacity(list.len());
+        for (i, raw) in list.into_iter().enumerate() {
+            let d = &mut self.dataset;
+            let (Some(id), Some(file_name)) = (raw.id.id(), raw.file_name.text().filter(|t| !t.is_empty())) else {
+                d.findings.add(BadImageEntry, || format!("images[{i}]: id {}, file_name {}", raw.id, raw.file_name));
+                raw.id.id().map(|id| self.dropped_images.insert(id, ()));
+                continue;
+            };
+            if let Some(&first) = self.image_index.get(&id) {
+                let other = &d.images[first].file_name;
+                d.findings.add(DuplicateImageId, || format!("image {id}: {other} and {file_name}"));
+                continue;
+            }
+            let size = match (raw.width.size(), raw.height.size()) {
+                (Some(w), Some(h)) => Ok((w, h)),
+                _ => decode::image_size(d.images_dir.join(&file_name)),
+            };
+            let (width, height) = match size {
+                Ok(size) => size,
+                Err(e) => {
+                    d.findings.add(BadImageEntry, || {
+                        let (w, h) = (&raw.width, &raw.height);
+                        format!("image {id} ({file_name}): width {w}, height {h}, and the file does not tell: {e}")
+                    });
+                    self.dropped_images.insert(id, ());
+                    continue;
+                }
+            };
+            if raw.width.size().is_none() || raw.height.size().is_none() {
+                d.findings.add(MissingSize, || format!("image {id} ({file_name}): {width} × {height}"));
+            }
+            if let Some(other) = names.insert(file_name.clone(), id) {
+                d.findings.add(DuplicateFileName, || format!("{file_name}: images {other} and {id}"));
+            }
+            if width.min(height) < TrainFilter::default().min_image_size {
+                d.findings.add(SmallImage, || format!("image {id} ({file_name}): {width} × {height}"));
+            }
+            self.image_index.insert(id, d.images.len());
+            d.images.push(ImageInfo { id, file_name, width, height });
+        }
+        if self.dataset.images.is_empty() {
+            self.dataset.findings.add(NoImages, || "key `images`".into());
+        }
+        self.dataset.annotations = vec![Vec::new(); self.dataset.images.len()];
+    }
+
+    fn categories(&mut self, list: Vec<RawCategory>) {
+        use FindingKind::*;
+        let d = &mut self.dataset;
+        let mut names: HashMap<String, i64> = HashMap::new();
+        for (i, raw) in list.into_iter().enumerate() {
+            let Some(id) = raw.id.id() else {
+                d.findings.add(BadCategoryEntry, || format!("categories[{i}]: id {}, name {}", raw.id, raw.name));
+                continue;
+            };
+            let name = raw.name.text().unwrap_or_else(|| format!("category {id}"));
+            if let Some(first) = d.categories.iter().find(|c| c.id == id) {
+                let kind = if first.name == name { BadCategoryEntry } else { DuplicateCategoryId };
+                d.findings.add(kind, || format!("category {id}: {:?} and {name:?}", first.name));
+                continue;
+            }
+            if let Some(other) = names.insert(name.clone(), id) {
+                d.findings.add(DuplicateCategoryName, || format!("{name:?}: categories {other} and {id}"));
+            }
+            d.categories.push(Category { id, name });
+        }
+        d.categories.sort_by_key(|c| c.id);
+        self.class_of = d.categories.iter().enumerate().map(|(k, c)| (c.id, k as u32)).collect();
+        if d.categories.is_empty() {
+            d.findings.add(NoCategories, || "key `categories`".into());
+        }
+    }
+
+    /// The masks of all annotations, read and rasterised once on all cores; an empty list if they are not wanted.
+    fn masks(&self, annotations: &[RawAnnotation]) -> Vec<Parsed> {
+        if self.options.masks == Masks::Skip {
+            return Vec::new();
+        }
+        let read = |scratch: &mut MaskScratch, raw: &RawAnnotation| {
+            let index = raw.image_id.id().and_then(|id| self.image_index.get(&id));
+            let Some(image) = index.map(|&i| &self.dataset.images[i]) else { return Parsed::default() };
+            segmentation::parse(raw.segmentation.map(|s| s.get()), (image.width, image.height), scratch)
+        };
+        annotations.par_iter().map_init(MaskScratch::default, read).collect()
+    }
+
+    fn annotation(&mut self, i: usize, raw: RawAnnotation, mask: Parsed) {
+        use FindingKind::*;
+        let findings = &mut self.dataset.findings;
+        let who = || match raw.id.id() {
+            Some(id) => format!("annotation {id}"),
+            None => format!("annotations[{i}]"),
+        };
+        let (Some(image_id), Some(category_id)) = (raw.image_id.id(), raw.category_id.id()) else {
+            return findings.add(BadAnnotationEntry, || {
+                format!("{}: image_id {}, category_id {}", who(), raw.image_id, raw.category_id)
+            });
+        };
+        let Some(&index) = self.image_index.get(&image_id) else {
+            if !self.dropped_images.contains_key(&image_id) {
+                findings.add(UnknownImageId, || format!("{}: image_id {image_id}", who()));
+            }
+            return;
+        };
+        let image = &self.dataset.images[index];
+        let place = || format!("{}, image {image_id} ({})", who(), image.file_name);
+        let Some(&class) = self.class_of.get(&category_id) else {
+            return findings.add(UnknownCategoryId, || format!("{}: category_id {category_id}", place()));
+        };
+        let bbox = match raw.bbox {
+            RawBox::Four(b) => b,
+            RawBox::Missing => return findings.add(BadBox, || format!("{}: no bbox", place())),
+            RawBox::Other(n) => return findings.add(BadBox, || format!("{}: bbox of {n} elements", place())),
+        };
+        if bbox.iter().any(|v| !v.is_finite() || v.abs() > 1e9) {
+            return findings.add(NonFiniteBox, || format!("{}: bbox {bbox:?}", place()));
+        }
+        let area = raw.area.number();
+        let id = raw.id.id().unwrap_or(-1);
+        let mut annotation = Annotation {
+            id,
+            class,
+            bbox,
+            xyxy: clip(bbox, image),
+            area: area.unwrap_or(bbox[2] * bbox[3]),
+            iscrowd: raw.iscrowd.flag(),
+            usable: true,
+            segmentation: mask.mask,
+        };
+        if let Some(&(other, at)) = self.annotation_ids.get(&id).filter(|_| id >= 0) {
+            let first = &self.dataset.annotations[other][at];
+            if other == index && first.class == class && first.bbox == bbox && first.iscrowd == annotation.iscrowd {
+                return findings.add(RepeatedAnnotation, place);
+            }
+            findings.add(DuplicateAnnotationId, place);
+        }
+        for (kind, detail) in mask.findings {
+            let space = if detail.is_empty() { "" } else { ": " };
+            findings.add(kind, || format!("{}{space}{detail}", place()));
+        }
+        if self.options.masks == Masks::Train && annotation.segmentation.is_none() {
+            annotation.usable = false;
+        }
+        let dropped = unusable(&annotation, image, raw.ignore.flag(), area);
+        if let Some(kind) = dropped {
+            annotation.usable = false;
+            findings.add(kind, || match kind {
+                BadArea => format!("{}: area {}", place(), raw.area),
+                OutsideBox => format!("{}: bbox {bbox:?}, image {} × {}", place(), image.width, image.height),
+                _ => format!("{}: bbox {bbox:?}", place()),
+            });
+        } else {
+            let (w, h) = (f64::from(image.width), f64::from(image.height));
+            let out = (-bbox[0]).max(-bbox[1]).max(bbox[0] + bbox[2] - w).max(bbox[1] + bbox[3] - h);
+            if out > 1.0 {
+                findings.add(PartlyOutside, || format!("{}: bbox {bbox:?}, image {w} × {h}", place()));
+            }
+        }
+        self.annotation_ids.insert(id, (index, self.dataset.annotations[index].len()));
+        self.dataset.annotations[index].push(annotation);
+    }
+
+    fn finish(self) -> Dataset {
+        let mut d = self.dataset;
+        // Boxes alone are an ordinary data set: one line says so, not one for each annotation.
+        let all: usize = d.annotations.iter().map(Vec::len).sum();
+        if all > 0 && d.findings.count(FindingKind::MissingMask) == all {
+            d.findings.remove(FindingKind::MissingMask);
+            d.findings.add(FindingKind::NoMasks, || format!("{all} annotations"));
+        }
+        for (image, list) in d.images.iter().zip(&d.annotations) {
+            let who = || format!("image {} ({})", image.id, image.file_name);
+            if !list.iter().any(|a| a.usable) {
+                let crowd = list.iter().any(|a| a.iscrowd);
+                d.findings.add(if crowd { FindingKind::CrowdOnly } else { FindingKind::NoGroundTruth }, who);
+            }
+            let mut seen: HashMap<(u32, [u32; 4]), i64> = HashMap::with_capacity(list.len());
+            for a in list.iter().filter(|a| a.usable) {
+                if let Some(other) = seen.insert((a.class, a.xyxy.map(f32::to_bits)), a.id) {
+                    d.findings
+                        .add(FindingKind::DuplicateBox, || format!("annotations {other} and {}, {}", a.id, who()));
+                }
+            }
+        }
+        d
+    }
+}
+
+/// The corners of a box, clipped to its image.
+fn clip(bbox: [f64; 4], image: &ImageInfo) -> [f32; 4] {
+    let (w, h) = (f64::from(image.width), f64::from(image.height));
+    let x0 = bbox[0].clamp(0.0, w);
+    let y0 = bbox[1].clamp(0.0, h);
+    let x1 = (bbox[0] + bbox[2]).clamp(x0, w.max(x0));
+    let y1 = (bbox[1] + bbox[3]).clamp(y0, h.max(y0));
+    [x0 as f32, y0 as f32, x1 as f32, y1 as f32]
+}
+
+/// Why an annotation is not ground truth, if so. `area` is the file's, where it has one.
+fn unusable(a: &Annotation, image: &ImageInfo, ignore: bool, area: Option<f64>) -> Option<FindingKind> {
+    use FindingKind::*;
+    let [x, y, w, h] = a.bbox;
+    let inside_w = (x + w).min(f64::from(image.width)) - x.max(0.0);
+    let inside_h = (y + h).min(f64::from(image.height)) - y.max(0.0);
+    if w < 0.0 || h < 0.0 {
+        Some(NegativeBox)
+    } else if w == 0.0 || h == 0.0 {
+        Some(EmptyBox)
+    } else if inside_w <= 0.0 || inside_h <= 0.0 {
+        Some(OutsideBox)
+    } else if inside_w < 1.0 || inside_h < 1.0 {
+        Some(SmallBox)
+    } else if area.is_some_and(|v| v.is_nan() || v <= 0.0) {
+        Some(BadArea)
+    } else if a.iscrowd {
+        Some(Crowd)
+    } else if ignore {
+        Some(IgnoreFlag)
+    } else {
+        None
+    }
+}

@@ -146,13 +146,16 @@ fn run(args: &Args) -> Result<()> {
     }
     let outcome = outcome?;
     match &outcome.metrics {
-        Some((split, metrics)) => println!("\n{split} split, final weights\n{metrics}\n"),
+        Some((split, metrics)) => {
+            println!("\n{split} split, final weights\n{metrics}\n");
+            outcome.mask_metrics.iter().for_each(|masks| println!("masks\n{masks}\n"));
+        }
         None => println!("{}: go on with `train --resume {}`", outcome.reason, dir.path().display()),
     }
     finish(&dir, &recipe, &outcome, &args.compare)?;
     drop(lock);
-    if let (Some((_, metrics)), Some(expect)) = (&outcome.metrics, &recipe.expect) {
-        for line in expect.shortfalls(metrics.ap(), metrics.ap50()) {
+    if let (Some(_), Some(expect)) = (&outcome.metrics, &recipe.expect) {
+        for line in expect.shortfalls(&outcome.numbers()) {
             println!("below what the recipe expects: {line}");
         }
     }

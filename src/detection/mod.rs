@@ -2,3 +2,4 @@
 
 pub mod anchors;
 pub mod dense;
+pub mod mask_paste;

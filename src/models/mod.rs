@@ -7,6 +7,8 @@ pub mod config;
 pub mod faster_rcnn;
 pub mod fpn;
 pub mod inputs;
+pub mod mask_head;
+pub mod mask_rcnn;
 pub mod model;
 pub mod resnet;
 pub mod retinanet;

@@ -10,6 +10,7 @@ use super::config::{Detector, ModelConfig};
 use super::faster_rcnn::FasterRcnn;
 use super::fpn::Fpn;
 use super::inputs::Inputs;
+use super::mask_rcnn::MaskRcnn;
 use super::retinanet::RetinaNet;
 use super::rpn::{Proposals, Rpn};
 use super::{Detections, Loss, Sampling};
@@ -45,6 +46,8 @@ pub enum Heads {
     Faster(FasterRcnn),
     /// Cai and Vasconcelos 2018.
     Cascade(CascadeRcnn),
+    /// He et al. 2017.
+    Mask(MaskRcnn),
     /// Lin et al. 2017.
     Retina(RetinaNet),
 }
@@ -105,7 +108,8 @@ impl Model {
         self.detect_from_image(tape, image, inputs, true)
     }
 
-    /// As [`Model::detect`], from an image that is normalised already; in network pixels without `rescale`.
+    /// As [`Model::detect`], from an image that is normalised already; in network pixels without `rescale`. Mask R-CNN's
+    /// boxes are in network pixels always, as mmdetection's are where it divides them after NMS: see [`Detections::rescaled`].
     pub fn detect_from_image(&self, tape: &mut Tape, image: Var, inputs: &Inputs, rescale: bool) -> Result<Detections> {
         let p = self.features(tape, image, BackboneMode::EVALUATION, None)?;
         self.heads.detect(tape, p, inputs, rescale)
@@ -117,7 +121,7 @@ impl Heads {
         Ok(match cfg.detector {
             Detector::FasterRcnn => Heads::Faster(FasterRcnn::new(b, cfg, classes)?),
             Detector::CascadeRcnn => Heads::Cascade(CascadeRcnn::new(b, cfg, classes)?),
-            Detector::MaskRcnn => unimplemented!(),
+            Detector::MaskRcnn => Heads::Mask(MaskRcnn::new(b, cfg, classes)?),
             Detector::RetinaNet => Heads::Retina(RetinaNet::new(b, cfg, classes)?),
         })
     }
@@ -127,6 +131,7 @@ impl Heads {
         match self {
             Heads::Faster(_) => &FasterRcnn::LOSSES,
             Heads::Cascade(_) => &CascadeRcnn::LOSSES,
+            Heads::Mask(_) => &MaskRcnn::LOSSES,
             Heads::Retina(_) => &RetinaNet::LOSSES,
         }
     }
@@ -136,6 +141,7 @@ impl Heads {
         match self {
             Heads::Faster(heads) => Some(&heads.rpn),
             Heads::Cascade(heads) => Some(&heads.rpn),
+            Heads::Mask(heads) => Some(&heads.rpn),
             Heads::Retina(_) => None,
         }
     }
@@ -151,6 +157,7 @@ impl Heads {
         match self {
             Heads::Faster(heads) => heads.losses(tape, &p, inputs, how, proposals),
             Heads::Cascade(heads) => heads.losses(tape, &p, inputs, how, proposals),
+            Heads::Mask(heads) => heads.losses(tape, &p, inputs, how, proposals),
             Heads::Retina(head) => head.losses(tape, p, inputs),
         }
     }
@@ -159,6 +166,7 @@ impl Heads {
         match self {
             Heads::Faster(heads) => heads.detect(tape, p, inputs, rescale),
             Heads::Cascade(heads) => heads.detect(tape, p, inputs, rescale),
+            Heads::Mask(heads) => heads.detect(tape, p, inputs),
             Heads::Retina(head) => head.detect(tape, p, inputs, rescale),
         }
     }

@@ -4,8 +4,10 @@ use super::{Builder, Init};
 use crate::error::Result;
 use crate::ops::batch_norm_relu::{BnMode, batch_norm_relu};
 use crate::ops::conv2d::{Activation, conv2d, conv2d_live};
+use crate::ops::deconv2x2::deconv2x2;
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::linear::{linear, linear_last};
+use crate::ops::select_linear::select_linear;
 use crate::tape::{Param, Role, Tape, Var};
 use crate::tensor::Tensor;
 
@@ -89,6 +91,48 @@ impl Linear {
     pub fn forward_last(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
         let (w, b) = (tape.param(&self.weight), self.bias(tape));
         linear_last(tape, x, &w, b.as_ref(), Activation::None)
+    }
+}
+
+/// A transposed convolution that doubles a map.
+pub struct Deconv2x2 {
+    weight: Param,
+    bias: Param,
+}
+
+impl Deconv2x2 {
+    /// `bias` starts at 0.
+    pub fn new(b: &mut Builder<'_>, i: usize, o: usize) -> Result<Self> {
+        // He et al. 2015 as torch counts a transposed weight: each input reaches 4 outputs of each channel.
+        let init = Init::Normal((2.0 / (4 * i) as f32).sqrt());
+        let weight = b.param("weight", Role::Weight, &[i, 2, 2, o], init)?;
+        Ok(Deconv2x2 { weight, bias: b.param("bias", Role::Bias, &[o], Init::Constant(0.0))? })
+    }
+
+    /// `[R,H,W,I]` to `[R,2H,2W,O]`; of each group only the first `counts[b]` maps count: see [`deconv2x2`].
+    pub fn forward_live(&self, tape: &mut Tape, x: &Var, activation: Activation, counts: &Tensor) -> Result<Var> {
+        let (w, b) = (tape.param(&self.weight), tape.param(&self.bias));
+        deconv2x2(tape, x, &w, Some(&b), activation, Some(counts))
+    }
+}
+
+/// A layer of many outputs of which each row wants one.
+pub struct SelectLinear {
+    weight: Param,
+    bias: Param,
+}
+
+impl SelectLinear {
+    /// `bias` starts at 0.
+    pub fn new(b: &mut Builder<'_>, i: usize, o: usize, init: Init) -> Result<Self> {
+        let weight = b.param("weight", Role::Weight, &[o, i], init)?;
+        Ok(SelectLinear { weight, bias: b.param("bias", Role::Bias, &[o], Init::Constant(0.0))? })
+    }
+
+    /// `[R,..,I]` and a label for each of R, to `[R,..]`: see [`select_linear`].
+    pub fn forward(&self, tape: &mut Tape, x: &Var, label: &Tensor) -> Result<Var> {
+        let (w, b) = (tape.param(&self.weight), tape.param(&self.bias));
+        select_linear(tape, x, &w, &b, label)
     }
 }
 

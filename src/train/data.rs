@@ -133,6 +133,7 @@ pub fn host_batch<'a>(batch: &'a data::Batch, no_boxes: &'a [f32], no_labels: &'
         gt_boxes: if empty { no_boxes } else { &batch.gt_boxes },
         gt_labels: if empty { no_labels } else { &batch.gt_labels },
         gt_count: &batch.gt_count,
-        ..Default::default()
+        mask_runs: &batch.gt_mask_runs,
+        mask_offsets: &batch.gt_mask_offsets,
     }
 }

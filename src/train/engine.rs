@@ -82,9 +82,9 @@ impl StageSetup {
     }
 }
 
-/// Final boxes of one image.
+/// A final box as a pass gives it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Detection {
+pub struct RawDetection {
     /// x0 y0 x1 y1 in original pixels.
     pub bbox: [f32; 4],
     /// 0 to 1.
@@ -351,7 +351,7 @@ impl Engine {
     }
 
     /// Detections of each image of the last evaluation pass, which was over this bucket's inputs.
-    pub fn detections(&self, bucket: usize) -> Result<Vec<Vec<Detection>>> {
+    pub fn detections(&self, bucket: usize) -> Result<Vec<Vec<RawDetection>>> {
         let stage = self.stage();
         let out = &stage.outputs;
         let scale = if out.rescaled { None } else { Some(stage.eval[bucket].scale.read::<f32>()?) };
@@ -363,7 +363,7 @@ impl Engine {
         let found = |i: usize| {
             (i * d..(i + 1) * d)
                 .filter(|&j| classes[j] >= 0)
-                .map(|j| Detection {
+                .map(|j| RawDetection {
                     bbox: std::array::from_fn(|k| boxes[4 * j + k] / scale.as_ref().map_or(1.0, |s| s[2 * i + k % 2])),
                     score: scores[j],
                     class: classes[j] as usize,
@@ -372,6 +372,11 @@ impl Engine {
                 .collect()
         };
         Ok((0..out.scores.dim(0)).map(found).collect())
+    }
+
+    /// Pixels of a mask have at least this probability.
+    pub fn mask_threshold(&self) -> f32 {
+        self.model_config.mask_head.threshold
     }
 
     /// Everything that a checkpoint of this stage holds: name and tensor. Parameters, optimizer state

@@ -25,7 +25,7 @@ pub fn finish(dir: &RunDir, recipe: &Recipe, outcome: &Outcome, compare: &[PathB
             .collect();
         dir.write_metrics(&serde_json::json!({
             "recipe": recipe.name, "split": split, "seed": recipe.seed, "time_s": outcome.time_s,
-            "metrics": metrics.by_key(), "per_class": per_class,
+            "metrics": outcome.numbers(), "per_class": per_class,
         }))?;
     }
     if let Some(store) = &outcome.store {

@@ -6,14 +6,17 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::checkpoint::{Checkpoint, Meta};
 use super::data::{buckets, eval_pipeline, host_batch, pixel_stats};
-use super::engine::{Detection, Engine};
+use super::engine::{Engine, RawDetection};
 use super::recipe::{BadImages, Recipe, StageConfig};
 use crate::data::{self, EvalLoader, ImageStore, Pipeline};
+use crate::detection::mask_paste::paste;
 use crate::device::{Device, StepPlan};
 use crate::error::{Error, Result};
-use crate::eval::ResultBox;
+use crate::eval::{ResultBox, RleMask};
 
 /// A trained detector: what `evaluate` and `detect` need of a checkpoint.
 pub struct Detector {
@@ -114,6 +117,34 @@ impl Detector {
     }
 }
 
+/// A final box, and its mask where the detector has masks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Detection {
+    /// x0 y0 x1 y1 in original pixels, inside the image.
+    pub bbox: [f32; 4],
+    /// 0 to 1.
+    pub score: f32,
+    /// Class index.
+    pub class: usize,
+    /// Pixels of the image.
+    pub mask: Option<RleMask>,
+}
+
+impl Detection {
+    /// From the engine's, for an image of `size` (width, height).
+    fn new(raw: RawDetection, size: [u32; 2], threshold: f32) -> Detection {
+        let RawDetection { bbox, score, class, mask_logits } = raw;
+        let mask = (!mask_logits.is_empty()).then(|| {
+            let side = mask_logits.len().isqrt();
+            let probs: Vec<f32> = mask_logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect();
+            let rle = paste(&probs, side, bbox, size[0] as usize, size[1] as usize, threshold);
+            RleMask::from_counts((size[0], size[1]), rle.counts)
+        });
+        let ([w, h], [x0, y0, x1, y1]) = (size.map(|v| v as f32), bbox);
+        Detection { bbox: [x0.clamp(0.0, w), y0.clamp(0.0, h), x1.clamp(0.0, w), y1.clamp(0.0, h)], score, class, mask }
+    }
+}
+
 /// Detections of one image.
 pub struct ImageDetections {
     /// Index in the data set.
@@ -143,13 +174,10 @@ pub fn detect_all(
         let bucket = order[batch.bucket];
         engine.eval_inputs(bucket).load(&host_batch(&batch, &no_boxes, &no_labels))?;
         engine.eval_pass(Some(&plans[bucket]), bucket)?;
-        for ((slot, valid), mut found) in batch.valid.iter().enumerate().zip(engine.detections(bucket)?) {
+        for ((slot, valid), found) in batch.valid.iter().enumerate().zip(engine.detections(bucket)?) {
             if *valid {
-                let [w, h] = batch.original_sizes[slot].map(|v| v as f32);
-                for d in &mut found {
-                    let [x0, y0, x1, y1] = d.bbox;
-                    d.bbox = [x0.clamp(0.0, w), y0.clamp(0.0, h), x1.clamp(0.0, w), y1.clamp(0.0, h)];
-                }
+                let (size, threshold) = (batch.original_sizes[slot], engine.mask_threshold());
+                let found = found.into_par_iter().map(|d| Detection::new(d, size, threshold)).collect();
                 all.push(ImageDetections { index: batch.indices[slot], found });
             }
         }
@@ -175,7 +203,7 @@ pub fn to_results(all: &[ImageDetections], store: &ImageStore) -> Vec<ResultBox>
                 category_id: dataset.categories[d.class].id,
                 bbox: [x0, y0, x1 - x0, y1 - y0],
                 score: f64::from(d.score),
-                segmentation: None,
+                segmentation: d.mask.clone(),
             }
         }));
     }

@@ -67,6 +67,7 @@ pub fn stage_context(recipe: &Recipe, data: &RunData, index: usize) -> Result<St
         }
     }
     let setup = StageSetup::new(stage, buckets(&shapes), buckets(&eval_shapes), data.max_gt);
+    let setup = StageSetup { mask_runs: options.mask_runs, ..setup };
     Ok(StageContext { setup, schedule, eval_shapes })
 }
 
@@ -100,7 +101,7 @@ pub(super) fn loader_options(
 
 /// The memory plans of every stage on the device that `planner` plans for, without training: name, context, plans.
 pub fn plan_run(recipe: &Recipe, file: &Path, planner: &Device) -> Result<Vec<(String, StageContext, StagePlans)>> {
-    let data = RunData::open(recipe, file)?;
+    let data = RunData::open_with(recipe, file, recipe.model.mask_size().is_some())?;
     let classes = data.train.dataset().class_names().len();
     let mut planner = Engine::new(planner, &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)?;
     (0..recipe.stages.len())

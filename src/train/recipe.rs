@@ -461,11 +461,28 @@ pub struct ExpectConfig {
     /// COCO AP at IoU 0.5, in per cent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bbox_ap50: Option<f64>,
+    /// COCO AP of masks, in per cent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segm_ap: Option<f64>,
+    /// COCO AP of masks at IoU 0.5, in per cent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segm_ap50: Option<f64>,
     /// Accepted shortfall, in per cent points.
     pub window: f64,
 }
 
 impl ExpectConfig {
+    /// What must be reached: name and per cent.
+    pub fn metrics(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let all = [
+            ("bbox_ap", self.bbox_ap),
+            ("bbox_ap50", self.bbox_ap50),
+            ("segm_ap", self.segm_ap),
+            ("segm_ap50", self.segm_ap50),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name, value?)))
+    }
+
     fn default_split() -> ExpectSplit {
         ExpectSplit::Val
     }

@@ -1,5 +1,6 @@
 //! What a recipe must make sense of beyond the type of each key; and what is worth telling before it runs.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::recipe::{
@@ -96,9 +97,13 @@ impl Recipe {
                 "the final weights are evaluated on data.test: set expect.split = \"test\", or remove data.test";
             return error("expect.split", message.into());
         }
-        for (key, value) in [("expect.bbox_ap", expect.bbox_ap), ("expect.bbox_ap50", expect.bbox_ap50)] {
-            if value.is_some_and(|value| value > 0.0 && value <= 1.0) {
-                return error(key, "is in per cent: write 39.3, not 0.393".into());
+        for (name, value) in expect.metrics() {
+            if value > 0.0 && value <= 1.0 {
+                return error(&format!("expect.{name}"), "is in per cent: write 39.3, not 0.393".into());
+            }
+            if name.starts_with("segm") && self.model.mask_size().is_none() {
+                let text = format!("{} has no masks: remove it", self.model.detector.name());
+                return error(&format!("expect.{name}"), text);
             }
         }
         Ok(())
@@ -180,11 +185,10 @@ impl StageConfig {
 }
 
 impl ExpectConfig {
-    /// What falls short, one line for each metric; empty if all is reached. `ap` and `ap50` are fractions (0 to 1).
-    pub fn shortfalls(&self, ap: f64, ap50: f64) -> Vec<String> {
-        let metrics = [("bbox_ap", self.bbox_ap, ap), ("bbox_ap50", self.bbox_ap50, ap50)];
-        let short = metrics.into_iter().filter_map(|(name, want, got)| {
-            let (want, got) = (want?, got * 100.0);
+    /// What falls short, one line for each metric; empty if all is reached. `found` has fractions (0 to 1) by name.
+    pub fn shortfalls(&self, found: &BTreeMap<String, f64>) -> Vec<String> {
+        let short = self.metrics().filter_map(|(name, want)| {
+            let got = found.get(name).copied().unwrap_or(f64::NAN) * 100.0;
             // Written so that NaN falls short.
             let reached = got >= want - self.window;
             (!reached).then(|| format!("{name}: {got:.1}, expected {want:.1} (window {:.1})", self.window))

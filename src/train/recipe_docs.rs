@@ -27,6 +27,8 @@ fn references() -> [Recipe; 5] {
                 split: ExpectSplit::Val,
                 bbox_ap: Some(0.0),
                 bbox_ap50: Some(0.0),
+                segm_ap: Some(0.0),
+                segm_ap50: Some(0.0),
                 window: 0.0,
             }),
             stages: vec![StageConfig {

@@ -277,5 +277,7 @@ pub const KEYS: &[Key] = &[
     key("expect.split", OneOf(&["val", "test"]), "split that the numbers are of", OURS),
     key("expect.bbox_ap", Real(0.0, 100.0), "COCO AP of boxes that a finished run must reach, per cent", OURS).optional(),
     key("expect.bbox_ap50", Real(0.0, 100.0), "COCO AP at IoU 0.5, per cent", OURS).optional(),
+    key("expect.segm_ap", Real(0.0, 100.0), "COCO AP of masks, per cent", OURS).optional(),
+    key("expect.segm_ap50", Real(0.0, 100.0), "COCO AP of masks at IoU 0.5, per cent", OURS).optional(),
     key("expect.window", Real(0.0, 100.0), "accepted shortfall, per cent points", OURS).in_table(),
 ];

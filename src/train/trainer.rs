@@ -45,12 +45,22 @@ pub struct Outcome {
     pub reason: &'static str,
     /// Metrics of the final weights on the test split, or else on the validation split.
     pub metrics: Option<(String, Metrics)>,
+    /// The same of masks.
+    pub mask_metrics: Option<Metrics>,
     /// Detections behind the metrics, for pictures.
     pub detections: Vec<super::infer::ImageDetections>,
     /// The split behind the metrics.
     pub store: Option<Arc<ImageStore>>,
     /// Seconds of the run.
     pub time_s: f64,
+}
+
+impl Outcome {
+    /// All metrics by key.
+    pub fn numbers(&self) -> BTreeMap<String, f64> {
+        let boxes = self.metrics.iter().map(|(_, m)| m);
+        boxes.chain(&self.mask_metrics).flat_map(Metrics::by_key).collect()
+    }
 }
 
 /// Trains a recipe on a device. `file` names the recipe in errors.
@@ -61,7 +71,8 @@ pub fn train(
     options: &TrainOptions,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    let data = RunData::open(recipe, file)?;
+    let has_masks = recipe.model.mask_size().is_some();
+    let data = RunData::open_with(recipe, file, has_masks)?;
     let classes = data.train.dataset().class_names();
     let mut engine = Engine::new(device, &recipe.model, classes.len(), pixel_stats(&recipe.data), recipe.seed)?;
     let category_ids = data.train.dataset().categories.iter().map(|c| c.id).collect();
@@ -85,9 +96,13 @@ pub fn train(
         }
     }
     let stores = [("val", &data.val), ("test", &data.test)];
-    let evaluators =
-        stores.iter().filter_map(|(split, store)| Some((*split, Evaluator::new(store.as_ref()?.dataset()))));
-    let evaluators = evaluators.collect();
+    let mut evaluators = BTreeMap::new();
+    for (split, store) in stores {
+        let Some(store) = store else { continue };
+        let dataset = store.dataset();
+        let of = if has_masks { Evaluator::with_masks(dataset)? } else { Evaluator::new(dataset) };
+        evaluators.insert(split, of);
+    }
     observer.event(&Event::Start(event::Start {
         version: env!("CARGO_PKG_VERSION").into(),
         recipe: recipe.name.clone(),
@@ -131,6 +146,13 @@ pub fn train(
         data_wait: run.clock.waited.as_secs_f64() / run.clock.start.elapsed().as_secs_f64().max(1e-9),
     }))?;
     Ok(outcome)
+}
+
+/// What an evaluation has found.
+struct Evaluation {
+    metrics: Metrics,
+    masks: Option<Metrics>,
+    detections: Vec<super::infer::ImageDetections>,
 }
 
 struct Run<'a> {
@@ -181,6 +203,7 @@ impl Run<'_> {
             return Ok(Outcome {
                 reason,
                 metrics: None,
+                mask_metrics: None,
                 detections: Vec::new(),
                 store: None,
                 time_s: self.clock.now(),
@@ -189,22 +212,29 @@ impl Run<'_> {
         self.save(engine, "last")?;
         self.save(engine, &format!("stage-{}", stage.name))?;
         engine.swap_average(); // the next stage, and the final evaluation, start from the average where there is one
-        let mut outcome =
-            Outcome { reason, metrics: None, detections: Vec::new(), store: None, time_s: self.clock.now() };
+        let mut outcome = Outcome {
+            reason,
+            metrics: None,
+            mask_metrics: None,
+            detections: Vec::new(),
+            store: None,
+            time_s: self.clock.now(),
+        };
         if index + 1 == self.recipe.stages.len() {
             let split = if self.data.test.is_some() { "test" } else { "val" };
             if let Some(store) = self.data.test.as_ref().or(self.data.val.as_ref()) {
                 let found = self.evaluate(engine, index, &context, &plans, split, store)?;
-                let Some((metrics, detections)) = found else {
+                let Some(Evaluation { metrics, masks, detections }) = found else {
                     return Ok(Outcome { reason: "interrupted", ..outcome });
                 };
-                self.log_eval(index, &context, split, &metrics)?;
+                self.log_eval(index, &context, split, &metrics, masks.as_ref())?;
                 if split == "val" {
                     engine.swap_average(); // a checkpoint holds the weights and their average
                     self.keep_best(engine, &metrics)?;
                     engine.swap_average();
                 }
                 outcome.metrics = Some((split.into(), metrics));
+                outcome.mask_metrics = masks;
                 outcome.detections = detections;
                 outcome.store = Some(store.clone());
             }
@@ -407,9 +437,9 @@ impl Run<'_> {
         engine.swap_average();
         let result = self.evaluate(engine, index, context, plans, "val", store);
         engine.swap_average();
-        let Some((metrics, _)) = result? else { return Ok(false) };
+        let Some(Evaluation { metrics, masks, .. }) = result? else { return Ok(false) };
         self.meta.evaluation_due = false;
-        self.log_eval(index, context, "val", &metrics)?;
+        self.log_eval(index, context, "val", &metrics, masks.as_ref())?;
         self.keep_best(engine, &metrics)?;
         self.save(engine, "last")?;
         Ok(true)
@@ -424,7 +454,16 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn log_eval(&mut self, index: usize, context: &StageContext, split: &str, metrics: &Metrics) -> Result<()> {
+    fn log_eval(
+        &mut self,
+        index: usize,
+        context: &StageContext,
+        split: &str,
+        metrics: &Metrics,
+        masks: Option<&Metrics>,
+    ) -> Result<()> {
+        let mut numbers = metrics.by_key();
+        numbers.extend(masks.map(Metrics::by_key).unwrap_or_default());
         self.observer.event(&Event::Eval(event::Eval {
             stage: self.recipe.stages[index].name.clone(),
             stage_index: index,
@@ -433,7 +472,7 @@ impl Run<'_> {
             global_step: self.meta.global_step,
             epoch: context.schedule.epoch(self.meta.step),
             time_s: self.clock.now(),
-            metrics: metrics.by_key(),
+            metrics: numbers,
             per_class: metrics.per_class.iter().map(|(k, v)| (k.clone(), v.0)).collect(),
         }))
     }
@@ -446,7 +485,7 @@ impl Run<'_> {
         plans: &StagePlans,
         split: &str,
         store: &Arc<ImageStore>,
-    ) -> Result<Option<(Metrics, Vec<super::infer::ImageDetections>)>> {
+    ) -> Result<Option<Evaluation>> {
         let stage = &self.recipe.stages[index];
         // This split's buckets, as the engine numbers them.
         let mine = eval_buckets(stage, store);
@@ -463,9 +502,10 @@ impl Run<'_> {
             self.recipe.data.workers,
             |_, _| !self.options.interrupt.load(Ordering::Relaxed),
         )?;
-        let Some(found) = found else { return Ok(None) };
-        let metrics = self.evaluators[split].evaluate(&to_results(&found, store))?;
-        Ok(Some((metrics, found)))
+        let Some(detections) = found else { return Ok(None) };
+        let (evaluator, rows) = (&self.evaluators[split], to_results(&detections, store));
+        let masks = evaluator.has_masks().then(|| evaluator.evaluate_masks(&rows)).transpose()?;
+        Ok(Some(Evaluation { metrics: evaluator.evaluate(&rows)?, masks, detections }))
     }
 
     fn save(&mut self, engine: &Engine, name: &str) -> Result<()> {

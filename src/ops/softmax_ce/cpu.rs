@@ -81,6 +81,7 @@ pub(super) fn avg_factor(y: &mut [f32], counts: &[i32], kind: AvgFactor) {
         AvgFactor::Rpn => each.map(|(pos, neg)| pos.max(1) + neg.max(1)).sum(),
         AvgFactor::Roi => each.map(|(pos, neg)| pos + neg).sum(),
         AvgFactor::Dense => each.map(|(pos, _)| pos.max(1)).sum(),
+        AvgFactor::Positives => each.map(|(pos, _)| pos).sum(),
     };
     y[0] = total.max(1) as f32;
 }

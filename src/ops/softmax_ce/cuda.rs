@@ -86,6 +86,7 @@ pub(super) fn avg_factor(y: &mut Tensor, counts: &Tensor, kind: AvgFactor) -> Re
         AvgFactor::Rpn => 0,
         AvgFactor::Roi => 1,
         AvgFactor::Dense => 2,
+        AvgFactor::Positives => 3,
     };
     let params = AvgFactorParams { b: dim_u32("avg_factor", counts.dim(0))?, kind };
     let k = device.gpu().kernel("avg_factor", DType::F32).out(y).arg(counts).params(&params);

@@ -87,6 +87,8 @@ pub enum AvgFactor {
     Roi,
     /// Dense detectors with focal loss: `sum over images of max(pos, 1)`.
     Dense,
+    /// Mask heads: `max(1, sum over images of pos)`.
+    Positives,
 }
 
 /// What the batch's losses are divided by.

@@ -1,0 +1,81 @@
+//! Mask R-CNN (He et al. 2017): Faster R-CNN with a mask for each of its boxes.
+//!
+//! ```text
+//! P2..P6 ┬→ RPN → proposals ┐
+//!        ├→ RoIAlign ←──────┴→ box head → classes, boxes ┐
+//!        └→ RoIAlign ←───────────────────────────────────┴→ mask head → masks
+//! ```
+
+use super::box_head::BoxHead;
+use super::config::ModelConfig;
+use super::faster_rcnn::FasterRcnn;
+use super::inputs::Inputs;
+use super::mask_head::MaskHead;
+use super::rpn::{Proposals, Rpn};
+use super::{Detections, Loss, Sampling};
+use crate::error::Result;
+use crate::nn::Builder;
+use crate::ops::sample::count_rows;
+use crate::tape::{Tape, Var};
+
+/// Its heads.
+pub struct MaskRcnn {
+    /// Proposals.
+    pub rpn: Rpn,
+    /// Classes and boxes.
+    pub box_head: BoxHead,
+    /// Masks.
+    pub mask_head: MaskHead,
+}
+
+impl MaskRcnn {
+    /// Names of its losses.
+    pub const LOSSES: [&str; 5] = ["rpn_cls", "rpn_box", "roi_cls", "roi_box", "mask"];
+
+    /// For `classes` classes.
+    pub fn new(b: &mut Builder<'_>, cfg: &ModelConfig, classes: usize) -> Result<Self> {
+        let FasterRcnn { rpn, box_head } = FasterRcnn::new(b, cfg, classes)?;
+        let mut b = b.sub("roi_head.mask_head");
+        let (c, strides, scale) = (cfg.fpn.channels, cfg.roi_strides(), cfg.box_head.finest_scale);
+        let quota = (cfg.box_head.samples as f64 * cfg.box_head.pos_fraction) as usize;
+        let mask_head = MaskHead::new(&mut b, &cfg.mask_head, c, strides, scale, quota, classes)?;
+        Ok(MaskRcnn { rpn, box_head, mask_head })
+    }
+
+    /// Losses of one training pass; on `proposals` from elsewhere if they are given.
+    pub fn losses(
+        &self,
+        tape: &mut Tape,
+        p: &[Var],
+        inputs: &Inputs,
+        how: Sampling,
+        proposals: Option<Proposals>,
+    ) -> Result<Vec<Loss>> {
+        let (mut losses, proposals) = self.rpn.train(tape, p, inputs, how, proposals)?;
+        let (terms, samples) = tape.scope("box_head", |tape| {
+            let samples = self.box_head.sample(&proposals.boxes, &proposals.valid, inputs, how)?;
+            drop(proposals);
+            let out = self.box_head.forward(tape, p, &samples.rois, &samples.idx)?;
+            Ok::<_, crate::Error>((self.box_head.losses(tape, &out, &samples, inputs)?, samples))
+        })?;
+        losses.extend(terms);
+        losses.extend(tape.scope("mask_head", |tape| self.mask_head.losses(tape, p, &samples, inputs))?);
+        Ok(losses)
+    }
+
+    /// Detections in network pixels, with the logits of their masks.
+    pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs) -> Result<Detections> {
+        let proposals = self.rpn.test(tape, &p, inputs)?;
+        let found = tape.scope("box_head", |tape| {
+            let out = self.box_head.forward(tape, &p, &proposals.boxes, &proposals.valid)?;
+            self.box_head.detections(&out, &proposals.boxes, &proposals.valid, inputs, false)
+        })?;
+        drop(proposals);
+        let masks = tape.scope("mask_head", |tape| {
+            let counts = count_rows(&found.classes)?;
+            self.mask_head.forward(tape, &p, &found.boxes, &found.classes, &counts)
+        })?;
+        let ([b, d], s) = (found.classes.dims("mask_rcnn: classes")?, self.mask_head.size());
+        Ok(Detections { masks: Some(masks.value().reshape(&[b, d, s, s])?), rescaled: false, ..found })
+    }
+}

@@ -1,3 +1,4 @@
-//! What detectors share above the ops and below the models: anchors.
+//! What detectors share above the ops and below the models: anchors, and masks in the picture's pixels.
 
 pub mod anchors;
+pub mod mask_paste;

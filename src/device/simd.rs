@@ -365,14 +365,14 @@ impl F32x16 {
     pub fn largest(self) -> f32 {
         repr::largest(self.0)
     }
-    /// `e^x` within 2 units in the last place for x up to 88; below -87 it stays at e^-87 (1e-38). NaN stays.
+    /// `e^x` within 2 units in the last place for x of -87.3 to 88, and 0 from -87.7 down. NaN stays.
     ///
     /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`: ln 2 in two parts, of which the first has 9 bits, so that its product with n is exact;
     /// `e^r` by the polynomial of Cephes.
     #[inline(always)]
     pub fn exp(self) -> Self {
         let s = Self::splat;
-        let x = s(-87.0).max(self);
+        let x = s(-88.0).max(self); // n = -127: a power of two without an exponent, 0
         // 1.5 * 2^23: the sum's last place is 1, its low bits are n.
         let magic = s(12_582_912.0);
         let t = x.mul_add(s(std::f32::consts::LOG2_E), magic);
@@ -426,6 +426,18 @@ pub fn copy(dst: &mut [f32], src: &[f32]) {
     if !d.is_empty() {
         F32x16::load_partial(s).store_partial(d);
     }
+}
+
+/// Asks for the cache lines of `s`, to the second level: for rows that no hardware foresees, some microseconds ahead.
+#[inline(always)]
+pub fn prefetch(s: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in s.chunks(LANES) {
+        // SAFETY: a hint, and an address inside `s`; SSE is part of the architecture.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = s;
 }
 
 /// `dst = 0` for short runs.

@@ -77,6 +77,11 @@ impl Windows {
 }
 
 impl Window {
+    /// Rows and columns.
+    pub fn side(&self) -> usize {
+        self.of.side
+    }
+
     /// The pixel of token (a, b), counted over all maps; none if it is padding.
     #[inline(always)]
     pub fn pixel(&self, a: usize, b: usize) -> Option<usize> {

@@ -290,3 +290,32 @@ fn refuses() {
     refused(good, (13, 0, 2), DType::F32, "side 13");
     refused([&[1, 4, 4, 3 * 65], &[195], &[9, 1]], (2, 1, 1), DType::F32, "at most 64");
 }
+
+/// On tensor cores: heads of whole vectors in windows of up to 64 tokens.
+const TENSOR_CORES: &[Case] = &[
+    case("padded", &[1, 8, 9, 2, 32, 7, 3]),
+    case("one_fragment", &[1, 5, 4, 1, 8, 3, 1]), // fewer tokens and channels than a fragment has
+    case("wide_head", &[1, 8, 8, 1, 64, 8, 0]),   // nothing to pad: 64 tokens, 64 channels
+    case("half_fragment", &[1, 5, 5, 1, 40, 5, 2]), // 25 tokens: some warps have none; channels of half a fragment
+];
+
+/// On CUDA cores.
+const CUDA_CORES: &[Case] = &[
+    case("tail", &[1, 5, 6, 2, 20, 4, 1]),       // no vectors
+    case("wide_window", &[1, 9, 8, 1, 8, 9, 4]), // 81 tokens
+];
+
+#[test]
+fn in_16_bits() {
+    let run = |case| {
+        let p = Problem::of(case);
+        move |dev: &Device, halves: Halves| p.run(dev, |dev, shape, data| halves.tensor(dev, shape, data))
+    };
+    for case in CUDA_CORES {
+        in_halves(2.0, run(case));
+    }
+    // Probabilities and their gradients are factors, so rounded: the error of a sum is one of its terms', which cancel.
+    for case in TENSOR_CORES {
+        in_halves_within(1.0, 0.25, run(case));
+    }
+}

@@ -31,14 +31,17 @@ fn exponentials_and_folds() {
         let mut y = [0f32; 16];
         F32x16::load(x).exp().store(&mut y);
         for (x, y) in x.iter().zip(y) {
-            let want = f64::from(x.max(-87.0)).exp();
-            assert!((f64::from(y) - want).abs() <= 2.4e-7 * want, "e^{x}: {y}, want {want}");
+            let want = f64::from(*x).exp();
+            assert!(
+                (f64::from(y) - want).abs() <= 2.4e-7 * want + if *x < -87.3 { want } else { 0.0 },
+                "e^{x}: {y}, want {want}"
+            );
         }
     }
     let odd = [f32::NEG_INFINITY, -1e30, f32::NAN, 0.0, 1.0];
     let mut y = [0f32; 16];
     F32x16::load_partial(&odd).exp().store(&mut y);
-    assert!(y[0] < 2e-38 && y[1] < 2e-38 && y[2].is_nan() && y[3] == 1.0 && y[5] == 1.0);
+    assert!(y[0] == 0.0 && y[1] == 0.0 && y[2].is_nan() && y[3] == 1.0 && y[5] == 1.0);
     let v: Vec<f32> = (0..16).map(|i| (i * 7 % 16) as f32 - 20.0).collect();
     assert_eq!((F32x16::load(&v).sum(), F32x16::load(&v).largest()), (-200.0, -5.0));
 }

@@ -102,6 +102,8 @@ pub(super) fn forward(
         for (i, n) in part.cells.range().enumerate() {
             let place = Place::new(s, n);
             for head in 0..s.heads {
+                let (next, next_head) = if head + 1 < s.heads { (n, head + 1) } else { (n + 1, 0) };
+                let next = part.cells.range().contains(&next).then(|| s.windows.window(next));
                 for (to, what) in [(&mut *q, 0), (k, 1), (v, 2)] {
                     let factor = if what == 0 { s.scale() } else { 1.0 };
                     each_token(s, |t, a, b| {
@@ -116,6 +118,9 @@ pub(super) fn forward(
                     let stat = softmax(row, bias, place.mask(t, z.tp));
                     if per_window > 0 {
                         part.windows[(i * s.heads + head) * z.t + t] = stat;
+                    }
+                    if let Some(at) = pixel(next.as_ref(), t) {
+                        prefetch(&qkv[at * 3 * s.c..][..3 * s.c], next_head, s, z);
                     }
                 }
                 let o = &mut *q; // its product is done
@@ -164,6 +169,9 @@ pub(super) fn backward(
             for n in cells.range() {
                 let place = Place::new(s, n);
                 let column = head * z.d;
+                let (next, next_head) =
+                    if n + 1 < cells.range().end { (n + 1, head) } else { (cells.range().start, head + 1) };
+                let next = (next_head < s.heads).then(|| s.windows.window(next));
                 each_token(s, |t, a, b| {
                     let at = place.window.pixel(a, b);
                     let own = t * z.dp..(t + 1) * z.dp;
@@ -189,6 +197,16 @@ pub(super) fn backward(
                 for (t, ((p, ds), sum)) in rows.enumerate() {
                     let bias = &bias[(head * z.t + t) * z.tp..][..z.tp];
                     softmax_backward(p, ds, sum, bias, place.mask(t, z.tp), lse[t]);
+                    if let Some(at) = pixel(next.as_ref(), t) {
+                        simd::prefetch(&dy[at * s.c + next_head * z.d..][..z.d]);
+                        if let Some(qkv) = saved.qkv {
+                            prefetch(&qkv[at * 3 * s.c..][..3 * s.c], next_head, s, z);
+                        }
+                        // Written later; read too, where it holds qkv.
+                        let [a, b] = [t / s.windows.side, t % s.windows.side];
+                        let cell = next.as_ref().and_then(|next| cells.get(next, a, b));
+                        prefetch(cell.expect("a pixel of this window"), next_head, s, z);
+                    }
                 }
                 // The buffers of what is needed no more.
                 let (dq, dk, dv) = (&mut *v, &mut *kt, &mut *vt);
@@ -289,6 +307,19 @@ impl Place {
     /// What is added to the scores of token `t`.
     fn mask(&self, t: usize, tp: usize) -> Option<&[f32]> {
         (self.window.wraps != [false; 2]).then(|| &self.masks[usize::from(self.regions[t])][..tp])
+    }
+}
+
+/// The pixel of token `t`, if there is a window.
+fn pixel(window: Option<&Window>, t: usize) -> Option<usize> {
+    window.and_then(|w| w.pixel(t / w.side(), t % w.side()))
+}
+
+/// A head's q, k and v of a pixel: its elements are far from those of the next pixel, and waiting for them would be half of the time.
+#[inline(always)]
+fn prefetch(pixel: &[f32], head: usize, s: &AttentionShape, z: Sizes) {
+    for what in 0..3 {
+        simd::prefetch(&pixel[what * s.c + head * z.d..][..z.d]);
     }
 }
 

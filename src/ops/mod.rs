@@ -45,6 +45,7 @@ pub mod space_to_depth;
 pub(crate) mod testing;
 pub mod top_k;
 pub mod upsample_add;
+pub mod window_attention;
 
 use crate::error::Result;
 use crate::on_device;
@@ -105,6 +106,7 @@ pub const OPS: &[OpInfo] = &[
     space_to_depth::INFO,
     top_k::INFO,
     upsample_add::INFO,
+    window_attention::INFO,
 ];
 
 /// 0 where `y <= 0`, else `dy`; in place if nobody else holds `dy`. Without `y` there was no ReLU. The CPU leaves images that do

@@ -37,6 +37,7 @@ mod softmax_ce;
 mod space_to_depth;
 mod top_k;
 mod upsample_add;
+mod window_attention;
 
 /// Sizes of one problem.
 pub struct Case {

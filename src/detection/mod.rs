@@ -1,8 +1,5 @@
-//! What detectors share above the ops and below the models: anchors, and what dense heads detect.
+//! What detectors share above the ops and below the models: anchors, what dense heads detect, masks in the picture's pixels.
 
 pub mod anchors;
 pub mod dense;
-//! What detectors share above the ops and below the models: anchors, and masks in the picture's pixels.
-
-pub mod anchors;
 pub mod mask_paste;

@@ -2,6 +2,7 @@
 
 use super::config::BackboneConfig;
 use super::resnet::ResNet;
+use super::swin::Swin;
 use crate::error::Result;
 use crate::nn::{Builder, NormMode};
 use crate::tape::{Param, Role, Tape, Var};
@@ -26,31 +27,33 @@ impl BackboneMode {
 pub enum Backbone {
     /// He et al. 2016.
     ResNet(ResNet),
+    /// Liu et al. 2021.
+    Swin(Swin),
 }
 
 impl Backbone {
     /// Initial weights.
     pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig) -> Result<Self> {
-        Ok(Backbone::ResNet(ResNet::new(b, cfg)?))
+        Ok(if cfg.kind.is_swin() { Backbone::Swin(Swin::new(b, cfg)?) } else { Backbone::ResNet(ResNet::new(b, cfg)?) })
     }
 
     /// Normalised image `[N,H,W,3]` to C2, C3, C4, C5. `key` draws what a training pass drops; without it nothing is.
-    pub fn forward(&self, tape: &mut Tape, image: &Var, mode: BackboneMode, _key: Option<&Tensor>) -> Result<[Var; 4]> {
+    pub fn forward(&self, tape: &mut Tape, image: &Var, mode: BackboneMode, key: Option<&Tensor>) -> Result<[Var; 4]> {
         match self {
             Backbone::ResNet(net) => net.forward(tape, image, mode),
+            Backbone::Swin(net) => net.forward(tape, image, mode, key),
         }
     }
 
     /// Whether a parameter of the detector is trained in this mode, by mmdetection's rules: frozen parts of the backbone are
     /// not; batch norm is not where it uses running statistics.
     pub fn trains(&self, p: &Param, mode: BackboneMode) -> bool {
-        let frozen = match self {
-            Backbone::ResNet(_) => ResNet::is_frozen(p.name(), mode.frozen_stages),
-        };
-        let has_batch_norm = match self {
-            Backbone::ResNet(_) => true,
-        };
-        let norm = has_batch_norm && p.role() == Role::Norm && mode.norm == NormMode::Frozen;
-        !frozen && !norm
+        match self {
+            Backbone::ResNet(_) => {
+                let norm = p.role() == Role::Norm && mode.norm == NormMode::Frozen;
+                !norm && !ResNet::is_frozen(p.name(), mode.frozen_stages)
+            }
+            Backbone::Swin(_) => !Swin::is_frozen(p.name(), mode.frozen_stages), // its norms have no statistics
+        }
     }
 }

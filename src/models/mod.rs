@@ -13,6 +13,7 @@ pub mod model;
 pub mod resnet;
 pub mod retinanet;
 pub mod rpn;
+pub mod swin;
 
 pub use backbone::{Backbone, BackboneMode};
 pub use config::ModelConfig;

@@ -1,0 +1,182 @@
+//! Swin Transformer (Liu et al. 2021).
+//!
+//! ```text
+//! image [N,H,W,3] → 4×4 patches → linear → norm → stage1 (C2, /4) → merge → stage2 (C3, /8) → merge → stage3 (C4) → merge → stage4
+//! block:   x → norm → qkv → windows, every other block shifted by half of one → proj → + x → norm → ×4 GELU → + x
+//! merge:   2×2 tokens side by side → norm → linear to twice the channels
+//! ```
+//!
+//! Tokens stay an image `[N,H,W,C]` all the way; windows exist only inside `window_attention`.
+
+use super::backbone::BackboneMode;
+use super::config::BackboneConfig;
+use crate::error::Result;
+use crate::nn::{Builder, Init, LayerNorm, Linear};
+use crate::ops::drop_path::drop_path;
+use crate::ops::gelu::gelu;
+use crate::ops::space_to_depth::space_to_depth;
+use crate::ops::window_attention::{WindowAttention, window_attention};
+use crate::tape::{Param, Role, Tape, Var};
+use crate::tensor::Tensor;
+
+/// Pixels of a patch's side.
+const PATCH: usize = 4;
+/// Hidden channels of a block's second half, relative to its own.
+const MLP_RATIO: usize = 4;
+const EPS: f32 = 1e-5;
+/// torch's `trunc_normal_`, as the paper has it.
+const INIT: Init = Init::TruncNormal(0.02);
+
+/// The network.
+pub struct Swin {
+    patches: Linear,
+    patch_norm: LayerNorm,
+    stages: Vec<Stage>,
+}
+
+struct Stage {
+    blocks: Vec<Block>,
+    /// Norm of the stage's output; the next stage gets it without.
+    norm: LayerNorm,
+    merge: Option<Merge>,
+}
+
+struct Block {
+    norm1: LayerNorm,
+    qkv: Linear,
+    table: Param,
+    proj: Linear,
+    norm2: LayerNorm,
+    up: Linear,
+    down: Linear,
+    attention: WindowAttention,
+    /// Chance to drop each of its branches.
+    drop: f32,
+    /// Number among all blocks.
+    index: u32,
+}
+
+struct Merge {
+    norm: LayerNorm,
+    reduction: Linear,
+}
+
+impl Swin {
+    /// Parameters under the builder's prefix, named as mmdetection names them.
+    pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig) -> Result<Self> {
+        let channels = cfg.out_channels();
+        let mut embed = b.sub("patch_embed");
+        let patches = Linear::new(&mut embed.sub("projection"), 3 * PATCH * PATCH, channels[0], INIT)?;
+        let patch_norm = LayerNorm::new(&mut embed.sub("norm"), channels[0], EPS)?;
+        let total: usize = cfg.kind.blocks().iter().sum();
+        let mut index = 0;
+        let mut stages = Vec::new();
+        for (i, &depth) in cfg.kind.blocks().iter().enumerate() {
+            let mut stage = b.sub(format!("stages.{i}"));
+            let c = channels[i];
+            let mut blocks = Vec::new();
+            for j in 0..depth {
+                let shift = if j % 2 == 0 { 0 } else { cfg.window / 2 };
+                let heads = c / BackboneConfig::HEAD;
+                let attention = WindowAttention { window: cfg.window, shift, heads };
+                let drop = cfg.drop_path * index as f32 / (total - 1) as f32;
+                blocks.push(Block::new(&mut stage.sub(format!("blocks.{j}")), c, attention, drop, index)?);
+                index += 1;
+            }
+            let merge = (i < 3)
+                .then(|| -> Result<_> {
+                    let mut m = stage.sub("downsample");
+                    let norm = LayerNorm::new(&mut m.sub("norm"), 4 * c, EPS)?;
+                    let reduction = Linear::without_bias(&mut m.sub("reduction"), 4 * c, 2 * c, INIT)?;
+                    Ok(Merge { norm, reduction })
+                })
+                .transpose()?;
+            stages.push(Stage { blocks, norm: LayerNorm::new(&mut b.sub(format!("norm{i}")), c, EPS)?, merge });
+        }
+        Ok(Swin { patches, patch_norm, stages })
+    }
+
+    /// Whether a parameter lies in the patch embedding or one of the stages that are frozen (with the norm of its output).
+    pub fn is_frozen(name: &str, frozen_stages: i32) -> bool {
+        let inside = |i: i32| {
+            let (stage, norm) = (format!("backbone.stages.{}.", i - 1), format!("backbone.norm{}.", i - 1));
+            name.starts_with(&stage) || name.starts_with(&norm)
+        };
+        (frozen_stages >= 0 && name.starts_with("backbone.patch_embed.")) || (1..=frozen_stages).any(inside)
+    }
+
+    /// `[N,H,W,3]` to C2, C3, C4, C5 `[N,H/4,W/4,C]` … `[N,H/32,W/32,8C]`, sizes rounded up. `key` draws the branches that a
+    /// training pass drops; without it none is, nor are those of frozen stages.
+    pub fn forward(&self, tape: &mut Tape, image: &Var, mode: BackboneMode, key: Option<&Tensor>) -> Result<[Var; 4]> {
+        let mut x = tape.scope("stem", |tape| {
+            let x = space_to_depth(tape, image, PATCH)?;
+            let x = self.patches.forward_last(tape, &x)?;
+            self.patch_norm.forward(tape, &x)
+        })?;
+        let mut out = Vec::with_capacity(4);
+        for (i, stage) in self.stages.iter().enumerate() {
+            let key = key.filter(|_| i as i32 >= mode.frozen_stages);
+            let (c, next) = tape.scope(&format!("stage{}", i + 1), |tape| stage.forward(tape, x, key))?;
+            out.push(c);
+            x = next;
+        }
+        Ok(out.try_into().unwrap_or_else(|_| unreachable!("four stages")))
+    }
+}
+
+impl Stage {
+    /// The normalised output, and the input of the next stage.
+    fn forward(&self, tape: &mut Tape, mut x: Var, key: Option<&Tensor>) -> Result<(Var, Var)> {
+        for block in &self.blocks {
+            x = block.forward(tape, x, key)?;
+        }
+        let out = self.norm.forward(tape, &x)?;
+        let Some(merge) = &self.merge else { return Ok((out, x)) };
+        let x = space_to_depth(tape, &x, 2)?;
+        let x = merge.norm.forward(tape, &x)?;
+        Ok((out, merge.reduction.forward_last(tape, &x)?))
+    }
+}
+
+impl Block {
+    fn new(b: &mut Builder<'_>, c: usize, attention: WindowAttention, drop: f32, index: u32) -> Result<Self> {
+        let mut attn = b.sub("attn.w_msa");
+        let rows = (2 * attention.window - 1).pow(2);
+        let table = attn.param("relative_position_bias_table", Role::Position, &[rows, attention.heads], INIT)?;
+        let qkv = Linear::new(&mut attn.sub("qkv"), c, 3 * c, INIT)?;
+        let proj = Linear::new(&mut attn.sub("proj"), c, c, INIT)?;
+        Ok(Block {
+            norm1: LayerNorm::new(&mut b.sub("norm1"), c, EPS)?,
+            qkv,
+            table,
+            proj,
+            norm2: LayerNorm::new(&mut b.sub("norm2"), c, EPS)?,
+            up: Linear::new(&mut b.sub("ffn.layers.0.0"), c, MLP_RATIO * c, INIT)?,
+            down: Linear::new(&mut b.sub("ffn.layers.1"), MLP_RATIO * c, c, INIT)?,
+            attention,
+            drop,
+            index,
+        })
+    }
+
+    fn forward(&self, tape: &mut Tape, x: Var, key: Option<&Tensor>) -> Result<Var> {
+        let mut y = self.norm1.forward(tape, &x)?;
+        y = self.qkv.forward_last(tape, &y)?;
+        let bias = self.qkv.bias(tape).unwrap_or_else(|| unreachable!("made with a bias"));
+        let table = tape.param(&self.table);
+        y = window_attention(tape, &y, &bias, &table, self.attention)?;
+        y = self.proj.forward_last(tape, &y)?;
+        let x = self.add(tape, x, y, 0, key)?;
+        y = self.norm2.forward(tape, &x)?;
+        y = self.up.forward_last(tape, &y)?;
+        y = gelu(tape, &y)?;
+        y = self.down.forward_last(tape, &y)?;
+        self.add(tape, x, y, 1, key)
+    }
+
+    /// `x + y`, where a training pass drops y for some images; `half` tells the block's two branches apart.
+    fn add(&self, tape: &mut Tape, x: Var, y: Var, half: u32, key: Option<&Tensor>) -> Result<Var> {
+        let rate = if key.is_some() { self.drop } else { 0.0 };
+        drop_path(tape, &x, &y, rate, 2 * self.index + half, key)
+    }
+}

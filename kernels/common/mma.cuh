@@ -33,14 +33,19 @@ template <typename T> __device__ __forceinline__ float unpack2(uint32_t word, in
     return load(v);
 }
 
-// A from row-major storage, B from column-major storage (`ld` elements between rows of A, columns of B).
+// Two neighbours, the first at a multiple of 4 bytes.
+template <typename T> __device__ __forceinline__ uint32_t load_word(const T* p) {
+    const Pack<T, 2> v = load_pack<2>(p);
+    return pack2(v.v[0], v.v[1]);
+}
+
+// A from row-major storage, B from column-major storage; `ld` elements between rows of A, columns of B, an even number.
 template <typename T> __device__ __forceinline__ MmaA<T> mma_load_a(const T* a, int ld) {
     const int g = lane_id() / 4, t = lane_id() % 4;
     MmaA<T> out;
 #pragma unroll
     for (int w = 0; w < 4; w++) {
-        const T* at = a + (g + w % 2 * 8) * ld + 2 * t + w / 2 * 8;
-        out.word[w] = pack2(at[0], at[1]);
+        out.word[w] = load_word(a + (g + w % 2 * 8) * ld + 2 * t + w / 2 * 8);
     }
     return out;
 }
@@ -48,10 +53,33 @@ template <typename T> __device__ __forceinline__ MmaB<T> mma_load_b(const T* b, 
     const int g = lane_id() / 4, t = lane_id() % 4;
     MmaB<T> out;
 #pragma unroll
+    for (int w = 0; w < 2; w++) out.word[w] = load_word(b + g * ld + 2 * t + w * 8);
+    return out;
+}
+// B from row-major storage in shared memory; its rows begin at multiples of 16 bytes. All lanes call it.
+template <typename T> __device__ __forceinline__ MmaB<T> mma_load_b_rows(const T* b, int ld) {
+    MmaB<T> out;
+#if !defined(UPRES_SIM) && __CUDA_ARCH__ >= 750
+    const uint32_t row = uint32_t(__cvta_generic_to_shared(b + lane_id() % 16 * ld));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(out.word[0]), "=r"(out.word[1]) : "r"(row) : "memory");
+#else
+    const int g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
     for (int w = 0; w < 2; w++) {
-        const T* at = b + g * ld + 2 * t + w * 8;
-        out.word[w] = pack2(at[0], at[1]);
+        const T* at = b + (2 * t + w * 8) * ld + g;
+        out.word[w] = pack2(at[0], at[ld]);
     }
+#endif
+    return out;
+}
+// A, columns 0..7 of which are one product's D, columns 8..15 another's: where a lane holds them, the next product wants them.
+template <typename T> __device__ __forceinline__ MmaA<T> mma_a_of(const MmaD& low, const MmaD& high) {
+    MmaA<T> out;
+    out.word[0] = pack2(store<T>(low.v[0]), store<T>(low.v[1]));
+    out.word[1] = pack2(store<T>(low.v[2]), store<T>(low.v[3]));
+    out.word[2] = pack2(store<T>(high.v[0]), store<T>(high.v[1]));
+    out.word[3] = pack2(store<T>(high.v[2]), store<T>(high.v[3]));
     return out;
 }
 
@@ -61,15 +89,20 @@ __device__ __forceinline__ int mma_column(int i) { return lane_id() % 4 * 2 + i 
 
 // By shuffles. All lanes call it.
 template <typename T> __device__ __forceinline__ void mma_by_shuffles(MmaD& d, const MmaA<T>& a, const MmaB<T>& b) {
+    const int row = lane_id() / 4 * 4, column = lane_id() % 4 * 8;
+#pragma unroll 1
+    for (int k = 0; k < 16; k += 2) {
+        const int half = k / 8, t = k % 8 / 2;  // who holds the inner indices k and k + 1: lanes with lane % 4 == t
+        uint32_t wa[2], wb[2];
 #pragma unroll
-    for (int k = 0; k < 16; k++) {
-        const int half = k / 8, t = k % 8 / 2;  // who holds the inner index k: lanes with lane % 4 == t
+        for (int i = 0; i < 2; i++) {
+            wa[i] = __shfl_sync(FULL_WARP, half ? a.word[i + 2] : a.word[i], row + t);
+            wb[i] = __shfl_sync(FULL_WARP, half ? b.word[1] : b.word[0], column + 4 * i + t);
+        }
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            // One shuffle serves all lanes: each says which of its words the readers want.
-            const uint32_t wa = __shfl_sync(FULL_WARP, a.word[i / 2 + 2 * half], lane_id() / 4 * 4 + t);
-            const uint32_t wb = __shfl_sync(FULL_WARP, b.word[half], mma_column(i) * 4 + t);
-            d.v[i] = fmaf(unpack2<T>(wa, k % 2), unpack2<T>(wb, k % 2), d.v[i]);
+            d.v[i] = fmaf(unpack2<T>(wa[i / 2], 0), unpack2<T>(wb[i % 2], 0), d.v[i]);
+            d.v[i] = fmaf(unpack2<T>(wa[i / 2], 1), unpack2<T>(wb[i % 2], 1), d.v[i]);
         }
     }
 }

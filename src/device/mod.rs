@@ -14,6 +14,7 @@ pub mod simd;
 #[cfg(test)]
 mod tests;
 pub mod view;
+pub mod windows;
 
 use std::fmt;
 use std::rc::Rc;

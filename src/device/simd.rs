@@ -67,6 +67,24 @@ mod repr {
         // SAFETY: see above.
         unsafe { _mm512_max_ps(a, b) }
     }
+    #[inline(always)]
+    pub(super) fn pow2(t: Repr) -> Repr {
+        // SAFETY: see above.
+        unsafe {
+            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(t));
+            _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(super::ONE_BITS)))
+        }
+    }
+    #[inline(always)]
+    pub(super) fn sum(v: Repr) -> f32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+    #[inline(always)]
+    pub(super) fn largest(v: Repr) -> f32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
     /// Three rounds of pairwise interleaving: elements, pairs, quarters of registers.
     #[inline(always)]
     pub(super) fn transpose(r: [Repr; 16]) -> [Repr; 16] {
@@ -164,6 +182,24 @@ mod repr {
         // SAFETY: see above.
         unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
     }
+    #[inline(always)]
+    pub(super) fn pow2(t: Repr) -> Repr {
+        t.map(|t| {
+            // SAFETY: see above; AVX2 is there too.
+            unsafe {
+                let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(t));
+                _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(super::ONE_BITS)))
+            }
+        })
+    }
+    #[inline(always)]
+    pub(super) fn sum(v: Repr) -> f32 {
+        super::fold_lanes(v, store, |a, b| a + b)
+    }
+    #[inline(always)]
+    pub(super) fn largest(v: Repr) -> f32 {
+        super::fold_lanes(v, store, |a, b| if a > b { a } else { b })
+    }
     pub(super) fn transpose(r: [Repr; 16]) -> [Repr; 16] {
         super::transpose_by_element(r, store, load)
     }
@@ -220,6 +256,18 @@ mod repr {
     pub(super) fn max(a: Repr, b: Repr) -> Repr {
         std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
+    #[inline(always)]
+    pub(super) fn pow2(t: Repr) -> Repr {
+        t.map(|t| f32::from_bits((t.to_bits() << 23).wrapping_add(super::ONE_BITS as u32)))
+    }
+    #[inline(always)]
+    pub(super) fn sum(v: Repr) -> f32 {
+        super::fold_lanes(v, store, |a, b| a + b)
+    }
+    #[inline(always)]
+    pub(super) fn largest(v: Repr) -> f32 {
+        super::fold_lanes(v, store, |a, b| if a > b { a } else { b })
+    }
     pub(super) fn transpose(r: [Repr; 16]) -> [Repr; 16] {
         super::transpose_by_element(r, store, load)
     }
@@ -237,6 +285,25 @@ fn transpose_by_element(
     }
     std::array::from_fn(|i| load(&std::array::from_fn(|j| t[j][i])))
 }
+
+/// All lanes by halves: 16, 8, 4, 2.
+#[cfg(not(all(target_arch = "x86_64", target_feature = "avx512f")))]
+#[inline(always)]
+fn fold_lanes(v: repr::Repr, store: impl Fn(repr::Repr, &mut [f32; 16]), f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut t = [0f32; 16];
+    store(v, &mut t);
+    let mut n = 16;
+    while n > 1 {
+        n /= 2;
+        for i in 0..n {
+            t[i] = f(t[i], t[i + n]);
+        }
+    }
+    t[0]
+}
+
+/// The bits of 1.0.
+const ONE_BITS: i32 = 127 << 23;
 
 /// Sixteen f32.
 #[derive(Clone, Copy)]
@@ -288,6 +355,38 @@ impl F32x16 {
     pub fn max(self, b: Self) -> Self {
         F32x16(repr::max(self.0, b.0))
     }
+    /// The sum of the lanes, in an order that is the build's.
+    #[inline(always)]
+    pub fn sum(self) -> f32 {
+        repr::sum(self.0)
+    }
+    /// The largest lane, if none is NaN.
+    #[inline(always)]
+    pub fn largest(self) -> f32 {
+        repr::largest(self.0)
+    }
+    /// `e^x` within 2 units in the last place for x of -87.3 to 88, and 0 from -87.7 down. NaN stays.
+    ///
+    /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`: ln 2 in two parts, of which the first has 9 bits, so that its product with n is exact;
+    /// `e^r` by the polynomial of Cephes.
+    #[inline(always)]
+    pub fn exp(self) -> Self {
+        let s = Self::splat;
+        let x = s(-88.0).max(self); // n = -127: a power of two without an exponent, 0
+        // 1.5 * 2^23: the sum's last place is 1, its low bits are n.
+        let magic = s(12_582_912.0);
+        let t = x.mul_add(s(std::f32::consts::LOG2_E), magic);
+        let n = t - magic;
+        let r = n.mul_add(s(-355.0 / 512.0), x);
+        let r = n.mul_add(s(2.121_944_4e-4), r);
+        let p = s(1.987_569_1e-4).mul_add(r, s(1.398_199_9e-3));
+        let p = p.mul_add(r, s(8.333_452e-3));
+        let p = p.mul_add(r, s(4.166_579_6e-2));
+        let p = p.mul_add(r, s(1.666_666_5e-1));
+        let p = p.mul_add(r, s(0.5));
+        let p = p.mul_add(r * r, r) + s(1.0);
+        p * F32x16(repr::pow2(t.0))
+    }
 }
 
 impl Add for F32x16 {
@@ -329,6 +428,18 @@ pub fn copy(dst: &mut [f32], src: &[f32]) {
     }
 }
 
+/// Asks for the cache lines of `s`, to the second level: for rows that no hardware foresees, some microseconds ahead.
+#[inline(always)]
+pub fn prefetch(s: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in s.chunks(LANES) {
+        // SAFETY: a hint, and an address inside `s`; SSE is part of the architecture.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = s;
+}
+
 /// `dst = 0` for short runs.
 #[inline(always)]
 pub fn zero(dst: &mut [f32]) {
@@ -359,56 +470,4 @@ pub fn simd_level() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lanes_do_what_scalars_do() {
-        let a: Vec<f32> = (0..16).map(|i| i as f32 - 7.5).collect();
-        let b: Vec<f32> = (0..16).map(|i| 3.0 - 0.5 * i as f32).collect();
-        let (va, vb) = (F32x16::load(&a), F32x16::load(&b));
-        let check = |v: F32x16, f: &dyn Fn(f32, f32) -> f32| {
-            let mut out = [0f32; 16];
-            v.store(&mut out);
-            for i in 0..16 {
-                assert_eq!(out[i], f(a[i], b[i]), "lane {i}");
-            }
-        };
-        check(va + vb, &|a, b| a + b);
-        check(va - vb, &|a, b| a - b);
-        check(va * vb, &|a, b| a * b);
-        check(va.max(vb), &|a, b| a.max(b));
-        check(va.max(F32x16::splat(f32::NAN)).max(vb), &|_, b| b);
-        let mut out = [0f32; 16];
-        va.max(F32x16::splat(f32::NAN)).store(&mut out);
-        assert!(out.iter().all(|v| v.is_nan()));
-        check(va.mul_add(vb, F32x16::splat(2.0)), &|a, b| a * b + 2.0);
-    }
-
-    #[test]
-    fn transposed_square() {
-        let rows = std::array::from_fn(|i| {
-            let row: [f32; 16] = std::array::from_fn(|j| (100 * i + j) as f32);
-            F32x16::load(&row)
-        });
-        for (i, v) in F32x16::transpose(rows).into_iter().enumerate() {
-            let mut out = [0f32; 16];
-            v.store(&mut out);
-            assert_eq!(out, std::array::from_fn(|j| (100 * j + i) as f32));
-        }
-    }
-
-    #[test]
-    fn partial_runs_stay_inside() {
-        for n in 0..50 {
-            let src: Vec<f32> = (0..n).map(|i| i as f32 + 1.0).collect();
-            let mut dst = vec![-1f32; n + 2];
-            copy(&mut dst[1..n + 1], &src);
-            assert_eq!(&dst[1..n + 1], &src[..]);
-            assert_eq!((dst[0], dst[n + 1]), (-1.0, -1.0));
-            zero(&mut dst[1..n + 1]);
-            assert!(dst[1..n + 1].iter().all(|&v| v == 0.0));
-            assert_eq!((dst[0], dst[n + 1]), (-1.0, -1.0));
-        }
-    }
-}
+mod tests;

@@ -87,7 +87,7 @@ pub fn aligned(ws: &mut [f32]) -> &mut [f32] {
 }
 
 /// Runs `f(task, lane)` for every task in `0..tasks`; each concurrent call has its own lane of `lane_len` elements of `ws`.
-fn run_lanes(tasks: usize, ws: &mut [f32], lane_len: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+pub(super) fn run_lanes(tasks: usize, ws: &mut [f32], lane_len: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     if tasks == 0 {
         return;
     }
@@ -115,11 +115,11 @@ fn run_lanes(tasks: usize, ws: &mut [f32], lane_len: usize, f: impl Fn(usize, &m
     }
 }
 
-struct Shared(*mut f32);
-// SAFETY: only par_blocks and par_cols use it, which give each task elements that no other task gets.
+pub(super) struct Shared(pub(super) *mut f32);
+// SAFETY: only par_blocks, par_cols and par_windows use it, which give each task elements that no other task gets.
 unsafe impl Sync for Shared {}
 impl Shared {
-    fn get(&self) -> *mut f32 {
+    pub(super) fn get(&self) -> *mut f32 {
         self.0
     }
 }

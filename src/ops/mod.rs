@@ -35,6 +35,7 @@ pub mod softmax_ce;
 pub(crate) mod testing;
 pub mod top_k;
 pub mod upsample_add;
+pub mod window_attention;
 
 use crate::error::Result;
 use crate::on_device;
@@ -86,6 +87,7 @@ pub const OPS: &[OpInfo] = &[
     softmax_ce::INFO,
     top_k::INFO,
     upsample_add::INFO,
+    window_attention::INFO,
 ];
 
 /// 0 where `y <= 0`, else `dy`; in place if nobody else holds `dy`. Without `y` there was no ReLU.

@@ -27,6 +27,7 @@ mod softmax;
 mod softmax_ce;
 mod top_k;
 mod upsample_add;
+mod window_attention;
 
 /// Sizes of one problem.
 pub struct Case {

@@ -190,6 +190,12 @@ impl Halves {
 /// hundredth of its tensor's largest. One rounding of the result is half a unit.
 #[track_caller]
 pub fn in_halves(ulps: f64, f: impl Fn(&Device, Halves) -> Result<Vec<Tensor>>) {
+    in_halves_within(ulps, 0.01 * ulps, f);
+}
+
+/// As [`in_halves`], with other tolerances: units in the last place of an element, and of its tensor's largest.
+#[track_caller]
+pub fn in_halves_within(ulps: f64, of_max: f64, f: impl Fn(&Device, Halves) -> Result<Vec<Tensor>>) {
     for (round, ulp) in [(DType::F16, 2f64.powi(-10)), (DType::BF16, 2f64.powi(-7))] {
         let want: Vec<_> = f(&Device::cpu(), Halves { round, store: DType::F32 }).expect("the op on the CPU");
         for (name, devices) in gpus() {
@@ -204,7 +210,7 @@ pub fn in_halves(ulps: f64, f: impl Fn(&Device, Halves) -> Result<Vec<Tensor>>) 
                 }
                 let want = wide(want.f32s());
                 let largest = want.iter().filter(|v| v.is_finite()).fold(0.0, |m: f64, v| m.max(v.abs()));
-                let abs = (ulps * ulp * 0.01 * largest).max(f64::from(f32::MIN_POSITIVE));
+                let abs = (of_max * ulp * largest).max(f64::from(f32::MIN_POSITIVE));
                 assert_close(&what, &floats(got), &want, abs, ulps * ulp);
             }
         }

@@ -66,6 +66,9 @@ const EXAMPLE: &str = "Example:
 
 Exit code: 0 done; 1 failed, with one line on the error output; 2 wrong usage.";
 
+/// Pictures held in memory from one view to the next; more are decoded again.
+const CACHE_BYTES: u64 = 1 << 30;
+
 fn parse_score(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|v| (0.0..=1.0).contains(v)).ok_or_else(|| "want a number from 0 to 1".into())
 }
@@ -89,9 +92,10 @@ fn run(args: &Cli) -> Result<()> {
     let dataset = Arc::new(Dataset::load_with(&args.annotations, &args.images, options)?);
     let classes = detector.match_classes(&dataset)?;
     let evaluator = evaluator(&detector, &dataset);
-    let store = Arc::new(ImageStore::new(dataset, detector.bad_images(), 0));
-    let batch = args.batch.map_or(detector.batch_size(), usize::from);
     let views = args.tta.as_ref().map_or(&[View::PLAIN][..], |tta| &tta.views);
+    let cache = if views.len() > 1 { CACHE_BYTES } else { 0 };
+    let store = Arc::new(ImageStore::new(dataset, detector.bad_images(), cache));
+    let batch = args.batch.map_or(detector.batch_size(), usize::from);
 
     let bar = ProgressBar::new((views.len() * store.dataset().images.len()) as u64); // draws nothing where there is no terminal
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} images  {per_sec}  {eta} left");

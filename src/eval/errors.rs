@@ -221,7 +221,7 @@ impl fmt::Display for Confusion {
 mod tests {
     use std::path::Path;
 
-    use super::super::{Evaluator, read_results};
+    use super::super::{Evaluator, ResultBox, read_results};
     use super::*;
     use crate::data::Dataset;
 
@@ -241,6 +241,46 @@ mod tests {
         assert_eq!(tide.kinds.len(), 8);
         assert!(tide.json()["missed"]["count"].is_u64() && tide.json()["false_negatives"]["ap"].is_f64());
         assert!(all.confusion.unwrap().counts.iter().flatten().sum::<u64>() > 0);
+    }
+
+    /// One error of each kind.
+    #[test]
+    fn errors_have_their_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        let object = |id: i64, x: i64| json!({ "id": id, "image_id": 1, "category_id": 1, "bbox": [x, 0, 10, 10], "area": 100, "iscrowd": 0 });
+        let objects: Vec<Value> = [0, 20, 40, 60, 80].iter().zip(1..).map(|(&x, id)| object(id, x)).collect();
+        let truth = json!({
+            "images": [{ "id": 1, "file_name": "a.png", "width": 200, "height": 50 }],
+            "categories": [{ "id": 1, "name": "x" }, { "id": 2, "name": "y" }], "annotations": objects,
+        });
+        std::fs::write(&path, truth.to_string()).unwrap();
+        let evaluator = Evaluator::new(&Dataset::load(&path, "").unwrap());
+        let found = |category_id, x: f64, score| ResultBox {
+            image_id: 1,
+            category_id,
+            bbox: [x, 0.0, 10.0, 10.0],
+            score,
+            segmentation: None,
+        };
+        let rows = [
+            found(2, 0.0, 0.9),   // the first object, of another class
+            found(1, 20.0, 0.8),  // the second
+            found(1, 20.5, 0.7),  // and again
+            found(1, 45.0, 0.6),  // the third, IoU 1/3
+            found(2, 65.0, 0.5),  // the fourth, IoU 1/3, of another class
+            found(1, 150.0, 0.4), // nothing; the fourth and the fifth are missed
+        ];
+        let look = Look { tide: true, confusion: Some(0.45) };
+        let measured = evaluator.measure(&rows, Overlap::Boxes, look).unwrap();
+        let tide = measured.tide.unwrap();
+        let counts: Vec<(&str, u64)> = tide.kinds.iter().filter_map(|(name, _, n)| Some((*name, (*n)?))).collect();
+        let one = ["classification", "localisation", "both", "duplicate", "background"].map(|name| (name, 1));
+        assert_eq!(counts, [&one[..], &[("missed", 2)]].concat());
+        assert!(tide.kinds.iter().all(|k| k.1 >= 0.0) && tide.kinds[5].1 > 0.0, "{tide}");
+        let confusion = measured.confusion.unwrap();
+        assert_eq!(confusion.counts, [[1, 1, 3], [0, 0, 0], [2, 1, 0]], "{confusion}");
+        assert_eq!(confusion.largest(), [(1, 0, 1)]);
     }
 
     fn made(k: usize) -> Confusion {

@@ -193,7 +193,7 @@ fn masks_have_curves_and_columns() {
         write_report(run, beside).unwrap();
         fs::read_to_string(run.join("report.html")).unwrap()
     };
-    let with = page(&masks, &[boxes.clone()]);
+    let with = page(&masks, std::slice::from_ref(&boxes));
     for text in [
         "</i>mask AP50</span>",
         "Mask AP over training time",

@@ -62,7 +62,8 @@ const EXAMPLE: &str = "Example:
   evaluate runs/shapes/checkpoints/last.safetensors \\
       --annotations data/shapes/annotations/val.json --images data/shapes/images/val
 
-  evaluate last.safetensors --annotations val.json --images val --tide --confusion --tta flip --json numbers.json
+  evaluate last.safetensors --annotations val.json --images val \\
+      --tide --confusion --tta flip --json numbers.json
 
 Exit code: 0 done; 1 failed, with one line on the error output; 2 wrong usage.";
 

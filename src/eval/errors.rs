@@ -248,7 +248,10 @@ mod tests {
     fn errors_have_their_kind() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
-        let object = |id: i64, x: i64| json!({ "id": id, "image_id": 1, "category_id": 1, "bbox": [x, 0, 10, 10], "area": 100, "iscrowd": 0 });
+        let object = |id: i64, x: i64| {
+            let bbox = [x, 0, 10, 10];
+            json!({ "id": id, "image_id": 1, "category_id": 1, "bbox": bbox, "area": 100, "iscrowd": 0 })
+        };
         let objects: Vec<Value> = [0, 20, 40, 60, 80].iter().zip(1..).map(|(&x, id)| object(id, x)).collect();
         let truth = json!({
             "images": [{ "id": 1, "file_name": "a.png", "width": 200, "height": 50 }],

@@ -22,3 +22,4 @@ mod recordings;
 pub mod run_dir;
 pub mod schedule;
 pub mod trainer;
+pub mod tta;

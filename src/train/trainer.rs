@@ -473,7 +473,7 @@ impl Run<'_> {
             epoch: context.schedule.epoch(self.meta.step),
             time_s: self.clock.now(),
             metrics: numbers,
-            per_class: metrics.per_class.iter().map(|(k, v)| (k.clone(), v.0)).collect(),
+            per_class: metrics.per_class.iter().map(|(k, v)| (k.clone(), v.ap)).collect(),
         }))
     }
 

@@ -1,14 +1,15 @@
-// Window attention on CUDA cores: any type, head and window that the op allows. qkv, dqkv [N,H,W,3C], y, dy [N,H,W,C] T; lse [windows,heads,T],
-// table [(2 side - 1)^2,heads], qkv_bias [3C] f32; partial [blocks,heads (2 side - 1)^2 (+ 2 C)] f32. T tokens a window.
+// Window attention on CUDA cores: any type, head and window that the op allows. qkv, dqkv [N,H,W,3C], y, dy [N,H,W,C] T; lse
+// [windows,heads,T], table [(2 side - 1)^2,heads], qkv_bias [3C] f32; partial [blocks,heads (2 side - 1)^2 (+ 2 C)] f32. T tokens a
+// window.
 //
-// A block takes one head of some windows, one after the other: blocks along x have other windows, along y other heads. A thread holds 32 channels
-// of one of 64 rows in registers (of a head of more than 32, two threads share a row) and meets the other side's rows, 32 at a time, in shared
-// memory, where all threads read the same address. Forward: a query's row, with the running maximum of its scores. Backward: a query's row for dq,
-// then a key's for dk and dv; the scores are computed twice, since a window's probabilities would leave room for one block on a multiprocessor.
-// qkv, y, dy pass once from memory, and once more from cache.
+// A block takes one head of some windows, one after the other: blocks along x have other windows, along y other heads. A thread holds 32
+// channels of one of 64 rows in registers (of a head of more than 32, two threads share a row) and meets the other side's rows, 32 at a
+// time, in shared memory, where all threads read the same address. Forward: a query's row, with the running maximum of its scores.
+// Backward: a query's row for dq, then a key's for dk and dv; the scores are computed twice, since a window's probabilities would leave
+// room for one block on a multiprocessor. qkv, y, dy pass once from memory, and once more from cache.
 //
-// The table's gradient: at one key all queries of a warp meet different entries, so each warp adds to its own copy, key by key. Copies, blocks and
-// padded tokens are summed in order: deterministic.
+// The table's gradient: at one key all queries of a warp meet different entries, so each warp adds to its own copy, key by key. Copies,
+// blocks and padded tokens are summed in order: deterministic.
 #include "common/reduce.cuh"
 #include "common/windows.cuh"
 
@@ -17,8 +18,8 @@ constexpr uint32_t ROWS = 64, STREAM = 32;
 constexpr uint32_t PART = 36;
 template <int S> constexpr uint32_t ROW = PART * S;
 
-// Rows of a map of `stride` elements a pixel, from `column` on; padded tokens are `pad`, rounded as if stored, or zeros. Rows up to `rows`, and
-// channels behind the head's, are zeros. All threads of the block call it.
+// Rows of a map of `stride` elements a pixel, from `column` on; padded tokens are `pad`, rounded as if stored, or zeros. Rows up to
+// `rows`, and channels behind the head's, are zeros. All threads of the block call it.
 template <typename T, int S>
 __device__ __forceinline__ void load_tile(float* to, const T* map, uint32_t stride, uint32_t column, const float* pad, const int32_t* pixel,
                                           uint32_t first, uint32_t rows, const WindowAttentionParams& p) {
@@ -53,8 +54,8 @@ __device__ __forceinline__ void load_tile(float* to, const T* map, uint32_t stri
 
 // The real tokens' rows of a tile, to a map. All threads of the block call it.
 template <typename T, int S>
-__device__ __forceinline__ void store_tile(T* map, uint32_t stride, uint32_t column, const float* tile, const int32_t* pixel, uint32_t first,
-                                           const WindowAttentionParams& p) {
+__device__ __forceinline__ void store_tile(T* map, uint32_t stride, uint32_t column, const float* tile, const int32_t* pixel,
+                                           uint32_t first, const WindowAttentionParams& p) {
     const uint32_t rows = min(ROWS, tokens_of(p) - first);
     if (p.d % VEC<T> == 0) {
         constexpr uint32_t V = VEC<T>, VECTORS = 32 * S / V;

@@ -1,10 +1,12 @@
-// Window attention on tensor cores, for windows of up to 64 tokens and heads of a multiple of 8 channels; the rest is window_attention.cu's, whose
-// shapes and partial sums are the same. T is f16 or bf16; scores, probabilities and sums are f32, rounded to T where they are factors.
+// Window attention on tensor cores, for windows of up to 64 tokens and heads of a multiple of 8 channels; the rest is
+// window_attention.cu's, whose shapes and partial sums are the same. T is f16 or bf16; scores, probabilities and sums are f32, rounded to
+// T where they are factors.
 //
-// A block of four warps takes one head of some windows, one after the other: blocks along x have other windows, along y other heads. All rows of
-// the window are in shared memory, padded to 64 tokens. A warp has 16 queries, and their scores in registers: those of one product are laid out as the
-// next one wants its factor. Backward: 16 queries for dq, then 16 keys for dk and dv, scores computed again; the table's gradient stays in
-// registers, one for each pair of tokens, over the block's windows. Memory passes once. All sums have a fixed order: deterministic.
+// A block of four warps takes one head of some windows, one after the other: blocks along x have other windows, along y other heads. All
+// rows of the window are in shared memory, padded to 64 tokens. A warp has 16 queries, and their scores in registers: those of one product
+// are laid out as the next one wants its factor. Backward: 16 queries for dq, then 16 keys for dk and dv, scores computed again; the
+// table's gradient stays in registers, one for each pair of tokens, over the block's windows. Memory passes once. All sums have a fixed
+// order: deterministic.
 #include "common/mma.cuh"
 #include "common/windows.cuh"
 
@@ -52,7 +54,8 @@ __device__ __forceinline__ void store_tile(T* map, uint32_t stride, uint32_t col
 }
 
 // A warp's 16 rows of a tile.
-template <typename T, int H> __device__ __forceinline__ void store_rows(T* tile, uint32_t first, const MmaD (&d)[2 * H], const float (&factor)[2]) {
+template <typename T, int H>
+__device__ __forceinline__ void store_rows(T* tile, uint32_t first, const MmaD (&d)[2 * H], const float (&factor)[2]) {
 #pragma unroll
     for (int n = 0; n < 2 * H; n++) {
 #pragma unroll

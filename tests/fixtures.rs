@@ -42,8 +42,8 @@ fn layouts_convert_there_and_back() {
 
 #[test]
 fn every_tensor_is_as_long_as_its_shape_and_stride_say() {
-    for file in ["detectors/inputs", "detectors/faster"] {
-        let fixture = Fixture::open(file);
+    for file in ["inputs", "faster", "cascade", "mask", "mask_swin", "retinanet"].map(|f| format!("detectors/{f}")) {
+        let fixture = Fixture::open(&file);
         for name in fixture.names() {
             let n: usize = fixture.shape(&name).iter().product();
             let want = n.div_ceil(fixture.stride(&name));
@@ -51,6 +51,7 @@ fn every_tensor_is_as_long_as_its_shape_and_stride_say() {
                 "float32" => fixture.stored_f32(&name).len(),
                 "int32" => fixture.i32(&name).len(),
                 "uint8" => fixture.u8(&name).len(),
+                "bits" => fixture.bits(&name).len(),
                 other => panic!("{name}: {other}"),
             };
             assert_eq!(got, want, "{file}: {name}");

@@ -24,8 +24,8 @@ __device__ __forceinline__ int64_t partial_columns(const WindowAttentionParams& 
     return int64_t(p.heads) * entries_of(p) + (has_padding(p) ? 2 * p.c : 0);
 }
 
-// Where the tokens are: `pixel` over all maps, -1 if it is padding; `tag`: its place, whose differences are rows of the table, and in the high
-// half the region that it is from. Tokens up to `slots` get pixel -1 and tag 0. All threads of the block call it.
+// Where the tokens are: `pixel` over all maps, -1 if it is padding; `tag`: its place, whose differences are rows of the table, and in the
+// high half the region that it is from. Tokens up to `slots` get pixel -1 and tag 0. All threads of the block call it.
 __device__ __forceinline__ void fill_tokens(int32_t* pixel, int32_t* tag, uint32_t window, uint32_t slots, const WindowAttentionParams& p) {
     const uint32_t row = window / p.across % p.down, column = window % p.across, map = window / (p.across * p.down);
     const uint32_t height = p.down * p.side, width = p.across * p.side, end = p.side - p.shift;

@@ -26,7 +26,7 @@ pub struct LoaderOptions {
     pub batch: usize,
     /// Ground-truth boxes each image is padded to: [`Dataset::max_gt`].
     pub max_gt: usize,
-    /// Run ends of masks that each image is padded to: [`run_capacity`](super::run_capacity) or more; 0 for no masks.
+    /// Run ends of masks that each image is padded to: [`run_capacity`] or more; 0 for no masks.
     pub mask_runs: usize,
     /// Passes over the images in one epoch (mmdetection's `RepeatDataset`).
     pub times: usize,

@@ -114,7 +114,9 @@ impl MaskScratch {
     /// `row` (both ascending, or descending for a mirrored axis).
     fn trace(&mut self, counts: &[u32], height: u32, column: impl Fn(u32) -> u32, row: impl Fn(u32) -> u32) {
         let Self { previous, current, changes, .. } = self;
-        (previous.clear(), current.clear(), changes.clear());
+        previous.clear();
+        current.clear();
+        changes.clear();
         // `end`: where the last column with run ends stops on the canvas.
         let (mut x, mut end, mut at) = (0, u32::MAX, 0);
         let mut finish = |x: u32, current: &mut Vec<u32>| {

@@ -377,7 +377,7 @@ impl F32x16 {
         let magic = s(12_582_912.0);
         let t = x.mul_add(s(std::f32::consts::LOG2_E), magic);
         let n = t - magic;
-        let r = n.mul_add(s(-0.693_359_375), x);
+        let r = n.mul_add(s(-355.0 / 512.0), x);
         let r = n.mul_add(s(2.121_944_4e-4), r);
         let p = s(1.987_569_1e-4).mul_add(r, s(1.398_199_9e-3));
         let p = p.mul_add(r, s(8.333_452e-3));

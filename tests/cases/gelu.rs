@@ -73,8 +73,8 @@ fn equals_the_definition() {
     }
 }
 
-/// Φ within 1.5e-7, as the doc comment promises: y within 1.5e-7 |x| and half a unit in its last place. The slope within 2.2e-7. (torch on the same
-/// numbers: 3.1e-7 and 2.9e-7.)
+/// Φ within 1.5e-7, as the doc comment promises: y within 1.5e-7 |x| and half a unit in its last place. The slope within 2.2e-7.
+/// (torch on the same numbers: 3.1e-7 and 2.9e-7.)
 #[test]
 fn error_of_the_approximation() {
     let x: Vec<f32> = (0..400_000).map(|i| (i as f32 - 200_000.0) * 7.3e-5).collect();

@@ -21,7 +21,7 @@ const CASES: &[Case] = &[
     case("odd_plain", &[1, 8, 9, 2, 16, 7, 0]),      // windows of almost nothing but padding
     case("tail", &[1, 9, 8, 2, 20, 4, 1]),           // channels that fill no vector
     case("large_shift", &[1, 6, 10, 1, 8, 5, 4]),    // real tokens that wrap next to padded ones
-    case("many", &[2, 16, 18, 2, 8, 2, 1]),          // more windows than tasks
+    case("many", &[2, 45, 46, 2, 4, 2, 1]),          // more windows than blocks
     case("wide_head", &[1, 7, 8, 2, 64, 7, 3]),      // the widest head
     case("odd_head", &[1, 5, 4, 1, 37, 4, 2]),       // more than half of the widest, no multiple of anything
     case("wide_window", &[1, 12, 13, 1, 16, 12, 6]), // the widest window: 144 tokens
@@ -295,6 +295,7 @@ fn refuses() {
 const TENSOR_CORES: &[Case] = &[
     case("padded", &[1, 8, 9, 2, 32, 7, 3]),
     case("one_fragment", &[1, 5, 4, 1, 8, 3, 1]), // fewer tokens and channels than a fragment has
+    case("many", &[1, 45, 46, 4, 8, 2, 1]),       // more windows than blocks
     case("wide_head", &[1, 8, 8, 1, 64, 8, 0]),   // nothing to pad: 64 tokens, 64 channels
     case("half_fragment", &[1, 5, 5, 1, 40, 5, 2]), // 25 tokens: some warps have none; channels of half a fragment
 ];
@@ -305,17 +306,12 @@ const CUDA_CORES: &[Case] = &[
     case("wide_window", &[1, 9, 8, 1, 8, 9, 4]), // 81 tokens
 ];
 
+/// Factors on tensor cores are rounded, and so is y, whose product with dy is the mean of a row's dp: the errors are those of terms, of
+/// sums that cancel.
 #[test]
 fn in_16_bits() {
-    let run = |case| {
+    for case in TENSOR_CORES.iter().chain(CUDA_CORES) {
         let p = Problem::of(case);
-        move |dev: &Device, halves: Halves| p.run(dev, |dev, shape, data| halves.tensor(dev, shape, data))
-    };
-    for case in CUDA_CORES {
-        in_halves(2.0, run(case));
-    }
-    // Probabilities and their gradients are factors, so rounded: the error of a sum is one of its terms', which cancel.
-    for case in TENSOR_CORES {
-        in_halves_within(1.0, 0.25, run(case));
+        in_halves_within(1.0, 0.5, |dev, halves| p.run(dev, |dev, shape, data| halves.tensor(dev, shape, data)));
     }
 }

@@ -20,12 +20,36 @@ pub const SIZE: [usize; 2] = [160, 192];
 /// Rows for ground truth; image 1 has fewer.
 pub const MAX_GT: usize = 5;
 
-const FLATTENED: &str = "roi_head.bbox_head.shared_fcs.0.weight";
-
 /// The paper's recipe with the fixtures' one deviation, 300 proposals in evaluation.
 pub fn recipe() -> Recipe {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/faster_rcnn_r50_fpn.toml");
-    Recipe::read(path, &["model.rpn.test_max=300".parse().unwrap()]).unwrap()
+    recipe_of("faster")
+}
+
+/// The paper's recipe of a detector of the fixtures, with their deviations: 300 proposals, no dropped paths.
+pub fn recipe_of(detector: &str) -> Recipe {
+    let (name, deviations): (_, &[&str]) = match detector {
+        "faster" => ("faster_rcnn_r50_fpn", &["model.rpn.test_max=300"]),
+        "cascade" => ("cascade_rcnn_r50_fpn", &["model.rpn.test_max=300"]),
+        "mask" => ("mask_rcnn_r50_fpn", &["model.rpn.test_max=300"]),
+        "mask_swin" => ("mask_rcnn_swin_t_fpn", &["model.rpn.test_max=300", "model.backbone.drop_path=0"]),
+        "retinanet" => ("retinanet_r50_fpn", &[]),
+        _ => panic!("no fixtures of {detector}"),
+    };
+    let path = format!("{}/recipes/{name}.toml", env!("CARGO_MANIFEST_DIR"));
+    let deviations: Vec<_> = deviations.iter().map(|d| d.parse().unwrap()).collect();
+    Recipe::read(path, &deviations).unwrap()
+}
+
+/// The four dimensions, in torch's order, of parameters that upres has in another order: convolutions; the layer on flattened RoI
+/// features, whose columns torch has as C, H, W; Swin's patch merging, whose channels are those of `unfold`.
+fn torch_shape(name: &str, shape: &[usize]) -> Option<[usize; 4]> {
+    match *shape {
+        [o, i, kh, kw] => Some([o, i, kh, kw]),
+        [o, columns] if name.ends_with("shared_fcs.0.weight") => Some([o, columns / 49, 7, 7]),
+        [o, columns] if name.ends_with("downsample.reduction.weight") => Some([o, columns / 4, 2, 2]),
+        [columns] if name.contains("downsample.norm.") => Some([1, columns / 4, 2, 2]),
+        _ => None,
+    }
 }
 
 /// A stage of the recipe by name.
@@ -45,10 +69,14 @@ pub struct Reference {
 
 impl Reference {
     pub fn new(recipe: &Recipe) -> Self {
+        Self::of("faster", recipe)
+    }
+
+    pub fn of(detector: &str, recipe: &Recipe) -> Self {
         let device = Device::cpu();
         let mut store = ParamStore::new(&device);
         let model = Model::new(&mut store.builder(0), &recipe.model, CLASSES, PIXELS).unwrap();
-        let rules = WeightRules::open("faster");
+        let rules = WeightRules::open(detector);
         let ours: Vec<_> = store.all().iter().map(Param::name).collect();
         let missing: Vec<_> = rules.0.keys().filter(|k| !ours.contains(&k.as_str())).collect();
         assert!(missing.is_empty() && ours.len() == rules.0.len(), "parameters differ: {missing:?}");
@@ -70,28 +98,13 @@ impl Reference {
 
     /// A weight in upres's order.
     pub fn weight(&self, name: &str) -> Vec<f32> {
-        match name {
-            FLATTENED => nchw_to_nhwc(&self.rules.tensor(name), self.torch_shape(name)),
-            _ => self.rules.tensor_nhwc(name),
-        }
+        let x = self.rules.tensor(name);
+        torch_shape(name, &self.rules.0[name].shape).map_or_else(|| x.clone(), |shape| nchw_to_nhwc(&x, shape))
     }
 
     /// A gradient in torch's order.
     pub fn to_torch(&self, name: &str, x: &[f32]) -> Vec<f32> {
-        match self.rules.0[name].shape.len() {
-            4 => nhwc_to_nchw(x, self.torch_shape(name)),
-            _ if name == FLATTENED => nhwc_to_nchw(x, self.torch_shape(name)),
-            _ => x.to_vec(),
-        }
-    }
-
-    /// Four dimensions in torch's order; the columns of the layer on flattened features are C, H, W.
-    fn torch_shape(&self, name: &str) -> [usize; 4] {
-        match self.rules.0[name].shape[..] {
-            [o, i, kh, kw] => [o, i, kh, kw],
-            [o, columns] => [o, columns / 49, 7, 7],
-            ref s => panic!("{name}: {s:?}"),
-        }
+        torch_shape(name, &self.rules.0[name].shape).map_or_else(|| x.to_vec(), |shape| nhwc_to_nchw(x, shape))
     }
 }
 
@@ -109,7 +122,23 @@ pub fn inputs(device: &Device, recipe: &Recipe, objects_in_second: bool) -> Inpu
         count[i] = l.len() as i32;
     }
     let anchors = Anchors::new(device, &recipe.model.anchors(), h, w).unwrap();
-    let mut inputs = Inputs::new(device, 2, h, w, MAX_GT, 0, anchors).unwrap();
+    let room = if recipe.model.mask_size().is_some() { 4096 } else { 0 };
+    let (mut runs, mut offsets) = (vec![i32::MAX; 2 * room], vec![0; 2 * (MAX_GT + 1)]);
+    for i in 0..if room > 0 { 2 } else { 0 } {
+        let masks = batch.bits(&format!("gt.{i}.masks_packed"));
+        let mut used = 0;
+        for g in 0..MAX_GT {
+            if let Some(mask) = masks.get(g * h * w..(g + 1) * h * w) {
+                let of_row = |y: usize| runs_of(&mask[y * w..][..w], y * w);
+                for end in (0..h).flat_map(of_row) {
+                    runs[i * room + used] = end;
+                    used += 1;
+                }
+            }
+            offsets[i * (MAX_GT + 1) + g + 1] = used as i32;
+        }
+    }
+    let mut inputs = Inputs::new(device, 2, h, w, MAX_GT, room, anchors).unwrap();
     inputs
         .load(&HostBatch {
             images: &vec![0; 2 * h * w * 3],
@@ -121,10 +150,17 @@ pub fn inputs(device: &Device, recipe: &Recipe, objects_in_second: bool) -> Inpu
             gt_boxes: &boxes,
             gt_labels: &labels,
             gt_count: &count,
-            ..Default::default()
+            mask_runs: &runs,
+            mask_offsets: &offsets,
         })
         .unwrap();
     inputs
+}
+
+/// Where the runs of a row's pixels begin and end.
+fn runs_of(row: &[u8], start: usize) -> Vec<i32> {
+    let at = |x: usize| x > 0 && x <= row.len() && row[x - 1] != 0;
+    (0..=row.len()).filter(|&x| at(x) != (x < row.len() && row[x] != 0)).map(|x| (start + x) as i32).collect()
 }
 
 /// The normalised image `[2,H,W,3]`.
@@ -139,12 +175,17 @@ pub fn tensor<T: Element>(device: &Device, shape: &[usize], data: &[T]) -> Tenso
 
 /// Proposals of both images as `<key>.<image>.bboxes` has them.
 pub fn proposals(device: &Device, fixture: &Fixture, key: &str) -> Proposals {
-    let boxes: Vec<f32> = (0..2).flat_map(|i| fixture.f32(&format!("{key}.{i}.bboxes"))).collect();
-    let n = boxes.len() / 8;
+    let each = [0, 1].map(|i| fixture.f32(&format!("{key}.{i}.bboxes")));
+    let n = each.iter().map(|b| b.len() / 4).max().unwrap();
+    let (mut boxes, mut valid) = (vec![0.0; 8 * n], vec![-1; 2 * n]);
+    for (i, b) in each.iter().enumerate() {
+        boxes[4 * i * n..][..b.len()].copy_from_slice(b);
+        valid[i * n..][..b.len() / 4].fill(1);
+    }
     Proposals {
         boxes: tensor(device, &[2, n, 4], &boxes),
         logits: tensor(device, &[2, n], &vec![0.0f32; 2 * n]), // the second stage does not look at them
-        valid: tensor(device, &[2, n], &vec![1; 2 * n]),
+        valid: tensor(device, &[2, n], &valid),
     }
 }
 
@@ -232,6 +273,10 @@ impl Errors {
     pub fn median(&mut self) -> f64 {
         self.seen.sort_by(|a, b| a.0.total_cmp(&b.0));
         self.seen[self.seen.len() / 2].0
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.seen.is_empty()
     }
 
     /// Panics if an error is above the tolerance.

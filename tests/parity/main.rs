@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod detectors;
 mod evaluation;
 mod harness;
 mod recipe_rules;

@@ -186,6 +186,13 @@ impl Fixture {
         self.elements(name, Dtype::U8, |[b]| b)
     }
 
+    /// A whole tensor of 0 and 1 that is stored as numpy's `packbits` of its elements in C order.
+    pub fn bits(&self, name: &str) -> Vec<u8> {
+        let n: usize = self.shape(name).iter().product();
+        let bytes = self.u8(name);
+        (0..n).map(|i| bytes[i / 8] >> (7 - i % 8) & 1).collect()
+    }
+
     /// Compares a full tensor in torch's order with the stored one: every stored element within
     /// `rel * (|want| + rms)`, the l2 norm and the hash dot product (which see every element) within `rel * l2`.
     /// The root mean square enters because a sum that cancels to nearly nothing carries its terms' rounding.

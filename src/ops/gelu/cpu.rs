@@ -1,5 +1,7 @@
 //! CPU kernels of GELU: pointwise, in fixed chunks, written for the auto-vectoriser.
 
+use std::f32::consts::LN_2;
+
 use rayon::prelude::*;
 
 use super::super::elementwise::CHUNK;
@@ -17,7 +19,7 @@ fn tail(a: f32) -> (f32, f32) {
     let f = z - (shifted - ROUND);
     let two_to_k = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     let e = 1.534_581_2e-4_f32.mul_add(f, 1.339_993_1e-3).mul_add(f, 9.618_489e-3).mul_add(f, 5.550_328_6e-2);
-    let e = e.mul_add(f, 0.240_226_46).mul_add(f, 0.693_147_2).mul_add(f, 1.0) * two_to_k;
+    let e = e.mul_add(f, 0.240_226_46).mul_add(f, LN_2).mul_add(f, 1.0) * two_to_k;
     let t = 1.0 / 0.275_873_4_f32.mul_add(a, 1.0);
     let p = (-0.113_626_9_f32).mul_add(t, 0.442_206_53).mul_add(t, -0.315_982_22).mul_add(t, 0.323_603_15);
     let p = p.mul_add(t, 4.615_419_4e-2).mul_add(t, 0.117_645_25);

@@ -11,7 +11,6 @@ use crate::device::simd::{self, F32x16, LANES};
 use crate::device::view::{MatMut, lanes_len};
 use crate::device::windows::{Cells, Outputs, Part, Window, par_windows};
 
-/// Most tokens of a window.
 const MAX_TOKENS: usize = MAX_SIDE * MAX_SIDE;
 /// There should be so many tasks, of up to so many windows: the sums over a task's windows are folded once.
 const TASKS: usize = 64;
@@ -93,8 +92,7 @@ pub(super) fn forward(
     s: &AttentionShape,
 ) {
     let (z, isa) = (sizes(s), Isa::detect());
-    let (bias, lanes) = ws.split_at_mut(pairs(s));
-    let bias = &*expand(bias, table, s, z);
+    let (bias, lanes) = expand(ws, table, s, z);
     let per_window = if lse.is_empty() { 0 } else { s.heads * z.t };
     let out = Outputs { map: y, c: s.c, windows: lse, per_window, tasks: &mut [], per_task: 0 };
     par_windows(s.windows, chunk(s), out, lanes, forward_lane(z), |mut part, lane| {
@@ -154,8 +152,7 @@ pub(super) fn backward(
     s: &AttentionShape,
 ) {
     let (z, isa) = (sizes(s), Isa::detect());
-    let (bias, lanes) = ws.split_at_mut(pairs(s));
-    let bias = &*expand(bias, saved.table, s, z);
+    let (bias, lanes) = expand(ws, saved.table, s, z);
     let per_task = partial_sums(s)[1];
     let out = Outputs { map: dqkv, c: 3 * s.c, windows: &mut [], per_window: 0, tasks: partial, per_task };
     par_windows(s.windows, chunk(s), out, lanes, backward_lane(z), |part, lane| {
@@ -213,8 +210,7 @@ pub(super) fn backward(
                 product(isa, dv, z.dp, z.t, Factors { a: p, rs: 1, cs: z.tp, b: g, ldb: z.dp, k: z.t });
                 product(isa, dk, z.dp, z.t, Factors { a: ds, rs: 1, cs: z.tp, b: q, ldb: z.dp, k: z.t });
                 product(isa, dq, z.dp, z.t, Factors { a: ds, rs: z.tp, cs: 1, b: k, ldb: z.dp, k: z.t });
-                let rows = Rows { dq, dk, dv };
-                rows.write(&mut cells, dbias, &place.window, column, s, z);
+                Rows { dq, dk, dv }.write(&mut cells, dbias, &place.window, column, s, z);
             }
             fold_pairs(dtable, sum, s, z);
         }
@@ -334,13 +330,14 @@ fn each_token(s: &AttentionShape, mut f: impl FnMut(usize, usize, usize)) {
     }
 }
 
-/// `bias[head,i,j]`, the table's entry for tokens i and j; behind the last token what no softmax sees.
-fn expand<'a>(bias: &'a mut [f32], table: &[f32], s: &AttentionShape, z: Sizes) -> &'a mut [f32] {
+/// `bias[head,i,j]`, the table's entry for tokens i and j, behind the last token what no softmax sees; and the rest of the workspace.
+fn expand<'a>(ws: &'a mut [f32], table: &[f32], s: &AttentionShape, z: Sizes) -> (&'a [f32], &'a mut [f32]) {
+    let (bias, lanes) = ws.split_at_mut(pairs(s));
     bias.par_chunks_mut(z.t * z.tp).enumerate().for_each(|(head, bias)| {
         bias.fill(f32::NEG_INFINITY);
         each_pair(s, |i, j, row| bias[i * z.tp + j] = table[row * s.heads + head]);
     });
-    bias
+    (bias, lanes)
 }
 
 /// The sum of the pairs that share an entry of the table.

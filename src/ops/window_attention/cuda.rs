@@ -115,7 +115,6 @@ pub(super) fn forward(
     unsafe { k.launch(grid) }
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn backward(
     dqkv: &mut Tensor,
     partial: &mut Tensor,

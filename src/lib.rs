@@ -1,6 +1,6 @@
 //! upres trains object detectors from scratch by direct detection pre-training (arXiv 2106.03112).
 //!
-//! Dependencies flow one way: `bin → train, eval, report → models → detection, nn → ops → tape → device → tensor`.
+//! Dependencies flow one way: `bin → train, eval, report → weights → models → detection, nn → ops → tape → device → tensor`.
 //! Start reading at docs/architecture.md.
 
 pub mod data;
@@ -15,5 +15,6 @@ pub mod report;
 pub mod tape;
 pub mod tensor;
 pub mod train;
+pub mod weights;
 
 pub use error::{Error, Result};

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Init};
 use crate::ops::conv2d::Activation;
 use crate::ops::max_pool::max_pool;
+use crate::ops::relu::relu;
 use crate::ops::upsample_add::upsample_add;
 use crate::tape::{Tape, Var};
 
@@ -65,6 +66,10 @@ impl Fpn {
             };
             p.push(match self.extra.get(i - used.len()) {
                 None => max_pool(tape, &top, 1, 2, 0)?,
+                Some(conv) if self.cfg.extra_relu && i > used.len() => {
+                    let top = relu(tape, &top)?;
+                    conv.forward(tape, &top, Activation::None)?
+                }
                 Some(conv) => conv.forward(tape, &top, Activation::None)?,
             });
         }

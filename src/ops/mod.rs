@@ -13,8 +13,8 @@ pub mod cast;
 pub mod class_candidates;
 pub mod concat_rows;
 pub mod conv2d;
-pub mod drop_path;
 pub mod deconv2x2;
+pub mod drop_path;
 pub mod elementwise;
 pub mod ema;
 pub mod gather_rows;
@@ -31,6 +31,7 @@ pub(crate) mod multi_tensor;
 pub mod nms;
 pub(crate) mod order;
 pub(crate) mod partial;
+pub mod relu;
 pub mod roi_align;
 pub mod row_max;
 pub mod sample;
@@ -49,7 +50,7 @@ pub mod window_attention;
 
 use crate::error::Result;
 use crate::on_device;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +95,7 @@ pub const OPS: &[OpInfo] = &[
     match_boxes::INFO,
     max_pool::INFO,
     nms::INFO,
+    relu::INFO,
     roi_align::INFO,
     row_max::INFO,
     sample::INFO,
@@ -114,7 +116,7 @@ pub const OPS: &[OpInfo] = &[
 fn relu_gradient(mut dy: Tensor, y: Option<Tensor>, live: &live::Live) -> Result<Tensor> {
     let Some(y) = y else { return Ok(dy) };
     if !dy.is_unique() {
-        let mut own = Tensor::empty(dy.device(), dy.shape(), DType::F32)?;
+        let mut own = Tensor::empty(dy.device(), dy.shape(), dy.dtype())?;
         elementwise::copy(&mut own, &dy)?;
         dy = own;
     }

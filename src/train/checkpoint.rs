@@ -12,14 +12,16 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::atomic::write_atomic;
+use super::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::nn::ParamStore;
 use crate::tensor::Tensor;
+use crate::weights;
 
 /// Version of the format: raised when an older program could not read it.
 const FORMAT: u32 = 1;
 /// Key of [`Meta`] in the safetensors metadata.
-const META_KEY: &str = "upres";
+const META_KEY: &str = weights::OURS;
 /// Key of the CRC-32C (hexadecimal) of the metadata's text followed by the tensors' bytes.
 const CHECKSUM_KEY: &str = "crc32c";
 
@@ -111,14 +113,15 @@ impl Checkpoint {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Checkpoint> {
         let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
-        let broken = |e: safetensors::SafeTensorError| {
-            Error::checkpoint(path, format!("not a whole safetensors file ({e}): truncated, or something else"))
-        };
+        let broken = |e: safetensors::SafeTensorError| weights::broken(path, &bytes, e);
         let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
         let (header_len, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
         let metadata = header.metadata().as_ref();
         let text = metadata.and_then(|m| m.get(META_KEY)).ok_or_else(|| {
-            Error::checkpoint(path, "no upres metadata: a weights file of another program, not a checkpoint")
+            Error::checkpoint(
+                path,
+                "no upres metadata: a weights file of another program, not a checkpoint (`convert --from` makes one)",
+            )
         })?;
         // The library has checked that the tensors fill the rest of the file.
         let data = bytes.get(8 + header_len..).unwrap_or_default();
@@ -144,30 +147,40 @@ impl Checkpoint {
         Ok(Checkpoint { path: path.to_path_buf(), meta, tensors })
     }
 
+    /// Its recipe.
+    ///
+    /// Errors: `Checkpoint` if this version of the program does not know a key of it.
+    pub fn recipe(&self) -> Result<Recipe> {
+        Recipe::parse(&self.meta.recipe, &self.path, &[]).map_err(|e| {
+            Error::checkpoint(&self.path, format!("its recipe cannot be used by this version of upres: {e}"))
+        })
+    }
+
     /// Overwrites a model's parameters. With `averaged`, running averages are taken where the checkpoint has them.
     ///
     /// Errors: `Checkpoint` that names the first tensors that are missing or have another shape; nothing is changed then.
     pub fn load_model(&self, store: &ParamStore, averaged: bool) -> Result<()> {
+        let values = self.model_values(store, averaged)?;
+        store.all().iter().zip(values).try_for_each(|(p, values)| p.load(values))
+    }
+
+    /// The values of a model's parameters, in the store's order. Otherwise as [`Checkpoint::load_model`].
+    pub fn model_values(&self, store: &ParamStore, averaged: bool) -> Result<Vec<&[f32]>> {
         let mut wrong = Vec::new();
+        let mut all = Vec::with_capacity(store.all().len());
         for p in store.all() {
             match self.tensors.get(p.name()) {
                 None => wrong.push(format!("{} is missing", p.name())),
                 Some((shape, _)) if *shape != p.shape() => {
                     wrong.push(format!("{} is {shape:?}, the model wants {:?}", p.name(), p.shape()));
                 }
-                Some(_) => {}
+                Some((_, values)) => {
+                    let average = averaged.then(|| self.tensors.get(&format!("ema.{}", p.name()))).flatten();
+                    all.push(average.map_or(values, |(_, v)| v).as_slice());
+                }
             }
         }
-        if !wrong.is_empty() {
-            return Err(self.mismatch(store, &wrong));
-        }
-        for p in store.all() {
-            let average = averaged.then(|| self.tensors.get(&format!("ema.{}", p.name()))).flatten();
-            if let Some((_, values)) = average.or_else(|| self.tensors.get(p.name())) {
-                p.load(values)?;
-            }
-        }
-        Ok(())
+        if wrong.is_empty() { Ok(all) } else { Err(self.mismatch(store, &wrong)) }
     }
 
     fn mismatch(&self, store: &ParamStore, wrong: &[String]) -> Error {

@@ -35,9 +35,7 @@ impl Detector {
     /// Errors: `Io` and `Checkpoint` if the file is missing, truncated or not of the model that its recipe describes.
     pub fn load(checkpoint: &Path, device: &Device) -> Result<Detector> {
         let file = Checkpoint::load(checkpoint)?;
-        let recipe = Recipe::parse(&file.meta.recipe, checkpoint, &[]).map_err(|e| {
-            Error::checkpoint(checkpoint, format!("its recipe cannot be used by this version of upres: {e}"))
-        })?;
+        let recipe = file.recipe()?;
         let engine = |device: &Device| {
             let classes = file.meta.classes.len();
             Engine::new(device, &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)

@@ -2,6 +2,7 @@
 
 mod atomic;
 pub mod checkpoint;
+pub mod convert;
 pub mod data;
 pub mod engine;
 pub mod event;

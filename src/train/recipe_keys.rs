@@ -131,6 +131,7 @@ pub const KEYS: &[Key] = &[
     key("model.fpn.levels", Whole(3, 6), "number of levels: P2 to P6 are 5", MMDET),
     key("model.fpn.start", Whole(2, 3), "finest level: 2 is P2, 3 is P3", MMDET),
     key("model.fpn.extra", OneOf(&["subsample", "conv_c5", "conv_p5"]), "levels above P5: every second pixel; convolutions of stride 2, the first on C5 or on P5", MMDET),
+    key("model.fpn.extra_relu", Flag, "a ReLU between the convolutions above P5 (torchvision; unused by `subsample`)", MMDET),
     key("model.rpn.channels", Whole(1, 65_536), "channels of the shared 3×3 convolution", MMDET),
     key("model.rpn.anchor_scales", Reals(None, TINY, INF), "anchor side in strides", MMDET),
     key("model.rpn.anchor_ratios", Reals(None, TINY, INF), "anchor height over width", MMDET),

@@ -19,6 +19,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluator, Metrics};
 use crate::models::Sampling;
+use crate::weights::{self, Origin, is_foreign};
 
 /// Least time between two lines of the log.
 const LOG_EVERY: Duration = Duration::from_secs(1);
@@ -85,6 +86,10 @@ pub fn train(
         }
         c.load_model(&engine.store, false)?;
         meta = Meta { recipe: meta.recipe, category_ids: meta.category_ids, ..c.meta.clone() };
+    } else if let Some(file) = recipe.init.weights.as_ref().filter(|f| is_foreign(f).unwrap_or(false)) {
+        for note in weights::load(file, &recipe.model, &engine.store, Origin::default())?.notes {
+            observer.note(&format!("init.weights: {note}"));
+        }
     } else if let Some(weights) = &recipe.init.weights {
         let c = Checkpoint::load(weights)?;
         c.load_model(&engine.store, true)?;

@@ -25,6 +25,7 @@ mod match_boxes;
 mod max_pool;
 mod nms;
 mod optimizer;
+mod relu;
 mod roi_align;
 mod row_max;
 mod sample;

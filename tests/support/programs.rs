@@ -54,6 +54,7 @@ pub fn command(program: &str) -> Command {
         "train" => env!("CARGO_BIN_EXE_train"),
         "evaluate" => env!("CARGO_BIN_EXE_evaluate"),
         "detect" => env!("CARGO_BIN_EXE_detect"),
+        "convert" => env!("CARGO_BIN_EXE_convert"),
         "dataset" => env!("CARGO_BIN_EXE_dataset"),
         other => panic!("no program {other}"),
     };

@@ -14,6 +14,8 @@ pub struct FpnConfig {
     pub start: usize,
     /// How levels above P5 come about.
     pub extra: FpnExtra,
+    /// A ReLU between the convolutions above P5.
+    pub extra_relu: bool,
 }
 
 /// Levels above P5.
@@ -37,6 +39,6 @@ impl FpnConfig {
 
 impl Default for FpnConfig {
     fn default() -> Self {
-        FpnConfig { channels: 256, levels: 5, start: 2, extra: FpnExtra::Subsample }
+        FpnConfig { channels: 256, levels: 5, start: 2, extra: FpnExtra::Subsample, extra_relu: false }
     }
 }

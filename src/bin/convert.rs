@@ -1,0 +1,88 @@
+//! `convert`: weights from and for torchvision and mmdetection.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{ArgGroup, Parser};
+use upres::device::use_threads;
+use upres::train::convert::{from_foreign, to_foreign};
+use upres::train::recipe::Recipe;
+use upres::train::recipe_read::Override;
+use upres::weights::Format;
+use upres::{Error, Result};
+
+/// Writes a checkpoint's weights as torchvision or mmdetection 3 name and order them, or makes a checkpoint of theirs.
+///
+/// To train from such a file no checkpoint is needed: `train --set init.weights=FILE.safetensors`.
+#[derive(Parser)]
+#[command(version, max_term_width = 110, after_help = EXAMPLE)]
+#[command(group(ArgGroup::new("way").required(true).args(["to", "from"])))]
+struct Cli {
+    /// With --to a checkpoint that `train` wrote (its running average is taken where it has one), with --from weights of the other
+    /// program, as safetensors
+    input: PathBuf,
+    /// File to write
+    output: PathBuf,
+    /// Write weights for torchvision or mmdetection
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["recipe", "overrides", "classes"])]
+    to: Option<Format>,
+    /// Make a checkpoint of weights of torchvision or mmdetection
+    #[arg(long, value_name = "PROGRAM", requires_all = ["recipe", "classes"])]
+    from: Option<Format>,
+    /// With --from: the recipe that describes the detector
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// With --from: overrides a key of the recipe; may be given again
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<Override>,
+    /// With --from: names of the file's classes in its order, without background: separated by commas, or a file with one a line.
+    /// Those named "-" or "N/A" are left out
+    #[arg(long, value_name = "NAMES|FILE")]
+    classes: Option<String>,
+}
+
+const EXAMPLE: &str = "Examples:
+  convert runs/coco/checkpoints/last.safetensors --to mmdetection faster_rcnn.safetensors
+  convert fasterrcnn_resnet50_fpn_coco.safetensors --from torchvision --recipe recipes/faster_rcnn_r50_fpn.toml \\
+      --set model.box_head.kind=shared_2fc --set model.box_head.aligned=false --set model.box_head.sampling_ratio=2 \\
+      --set model.rpn.anchor_rounding=true --set model.backbone.norm_eps=0 --classes coco.txt detector.safetensors
+
+docs/interchange.md says what can be exchanged. Exit code: 0 done; 1 failed, with one line on the error output; 2 wrong usage.";
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Cli) -> Result<()> {
+    use_threads(0)?;
+    let done = match (args.to, args.from, &args.recipe, &args.classes) {
+        (Some(format), ..) => to_foreign(&args.input, format, &args.output)?,
+        (None, Some(format), Some(recipe), Some(classes)) => {
+            let recipe = Recipe::read(recipe, &args.overrides)?;
+            from_foreign(&args.input, format, &recipe, &names(classes)?, &args.output)?
+        }
+        _ => unreachable!("convert: the arguments' rules"),
+    };
+    for note in &done.notes {
+        eprintln!("note: {note}");
+    }
+    println!("{}: {} tensors, {} weights", args.output.display(), done.tensors, done.parameters);
+    Ok(())
+}
+
+/// Class names: the lines of a file of that name, or else what the commas separate.
+fn names(classes: &str) -> Result<Vec<String>> {
+    let trimmed = |s: &str| s.trim().to_string();
+    let path = Path::new(classes);
+    if !path.is_file() {
+        return Ok(classes.split(',').map(trimmed).collect());
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    Ok(text.trim_end().lines().map(trimmed).collect())
+}

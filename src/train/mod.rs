@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod convert;
 pub mod data;
 pub mod engine;
+mod evaluation;
 pub mod event;
 pub mod finish;
 pub mod infer;

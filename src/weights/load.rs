@@ -85,11 +85,11 @@ impl Reader<'_> {
         if backbone_only {
             let anew = "everything behind the backbone starts anew";
             notes.push(format!("a backbone of {}: {anew}", self.dialect.title));
-        } else if self.dialect.is_torchvision() {
-            if let Some(message) = fit::obstacle(Format::Torchvision, self.cfg) {
-                let message = format!("a detector of torchvision, which the recipe's is not: {message}");
-                return Err(Error::checkpoint(self.path, message));
-            }
+        } else if self.dialect.is_torchvision()
+            && let Some(message) = fit::obstacle(Format::Torchvision, self.cfg)
+        {
+            let message = format!("a detector of torchvision, which the recipe's is not: {message}");
+            return Err(Error::checkpoint(self.path, message));
         }
         if let (Some((_, named)), Some(has)) = (origin.keep, self.classes())
             && named != has
@@ -171,8 +171,7 @@ impl Reader<'_> {
             self.tensors.get(&name).and_then(|(_, v)| v.shape().first().copied())
         };
         let two_stage = ["roi_head.bbox_head.fc_cls.bias", "roi_head.bbox_head.0.fc_cls.bias"];
-        let dense =
-            || Some((rows("bbox_head.retina_cls.bias")? / self.cfg.anchors().per_cell()).checked_sub(background)?);
+        let dense = || (rows("bbox_head.retina_cls.bias")? / self.cfg.anchors().per_cell()).checked_sub(background);
         two_stage.into_iter().find_map(rows).map_or_else(dense, |n| n.checked_sub(1))
     }
 

@@ -37,7 +37,7 @@ struct Cli {
     overrides: Vec<Override>,
     /// With --from: names of the file's classes in its order, without background: separated by commas, or a file with one a line.
     /// Those named "-" or "N/A" are left out
-    #[arg(long, value_name = "NAMES|FILE")]
+    #[arg(long, value_name = "NAMES|FILE", allow_hyphen_values = true)]
     classes: Option<String>,
 }
 

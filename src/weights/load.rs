@@ -10,7 +10,7 @@ use safetensors::tensor::TensorView;
 use super::names::Dialect;
 use super::{Format, Predictor, Translator, file, fit};
 use crate::error::{Error, Result};
-use crate::models::config::ModelConfig;
+use crate::models::config::{Detector, ModelConfig};
 use crate::nn::ParamStore;
 use crate::tape::Param;
 
@@ -46,6 +46,10 @@ pub struct Loaded {
 pub fn load(path: &Path, cfg: &ModelConfig, store: &ParamStore, origin: Origin<'_>) -> Result<Loaded> {
     let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| file::broken(path, &bytes, e))?;
+    let ours = |h: safetensors::tensor::Metadata| h.metadata().as_ref().is_some_and(|m| m.contains_key(file::OURS));
+    if SafeTensors::read_metadata(&bytes).is_ok_and(|(_, header)| ours(header)) {
+        return Err(Error::checkpoint(path, "a checkpoint already, not weights of another program"));
+    }
     let views: Vec<(String, TensorView<'_>)> = file.tensors();
     let dialect = Dialect::of(views.iter().map(|(n, _)| n.as_str()))
         .ok_or_else(|| Error::checkpoint(path, unknown(views.first().map(|(n, _)| n.as_str()))))?;
@@ -85,10 +89,7 @@ impl Reader<'_> {
         if backbone_only {
             let anew = "everything behind the backbone starts anew";
             notes.push(format!("a backbone of {}: {anew}", self.dialect.title));
-        } else if self.dialect.is_torchvision()
-            && let Some(message) = fit::obstacle(Format::Torchvision, self.cfg)
-        {
-            let message = format!("a detector of torchvision, which the recipe's is not: {message}");
+        } else if let Some(message) = self.other_detector() {
             return Err(Error::checkpoint(self.path, message));
         }
         if let (Some((_, named)), Some(has)) = (origin.keep, self.classes())
@@ -157,6 +158,26 @@ impl Reader<'_> {
             notes.extend(fit::differences(format, self.cfg));
         }
         Ok(Loaded { backbone_only, notes })
+    }
+
+    /// Why a file of a whole detector cannot be one of the recipe's family; none if it may be.
+    fn other_detector(&self) -> Option<String> {
+        let has = |part: &str| self.tensors.keys().any(|n| n.contains(part));
+        let theirs = if has("retina_cls.") || has("head.classification_head.") {
+            Detector::RetinaNet
+        } else if has("mask_head.") {
+            Detector::MaskRcnn
+        } else if has("roi_head.bbox_head.0.") {
+            Detector::CascadeRcnn
+        } else {
+            Detector::FasterRcnn
+        };
+        let ours = self.cfg.detector;
+        if theirs != ours {
+            return Some(format!("weights of a {}, and model.detector is {}", theirs.name(), ours.name()));
+        }
+        let obstacle = fit::obstacle(Format::Torchvision, self.cfg).filter(|_| self.dialect.is_torchvision());
+        obstacle.map(|message| format!("a detector of torchvision, which the recipe's is not: {message}"))
     }
 
     fn holds(&self, p: &Param) -> bool {

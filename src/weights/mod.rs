@@ -88,6 +88,13 @@ impl Translator {
         Translator::of(format.dialect(), cfg)
     }
 
+    /// For the backbone alone, as torchvision's ImageNet classifier of its kind has it (which lacks the norms of a Swin
+    /// Transformer's four outputs).
+    pub fn classifier(cfg: &ModelConfig) -> Translator {
+        let swin = cfg.backbone.kind.is_swin();
+        Translator::of(if swin { &names::TORCHVISION_SWIN } else { &names::TORCHVISION_RESNET }, cfg)
+    }
+
     fn of(dialect: &'static Dialect, cfg: &ModelConfig) -> Translator {
         Translator {
             dialect,

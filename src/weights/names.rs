@@ -130,7 +130,7 @@ const TORCHVISION_P6_P7: &[Line] = &[
 ];
 
 /// torchvision's ResNet classifiers.
-const TORCHVISION_RESNET: Dialect = Dialect {
+pub(super) const TORCHVISION_RESNET: Dialect = Dialect {
     title: "torchvision (a classifier)",
     lines: &[Line("backbone", "", Same)],
     merge: MergeOrder::ColumnsFirst,
@@ -140,7 +140,7 @@ const TORCHVISION_RESNET: Dialect = Dialect {
 };
 
 /// torchvision's Swin classifiers. The norms of the outputs are a detector's own: `norm` is the classifier's.
-const TORCHVISION_SWIN: Dialect = Dialect {
+pub(super) const TORCHVISION_SWIN: Dialect = Dialect {
     title: "torchvision (a classifier)",
     lines: &[
         Line("backbone.patch_embed.projection", "features.0.0", Same),

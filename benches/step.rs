@@ -1,7 +1,9 @@
-//! One training step of Faster R-CNN R50-FPN beside benches/peers/step_torchvision.py: forward, backward, SGD.
+//! One training step of a detector of the paper beside benches/peers/step_{torchvision,mmdetection}.py: forward, backward, update.
 //!
-//! `cargo bench --bench step -- [--images 2] [--height 448] [--width 448] [--objects 8] [--head 2fc|4conv1fc] [--steps 5]
-//! [--device cpu|cuda|sim] [--json FILE]`. On a GPU a step is timed over all of them, the host waiting once at the end. Prints one JSON line; `UPRES_PROFILE=1` adds the time of each op, `--plan` what lives at the peak.
+//! `cargo bench --bench step -- [--detector faster|cascade|mask|retinanet|mask_swin] [--head 2fc|4conv1fc] [--images 2] [--height 448]
+//! [--width 448] [--objects 8] [--steps 5] [--threads 2] [--device cpu|cuda|sim] [--json FILE]`. The model and the optimizer are those of
+//! recipes/*.toml; `--head` gives the box head another form. On a GPU a step is timed over all of them, the host waiting once at the
+//! end. Prints one JSON line; `UPRES_PROFILE=1` adds the time of each op, `--plan` what lives at the peak.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -9,16 +11,20 @@ use std::time::Instant;
 
 use upres::device::choice::DeviceChoice;
 use upres::device::{op_times, reset_op_times, use_threads};
-use upres::models::config::{BoxHeadKind, ModelConfig};
-use upres::models::{HostBatch, PixelStats, Sampling};
-use upres::tensor::philox::{Purpose, Stream};
+use upres::models::config::{BoxHeadKind, Detector};
+use upres::models::{PixelStats, Sampling};
 use upres::train::engine::{Bucket, Engine, StageSetup};
-use upres::train::recipe::StageConfig;
+use upres::train::recipe::{Recipe, StageConfig};
+
+#[path = "step/inputs.rs"]
+mod inputs;
+
+/// Of COCO.
+const CLASSES: usize = 80;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let mut options: HashMap<String, String> = HashMap::new();
-    use_threads(0).expect("the first in this process");
     let mut it = args.iter().peekable();
     while let Some(a) = it.next() {
         let value = it.next_if(|v| !v.starts_with("--")).cloned().unwrap_or_default();
@@ -27,20 +33,24 @@ fn main() {
     let number = |key: &str, default: usize| -> usize {
         options.get(key).map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("--{key}: not a number: {v}")))
     };
+    use_threads(number("threads", 0)).expect("the first in this process");
     let (b, h, w, objects) = (number("images", 2), number("height", 448), number("width", 448), number("objects", 8));
-    let head = options.get("head").map_or("2fc", String::as_str);
-    let mut config = ModelConfig::default();
-    config.box_head.kind = if head == "2fc" { BoxHeadKind::Shared2Fc } else { BoxHeadKind::Shared4Conv1Fc };
-    let stage = StageConfig { micro_batch: b, images_per_step: b, ..StageConfig::default() };
+    let detector = options.get("detector").map_or("faster", String::as_str);
+    let mut recipe = recipe_of(detector);
+    let head = set_head(&mut recipe, options.get("head").map(String::as_str));
+    let config = &recipe.model;
+    let stage = StageConfig { micro_batch: b, images_per_step: b, ..recipe.stages[0].clone() };
     let bucket = vec![Bucket { h, w }];
-    let setup = StageSetup::new(&stage, bucket.clone(), bucket, 8.max(objects.next_multiple_of(8)));
-    let pixels = PixelStats { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
+    let mut setup = StageSetup::new(&stage, bucket.clone(), bucket, 8.max(objects.next_multiple_of(8)));
+    let batch = inputs::Batch::new(b, [h, w], objects, setup.max_gt, CLASSES);
+    setup.mask_runs = if config.mask_size().is_some() { batch.room } else { 0 };
+    let pixels = PixelStats { mean: recipe.data.mean, std: recipe.data.std };
 
     let choice: DeviceChoice = options.get("device").map_or("cpu", String::as_str).parse().expect("--device");
     let device = choice.open().unwrap_or_else(|e| panic!("{e}"));
     let plan_device = device.planner();
     let start = Instant::now();
-    let mut planner = Engine::new(&plan_device, &config, 80, pixels, 0).expect("plan: model");
+    let mut planner = Engine::new(&plan_device, config, CLASSES, pixels, 0).expect("plan: model");
     planner.enter_stage(&setup).expect("plan: stage");
     let pass = planner.train_pass(None, 0, 1.0, true, Sampling::Random).expect("plan: pass");
     let update = planner.update(None, 0.0, 1).expect("plan: update");
@@ -55,32 +65,11 @@ fn main() {
         }
     }
 
-    let mut engine = Engine::new(&device, &config, 80, pixels, 0).expect("model");
+    let mut engine = Engine::new(&device, config, CLASSES, pixels, 0).expect("model");
     engine.enter_stage(&setup).expect("stage");
     engine.device().reserve_arena(pass.peak_bytes().max(update.peak_bytes())).expect("memory");
-    let mut r = Stream::new(0, 0, 0, 0, Purpose::Test).rng();
-    let images: Vec<u8> = (0..b * h * w * 3).map(|_| r.next_u32() as u8).collect();
-    let g = setup.max_gt;
-    let (mut boxes, mut labels) = (vec![0.0; b * g * 4], vec![-1; b * g]);
-    for i in 0..b {
-        for j in 0..objects {
-            let (bw, bh) = (r.range(16.0, w as f32 / 2.0), r.range(16.0, h as f32 / 2.0));
-            let (x, y) = (r.range(0.0, w as f32 - bw), r.range(0.0, h as f32 - bh));
-            boxes[(i * g + j) * 4..][..4].copy_from_slice(&[x, y, x + bw, y + bh]);
-            labels[i * g + j] = ((i * objects + j) % 80) as i32;
-        }
-    }
-    let (sizes, scale) = (vec![[h as f32, w as f32, h as f32, w as f32]; b], vec![[1.0; 2]; b]);
-    let batch = HostBatch {
-        images: &images,
-        sizes: &sizes,
-        scale: &scale,
-        gt_boxes: &boxes,
-        gt_labels: &labels,
-        gt_count: &vec![objects as i32; b],
-        ..Default::default()
-    };
     let mut times = Vec::new();
+    let lr = if detector == "mask_swin" { 1e-4 } else { 1e-3 };
     // A GPU's first steps choose algorithms and record.
     let (steps, warm_up) = (number("steps", 5), if device.runs_kernels() { 5 } else { 1 });
     let mut begin = Instant::now();
@@ -94,10 +83,10 @@ fn main() {
         }
         let start = Instant::now();
         let inputs = engine.train_inputs(0);
-        inputs.load(&batch).unwrap();
+        inputs.load(&batch.host()).unwrap();
         inputs.set_key(0, 0, step as u64, 0).unwrap();
         engine.train_pass(Some(&pass), 0, 1.0, true, Sampling::Random).expect("pass");
-        engine.update(Some(&update), 1e-3, 1).expect("update");
+        engine.update(Some(&update), lr, 1 + step as u64).expect("update");
         let ms = start.elapsed().as_secs_f64() * 1e3;
         if !device.runs_kernels() {
             eprintln!("step {step}: {ms:.0} ms, losses {:?}", engine.losses().unwrap());
@@ -118,7 +107,7 @@ fn main() {
     let median = times[times.len() / 2];
     let used = device.persistent_bytes() + device.arena_high_water();
     let line = serde_json::json!({
-        "bench": "step", "name": format!("faster_rcnn_r50_fpn_{head}_{b}x{h}x{w}"), "impl": "upres", "median_ms": median,
+        "bench": "step", "name": format!("{}{head}_{b}x{h}x{w}", recipe.name), "detector": detector, "impl": "upres", "median_ms": median,
         "min_ms": times[0], "images_per_s": b as f64 / median * 1e3, "peak_rss_mib": peak_rss_mib(),
         "planned_mib": planned as f64 / f64::from(1 << 20), "in_use_mib": used as f64 / f64::from(1 << 20),
         "threads": rayon::current_num_threads(), "device": format!("{device:?}"),
@@ -128,6 +117,35 @@ fn main() {
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).expect("--json");
         writeln!(file, "{line}").expect("--json");
     }
+}
+
+/// The paper's recipe of a detector.
+fn recipe_of(detector: &str) -> Recipe {
+    let name = match detector {
+        "faster" => "faster_rcnn_r50_fpn",
+        "cascade" => "cascade_rcnn_r50_fpn",
+        "mask" => "mask_rcnn_r50_fpn",
+        "retinanet" => "retinanet_r50_fpn",
+        "mask_swin" => "mask_rcnn_swin_t_fpn",
+        _ => panic!("--detector: want faster, cascade, mask, retinanet or mask_swin, got {detector}"),
+    };
+    Recipe::read(format!("recipes/{name}.toml"), &[]).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Gives the box head the form that was asked for, if any; how it is called in the bench's name.
+fn set_head(recipe: &mut Recipe, head: Option<&str>) -> &'static str {
+    if recipe.model.detector == Detector::RetinaNet {
+        assert!(head.is_none(), "--head: RetinaNet has no box head");
+        return "";
+    }
+    let kind = &mut recipe.model.box_head.kind;
+    match head {
+        Some("2fc") => *kind = BoxHeadKind::Shared2Fc,
+        Some("4conv1fc") => *kind = BoxHeadKind::Shared4Conv1Fc,
+        Some(other) => panic!("--head: want 2fc or 4conv1fc, got {other}"),
+        None => {}
+    }
+    if *kind == BoxHeadKind::Shared2Fc { "_2fc" } else { "_4conv1fc" }
 }
 
 /// Largest resident set of this process so far (Linux), else 0.

@@ -6,10 +6,11 @@
 #   tests      every op against the CPU, whole training steps against the CPU, the same twice to the bit
 #   sanitizer  compute-sanitizer (memcheck, racecheck, synccheck, initcheck) over the smallest cases
 #   ops        bandwidth of the ops, beside torch and torchvision
-#   step       a training step of Faster R-CNN R50-FPN, beside torchvision with and without autocast
+#   step       a training step of the five detectors, beside torchvision's three with and without autocast
 #   train      a short two-stage training on the built-in data set of shapes, and its report
 #
-# Prints one table; OUT/*.jsonl has the raw lines. DEVICE=sim and PYTHON=none rehearse without a GPU and without torch.
+# Prints one table; OUT/*.jsonl has the raw lines. DEVICE=sim and PYTHON=none rehearse without a GPU and without torch;
+# DETECTORS="faster cascade mask retinanet mask_swin" names those of part step.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 part=${1:-all}
@@ -94,9 +95,15 @@ step() {
     [[ $device == sim ]] && sizes=("1 64 64")
     for size in "${sizes[@]}"; do
         read -r n h w <<<"$size"
-        run "step_${n}x${h}x${w}" benches/step --device "$device" --images "$n" --height "$h" --width "$w" --steps 20 --json "$out/step.jsonl"
-        for amp in none f16 bf16; do
-            peer "step_torchvision_${n}x${h}x${w}_$amp" step_torchvision.py --device cuda --amp "$amp" --images "$n" --height "$h" --width "$w" --steps 20
+        for detector in ${DETECTORS:-faster cascade mask retinanet mask_swin}; do
+            local name=${detector}_${n}x${h}x${w}
+            local shape=(--images "$n" --height "$h" --width "$w" --steps "$([[ $device == sim ]] && echo 1 || echo 20)")
+            run "step_$name" benches/step --device "$device" --detector "$detector" "${shape[@]}" --json "$out/step.jsonl"
+            # The same box head on both sides; torchvision has no Cascade R-CNN and no Swin Mask R-CNN.
+            [[ $detector == cascade || $detector == mask_swin ]] && continue
+            for amp in none f16 bf16; do
+                peer "step_torchvision_${name}_$amp" step_torchvision.py --device cuda --amp "$amp" --model "$detector" --head 4conv1fc "${shape[@]}"
+            done
         done
     done
 }
@@ -123,7 +130,7 @@ printf '%s\n' "${rows[@]}"
 for file in ops ops_torch step; do
     [[ -s $out/$file.jsonl || -s $out/$file.log ]] && echo && echo "-- $file" && (grep -v '^==' "$out/$file.log" 2>/dev/null || cat "$out/$file.jsonl") | tail -n 60
 done
-cat "$out"/step_[0-9]*.log "$out"/step_torchvision_*.jsonl 2>/dev/null | grep '^{' || true
+cat "$out"/step_{faster,cascade,mask,retinanet}_*.log "$out"/step_torchvision_*.jsonl 2>/dev/null | grep '^{' || true
 if ((${#failed[@]} > 0)); then
     echo "tools/gpu_check.sh: failed: ${failed[*]}" >&2
     exit 1

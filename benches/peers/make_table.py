@@ -6,6 +6,7 @@
 A line: {"bench", "name", "pass" (may be absent), "impl", "median_ms", "min_ms", …}. Lines that agree in bench, name and pass are one row;
 "impl": "upres" is ours, and so is a line without "impl"; without "bench" it is a convolution, and "ms" is the best time. Where one side has
 no median, best times are compared, and the table says so. The ratio of times is peer / ours (2.00 = ours is twice as fast), of memory ours / peer (0.60 = ours needs 60 %).
+A bench with several peers gets one table more: each row beside the faster of its peers, ratios ours / that peer.
 Where lines carry `count` (how often the network has this shape) each pass gets a total, weighted by it. A row that one side lacks is
 listed below the table, never dropped silently. Repeated lines for the same row: the last one counts. Non-JSON lines are ignored.
 """
@@ -73,6 +74,23 @@ def time_table(bench, rows, peer, field):
     return out + [""]
 
 
+def fastest_table(bench, rows, impls):
+    """Each row beside the faster of its peers: time and memory, ours / theirs. The peer's memory is that of the same run."""
+    peers = [i for i in impls if i != OURS]
+    field = "median_ms" if all("median_ms" in line for row in rows.values() for line in row.values()) else "min_ms"
+    head = ["name", *(f"{i} ms" for i in (OURS, *peers)), "faster peer", "time, ours / theirs", f"{OURS} MiB", "its MiB", "memory, ours / theirs"]
+    out = [f"### {bench}: {OURS} beside the faster peer ({'median' if field == 'median_ms' else 'best'} of each)", "", "| " + " | ".join(head) + " |",
+           "|---|" + "---:|" * (1 + len(peers)) + "---|" + "---:|" * 4]
+    for (_, name, step), row in rows.items():
+        best = min((i for i in peers if i in row), key=lambda i: row[i][field])
+        ours, theirs = row[OURS], row[best]
+        memory = [x.get("peak_rss_mib") for x in (ours, theirs)]
+        cells = [f"{name} {step}".rstrip(), *(cell(row.get(i, {}).get(field), 0) for i in (OURS, *peers)), best, cell(ratio(ours[field], theirs[field])),
+                 *(cell(m, 0) for m in memory), cell(ratio(*memory))]
+        out.append("| " + " | ".join(cells) + " |")
+    return out + [""]
+
+
 def extra_table(bench, rows, impls):
     """Memory and metrics, where lines have them."""
     fields = [f for f in ("peak_rss_mib", "images_per_s", "train_s", "epochs", *METRICS)
@@ -98,6 +116,9 @@ def main():
     for bench in dict.fromkeys(key[0] for key in rows):
         here = {k: v for k, v in rows.items() if k[0] == bench}
         impls = list(dict.fromkeys(i for row in here.values() for i in row))
+        matched = {k: v for k, v in here.items() if OURS in v and len(v) > 1 and all("min_ms" in line for line in v.values())}
+        if len(impls) > 2 and OURS in impls and matched:
+            out += fastest_table(bench, matched, impls)
         for peer in (i for i in impls if i != OURS):
             both = {k: v for k, v in here.items() if all("min_ms" in v.get(i, {}) for i in (OURS, peer))}
             medians = all("median_ms" in v[i] for v in both.values() for i in (OURS, peer))

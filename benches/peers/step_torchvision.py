@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""One training step of torchvision's Faster R-CNN R50-FPN: forward, backward, SGD. Prints one JSON line.
+"""One training step of torchvision's Faster R-CNN, Mask R-CNN or RetinaNet, R50-FPN: forward, backward, SGD. Prints one JSON line.
 
 The paper's pre-training: no weights, so torchvision builds BatchNorm2d (batch statistics) and trains all 5 backbone stages.
-Images come in the size of the network input: nothing is resized. The head is torchvision's own, two fully connected layers, or
-the paper's: four convolutions and one fully connected layer, no norm.
+Images come in the size of the network input: nothing is resized. The box head of Faster and Mask R-CNN is torchvision's own, two fully
+connected layers, or the paper's: four convolutions and one fully connected layer, no norm.
 """
 
 import argparse
@@ -11,14 +11,26 @@ import time
 
 import torch
 import torchvision
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn, retinanet_resnet50_fpn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 
 from common import emit, hash_uniform, measure, note, peak_rss_mib
 
 
-def batch(images, height, width, objects, classes):
-    """Noise with `objects` boxes an image, 16 px to half the image, the same in every run."""
+MODELS = {"faster": fasterrcnn_resnet50_fpn, "mask": maskrcnn_resnet50_fpn, "retinanet": retinanet_resnet50_fpn}
+NAMES = {"faster": "faster_rcnn_r50_fpn", "mask": "mask_rcnn_r50_fpn", "retinanet": "retinanet_r50_fpn"}
+
+
+def ellipses(boxes, height, width):
+    """Masks of the pixels with their centre in each box's ellipse."""
+    y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
+    x0, y0, x1, y1 = (c[:, None, None] for c in boxes.unbind(1))
+    dx, dy = (x - (x0 + x1) / 2) / ((x1 - x0) / 2), (y - (y0 + y1) / 2) / ((y1 - y0) / 2)
+    return (dx * dx + dy * dy <= 1).to(torch.uint8)
+
+
+def batch(images, height, width, objects, classes, masks=False):
+    """Noise with `objects` boxes an image, 16 px to half the image, the same in every run, and in benches/step/inputs.rs."""
     inputs, targets = [], []
     for i in range(images):
         noise = hash_uniform(f"bench.step.image{i}", 3 * height * width).reshape(3, height, width)
@@ -27,7 +39,8 @@ def batch(images, height, width, objects, classes):
         wh = 16 + u[:, 2:] * (torch.tensor([width, height]) / 2 - 16)
         x0y0 = u[:, :2] * (torch.tensor([width, height]) - wh)
         labels = 1 + torch.arange(i * objects, (i + 1) * objects) % (classes - 1)
-        targets.append({"boxes": torch.cat([x0y0, x0y0 + wh], 1), "labels": labels})
+        boxes = torch.cat([x0y0, x0y0 + wh], 1)
+        targets.append({"boxes": boxes, "labels": labels} | ({"masks": ellipses(boxes, height, width)} if masks else {}))
     return inputs, targets
 
 
@@ -46,6 +59,31 @@ def measure_steps(loss_of_batch, optimizer, steps):
     times = measure(step, min_reps=steps, min_seconds=0, warmup=1)
     assert all(map(torch.isfinite, torch.tensor(losses))), losses
     return times
+
+
+def mean_of(counts):
+    """Of the second stage's (positives, samples), one pair for an image (and a stage of a cascade) of each step."""
+    if not counts:
+        return {}
+    return {"positives": sum(p for p, _ in counts) / len(counts), "samples": sum(n for _, n in counts) / len(counts)}
+
+
+def count_samples(model, counts):
+    """Notes (positives, samples) of each image of the second stage."""
+    if not hasattr(model, "roi_heads"):
+        return
+    select = model.roi_heads.select_training_samples
+
+    def wrapped(*args):
+        result = select(*args)
+        counts.extend((int((labels > 0).sum()), len(labels)) for labels in result[2])
+        return result
+    model.roi_heads.select_training_samples = wrapped
+
+
+def name_of(a):
+    head = "" if a.model == "retinanet" else f"_{a.head}"
+    return f"{NAMES[a.model]}{head}_{a.images}x{a.height}x{a.width}"
 
 
 def on_gpu(a, model, sgd, inputs, targets):
@@ -76,19 +114,20 @@ def on_gpu(a, model, sgd, inputs, targets):
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - start) / a.steps
     assert torch.isfinite(loss), loss
-    emit("step", f"faster_rcnn_r50_fpn_{a.head}_{a.images}x{a.height}x{a.width}", "torchvision", [seconds],
+    emit("step", name_of(a), "torchvision", [seconds], detector=a.model,
          images_per_s=a.images / seconds, amp=a.amp, device=torch.cuda.get_device_name(), peak_allocated_mib=torch.cuda.max_memory_allocated() / 2**20,
          peak_reserved_mib=torch.cuda.max_memory_reserved() / 2**20)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", choices=tuple(MODELS), default="faster")
     p.add_argument("--images", type=int, default=2)
     p.add_argument("--height", type=int, default=448)
     p.add_argument("--width", type=int, default=448)
     p.add_argument("--objects", type=int, default=8, help="a picture")
     p.add_argument("--classes", type=int, default=81, help="with background")
-    p.add_argument("--head", choices=("2fc", "4conv1fc"), default="2fc")
+    p.add_argument("--head", choices=("2fc", "4conv1fc"), default="2fc", help="of Faster and Mask R-CNN")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--steps", type=int, default=5, help="measured, after one to warm up")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -100,9 +139,10 @@ def main():
     torch.manual_seed(0)
     base = peak_rss_mib()
     # _skip_resize: without it the transform would resample 448² to 448².
-    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=a.classes,
-                                    min_size=a.height, max_size=a.width, _skip_resize=True)
-    if a.head == "4conv1fc":
+    retina = a.model == "retinanet"
+    model = MODELS[a.model](weights=None, weights_backbone=None, num_classes=a.classes - retina,
+                            min_size=a.height, max_size=a.width, _skip_resize=True)
+    if a.head == "4conv1fc" and not retina:
         model.roi_heads.box_head = FastRCNNConvFCHead((256, 7, 7), [256] * 4, [1024])
         model.roi_heads.box_predictor = FastRCNNPredictor(1024, a.classes)
     if not a.nchw:
@@ -112,12 +152,16 @@ def main():
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(norms) == 53 and all(q.requires_grad for q in model.parameters()), "batch norm and every stage must train"
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
-    inputs, targets = batch(a.images, a.height, a.width, a.objects, a.classes)
+    inputs, targets = batch(a.images, a.height, a.width, a.objects, a.classes, masks=a.model == "mask")
+    if retina:  # its sigmoids have no background
+        targets = [t | {"labels": t["labels"] - 1} for t in targets]
     if a.device != "cpu":
         return on_gpu(a, model, sgd, inputs, targets)
+    counts = []
+    count_samples(model, counts)
     times = measure_steps(lambda: sum(model(inputs, targets).values()), sgd, a.steps)
-    emit("step", f"faster_rcnn_r50_fpn_{a.head}_{a.images}x{a.height}x{a.width}", "torchvision", times,
-         images_per_s=a.images * len(times) / sum(times), peak_rss_mib=peak_rss_mib(), rss_before_model_mib=base,
+    emit("step", name_of(a), "torchvision", times, detector=a.model,
+         images_per_s=a.images * len(times) / sum(times), peak_rss_mib=peak_rss_mib(), rss_before_model_mib=base, **mean_of(counts),
          threads=a.threads, torch=torch.__version__, torchvision=torchvision.__version__)
 
 

@@ -34,7 +34,7 @@ struct Cli {
     /// Folder for the results; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "detections")]
     out: PathBuf,
-    /// Leave out what the detector is less sure of; the recipe's box_head.score_threshold is the lowest that has an effect
+    /// Leave out what the detector is less sure of; the recipe's score_threshold is the lowest that has an effect
     #[arg(long, default_value_t = 0.5, value_parser = parse_score)]
     score_threshold: f32,
     /// Look at each picture several times and merge what is found: `flip` (also mirrored), `scales=0.8,1.0,1.2` (times the

@@ -50,6 +50,8 @@ pub struct Annotation {
     pub xyxy: [f32; 4],
     /// `area`, or that of the box where the file has none.
     pub area: f64,
+    /// Whether the file has an area.
+    pub has_area: bool,
     /// A region of many objects.
     pub iscrowd: bool,
     /// Whether it is ground truth in training.
@@ -154,11 +156,11 @@ impl Dataset {
 
     /// An error if no annotation has a mask that can be used.
     pub fn expect_masks(&self) -> Result<()> {
-        if self.annotations.iter().flatten().any(|a| a.segmentation.is_some()) {
+        if self.annotations.iter().flatten().any(|a| !a.iscrowd && a.segmentation.is_some()) {
             return Ok(());
         }
-        let message = "no annotation has a usable `segmentation`: add polygons or RLE (`dataset check` tells what is \
-                       wrong with them), or leave masks out";
+        let message = "no object has a usable `segmentation`: add polygons or RLE (`dataset check` tells what is wrong with \
+                       them), or use a detector of boxes";
         Err(Error::data(&self.path, message))
     }
 

@@ -170,6 +170,7 @@ impl Reader {
             bbox,
             xyxy: clip(bbox, image),
             area: area.unwrap_or(bbox[2] * bbox[3]),
+            has_area: area.is_some(),
             iscrowd: raw.iscrowd.flag(),
             usable: true,
             segmentation: mask.mask,

@@ -83,6 +83,10 @@ impl Evaluator {
             truth.annotations.par_iter_mut().zip(of).for_each(|(entry, (a, image))| match &a.segmentation {
                 Some(mask) => {
                     let (size, counts) = ([image.height, image.width], mask.rle((image.width, image.height)).counts);
+                    if !a.has_area {
+                        // What is found is sized by its mask: so is the truth.
+                        entry.area = Some(counts.iter().skip(1).step_by(2).map(|&n| f64::from(n)).sum());
+                    }
                     entry.segmentation = Some(hotcoco::Segmentation::UncompressedRle { size, counts });
                 }
                 // hotcoco makes a mask of the box.

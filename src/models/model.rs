@@ -102,7 +102,7 @@ impl Model {
         self.heads.losses(tape, p, inputs, how, proposals)
     }
 
-    /// Detections of one evaluation pass, in original pixels.
+    /// Detections of one evaluation pass, in original pixels where [`Detections::rescaled`] says so, else in network pixels.
     pub fn detect(&self, tape: &mut Tape, inputs: &Inputs) -> Result<Detections> {
         let image = self.normalized(tape, inputs)?;
         self.detect_from_image(tape, image, inputs, true)

@@ -15,6 +15,7 @@ use super::atomic::write_atomic;
 use super::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::nn::ParamStore;
+use crate::tape::Param;
 use crate::tensor::Tensor;
 use crate::weights;
 
@@ -164,11 +165,26 @@ impl Checkpoint {
         store.all().iter().zip(values).try_for_each(|(p, values)| p.load(values))
     }
 
+    /// As [`Checkpoint::load_model`] with averages, but for the layers whose rows are classes: they keep the values they have.
+    pub fn load_all_but_classes(&self, store: &ParamStore) -> Result<()> {
+        let of_classes =
+            |p: &&Param| [".fc_cls.", ".fc_reg.", ".conv_logits.", ".retina_cls."].iter().any(|l| p.name().contains(l));
+        let rest: Vec<&Param> = store.all().iter().filter(|p| !of_classes(p)).collect();
+        let values = self.values_of(&rest, true).map_err(|wrong| self.mismatch(store, &wrong))?;
+        rest.iter().zip(values).try_for_each(|(p, values)| p.load(values))
+    }
+
     /// The values of a model's parameters, in the store's order. Otherwise as [`Checkpoint::load_model`].
     pub fn model_values(&self, store: &ParamStore, averaged: bool) -> Result<Vec<&[f32]>> {
+        let all: Vec<&Param> = store.all().iter().collect();
+        self.values_of(&all, averaged).map_err(|wrong| self.mismatch(store, &wrong))
+    }
+
+    /// Err lists what is missing or has another shape.
+    fn values_of(&self, params: &[&Param], averaged: bool) -> Result<Vec<&[f32]>, Vec<String>> {
         let mut wrong = Vec::new();
-        let mut all = Vec::with_capacity(store.all().len());
-        for p in store.all() {
+        let mut all = Vec::with_capacity(params.len());
+        for p in params {
             match self.tensors.get(p.name()) {
                 None => wrong.push(format!("{} is missing", p.name())),
                 Some((shape, _)) if *shape != p.shape() => {
@@ -180,7 +196,7 @@ impl Checkpoint {
                 }
             }
         }
-        if wrong.is_empty() { Ok(all) } else { Err(self.mismatch(store, &wrong)) }
+        if wrong.is_empty() { Ok(all) } else { Err(wrong) }
     }
 
     fn mismatch(&self, store: &ParamStore, wrong: &[String]) -> Error {

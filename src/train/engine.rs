@@ -7,7 +7,7 @@ use super::recipe::{BatchNormMode, OptimizerConfig, OptimizerKind, StageConfig};
 use super::recordings::{Recordings, Step};
 use crate::detection::anchors::Anchors;
 use crate::device::{Device, StepPlan};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::{BackboneMode, Detections, Inputs, Model, ModelConfig, PixelStats, Sampling};
 use crate::nn::{NormMode, ParamStore};
 use crate::ops::adamw::{AdamWParam, AdamWRule, adamw, bias_correction};
@@ -164,6 +164,9 @@ impl Engine {
     }
 
     fn enter(&mut self, setup: &StageSetup, training: bool) -> Result<()> {
+        if training && self.model_config.mask_size().is_some() && setup.mask_runs == 0 && !setup.train.is_empty() {
+            return Err(Error::value("engine", "a stage that trains masks has no room for them: set mask_runs"));
+        }
         self.stage = None; // its memory goes first
         let backbone = &self.model.backbone;
         self.store.set_trainable(|p| training && backbone.trains(p, setup.mode()))?;

@@ -40,7 +40,8 @@ impl Recipe {
                 let text = file_name_rule(&stage.name) + ", and not only digits";
                 return error(format!("stage.{index}.name"), text);
             }
-            stage.check(file, index > 0 || self.init.weights.is_some())?;
+            let has_norm = !self.model.backbone.kind.is_swin();
+            stage.check(file, index > 0 || self.init.weights.is_some(), has_norm)?;
         }
         match &self.expect {
             Some(expect) => self.check_expect(file, expect),
@@ -65,6 +66,10 @@ impl Recipe {
             let text =
                 format!("{} levels from {} on end below P5: use at least {}", fpn.levels, fpn.start, 6 - fpn.start);
             return error("model.fpn.levels", text);
+        }
+        if *detector == Detector::CascadeRcnn && !box_head.class_agnostic {
+            let text = "false: a cascade's boxes are refined by one set of deltas: use true".into();
+            return error("model.box_head.class_agnostic", text);
         }
         if !retina && fpn.start != 2 {
             return error("model.fpn.start", format!("{}: RoI features come from P2 to P5: use 2", fpn.start));
@@ -129,7 +134,7 @@ impl Recipe {
 }
 
 impl StageConfig {
-    fn check(&self, file: &Path, has_weights: bool) -> Result<()> {
+    fn check(&self, file: &Path, has_weights: bool, has_norm: bool) -> Result<()> {
         let name = &self.name;
         let error = |key: &str, message: String| Err(Error::recipe(file, format!("stage.{name}.{key}"), message));
         match (self.epochs, self.steps) {
@@ -145,7 +150,7 @@ impl StageConfig {
         }
         let scratch = "needs loaded weights, and this stage starts from scratch: such a network cannot train; \
                        load some (init.weights = \"FILE.safetensors\")";
-        if self.batch_norm == BatchNormMode::Frozen && !has_weights {
+        if self.batch_norm == BatchNormMode::Frozen && has_norm && !has_weights {
             return error("batch_norm", format!("\"frozen\" {scratch}, or set stage.{name}.batch_norm = \"train\""));
         }
         if self.frozen_stages >= 0 && !has_weights {

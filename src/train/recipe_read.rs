@@ -168,7 +168,6 @@ fn fill(table: &mut Table, defaults: &Table) {
     }
 }
 
-/// A rate without `lr_batch` is stated for the batch of the file, so that overriding the batch scales it.
 /// Takes out of a table at `path` what belongs to another kind than its own: such keys would be refused.
 fn remove_other_kinds(path: &str, table: &mut Table) {
     let Some(Value::String(kind)) = table.get("kind").cloned() else { return };
@@ -176,6 +175,7 @@ fn remove_other_kinds(path: &str, table: &mut Table) {
     table.retain(|name, _| !key_at(&join(path, name)).is_some_and(other));
 }
 
+/// A rate without `lr_batch` is stated for the batch of the file, so that overriding the batch scales it.
 fn state_lr_batches(root: &mut Table) {
     let Some(Value::Array(stages)) = root.get_mut("stage") else { return };
     for stage in stages.iter_mut().filter_map(Value::as_table_mut) {

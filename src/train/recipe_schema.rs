@@ -144,8 +144,14 @@ impl Checker<'_> {
         let pattern = spot.pattern.as_str();
         if let Some(key) = KEYS.iter().find(|key| key.path == pattern) {
             if let (Some(only), Some(kind)) = (key.only, kind.filter(|kind| !key.belongs(kind))) {
+                let kinds = key_at(&format!("{}.kind", spot.index.rsplit_once('.').map_or("", |(table, _)| table)));
+                let words = match kinds.map(|k| k.want) {
+                    Some(Want::OneOf(words)) => words.iter().filter(|w| w.starts_with(only)).copied().collect(),
+                    _ => vec![only],
+                };
+                let owners = words.iter().map(|w| format!("{w:?}")).collect::<Vec<_>>().join(" or ");
                 let text = format!(
-                    "belongs to kind = {only:?}, but this table has kind = {kind:?}: remove it, or change the kind"
+                    "belongs to kind = {owners}, but this table has kind = {kind:?}: remove it, or change the kind"
                 );
                 return Err(self.error(spot, text));
             }

@@ -92,11 +92,13 @@ pub fn train(
         }
     } else if let Some(weights) = &recipe.init.weights {
         let c = Checkpoint::load(weights)?;
-        c.load_model(&engine.store, true)?;
-        if c.meta.classes != classes {
+        if c.meta.classes == classes {
+            c.load_model(&engine.store, true)?;
+        } else {
+            c.load_all_but_classes(&engine.store)?;
             let theirs = c.meta.classes.join(", ");
             observer.note(&format!(
-                "init.weights: its classes ({theirs}) are others than the data's: they are learnt anew"
+                "init.weights: its classes ({theirs}) are others than the data's, or in another order: they are learnt anew"
             ));
         }
     }
@@ -105,7 +107,16 @@ pub fn train(
     for (split, store) in stores {
         let Some(store) = store else { continue };
         let dataset = store.dataset();
-        let of = if has_masks { Evaluator::with_masks(dataset)? } else { Evaluator::new(dataset) };
+        let masks = if has_masks { Some(Evaluator::with_masks(dataset)) } else { None };
+        let of = match masks {
+            Some(Ok(evaluator)) => evaluator,
+            Some(Err(why)) if recipe.expects_masks() => return Err(why),
+            Some(Err(why)) => {
+                observer.note(&format!("{split}: masks are not measured, only boxes: {why}"));
+                Evaluator::new(dataset)
+            }
+            None => Evaluator::new(dataset),
+        };
         evaluators.insert(split, of);
     }
     observer.event(&Event::Start(event::Start {

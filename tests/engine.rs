@@ -113,3 +113,41 @@ fn eight_pictures_are_learnt_by_heart() {
     }
     assert!(right >= 15, "{right} of 16 squares found");
 }
+
+/// Every family on both kinds of backbone: planned memory is used memory, and every parameter receives a gradient that is
+/// finite and not zero.
+#[test]
+fn every_detector_on_every_backbone() {
+    use upres::models::config::{BackboneKind, Detector};
+    for detector in Detector::ALL {
+        for kind in [BackboneKind::Resnet18, BackboneKind::SwinT] {
+            let what = format!("{detector:?} on {kind:?}");
+            let model = small_of(detector, kind);
+            let s = setup_of(&model, 2, BatchNormMode::Train);
+            let (plans, device) = (plans_of(&model, &Device::cpu(), &s), Device::cpu());
+            let mut e = engine_of(&model, &device, &s);
+            load(&mut e, &pictures(2), 0);
+            e.train_pass(Some(&plans.pass), 0, 1.0, true, Sampling::Random).unwrap();
+            let losses = e.losses().unwrap();
+            assert!(losses.iter().all(|l| l.is_finite()) && losses[0] > 0.0, "{what}: {losses:?}");
+            assert_eq!(losses.len(), e.loss_names().len());
+            for p in e.store.trainable() {
+                p.finish_grad().unwrap();
+                let grad = p.grad();
+                let reached = grad.as_ref().unwrap().f32s().iter().any(|g| *g != 0.0);
+                // A later stage of a cascade may have no positive yet, and the coarsest level of a pyramid no object.
+                let may_miss =
+                    p.name().contains("fc_reg") || p.name().contains("fpn_convs") || p.name().contains("lateral");
+                assert!(reached || may_miss, "{what}: no gradient reaches {}", p.name());
+            }
+            assert_eq!(e.first_non_finite().unwrap(), None, "{what}");
+            e.update(Some(&plans.update), 0.001, 1).unwrap();
+            e.eval_pass(Some(&plans.eval), 0).unwrap();
+            let masks: Vec<usize> = e.detections(0).unwrap().iter().flatten().map(|d| d.mask_logits.len()).collect();
+            assert!(masks.iter().all(|m| *m == model.mask_size().map_or(0, |s| s * s)), "{what}");
+            let peak = plans.pass.peak_bytes().max(plans.update.peak_bytes()).max(plans.eval.peak_bytes());
+            assert_eq!(device.arena_high_water(), peak, "{what}");
+            assert_eq!(device.persistent_bytes(), plans.persistent, "{what}");
+        }
+    }
+}

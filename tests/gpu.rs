@@ -7,6 +7,7 @@ use support::small::*;
 use support::tensors::gpus;
 use upres::device::gpu::Grid;
 use upres::device::{Device, Target};
+use upres::models::config::ModelConfig;
 use upres::models::{HostBatch, Sampling};
 use upres::tensor::{DType, Tensor};
 use upres::train::recipe::BatchNormMode;
@@ -24,9 +25,13 @@ struct Run {
 const LR: f64 = 2e-5;
 
 fn train(device: &Device, norm: BatchNormMode, steps: u64, accumulate: usize) -> Run {
-    let s = setup(2, norm);
-    let plans = plans_for(device, &s);
-    let mut e = engine(device, &s);
+    train_of(&small(), device, norm, steps, accumulate)
+}
+
+fn train_of(model: &ModelConfig, device: &Device, norm: BatchNormMode, steps: u64, accumulate: usize) -> Run {
+    let s = setup_of(model, 2, norm);
+    let plans = plans_of(model, device, &s);
+    let mut e = engine_of(model, device, &s);
     assert_eq!(device.persistent_bytes(), plans.persistent);
     let mut out = Vec::new();
     for step in 0..steps {
@@ -80,6 +85,30 @@ fn training_is_that_of_the_cpu() {
             }
             if is_sim {
                 assert_eq!(got.detections, want.detections, "{name}, {norm:?}");
+            }
+        }
+    }
+}
+
+/// Every family, and both kinds of backbone.
+#[test]
+fn every_detector_trains_as_on_the_cpu() {
+    use upres::models::config::{BackboneKind::*, Detector::*};
+    for (detector, backbone) in [(CascadeRcnn, Resnet18), (MaskRcnn, SwinT), (RetinaNet, Resnet18)] {
+        let model = small_of(detector, backbone);
+        let want = train_of(&model, &Device::cpu(), BatchNormMode::Train, 3, 1);
+        for (name, devices) in gpus() {
+            let device = devices.last().expect("a device");
+            let is_sim = device.target() == Target::Sim;
+            let (rel, rel_norm) = if is_sim { (1e-4, 1e-2) } else { (2e-2, 5e-2) };
+            let got = train_of(&model, device, BatchNormMode::Train, 3, 1);
+            for (i, (got, want)) in got.steps.iter().zip(&want.steps).enumerate() {
+                let losses = got.0.iter().zip(&want.0).all(|(g, w)| (g - w).abs() <= rel * w.abs().max(1e-3));
+                let norms = (got.1 - want.1).abs() <= rel_norm * want.1;
+                assert!(losses && norms, "{name}, {detector:?} on {backbone:?}, step {i}: {got:?}, the CPU {want:?}");
+            }
+            if is_sim {
+                assert_eq!(got.detections, want.detections, "{name}, {detector:?}");
             }
         }
     }

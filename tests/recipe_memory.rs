@@ -6,12 +6,15 @@ use upres::device::{Device, StepPlan};
 use upres::models::{HostBatch, PixelStats, Sampling};
 use upres::train::engine::{Bucket, Engine, StageSetup};
 use upres::train::plans::StagePlans;
-use upres::train::recipe::{Recipe, Resize};
+use upres::train::recipe::{Recipe, Resize, StageConfig};
 
 /// Stages that the plan says need more are left out: machines that test have as much.
 const MOST_BYTES: usize = 8 << 30;
 const CLASSES: usize = 6;
 const MAX_GT: usize = 16;
+const MASK_RUNS: usize = 8192;
+/// Large recipes run with fewer images than they have: memory is planned in the same way for any number.
+const MOST_PIXELS: usize = 2 * 448 * 448;
 const PIXELS: PixelStats = PixelStats { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
 
 fn recipes() -> Vec<PathBuf> {
@@ -48,7 +51,8 @@ fn load(engine: &mut Engine, images: usize, shape: Bucket) {
         gt_boxes: &boxes.collect::<Vec<_>>(),
         gt_labels: &(0..images * MAX_GT).map(|i| (i % CLASSES) as i32).collect::<Vec<_>>(),
         gt_count: &vec![MAX_GT as i32; images],
-        ..Default::default()
+        mask_runs: &vec![i32::MAX; images * MASK_RUNS],
+        mask_offsets: &vec![0; images * (MAX_GT + 1)],
     };
     engine.train_inputs(0).load(&batch).unwrap();
     engine.train_inputs(0).set_key(1, 0, 0, 0).unwrap();
@@ -56,12 +60,16 @@ fn load(engine: &mut Engine, images: usize, shape: Bucket) {
 
 #[test]
 fn every_recipe_uses_what_it_plans() {
-    for file in recipes() {
+    // Variants of a recipe differ in how long they train: their memory is the same.
+    for file in recipes().into_iter().filter(|file| !file.to_string_lossy().ends_with("_p3x.toml")) {
         let recipe = Recipe::read(&file, &[]).unwrap();
         for stage in &recipe.stages {
             let what = format!("{}, {}", recipe.name, stage.name);
             let shape = bucket(&stage.resize);
-            let setup = StageSetup::new(stage, vec![shape], vec![shape], MAX_GT);
+            let fit = (MOST_PIXELS / (shape.h * shape.w)).max(1).min(stage.micro_batch);
+            let stage = StageConfig { micro_batch: fit, images_per_step: fit, ..stage.clone() };
+            let mask_runs = if recipe.model.mask_size().is_some() { MASK_RUNS } else { 0 };
+            let setup = StageSetup { mask_runs, ..StageSetup::new(&stage, vec![shape], vec![shape], MAX_GT) };
             let engine = |device: &Device| Engine::new(device, &recipe.model, CLASSES, PIXELS, 0).unwrap();
             let plans = StagePlans::trace(&mut engine(&Device::plan()), &setup).unwrap();
             let total = plans.persistent_bytes + plans.arena_bytes();

@@ -166,6 +166,49 @@ fn a_report_holds_everything_and_needs_nothing() {
     assert!(shares >= 4, "a band for each group in each chart: {shares}");
 }
 
+/// A run that measured masks, beside one that did not.
+#[test]
+fn masks_have_curves_and_columns() {
+    let dir = tempfile::tempdir().unwrap();
+    let (masks, boxes) = (dir.path().join("mask"), dir.path().join("box"));
+    for run in [&masks, &boxes] {
+        write_run(run, &[("pretrain", 100)], 1, 1.0);
+    }
+    let edit = |text: &str| {
+        let mut value: serde_json::Value = serde_json::from_str(text).unwrap();
+        let at = if value["val"].is_object() { &mut value["val"] } else { &mut value };
+        if let Some(metrics) = at.get_mut("metrics") {
+            metrics["segm_ap"] = 0.345.into();
+            metrics["segm_ap50"] = 0.678.into();
+            at["per_class"]["star"] =
+                serde_json::json!({ "ap": 0.5, "ap_small": -1.0, "segm_ap": 0.123, "segm_ap50": 0.2 });
+        }
+        value.to_string()
+    };
+    let (log, metrics) = (masks.join("log.jsonl"), masks.join("metrics.json"));
+    fs::write(&metrics, edit(&fs::read_to_string(&metrics).unwrap())).unwrap();
+    let lines: Vec<String> = fs::read_to_string(&log).unwrap().lines().map(edit).collect();
+    fs::write(&log, lines.join("\n")).unwrap();
+    let page = |run: &Path, beside: &[PathBuf]| {
+        write_report(run, beside).unwrap();
+        fs::read_to_string(run.join("report.html")).unwrap()
+    };
+    let with = page(&masks, std::slice::from_ref(&boxes));
+    for text in [
+        "</i>mask AP50</span>",
+        "Mask AP over training time",
+        "<b>34.5</b>mask AP (val)",
+        "<th>boxes</th><th>masks</th>",
+        "<th>mask AP</th><th>mask AP50</th><th>best AP</th>",
+        "<td>12.3</td><td>20.0</td>",
+    ] {
+        assert!(with.contains(text), "{text}");
+    }
+    assert_eq!(with.matches("<svg ").count(), 2 + 4 + 4);
+    let without = page(&boxes, &[]);
+    assert!(!without.to_lowercase().contains("mask"), "nothing about masks where there are none");
+}
+
 #[test]
 fn what_is_missing_or_damaged_is_left_out() {
     let dir = tempfile::tempdir().unwrap();

@@ -11,15 +11,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde::Serialize;
 use upres::data::decode::image_size;
-use upres::data::draw::{DrawnObject, annotated, write_png};
+use upres::data::draw::{annotated, write_png};
 use upres::data::{BadImages, Category, Dataset, ImageStore};
 use upres::device::choice::DeviceChoice;
 use upres::device::use_threads;
-use upres::train::infer::{Detector, ImageDetections};
+use upres::eval::RleMask;
+use upres::train::infer::{Detection, Detector, ImageDetections};
+use upres::train::tta::{Tta, View};
 use upres::{Error, Result};
 
 /// Finds objects in pictures: writes DIR/detections.json, and a copy DIR/NAME.png of each picture with boxes, class
-/// names and scores drawn (small pictures enlarged, so that the names can be read).
+/// names and scores drawn (small pictures enlarged, so that the names can be read). A detector with masks also writes
+/// them, as COCO's RLE (`segmentation`), and draws them.
 #[derive(Parser)]
 #[command(version, max_term_width = 110, after_help = EXAMPLE)]
 struct Cli {
@@ -34,6 +37,12 @@ struct Cli {
     /// Leave out what the detector is less sure of; the recipe's box_head.score_threshold is the lowest that has an effect
     #[arg(long, default_value_t = 0.5, value_parser = parse_score)]
     score_threshold: f32,
+    /// Look at each picture several times and merge what is found: `flip` (also mirrored), `scales=0.8,1.0,1.2` (times the
+    /// evaluation size), `scales=0.8,1.0,1.2,flip` (all sizes, plain and mirrored). Detections of all views are sorted by
+    /// score and pass one more NMS, class by class, at the detector's threshold. A box keeps the mask of its own view:
+    /// masks of views are not averaged. Takes as many times as long as there are views
+    #[arg(long, value_name = "VIEWS")]
+    tta: Option<Tta>,
     /// Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:N or sim
     #[arg(long, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
@@ -58,6 +67,8 @@ struct Found<'a> {
     category: &'a str,
     bbox: [f32; 4],
     score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    segmentation: Option<&'a RleMask>,
 }
 
 /// Pictures held in memory between detection and drawing; more are decoded again.
@@ -89,10 +100,11 @@ fn run(args: &Cli) -> Result<bool> {
     let categories: Vec<Category> = ids.map(|(name, &id)| Category { id, name: name.clone() }).collect();
     let dataset = Arc::new(Dataset::from_files(&files, categories)?);
     let store = Arc::new(ImageStore::new(dataset.clone(), BadImages::Skip, CACHE_BYTES));
-    let bar = ProgressBar::new(files.len() as u64); // draws nothing where there is no terminal
+    let views = args.tta.as_ref().map_or(&[View::PLAIN][..], |tta| &tta.views);
+    let bar = ProgressBar::new((views.len() * files.len()) as u64); // draws nothing where there is no terminal
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} images  {per_sec}  {eta} left");
     bar.set_style(style.expect("detect: the template is right"));
-    let found = detector.detect(&store, 1, |done, _| bar.set_position(done as u64));
+    let found = detector.detect_views(&store, 1, views, |done, _| bar.set_position(done as u64));
     bar.finish_and_clear();
     let mut found = found?;
     for image in &mut found {
@@ -158,6 +170,7 @@ fn write_json(path: &Path, found: &[ImageDetections], dataset: &Dataset) -> Resu
                 category: &dataset.categories[d.class].name,
                 bbox: [x0, y0, x1 - x0, y1 - y0],
                 score: d.score,
+                segmentation: d.mask.as_ref(),
             }
         })
     });
@@ -186,10 +199,6 @@ fn draw(copy: &Path, image: &ImageDetections, store: &ImageStore, classes: &[Str
     let (w, h) = (picture.width, picture.height);
     let pixels = RgbImage::from_raw(w, h, picture.data.clone());
     let pixels = pixels.ok_or_else(|| Error::data(copy, format!("cannot be drawn: {w} × {h} pixels")))?;
-    let objects: Vec<DrawnObject> = image
-        .found
-        .iter()
-        .map(|d| DrawnObject { bbox: d.bbox, class: d.class, score: Some(d.score), ..DrawnObject::default() })
-        .collect();
+    let objects = image.found.iter().map(Detection::drawn).collect::<Result<Vec<_>>>()?;
     write_png(copy, &annotated(&pixels, &objects, classes))
 }

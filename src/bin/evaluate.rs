@@ -1,18 +1,22 @@
 //! `evaluate`: COCO metrics of a trained detector on a data set.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use upres::data::{Dataset, ImageStore};
+use serde_json::{Value, json};
+use upres::data::{Dataset, ImageStore, Masks, ReadOptions};
 use upres::device::choice::DeviceChoice;
 use upres::device::use_threads;
-use upres::eval::{Evaluator, write_results};
+use upres::eval::{Evaluator, Look, Measured, Overlap, per_class_json, write_results};
 use upres::train::infer::{Detector, to_results};
+use upres::train::tta::{Tta, View};
+use upres::{Error, Result};
 
-/// Measures a checkpoint on a data set in COCO's format: the twelve COCO numbers, AP and AP50 of each class.
+/// Measures a checkpoint on a data set in COCO's format: the twelve COCO numbers, and of each class AP, AP50 and the AP of
+/// small, medium and large objects. A detector with masks is measured on boxes and on masks.
 #[derive(Parser)]
 #[command(version, max_term_width = 110, after_help = EXAMPLE)]
 struct Cli {
@@ -24,9 +28,28 @@ struct Cli {
     /// Folder of the images
     #[arg(long)]
     images: PathBuf,
-    /// Also write the detections, as a COCO results file
+    /// Also write the detections, as a COCO results file; masks as RLE
     #[arg(long, value_name = "OUT.json")]
     detections: Option<PathBuf>,
+    /// Also write every number that is measured, as JSON
+    #[arg(long, value_name = "OUT.json")]
+    json: Option<PathBuf>,
+    /// Also show what goes wrong: TIDE's kinds of errors, and how much AP50 would rise if each were mended
+    #[arg(long)]
+    tide: bool,
+    /// Also show which classes are taken for which, by boxes; of many classes the pairs confused most. With a file, write
+    /// the whole matrix there, as JSON
+    #[arg(long, value_name = "FILE.json", num_args = 0..=1)]
+    confusion: Option<Option<PathBuf>>,
+    /// Detections count in --confusion from this score on
+    #[arg(long, value_name = "SCORE", default_value_t = 0.3, value_parser = parse_score, requires = "confusion")]
+    confusion_score: f64,
+    /// Look at each picture several times and merge what is found: `flip` (also mirrored), `scales=0.8,1.0,1.2` (times the
+    /// evaluation size), `scales=0.8,1.0,1.2,flip` (all sizes, plain and mirrored). Detections of all views are sorted by
+    /// score and pass one more NMS, class by class, at the detector's threshold. A box keeps the mask of its own view:
+    /// masks of views are not averaged. Takes as many times as long as there are views
+    #[arg(long, value_name = "VIEWS")]
+    tta: Option<Tta>,
     /// Images a pass; the result does not depend on it [default: as in training]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: Option<u16>,
@@ -39,7 +62,17 @@ const EXAMPLE: &str = "Example:
   evaluate runs/shapes/checkpoints/last.safetensors \\
       --annotations data/shapes/annotations/val.json --images data/shapes/images/val
 
+  evaluate last.safetensors --annotations val.json --images val \\
+      --tide --confusion --tta flip --json numbers.json
+
 Exit code: 0 done; 1 failed, with one line on the error output; 2 wrong usage.";
+
+/// Pictures held in memory from one view to the next; more are decoded again.
+const CACHE_BYTES: u64 = 1 << 30;
+
+fn parse_score(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|v| (0.0..=1.0).contains(v)).ok_or_else(|| "want a number from 0 to 1".into())
+}
 
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
@@ -51,30 +84,52 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Cli) -> upres::Result<()> {
+fn run(args: &Cli) -> Result<()> {
     use_threads(0)?;
     let device = args.device.open()?;
     let mut detector = Detector::load(&args.checkpoint, &device)?;
-    let dataset = Arc::new(Dataset::load(&args.annotations, &args.images)?);
+    let masks = if detector.has_masks() { Masks::Read } else { Masks::Skip };
+    let options = ReadOptions { masks, ..ReadOptions::default() };
+    let dataset = Arc::new(Dataset::load_with(&args.annotations, &args.images, options)?);
     let classes = detector.match_classes(&dataset)?;
-    let evaluator = Evaluator::new(&dataset);
-    let store = Arc::new(ImageStore::new(dataset, detector.bad_images(), 0));
+    let evaluator = evaluator(&detector, &dataset);
+    let views = args.tta.as_ref().map_or(&[View::PLAIN][..], |tta| &tta.views);
+    let cache = if views.len() > 1 { CACHE_BYTES } else { 0 };
+    let store = Arc::new(ImageStore::new(dataset, detector.bad_images(), cache));
     let batch = args.batch.map_or(detector.batch_size(), usize::from);
 
-    let bar = ProgressBar::new(store.dataset().images.len() as u64); // draws nothing where there is no terminal
+    let bar = ProgressBar::new((views.len() * store.dataset().images.len()) as u64); // draws nothing where there is no terminal
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} images  {per_sec}  {eta} left");
     bar.set_style(style.expect("evaluate: the template is right"));
-    let found = detector.detect(&store, batch, |done, _| bar.set_position(done as u64));
+    let found = detector.detect_views(&store, batch, views, |done, _| bar.set_position(done as u64));
     bar.finish_and_clear();
     let mut found = found?;
     found.iter_mut().flat_map(|i| &mut i.found).for_each(|d| d.class = classes[d.class]);
 
     let rows = to_results(&found, &store);
-    println!("{}", evaluator.evaluate(&rows)?);
+    let confusion = args.confusion.as_ref().map(|_| args.confusion_score);
+    let boxes = evaluator.measure(&rows, Overlap::Boxes, Look { tide: args.tide, confusion })?;
+    let look = Look { tide: args.tide, confusion: None };
+    let masks = evaluator.has_masks().then(|| evaluator.measure(&rows, Overlap::Masks, look)).transpose()?;
+    show(&boxes, masks.as_ref());
+    let skipped = store.skipped();
     if let Some(path) = &args.detections {
         write_results(path, &rows)?;
     }
-    let skipped = store.skipped();
+    if let (Some(Some(path)), Some(confusion)) = (&args.confusion, &boxes.confusion) {
+        write_json(path, &confusion.json())?;
+    }
+    if let Some(path) = &args.json {
+        let views: Vec<Value> = views.iter().map(|v| json!({ "scale": v.scale, "flip": v.flip })).collect();
+        let mut all = numbers(&boxes, masks.as_ref());
+        all["checkpoint"] = json!(args.checkpoint.display().to_string());
+        all["annotations"] = json!(args.annotations.display().to_string());
+        all["images"] = json!(store.dataset().images.len());
+        all["skipped"] = json!(skipped.len());
+        all["detections"] = json!(rows.len());
+        all["views"] = json!(views);
+        write_json(path, &all)?;
+    }
     if let Some((_, first)) = skipped.first() {
         eprintln!(
             "warning: {} images were skipped, and count as images where nothing was found: {first}",
@@ -82,4 +137,66 @@ fn run(args: &Cli) -> upres::Result<()> {
         );
     }
     Ok(())
+}
+
+/// For masks where detector and ground truth have them; says what is not measured.
+fn evaluator(detector: &Detector, dataset: &Dataset) -> Evaluator {
+    if !detector.has_masks() {
+        return Evaluator::new(dataset);
+    }
+    let evaluator = match Evaluator::with_masks(dataset) {
+        Ok(evaluator) => evaluator,
+        Err(why) => {
+            eprintln!("note: masks are not measured, only boxes: {why}");
+            return Evaluator::new(dataset);
+        }
+    };
+    let objects = || dataset.annotations.iter().flatten().filter(|a| !a.iscrowd);
+    let without = objects().filter(|a| a.segmentation.is_none()).count();
+    if without > 0 {
+        eprintln!(
+            "note: {without} of {} objects have no usable mask, and are left out where masks are measured: `dataset check` \
+             tells why",
+            objects().count()
+        );
+    }
+    evaluator
+}
+
+/// Prints everything that was measured.
+fn show(boxes: &Measured, masks: Option<&Measured>) {
+    for (i, m) in [Some(boxes), masks].into_iter().flatten().enumerate() {
+        if i > 0 {
+            println!("\nmasks:");
+        } else if masks.is_some() {
+            println!("boxes:");
+        }
+        println!("{}", m.metrics);
+        m.tide.iter().for_each(|t| println!("\n{t}"));
+        m.confusion.iter().for_each(|c| println!("\n{c}"));
+    }
+}
+
+/// Every number, in the form of a run's metrics.json and more.
+fn numbers(boxes: &Measured, masks: Option<&Measured>) -> Value {
+    let each = || [Some(boxes), masks].into_iter().flatten();
+    let metrics: serde_json::Map<String, Value> =
+        each().flat_map(|m| m.metrics.by_key()).map(|(k, v)| (k, json!(v))).collect();
+    let mut all = json!({
+        "metrics": metrics,
+        "per_class": per_class_json(&boxes.metrics, masks.map(|m| &m.metrics)),
+    });
+    for m in each() {
+        if let Some(tide) = &m.tide {
+            all["tide"][m.metrics.overlap.name()] = tide.json();
+        }
+        if let Some(confusion) = &m.confusion {
+            all["confusion"] = confusion.json();
+        }
+    }
+    all
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    std::fs::write(path, format!("{value:#}\n")).map_err(|e| Error::io(path, e))
 }

@@ -90,7 +90,8 @@ pub fn pictures(dataset: &Dataset, count: usize) -> Vec<DatasetPicture> {
         .collect()
 }
 
-fn drawn(a: &Annotation, image: &ImageInfo) -> DrawnObject {
+/// An annotation, and its mask where it was read.
+pub(crate) fn drawn(a: &Annotation, image: &ImageInfo) -> DrawnObject {
     let note = match (a.iscrowd, a.usable) {
         (true, _) => "crowd",
         (false, false) => "not used",
@@ -105,10 +106,26 @@ fn outlines(mask: &Segmentation, image: &ImageInfo) -> Vec<Vec<[f64; 2]>> {
     if let Some(flat) = mask.polygons() {
         return flat.iter().map(|p| p.as_chunks::<2>().0.to_vec()).collect();
     }
-    let (w, h) = (image.width as usize, image.height as usize);
-    let columns = hotcoco::mask::decode(&mask.rle((image.width, image.height))); // column by column
-    let bits = (0..w * h).map(|i| columns.get(i % w * h + i / w).is_some_and(|&v| v != 0)).collect();
-    Mask { x0: 0, y0: 0, w, h, bits }.parts().iter().flat_map(Mask::polygons).collect()
+    rle_outlines(&mask.rle((image.width, image.height)))
+}
+
+/// Outlines of runs.
+///
+/// Cost: linear in the box of the set pixels, not in the image.
+pub(crate) fn rle_outlines(rle: &hotcoco::Rle) -> Vec<Vec<[f64; 2]>> {
+    let [x0, y0, w, h] = hotcoco::mask::to_bbox(rle).map(|v| v as usize);
+    let (mut bits, mut at) = (vec![false; w * h], 0usize);
+    for (i, &n) in rle.counts.iter().enumerate() {
+        let end = at + n as usize;
+        if i % 2 == 1 {
+            for p in at..end {
+                let (x, y) = (p / rle.h as usize, p % rle.h as usize);
+                bits[(y - y0) * w + x - x0] = true;
+            }
+        }
+        at = end;
+    }
+    Mask { x0, y0, w, h, bits }.parts().iter().flat_map(Mask::polygons).collect()
 }
 
 #[cfg(test)]

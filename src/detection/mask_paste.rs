@@ -75,6 +75,9 @@ impl Span {
     }
 }
 
+/// A cell of the map, and the pixels from, to that begin in it.
+type Cell = (isize, usize, usize);
+
 /// One axis of the picture and of the map.
 struct Axis {
     lo: f32,
@@ -104,8 +107,8 @@ impl Axis {
     }
 
     /// Pixels by the first of their two cells: (cell, from, to), without those whose place is NaN; the weights of all pixels.
-    fn cells(&self) -> (Vec<(isize, usize, usize)>, Vec<(f32, f32)>) {
-        let (mut cells, mut weights): (Vec<(isize, usize, usize)>, Vec<_>) = Default::default();
+    fn cells(&self) -> (Vec<Cell>, Vec<(f32, f32)>) {
+        let (mut cells, mut weights): (Vec<Cell>, Vec<_>) = Default::default();
         for p in self.first..self.end {
             let (cell, first, second) = self.place(p);
             weights.push((first, second));

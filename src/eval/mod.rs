@@ -1,116 +1,25 @@
 //! COCO metrics of boxes and masks, computed by `hotcoco` (bit-identical to pycocotools), and detections in COCO's results
 //! format.
 //!
-//! Main types: [`Evaluator`], [`Metrics`], [`ResultBox`].
+//! Main types: [`Evaluator`], [`Metrics`], [`ResultBox`]; [`Measured`] is an evaluation with its errors looked at.
 
+mod errors;
+mod metrics;
 mod results;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::sync::Arc;
 
 use hotcoco::params::IouType;
 use hotcoco::{COCO, COCOeval};
 use rayon::prelude::*;
 
+pub use errors::{Confusion, Look, Measured, TideTable};
+pub use metrics::{COCO_KEYS, ClassMetrics, Metrics, Overlap, SEGM_KEYS, per_class_json};
 pub use results::{ResultBox, RleMask, read_results, write_results};
 
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-
-/// Keys of the twelve COCO numbers, in pycocotools' order.
-pub const COCO_KEYS: [&str; 12] = [
-    "bbox_ap",
-    "bbox_ap50",
-    "bbox_ap75",
-    "bbox_ap_small",
-    "bbox_ap_medium",
-    "bbox_ap_large",
-    "bbox_ar1",
-    "bbox_ar10",
-    "bbox_ar100",
-    "bbox_ar_small",
-    "bbox_ar_medium",
-    "bbox_ar_large",
-];
-
-/// The same numbers of masks.
-pub const SEGM_KEYS: [&str; 12] = [
-    "segm_ap",
-    "segm_ap50",
-    "segm_ap75",
-    "segm_ap_small",
-    "segm_ap_medium",
-    "segm_ap_large",
-    "segm_ar1",
-    "segm_ar10",
-    "segm_ar100",
-    "segm_ar_small",
-    "segm_ar_medium",
-    "segm_ar_large",
-];
-
-/// What overlaps are measured on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Overlap {
-    /// Boxes.
-    Boxes,
-    /// Masks.
-    Masks,
-}
-
-impl Overlap {
-    /// Keys of the twelve numbers.
-    pub fn keys(self) -> &'static [&'static str; 12] {
-        match self {
-            Overlap::Boxes => &COCO_KEYS,
-            Overlap::Masks => &SEGM_KEYS,
-        }
-    }
-}
-
-/// The metrics of one evaluation; -1 where there is no ground truth of that kind.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Metrics {
-    /// Of boxes or of masks.
-    pub overlap: Overlap,
-    /// In the order of [`COCO_KEYS`] or [`SEGM_KEYS`].
-    pub numbers: [f64; 12],
-    /// AP and AP50 of each class, by name.
-    pub per_class: BTreeMap<String, (f64, f64)>,
-    lines: Vec<String>,
-}
-
-impl Metrics {
-    /// AP over IoU 0.50 to 0.95.
-    pub fn ap(&self) -> f64 {
-        self.numbers[0]
-    }
-
-    /// AP at IoU 0.50.
-    pub fn ap50(&self) -> f64 {
-        self.numbers[1]
-    }
-
-    /// The twelve numbers by key.
-    pub fn by_key(&self) -> BTreeMap<String, f64> {
-        self.overlap.keys().iter().map(|k| k.to_string()).zip(self.numbers).collect()
-    }
-}
-
-impl fmt::Display for Metrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for line in &self.lines {
-            writeln!(f, "{line}")?;
-        }
-        let width = self.per_class.keys().map(|k| k.chars().count()).max().unwrap_or(0).max(5);
-        write!(f, "\n {:width$}  {:>6}  {:>6}", "class", "AP", "AP50")?;
-        for (name, (ap, ap50)) in &self.per_class {
-            write!(f, "\n {name:width$}  {ap:6.3}  {ap50:6.3}")?;
-        }
-        Ok(())
-    }
-}
 
 /// Ground truth of a data set.
 ///
@@ -198,18 +107,7 @@ impl Evaluator {
     ///
     /// Errors: `Value` if a detection names an image or a category that the annotation file does not have.
     pub fn evaluate(&self, detections: &[ResultBox]) -> Result<Metrics> {
-        let mut rows: Vec<f64> = Vec::with_capacity(7 * detections.len());
-        for d in detections {
-            let (image, category) = self.numbers(d)?;
-            let [x, y, w, h] = d.bbox;
-            rows.extend([image as f64, x, y, w, h, d.score, category as f64]);
-        }
-        let found = if detections.is_empty() {
-            self.nothing(&self.truth)
-        } else {
-            self.truth.load_res_anns(COCO::detections_from_rows(&rows, 7).map_err(wrong)?).map_err(wrong)?
-        };
-        self.metrics(&self.truth, found, Overlap::Boxes)
+        Ok(self.measure(detections, Overlap::Boxes, Look::default())?.metrics)
     }
 
     /// The metrics of the masks of all detections together. Sizes small, medium and large are those of the masks, whatever
@@ -218,6 +116,47 @@ impl Evaluator {
     /// Errors: as [`Evaluator::evaluate`]; `Value` if this was made without masks, or if a detection has none, or one of
     /// another size than its image, or one that does not decode.
     pub fn evaluate_masks(&self, detections: &[ResultBox]) -> Result<Metrics> {
+        Ok(self.measure(detections, Overlap::Masks, Look::default())?.metrics)
+    }
+
+    /// The metrics of boxes or masks, and of the errors what `look` asks for.
+    ///
+    /// Errors: as [`Evaluator::evaluate`] and [`Evaluator::evaluate_masks`].
+    pub fn measure(&self, detections: &[ResultBox], overlap: Overlap, look: Look) -> Result<Measured> {
+        let (truth, found) = match overlap {
+            Overlap::Boxes => (&self.truth, self.boxes(detections)?),
+            Overlap::Masks => self.with_found_masks(detections)?,
+        };
+        let kind = match overlap {
+            Overlap::Boxes => IouType::Bbox,
+            Overlap::Masks => IouType::Segm,
+        };
+        let mut eval = COCOeval::new(Arc::clone(truth), found, kind);
+        eval.evaluate().map_err(wrong)?;
+        eval.accumulate();
+        let lines = eval.summarize_lines();
+        let numbers = eval.stats().and_then(|s| s.try_into().ok()).unwrap_or([-1.0; 12]);
+        let metrics = Metrics { overlap, numbers, per_class: self.per_class(&eval), lines };
+        let tide = look.tide.then(|| TideTable::new(&eval, overlap)).transpose()?;
+        let confusion = look.confusion.map(|score| Confusion::new(&eval, score));
+        Ok(Measured { metrics, tide, confusion })
+    }
+
+    fn boxes(&self, detections: &[ResultBox]) -> Result<COCO> {
+        let mut rows: Vec<f64> = Vec::with_capacity(7 * detections.len());
+        for d in detections {
+            let (image, category) = self.numbers(d)?;
+            let [x, y, w, h] = d.bbox;
+            rows.extend([image as f64, x, y, w, h, d.score, category as f64]);
+        }
+        if detections.is_empty() {
+            return Ok(self.nothing(&self.truth));
+        }
+        self.truth.load_res_anns(COCO::detections_from_rows(&rows, 7).map_err(wrong)?).map_err(wrong)
+    }
+
+    /// Ground truth and detections as hotcoco measures masks.
+    fn with_found_masks(&self, detections: &[ResultBox]) -> Result<(&Arc<COCO>, COCO)> {
         let truth = self.masks.as_ref().ok_or_else(|| {
             Error::value("evaluate", "no masks in the ground truth: make the evaluator with `Evaluator::with_masks`")
         })?;
@@ -244,7 +183,7 @@ impl Evaluator {
         };
         let rows = detections.par_iter().map(row).collect::<Result<Vec<_>>>()?;
         let found = if rows.is_empty() { self.nothing(truth) } else { truth.load_res_anns(rows).map_err(wrong)? };
-        self.metrics(truth, found, Overlap::Masks)
+        Ok((truth, found))
     }
 
     /// Image and category as hotcoco knows them.
@@ -264,32 +203,26 @@ impl Evaluator {
         })
     }
 
-    fn metrics(&self, truth: &Arc<COCO>, found: COCO, overlap: Overlap) -> Result<Metrics> {
-        let kind = match overlap {
-            Overlap::Boxes => IouType::Bbox,
-            Overlap::Masks => IouType::Segm,
-        };
-        let mut eval = COCOeval::new(Arc::clone(truth), found, kind);
-        eval.evaluate().map_err(wrong)?;
-        eval.accumulate();
-        let lines = eval.summarize_lines();
-        let numbers = eval.stats().and_then(|s| s.try_into().ok()).unwrap_or([-1.0; 12]);
-        Ok(Metrics { overlap, numbers, per_class: self.per_class(&eval), lines })
-    }
-
-    fn per_class(&self, eval: &COCOeval) -> BTreeMap<String, (f64, f64)> {
+    fn per_class(&self, eval: &COCOeval) -> BTreeMap<String, ClassMetrics> {
         let Some(acc) = eval.accumulated() else { return BTreeMap::new() };
         let s = acc.shape;
-        let mean = |k: usize, thresholds: std::ops::Range<usize>| {
-            let values: Vec<f64> = thresholds
+        // Areas: all, small, medium, large.
+        let mean = |k: usize, area: usize, thresholds: usize| {
+            let values: Vec<f64> = (0..thresholds)
                 .flat_map(|t| (0..s.r).map(move |r| (t, r)))
-                .map(|(t, r)| acc.precision[acc.precision_idx(t, r, k, 0, s.m - 1)])
+                .map(|(t, r)| acc.precision[acc.precision_idx(t, r, k, area, s.m - 1)])
                 .filter(|&p| p > -1.0)
                 .collect();
             if values.is_empty() { -1.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
         };
-        let names = acc.cat_ids.iter().enumerate();
-        names.map(|(k, &id)| (self.truth.cat_name(id), (mean(k, 0..s.t), mean(k, 0..1)))).collect()
+        let of = |k| ClassMetrics {
+            ap: mean(k, 0, s.t),
+            ap50: mean(k, 0, 1),
+            small: mean(k, 1, s.t),
+            medium: mean(k, 2, s.t),
+            large: mean(k, 3, s.t),
+        };
+        acc.cat_ids.iter().enumerate().map(|(k, &id)| (self.truth.cat_name(id), of(k))).collect()
     }
 }
 
@@ -335,9 +268,14 @@ mod tests {
     #[test]
     fn numbers_are_those_of_pycocotools() {
         let m = check("instances_val2014_100.json", "instances_val2014_fakebbox100_results.json", "bbox");
-        let with_truth: Vec<f64> = m.per_class.values().map(|v| v.0).filter(|&v| v >= 0.0).collect();
+        let with_truth: Vec<f64> = m.per_class.values().map(|v| v.ap).filter(|&v| v >= 0.0).collect();
         let mean = with_truth.iter().sum::<f64>() / with_truth.len() as f64;
         assert!((mean - m.ap()).abs() < 1e-9, "AP is the mean over classes: {mean}");
+        let sizes: [fn(&ClassMetrics) -> f64; 3] = [|c| c.small, |c| c.medium, |c| c.large];
+        for (size, want) in sizes.iter().zip(&m.numbers[3..6]) {
+            let of: Vec<f64> = m.per_class.values().map(size).filter(|&v| v >= 0.0).collect();
+            assert!((of.iter().sum::<f64>() / of.len() as f64 - want).abs() < 1e-9, "so it is of each size");
+        }
         assert!(m.to_string().contains("person"));
     }
 
@@ -349,7 +287,7 @@ mod tests {
         let m = evaluator.evaluate_masks(&found).unwrap();
         compare(&m, "segm");
         assert_eq!((m.by_key()["segm_ap"], m.by_key().len()), (m.ap(), 12));
-        assert!(m.per_class["person"].1 > 0.0);
+        assert!(m.per_class["person"].ap50 > 0.0);
         // Boxes of the same evaluator are those of one without masks; boxes of detections change nothing for masks.
         let boxes = read_results(&fixture("instances_val2014_fakebbox100_results.json")).unwrap();
         compare(&evaluator.evaluate(&boxes).unwrap(), "bbox");

@@ -108,14 +108,59 @@ impl RleMask {
             .map_err(|e| Error::value("mask", e.to_string()))
     }
 
+    /// The mask of the mirrored image, left and right exchanged.
+    ///
+    /// Errors: as [`RleMask::area_and_bbox`].
+    ///
+    /// Cost: linear in runs and in columns with set pixels.
+    pub fn mirrored(&self) -> Result<RleMask> {
+        let (rle, [h, w]) = (self.rle()?, self.size);
+        let mut spans: Vec<[u32; 3]> = Vec::new(); // column, rows
+        let mut at = 0;
+        for (i, &n) in rle.counts.iter().enumerate() {
+            let (mut from, end) = (at, at + n);
+            at = end;
+            while i % 2 == 1 && from < end {
+                let column = from / h;
+                let to = (end - column * h).min(h);
+                spans.push([column, from - column * h, to]);
+                from = column * h + to;
+            }
+        }
+        let (mut counts, mut done): (Vec<u32>, u32) = (Vec::new(), 0);
+        for column in spans.chunk_by(|a, b| a[0] == b[0]).rev() {
+            for &[x, from, to] in column {
+                let start = (w - 1 - x) * h + from;
+                match counts.last_mut() {
+                    Some(run) if start == done => *run += to - from,
+                    _ => counts.extend([start - done, to - from]),
+                }
+                done = start + to - from;
+            }
+        }
+        if done < h * w || counts.is_empty() {
+            counts.push(h * w - done);
+        }
+        Ok(Self::from_counts((w, h), counts))
+    }
+
+    /// Polygons around the pixels, simplified where it hardly shows: for drawing.
+    ///
+    /// Errors: as [`RleMask::area_and_bbox`].
+    pub fn outlines(&self) -> Result<Vec<Vec<[f64; 2]>>> {
+        Ok(crate::data::draw_set::rle_outlines(&self.rle()?))
+    }
+
+    fn rle(&self) -> Result<hotcoco::Rle> {
+        let [h, w] = self.size;
+        hotcoco::mask::rle_from_string(&self.counts, h, w).map_err(|e| Error::value("mask", e.to_string()))
+    }
+
     /// The pixels by rows, a byte each.
     ///
     /// Errors: as [`RleMask::area_and_bbox`].
     pub fn to_bitmap(&self) -> Result<Vec<u8>> {
-        let [h, w] = self.size;
-        let rle =
-            hotcoco::mask::rle_from_string(&self.counts, h, w).map_err(|e| Error::value("mask", e.to_string()))?;
-        let columns = hotcoco::mask::decode(&rle);
+        let ([h, w], columns) = (self.size, hotcoco::mask::decode(&self.rle()?));
         let (h, w) = (h as usize, w as usize);
         Ok((0..h * w).map(|i| columns[i % w * h + i / w]).collect())
     }
@@ -186,6 +231,12 @@ mod tests {
             let bytes: Vec<u8> = (0..w * h).map(|i| want[(i % h * w + i / h) as usize]).collect();
             let rle = hotcoco::mask::encode(&bytes, h, w).unwrap();
             assert_eq!(mask.counts, hotcoco::mask::rle_to_string(&rle), "as pycocotools writes it");
+
+            let mirrored = mask.mirrored().unwrap();
+            let flipped: Vec<u8> = (0..w * h).map(|i| want[(i / w * w + w - 1 - i % w) as usize]).collect();
+            assert_eq!(mirrored.to_bitmap().unwrap(), flipped);
+            assert_eq!(mirrored.mirrored().unwrap(), mask, "to the letter");
+            assert_eq!(mask.outlines().unwrap().is_empty(), want.iter().all(|&v| v == 0));
         }
         assert!(RleMask::from_window((4, 4), [1, 1, 5, 2], |_, _| true).is_err());
         assert!(RleMask::from_window((1 << 16, 1 << 16), [0, 0, 0, 0], |_, _| true).is_err());

@@ -32,9 +32,13 @@ pub enum Backbone {
 }
 
 impl Backbone {
-    /// Initial weights.
-    pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig) -> Result<Self> {
-        Ok(if cfg.kind.is_swin() { Backbone::Swin(Swin::new(b, cfg)?) } else { Backbone::ResNet(ResNet::new(b, cfg)?) })
+    /// Initial weights. Of C2 to C5 those from `first` on are used (1: not C2).
+    pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig, first: usize) -> Result<Self> {
+        Ok(if cfg.kind.is_swin() {
+            Backbone::Swin(Swin::new(b, cfg, first)?)
+        } else {
+            Backbone::ResNet(ResNet::new(b, cfg)?)
+        })
     }
 
     /// Normalised image `[N,H,W,3]` to C2, C3, C4, C5. `key` draws what a training pass drops; without it nothing is.

@@ -131,6 +131,14 @@ impl ModelConfig {
         }
     }
 
+    /// Boxes of a class that overlap more than this are one detection.
+    pub fn nms_iou(&self) -> f32 {
+        match self.detector {
+            Detector::RetinaNet => self.retina_head.nms_iou,
+            _ => self.box_head.nms_iou,
+        }
+    }
+
     /// Side of its masks; none for detectors of boxes.
     pub fn mask_size(&self) -> Option<usize> {
         (self.detector == Detector::MaskRcnn).then_some(2 * self.mask_head.pool)

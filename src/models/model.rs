@@ -56,7 +56,7 @@ impl Model {
     /// A detector of `classes` classes with initial weights.
     pub fn new(b: &mut Builder<'_>, cfg: &ModelConfig, classes: usize, pixels: PixelStats) -> Result<Self> {
         Ok(Model {
-            backbone: Backbone::new(&mut b.sub("backbone"), &cfg.backbone)?,
+            backbone: Backbone::new(&mut b.sub("backbone"), &cfg.backbone, cfg.fpn.start - 2)?,
             neck: Fpn::new(&mut b.sub("neck"), &cfg.fpn, &cfg.backbone.out_channels())?,
             heads: Heads::new(b, cfg, classes)?,
             pixels,

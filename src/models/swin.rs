@@ -36,8 +36,8 @@ pub struct Swin {
 
 struct Stage {
     blocks: Vec<Block>,
-    /// Norm of the stage's output; the next stage gets it without.
-    norm: LayerNorm,
+    /// Norm of the stage's output, where the pyramid uses it; the next stage gets it without.
+    norm: Option<LayerNorm>,
     merge: Option<Merge>,
 }
 
@@ -62,8 +62,9 @@ struct Merge {
 }
 
 impl Swin {
-    /// Parameters under the builder's prefix, named as mmdetection names them.
-    pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig) -> Result<Self> {
+    /// Parameters under the builder's prefix, named as mmdetection names them. Of the outputs those from `first` on are used (1: not
+    /// C2).
+    pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig, first: usize) -> Result<Self> {
         let channels = cfg.out_channels();
         let mut embed = b.sub("patch_embed");
         let patches = Linear::new(&mut embed.sub("projection"), 3 * PATCH * PATCH, channels[0], INIT)?;
@@ -91,7 +92,8 @@ impl Swin {
                     Ok(Merge { norm, reduction })
                 })
                 .transpose()?;
-            stages.push(Stage { blocks, norm: LayerNorm::new(&mut b.sub(format!("norm{i}")), c, EPS)?, merge });
+            let norm = (i >= first).then(|| LayerNorm::new(&mut b.sub(format!("norm{i}")), c, EPS)).transpose()?;
+            stages.push(Stage { blocks, norm, merge });
         }
         Ok(Swin { patches, patch_norm, stages })
     }
@@ -125,12 +127,12 @@ impl Swin {
 }
 
 impl Stage {
-    /// The normalised output, and the input of the next stage.
+    /// The output (normalised if it is used), and the input of the next stage.
     fn forward(&self, tape: &mut Tape, mut x: Var, key: Option<&Tensor>) -> Result<(Var, Var)> {
         for block in &self.blocks {
             x = block.forward(tape, x, key)?;
         }
-        let out = self.norm.forward(tape, &x)?;
+        let out = self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(tape, &x))?;
         let Some(merge) = &self.merge else { return Ok((out, x)) };
         let x = space_to_depth(tape, &x, 2)?;
         let x = merge.norm.forward(tape, &x)?;

@@ -129,7 +129,9 @@ fn head(body: &mut String, run: &Run, title: &str) {
     };
     if let Some(r) = run.results.first() {
         let of = if r.split.is_empty() { String::new() } else { format!(" ({})", escape(&r.split)) };
-        for (name, key) in [("AP", "bbox_ap"), ("AP50", "bbox_ap50"), ("AP75", "bbox_ap75")] {
+        let masks = [("mask AP", "segm_ap"), ("mask AP50", "segm_ap50")];
+        let masks = masks.iter().filter(|(_, key)| r.numbers.contains_key(*key));
+        for (name, key) in [("AP", "bbox_ap"), ("AP50", "bbox_ap50"), ("AP75", "bbox_ap75")].iter().chain(masks) {
             tile(&format!("{name}{of}"), percent(r.get(key)));
         }
     }
@@ -148,7 +150,8 @@ fn expectations(body: &mut String, run: &Run, recipe: &toml::Table) {
     let split = expect.get("split").and_then(toml::Value::as_str).unwrap_or("val");
     let Some(results) = run.results.iter().find(|r| r.split == split) else { return };
     let mut rows = String::new();
-    for (key, name) in [("bbox_ap", "AP"), ("bbox_ap50", "AP50")] {
+    let names = [("bbox_ap", "AP"), ("bbox_ap50", "AP50"), ("segm_ap", "mask AP"), ("segm_ap50", "mask AP50")];
+    for (key, name) in names {
         if let Some(want) = expect.get(key).and_then(real) {
             let got = 100.0 * results.get(key);
             let word = if got >= want - window { "reached" } else { "<span class=\"warn\">missed</span>" };
@@ -166,10 +169,10 @@ fn expectations(body: &mut String, run: &Run, recipe: &toml::Table) {
     }
 }
 
-/// The COCO numbers and the AP of each class.
+/// The COCO numbers, of boxes and of masks where there are, and the AP of each class.
 fn results(body: &mut String, all: &[Results]) {
     const NAMES: [(&str, &str); 12] = [
-        ("bbox_ap", "AP at IoU 0.50 to 0.95"),
+        ("ap", "AP at IoU 0.50 to 0.95"),
         ("bbox_ap50", "AP at IoU 0.50"),
         ("bbox_ap75", "AP at IoU 0.75"),
         ("bbox_ap_small", "AP, area below 32²"),
@@ -184,25 +187,55 @@ fn results(body: &mut String, all: &[Results]) {
     ];
     for r in all {
         let of = if r.split.is_empty() { String::new() } else { format!(": {}", escape(&r.split)) };
+        let has_masks = r.numbers.contains_key("segm_ap");
+        // Heads, and the prefixes of the keys of each column.
+        let (heads, kinds): (&str, &[&str]) = match has_masks {
+            true => ("<th>boxes</th><th>masks</th>", &["bbox_", "segm_"]),
+            false => ("<th></th>", &["bbox_"]),
+        };
         let _ =
-            write!(body, "<h2>Metrics{of}</h2><div class=\"charts\"><table><tr><th>COCO, per cent</th><th></th></tr>");
+            write!(body, "<h2>Metrics{of}</h2><div class=\"charts\"><table><tr><th>COCO, per cent</th>{heads}</tr>");
         for (key, name) in NAMES {
-            let _ = write!(body, "<tr><td>{name}</td><td>{}</td></tr>", percent(r.get(key)));
+            let cell = |kind: &&str| format!("<td>{}</td>", percent(r.get(&format!("{kind}{key}"))));
+            let _ = write!(body, "<tr><td>{name}</td>{}</tr>", kinds.iter().map(cell).collect::<String>());
         }
-        for (key, value) in r.numbers.iter().filter(|(k, _)| !NAMES.iter().any(|n| n.0 == k.as_str())) {
+        let is_named =
+            |k: &str| kinds.iter().any(|p| k.strip_prefix(p).is_some_and(|k| NAMES.iter().any(|n| n.0 == k)));
+        for (key, value) in r.numbers.iter().filter(|(k, _)| !is_named(k)) {
             let _ = write!(body, "<tr><td>{}</td><td>{}</td></tr>", escape(key), percent(*value));
         }
         body.push_str("</table>");
-        if !r.per_class.is_empty() {
-            body.push_str("<table><tr><th>class</th><th>AP</th><th>AP50</th></tr>");
-            for (name, (ap, ap50)) in &r.per_class {
-                let (ap, ap50) = (percent(*ap), percent(*ap50));
-                let _ = write!(body, "<tr><td>{}</td><td>{ap}</td><td>{ap50}</td></tr>", escape(name));
-            }
-            body.push_str("</table>");
-        }
+        classes(body, r);
         body.push_str("</div>\n");
     }
+}
+
+/// A table of the numbers of each class that are there.
+fn classes(body: &mut String, r: &Results) {
+    const COLUMNS: [(&str, &str); 10] = [
+        ("ap", "AP"),
+        ("ap50", "AP50"),
+        ("ap_small", "small"),
+        ("ap_medium", "medium"),
+        ("ap_large", "large"),
+        ("segm_ap", "mask AP"),
+        ("segm_ap50", "mask AP50"),
+        ("segm_ap_small", "small"),
+        ("segm_ap_medium", "medium"),
+        ("segm_ap_large", "large"),
+    ];
+    if r.per_class.is_empty() {
+        return;
+    }
+    let is_there = |key: &str| ["ap", "ap50"].contains(&key) || r.per_class.values().any(|c| c.contains_key(key));
+    let columns: Vec<_> = COLUMNS.iter().filter(|c| is_there(c.0)).collect();
+    let heads: String = columns.iter().map(|c| format!("<th>{}</th>", c.1)).collect();
+    let _ = write!(body, "<div class=\"wide\"><table><tr><th>class</th>{heads}</tr>");
+    for (name, numbers) in &r.per_class {
+        let cell = |c: &&(&str, &str)| format!("<td>{}</td>", percent(numbers.get(c.0).copied().unwrap_or(f64::NAN)));
+        let _ = write!(body, "<tr><td>{}</td>{}</tr>", escape(name), columns.iter().map(cell).collect::<String>());
+    }
+    body.push_str("</table></div>");
 }
 
 fn pictures(body: &mut String, examples: &[(Vec<u8>, String)]) {

@@ -14,8 +14,8 @@ pub struct Results {
     pub split: String,
     /// COCO numbers by key, 0 to 1.
     pub numbers: BTreeMap<String, f64>,
-    /// AP and AP50 of each class; NaN where the file does not say.
-    pub per_class: BTreeMap<String, (f64, f64)>,
+    /// What the file says of each class by key: `ap`, `ap50`, `ap_small`, `segm_ap` and so on.
+    pub per_class: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
 impl Results {
@@ -34,7 +34,7 @@ impl Results {
         let last = log.evals.last().map(|e| Results {
             split: "last evaluation".into(),
             numbers: e.metrics.clone(),
-            per_class: e.per_class.iter().map(|(k, &v)| (k.clone(), (v, f64::NAN))).collect(),
+            per_class: e.per_class.iter().map(|(k, &v)| (k.clone(), BTreeMap::from([("ap".to_string(), v)]))).collect(),
         });
         last.into_iter().collect()
     }
@@ -65,11 +65,16 @@ impl Results {
         if numbers.is_empty() {
             return None;
         }
-        let either = |v: &Value, a: &str, b: &str| v.get(a).or_else(|| v.get(b)).map_or(f64::NAN, number);
-        let class = |v: &Value| match v {
-            Value::Array(pair) => (pair.first().map_or(f64::NAN, number), pair.get(1).map_or(f64::NAN, number)),
-            Value::Object(_) => (either(v, "ap", "bbox_ap"), either(v, "ap50", "bbox_ap50")),
-            other => (number(other), f64::NAN),
+        let class = |v: &Value| -> BTreeMap<String, f64> {
+            match v {
+                Value::Array(pair) => {
+                    ["ap", "ap50"].iter().map(|k| k.to_string()).zip(pair.iter().map(number)).collect()
+                }
+                Value::Object(all) => {
+                    all.iter().map(|(k, v)| (k.trim_start_matches("bbox_").to_string(), number(v))).collect()
+                }
+                other => BTreeMap::from([("ap".to_string(), number(other))]),
+            }
         };
         let per_class = v.get("per_class").and_then(Value::as_object).into_iter().flatten();
         let split = v.get("split").and_then(Value::as_str).unwrap_or_default().to_string();
@@ -87,13 +92,14 @@ mod tests {
         assert_eq!((flat.len(), flat[0].get("bbox_ap"), flat[0].split.as_str()), (1, 0.5, "val"));
         assert!(flat[0].get("bbox_ap50").is_nan() && flat[0].get("images").is_nan());
         let nested = Results::parse(
-            r#"{"val": {"metrics": {"bbox_ap": 0.4}, "per_class": {"a": 0.1, "b": {"ap": 0.2, "ap50": 0.3}, "c": [0.4, 0.5], "d": null}},
+            r#"{"val": {"metrics": {"bbox_ap": 0.4}, "per_class": {"a": 0.1, "b": {"ap": 0.2, "bbox_ap50": 0.3, "segm_ap": 0.1}, "c": [0.4, 0.5], "d": null}},
                 "test": {"bbox_ap": 0.3}, "seconds": 7}"#,
         );
         assert_eq!(nested.iter().map(|r| r.split.as_str()).collect::<Vec<_>>(), ["test", "val"]);
         let classes = &nested[1].per_class;
-        assert!(classes["a"].0 == 0.1 && classes["a"].1.is_nan() && classes["d"].0.is_nan());
-        assert_eq!((classes["b"], classes["c"]), ((0.2, 0.3), (0.4, 0.5)));
+        assert!(classes["a"]["ap"] == 0.1 && !classes["a"].contains_key("ap50") && classes["d"]["ap"].is_nan());
+        assert_eq!((classes["b"]["ap"], classes["b"]["ap50"], classes["b"]["segm_ap"]), (0.2, 0.3, 0.1));
+        assert_eq!((classes["c"]["ap"], classes["c"]["ap50"]), (0.4, 0.5));
         for bad in ["", "[1]", "{", "{\"a\": {\"b\": 1}}", "3"] {
             assert!(Results::parse(bad).is_empty(), "{bad}");
         }

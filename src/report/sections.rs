@@ -51,14 +51,14 @@ fn scaled(points: Points, x: f64, y: f64) -> Points {
     points.into_iter().map(|p| (p.0 * x, p.1 * y)).collect()
 }
 
-/// AP and AP50 over time and over epochs.
+/// AP and AP50, of masks too where they were measured, over time and over epochs.
 pub(super) fn progress(log: &RunLog) -> Result<String> {
     let (unit, word) = time_unit(log.total_time());
     let chart = |title: &str, x_label: &str, marks, curve: &dyn Fn(&str) -> Points| Chart {
         title: title.into(),
         x_label: x_label.into(),
         y_label: "per cent".into(),
-        series: [("AP", "bbox_ap"), ("AP50", "bbox_ap50")]
+        series: [("AP", "bbox_ap"), ("AP50", "bbox_ap50"), ("mask AP", "segm_ap"), ("mask AP50", "segm_ap50")]
             .iter()
             .enumerate()
             .map(|(i, (name, key))| series(name, i, curve(key), true))
@@ -86,7 +86,13 @@ pub(super) fn comparison(groups: &[Group]) -> Result<String> {
         n => format!("{}, mean and range of {n}", g.name),
     };
     let mut figures = String::new();
-    for (title, key) in [("AP over training time", "bbox_ap"), ("AP50 over training time", "bbox_ap50")] {
+    let titles = [
+        ("AP over training time", "bbox_ap"),
+        ("AP50 over training time", "bbox_ap50"),
+        ("Mask AP over training time", "segm_ap"),
+        ("Mask AP50 over training time", "segm_ap50"),
+    ];
+    for (title, key) in titles {
         let mut chart = Chart {
             title: title.into(),
             x_label: word.into(),
@@ -107,8 +113,10 @@ pub(super) fn comparison(groups: &[Group]) -> Result<String> {
         }
         figures += &figure(&chart)?;
     }
-    let mut table = String::from(
-        "<div class=\"wide\"><table><tr><th>run</th><th>seeds</th><th>AP</th><th>AP50</th><th>best AP</th>\
+    let has_masks = runs().any(|r| r.results.iter().any(|m| m.numbers.contains_key("segm_ap")));
+    let heads = if has_masks { "<th>mask AP</th><th>mask AP50</th>" } else { "" };
+    let mut table = format!(
+        "<div class=\"wide\"><table><tr><th>run</th><th>seeds</th><th>AP</th><th>AP50</th>{heads}<th>best AP</th>\
          <th>training time</th></tr>",
     );
     for g in groups {
@@ -116,16 +124,22 @@ pub(super) fn comparison(groups: &[Group]) -> Result<String> {
         let last = |key: &'static str| of(&|r| r.results.first().map_or(f64::NAN, |m| m.get(key)));
         let _ = write!(
             table,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td>{}<td>{}</td><td>{}</td></tr>",
             escape(&g.name),
             g.runs.len(),
             mean_and_range(&last("bbox_ap"), percent),
             mean_and_range(&last("bbox_ap50"), percent),
+            masks(&["segm_ap", "segm_ap50"], has_masks, &|key| mean_and_range(&last(key), percent)),
             mean_and_range(&of(&|r| r.best("bbox_ap")), percent),
             mean_and_range(&of(&|r| r.log.total_time()), duration),
         );
     }
     Ok(section("Beside other runs", &figures) + &table + "</table></div>\n")
+}
+
+/// Cells of the columns of masks, if there are any.
+fn masks(keys: &[&'static str], are_there: bool, text: &dyn Fn(&'static str) -> String) -> String {
+    keys.iter().filter(|_| are_there).map(|key| format!("<td>{}</td>", text(key))).collect()
 }
 
 /// `61.2 (60.1 to 62.0)`, without the range for one value.

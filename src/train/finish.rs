@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use super::infer::Detection;
 use super::recipe::Recipe;
 use super::run_dir::RunDir;
 use super::trainer::Outcome;
-use crate::data::draw::DrawnObject;
+use crate::data::draw_set::drawn;
 use crate::error::Result;
+use crate::eval::per_class_json;
 use crate::report::html::write_report;
 use crate::report::pictures::{Example, save_examples};
 
@@ -18,11 +20,7 @@ const SHOWN_SCORE: f32 = 0.5;
 /// Writes the files of a run that has ended; an interrupted one gets a report of what there is.
 pub fn finish(dir: &RunDir, recipe: &Recipe, outcome: &Outcome, compare: &[PathBuf]) -> Result<()> {
     if let Some((split, metrics)) = &outcome.metrics {
-        let per_class: serde_json::Map<_, _> = metrics
-            .per_class
-            .iter()
-            .map(|(name, (ap, ap50))| (name.clone(), serde_json::json!({ "ap": ap, "ap50": ap50 })))
-            .collect();
+        let per_class = per_class_json(metrics, outcome.mask_metrics.as_ref());
         dir.write_metrics(&serde_json::json!({
             "recipe": recipe.name, "split": split, "seed": recipe.seed, "time_s": outcome.time_s,
             "metrics": outcome.numbers(), "per_class": per_class,
@@ -36,17 +34,13 @@ pub fn finish(dir: &RunDir, recipe: &Recipe, outcome: &Outcome, compare: &[PathB
             let Some(picture) = image::RgbImage::from_raw(image.width, image.height, image.data.clone()) else {
                 continue;
             };
-            let drawn = |bbox, class, score| DrawnObject { bbox, class, score, polygons: Vec::new(), note: "" };
+            let info = &dataset.images[found.index];
+            let shown = found.found.iter().filter(|d| d.score >= SHOWN_SCORE);
             examples.push(Example {
-                name: dataset.images[found.index].file_name.clone(),
+                name: info.file_name.clone(),
                 image: picture,
-                truth: dataset.ground_truth(found.index).map(|a| drawn(a.xyxy, a.class as usize, None)).collect(),
-                found: found
-                    .found
-                    .iter()
-                    .filter(|d| d.score >= SHOWN_SCORE)
-                    .map(|d| drawn(d.bbox, d.class, Some(d.score)))
-                    .collect(),
+                truth: dataset.ground_truth(found.index).map(|a| drawn(a, info)).collect(),
+                found: shown.map(Detection::drawn).collect::<Result<_>>()?,
             });
         }
         save_examples(dir.path(), &examples, &dataset.class_names())?;

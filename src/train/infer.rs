@@ -9,9 +9,11 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::checkpoint::{Checkpoint, Meta};
-use super::data::{buckets, eval_pipeline, host_batch, pixel_stats};
+use super::data::{buckets, host_batch, pixel_stats};
 use super::engine::{Engine, RawDetection};
 use super::recipe::{BadImages, Recipe, StageConfig};
+use super::tta::{View, merge};
+use crate::data::draw::DrawnObject;
 use crate::data::{self, EvalLoader, ImageStore, Pipeline};
 use crate::detection::mask_paste::paste;
 use crate::device::{Device, StepPlan};
@@ -73,9 +75,41 @@ impl Detector {
         &mut self,
         store: &Arc<ImageStore>,
         batch_size: usize,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<Vec<ImageDetections>> {
+        self.detect_views(store, batch_size, &[View::PLAIN], progress)
+    }
+
+    /// As [`Detector::detect`], from several views of each image ([`merge`]).
+    pub fn detect_views(
+        &mut self,
+        store: &Arc<ImageStore>,
+        batch_size: usize,
+        views: &[View],
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Vec<ImageDetections>> {
-        let pipeline = eval_pipeline(self.stage());
+        let images = store.dataset().images.len();
+        let mut all = Vec::with_capacity(views.len());
+        for (i, view) in views.iter().enumerate() {
+            let mut goes_on = |done: usize| progress(i * images + done, views.len() * images);
+            let mut found = self.detect_view(store, batch_size, view, &mut goes_on)?;
+            for image in &mut found {
+                view.restore(&mut image.found, store.dataset().images[image.index].width)?;
+            }
+            all.push(found);
+        }
+        Ok(merge(all, self.recipe.model.nms_iou(), self.recipe.model.max_detections()))
+    }
+
+    /// Detections of one view, in its own pixels: mirrored ones are mirrored still.
+    fn detect_view(
+        &mut self,
+        store: &Arc<ImageStore>,
+        batch_size: usize,
+        view: &View,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<ImageDetections>> {
+        let pipeline = view.pipeline(self.stage());
         let all: Vec<usize> = (0..store.dataset().images.len()).collect();
         let shapes = buckets(&pipeline.buckets(store.dataset(), &all, 1).shapes);
         self.planner.enter_eval(shapes.clone(), batch_size)?;
@@ -84,12 +118,17 @@ impl Detector {
         self.engine.enter_eval(shapes, batch_size)?;
         self.engine.device().reserve_arena(plans.iter().map(|p| p.peak_bytes()).max().unwrap_or(0))?;
         let workers = self.recipe.data.workers;
-        let goes_on = |done, total| {
-            progress(done, total);
+        let goes_on = |done, _| {
+            progress(done);
             true
         };
         let found = detect_all(&mut self.engine, &plans, &order, store, pipeline, batch_size, workers, goes_on)?;
         Ok(found.expect("detect_all: nobody ended it"))
+    }
+
+    /// Whether it finds masks.
+    pub fn has_masks(&self) -> bool {
+        self.recipe.model.mask_size().is_some()
     }
 
     /// Rewrites class numbers of this detector as those of a data set with the same class names in another order.
@@ -140,6 +179,16 @@ impl Detection {
         });
         let ([w, h], [x0, y0, x1, y1]) = (size.map(|v| v as f32), bbox);
         Detection { bbox: [x0.clamp(0.0, w), y0.clamp(0.0, h), x1.clamp(0.0, w), y1.clamp(0.0, h)], score, class, mask }
+    }
+}
+
+impl Detection {
+    /// As it is drawn, with its mask.
+    ///
+    /// Errors: `Value` if the mask does not decode.
+    pub fn drawn(&self) -> Result<DrawnObject> {
+        let polygons = self.mask.as_ref().map(RleMask::outlines).transpose()?.unwrap_or_default();
+        Ok(DrawnObject { bbox: self.bbox, class: self.class, score: Some(self.score), polygons, note: "" })
     }
 }
 

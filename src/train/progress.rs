@@ -211,7 +211,13 @@ fn speed_text(train: &Train, left: Option<f64>) -> String {
 
 fn eval_text(eval: &Eval) -> String {
     let metric = |name: &str| eval.metrics.get(name).filter(|value| **value >= 0.0).map(|value| value * 100.0);
-    let names = [("bbox_ap", "AP"), ("bbox_ap50", "AP50"), ("bbox_ap75", "AP75")];
+    let names = [
+        ("bbox_ap", "AP"),
+        ("bbox_ap50", "AP50"),
+        ("bbox_ap75", "AP75"),
+        ("segm_ap", "mask AP"),
+        ("segm_ap50", "mask AP50"),
+    ];
     let shown = names.iter().filter_map(|(key, name)| Some(format!("{name} {:.1}", metric(key)?))).collect::<Vec<_>>();
     let shown = if shown.is_empty() { "no ground truth".to_string() } else { shown.join(", ") };
     format!("{} epoch {:.2}, {}: {shown}  [{}]", eval.stage, eval.epoch, eval.split, duration(eval.time_s))
@@ -322,6 +328,14 @@ mod tests {
             metrics,
             per_class: BTreeMap::new(),
         };
+        let with_masks = {
+            let masks = [("segm_ap".to_string(), 0.21), ("segm_ap50".to_string(), 0.432)];
+            Eval {
+                split: "test".into(),
+                metrics: eval.metrics.clone().into_iter().chain(masks).collect(),
+                ..eval.clone()
+            }
+        };
         let end = End { reason: "done".into(), global_step: 100, time_s: 3700.0, data_wait: 0.015 };
         let events = [
             Event::Stage(stage),
@@ -329,6 +343,7 @@ mod tests {
             Event::Train(train(11, images)),
             Event::Train(train(100, images)),
             Event::Eval(eval),
+            Event::Eval(with_masks),
             Event::End(end),
         ];
         events.iter().for_each(|event| progress.event(event).unwrap());
@@ -340,6 +355,7 @@ mod tests {
             pretrain 100/100: loss 1.500 (roi_box 0.500, rpn_cls 1.000); \
             epoch 2.00, lr 0.0123, I images/s, 1.5 GiB, 25 % waiting for data, 0s left\n\
             pretrain epoch 2.00, val: AP 25.6, AP50 50.0  [1m01s]\n\
+            pretrain epoch 2.00, test: AP 25.6, AP50 50.0, mask AP 21.0, mask AP50 43.2  [1m01s]\n\
             done after 100 steps in 1h01m; 1.5 % of the time waited for data\n\
             a note\n";
         assert_eq!(

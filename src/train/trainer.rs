@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::checkpoint::{Checkpoint, Meta, save};
-use super::data::{RunData, eval_pipeline, host_batch, pixel_stats, train_pipeline};
+use super::checkpoint::{Checkpoint, Meta};
+use super::data::{RunData, host_batch, pixel_stats, train_pipeline};
 use super::engine::Engine;
+use super::evaluation::Evaluation;
 use super::event::{self, Event, Observer};
-use super::infer::{detect_all, to_results};
 use super::meter::{Clock, Late, LateLosses, Meter};
-use super::plans::{StageContext, StagePlans, eval_buckets, loader_options, stage_context};
+use super::plans::{StageContext, StagePlans, loader_options, stage_context};
 use super::recipe::Recipe;
-use crate::data::{ImageStore, Loader, Shape};
+use crate::data::{ImageStore, Loader};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluator, Metrics};
@@ -153,22 +153,15 @@ pub fn train(
     Ok(outcome)
 }
 
-/// What an evaluation has found.
-struct Evaluation {
-    metrics: Metrics,
-    masks: Option<Metrics>,
-    detections: Vec<super::infer::ImageDetections>,
-}
-
-struct Run<'a> {
-    recipe: &'a Recipe,
-    data: &'a RunData,
-    options: &'a TrainOptions,
-    observer: &'a mut dyn Observer,
-    planner: Engine,
-    meta: Meta,
-    clock: Clock,
-    evaluators: BTreeMap<&'static str, Evaluator>,
+pub(super) struct Run<'a> {
+    pub(super) recipe: &'a Recipe,
+    pub(super) data: &'a RunData,
+    pub(super) options: &'a TrainOptions,
+    pub(super) observer: &'a mut dyn Observer,
+    pub(super) planner: Engine,
+    pub(super) meta: Meta,
+    pub(super) clock: Clock,
+    pub(super) evaluators: BTreeMap<&'static str, Evaluator>,
 }
 
 impl Run<'_> {
@@ -422,107 +415,5 @@ impl Run<'_> {
             tensor = format!("{tensor} (first non-finite: {name})");
         }
         Err(Error::non_finite(step, tensor, losses[i]))
-    }
-
-    /// Evaluates on the validation split, if there is one; false if it was interrupted. The last checkpoint is written
-    /// first: whatever happens in a long evaluation, no step is lost, and a resumed run begins with the evaluation.
-    fn evaluate_val(
-        &mut self,
-        engine: &mut Engine,
-        index: usize,
-        context: &StageContext,
-        plans: &StagePlans,
-    ) -> Result<bool> {
-        let Some(store) = &self.data.val else {
-            self.save(engine, "last")?;
-            return Ok(true);
-        };
-        self.meta.evaluation_due = true;
-        self.save(engine, "last")?;
-        engine.swap_average();
-        let result = self.evaluate(engine, index, context, plans, "val", store);
-        engine.swap_average();
-        let Some(Evaluation { metrics, masks, .. }) = result? else { return Ok(false) };
-        self.meta.evaluation_due = false;
-        self.log_eval(index, context, "val", &metrics, masks.as_ref())?;
-        self.keep_best(engine, &metrics)?;
-        self.save(engine, "last")?;
-        Ok(true)
-    }
-
-    /// Writes the best checkpoint if no evaluation on the validation split was better.
-    fn keep_best(&mut self, engine: &Engine, metrics: &Metrics) -> Result<()> {
-        if self.meta.best_ap.is_none_or(|best| metrics.ap() > best) {
-            self.meta.best_ap = Some(metrics.ap());
-            self.save(engine, "best")?;
-        }
-        Ok(())
-    }
-
-    fn log_eval(
-        &mut self,
-        index: usize,
-        context: &StageContext,
-        split: &str,
-        metrics: &Metrics,
-        masks: Option<&Metrics>,
-    ) -> Result<()> {
-        let mut numbers = metrics.by_key();
-        numbers.extend(masks.map(Metrics::by_key).unwrap_or_default());
-        self.observer.event(&Event::Eval(event::Eval {
-            stage: self.recipe.stages[index].name.clone(),
-            stage_index: index,
-            split: split.into(),
-            step: self.meta.step,
-            global_step: self.meta.global_step,
-            epoch: context.schedule.epoch(self.meta.step),
-            time_s: self.clock.now(),
-            metrics: numbers,
-            per_class: metrics.per_class.iter().map(|(k, v)| (k.clone(), v.0)).collect(),
-        }))
-    }
-
-    fn evaluate(
-        &mut self,
-        engine: &mut Engine,
-        index: usize,
-        context: &StageContext,
-        plans: &StagePlans,
-        split: &str,
-        store: &Arc<ImageStore>,
-    ) -> Result<Option<Evaluation>> {
-        let stage = &self.recipe.stages[index];
-        // This split's buckets, as the engine numbers them.
-        let mine = eval_buckets(stage, store);
-        let place = |s: &Shape| context.eval_shapes.iter().position(|e| e == s).expect("trainer: shapes of all splits");
-        let order: Vec<usize> = mine.iter().map(place).collect();
-        let pipeline = eval_pipeline(stage);
-        let found = detect_all(
-            engine,
-            &plans.eval,
-            &order,
-            store,
-            pipeline,
-            stage.micro_batch,
-            self.recipe.data.workers,
-            |_, _| !self.options.interrupt.load(Ordering::Relaxed),
-        )?;
-        let Some(detections) = found else { return Ok(None) };
-        let (evaluator, rows) = (&self.evaluators[split], to_results(&detections, store));
-        let masks = evaluator.has_masks().then(|| evaluator.evaluate_masks(&rows)).transpose()?;
-        Ok(Some(Evaluation { metrics: evaluator.evaluate(&rows)?, masks, detections }))
-    }
-
-    fn save(&mut self, engine: &Engine, name: &str) -> Result<()> {
-        if let Some(name) = engine.first_non_finite()? {
-            return Err(Error::non_finite(self.meta.global_step, name, f32::NAN));
-        }
-        self.meta.time_s = self.clock.now();
-        let path = self.options.checkpoints.join(format!("{name}.safetensors"));
-        save(&path, &self.meta, &engine.state())?;
-        self.observer.event(&Event::Checkpoint(event::CheckpointWritten {
-            path: path.display().to_string(),
-            global_step: self.meta.global_step,
-        }))
     }
 }

@@ -192,8 +192,7 @@ impl Reader<'_> {
             self.tensors.get(&name).and_then(|(_, v)| v.shape().first().copied())
         };
         let two_stage = ["roi_head.bbox_head.fc_cls.bias", "roi_head.bbox_head.0.fc_cls.bias"];
-        let dense =
-            || Some((rows("bbox_head.retina_cls.bias")? / self.cfg.anchors().per_cell()).checked_sub(background)?);
+        let dense = || (rows("bbox_head.retina_cls.bias")? / self.cfg.anchors().per_cell()).checked_sub(background);
         two_stage.into_iter().find_map(rows).map_or_else(dense, |n| n.checked_sub(1))
     }
 

@@ -220,11 +220,11 @@ fn rename(name: &str, from: &str, to: &str) -> Option<String> {
     let mut numbers = numbers.into_iter();
     let mut out: Vec<String> = Vec::new();
     for segment in to.split('.').filter(|s| !s.is_empty()) {
-        let number = || "a table's line has a number on both sides";
+        let number = "a table's line has a number on both sides";
         out.push(match segment {
-            "*" => numbers.next().expect(number()).to_string(),
-            "*2+1" => (2 * numbers.next().expect(number()) + 1).to_string(),
-            "*2+2" => (2 * numbers.next().expect(number()) + 2).to_string(),
+            "*" => numbers.next().expect(number).to_string(),
+            "*2+1" => (2 * numbers.next().expect(number) + 1).to_string(),
+            "*2+2" => (2 * numbers.next().expect(number) + 2).to_string(),
             _ => segment.to_string(),
         });
     }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use upres::device::{Device, StepPlan};
-use upres::models::config::{BackboneConfig, BackboneKind, BoxHeadConfig, FpnConfig, ModelConfig, RpnConfig};
+use upres::models::config::{BackboneConfig, BackboneKind, BoxHeadConfig, Detector, FpnConfig, ModelConfig, RpnConfig};
 use upres::models::{HostBatch, PixelStats, Sampling};
 use upres::tensor::philox::{Purpose, Stream};
 use upres::train::engine::{Bucket, Engine, StageSetup};
@@ -23,6 +23,27 @@ pub fn small() -> ModelConfig {
     }
 }
 
+/// Any detector on any backbone, as small.
+pub fn small_of(detector: Detector, kind: BackboneKind) -> ModelConfig {
+    let mut m = ModelConfig::paper(detector);
+    m.backbone = BackboneConfig { kind, width: 0.25, window: 4, ..Default::default() };
+    m.fpn.channels = 32;
+    (m.rpn.channels, m.rpn.anchor_scales, m.rpn.train_max, m.rpn.test_max) = (32, vec![4.0], 64, 64);
+    (m.box_head.conv_channels, m.box_head.fc_channels, m.box_head.samples) = (16, 32, 64);
+    (m.mask_head.channels, m.mask_head.convs, m.mask_head.pool) = (16, 2, 7);
+    (m.retina_head.channels, m.retina_head.convs, m.retina_head.octave_scale) = (16, 2, 2.0);
+    (m.retina_head.nms_pre, m.retina_head.max_pairs) = (100, 300);
+    m
+}
+
+/// Room for the runs of an image's masks.
+const RUNS: usize = 1024;
+
+pub fn setup_of(model: &ModelConfig, batch: usize, norm: BatchNormMode) -> StageSetup {
+    let mask_runs = if model.mask_size().is_some() { RUNS } else { 0 };
+    StageSetup { mask_runs, ..setup(batch, norm) }
+}
+
 pub fn setup(batch: usize, norm: BatchNormMode) -> StageSetup {
     let bucket = vec![Bucket { h: SIZE, w: SIZE }];
     let stage = StageConfig { micro_batch: batch, images_per_step: batch, batch_norm: norm, ..Default::default() };
@@ -30,7 +51,11 @@ pub fn setup(batch: usize, norm: BatchNormMode) -> StageSetup {
 }
 
 pub fn engine(device: &Device, setup: &StageSetup) -> Engine {
-    let mut e = Engine::new(device, &small(), CLASSES, PIXELS, 7).unwrap();
+    engine_of(&small(), device, setup)
+}
+
+pub fn engine_of(model: &ModelConfig, device: &Device, setup: &StageSetup) -> Engine {
+    let mut e = Engine::new(device, model, CLASSES, PIXELS, 7).unwrap();
     e.enter_stage(setup).unwrap();
     e
 }
@@ -43,6 +68,8 @@ pub struct Pictures {
     pub boxes: Vec<f32>,
     pub labels: Vec<i32>,
     pub count: Vec<i32>,
+    pub mask_runs: Vec<i32>,
+    pub mask_offsets: Vec<i32>,
 }
 
 pub fn pictures(n: usize) -> Pictures {
@@ -53,6 +80,8 @@ pub fn pictures(n: usize) -> Pictures {
         boxes: vec![0.0; n * 8 * 4],
         labels: vec![-1; n * 8],
         count: vec![2; n],
+        mask_runs: vec![i32::MAX; n * RUNS],
+        mask_offsets: vec![0; n * 9],
     };
     for i in 0..n {
         let mut r = Stream::new(3, 0, i as u64, 0, Purpose::Test).rng();
@@ -72,6 +101,14 @@ pub fn pictures(n: usize) -> Pictures {
             let bbox = [x as f32, y as f32, (x + side) as f32, (y + side) as f32];
             p.boxes[(i * 8 + j) * 4..][..4].copy_from_slice(&bbox);
             p.labels[i * 8 + j] = class as i32;
+            let (mut at, offsets) = (p.mask_offsets[i * 9 + j] as usize, &mut p.mask_offsets[i * 9..][..9]);
+            for row in y..y + side {
+                for end in [x, x + side] {
+                    p.mask_runs[i * RUNS + at] = (row * SIZE + end) as i32;
+                    at += 1;
+                }
+            }
+            offsets[j + 1..].fill(at as i32);
         }
     }
     p
@@ -85,7 +122,8 @@ pub fn load(e: &mut Engine, p: &Pictures, step: u64) {
         gt_boxes: &p.boxes,
         gt_labels: &p.labels,
         gt_count: &p.count,
-        ..Default::default()
+        mask_runs: &p.mask_runs,
+        mask_offsets: &p.mask_offsets,
     };
     let inputs = e.train_inputs(0);
     inputs.load(&batch).unwrap();
@@ -105,8 +143,12 @@ pub fn plans(s: &StageSetup) -> Plans {
 
 /// Plans of the steps on a device.
 pub fn plans_for(device: &Device, s: &StageSetup) -> Plans {
+    plans_of(&small(), device, s)
+}
+
+pub fn plans_of(model: &ModelConfig, device: &Device, s: &StageSetup) -> Plans {
     let device = device.planner();
-    let mut e = engine(&device, s);
+    let mut e = engine_of(model, &device, s);
     let persistent = device.persistent_bytes();
     Plans {
         pass: e.train_pass(None, 0, 1.0, true, Sampling::Random).unwrap(),

@@ -1,0 +1,310 @@
+//! What goes wrong: TIDE's kinds of errors with the AP that each costs, and which classes are taken for which.
+//!
+//! Both are hotcoco's; here they get names, tables and JSON.
+
+use std::fmt;
+
+use hotcoco::COCOeval;
+use serde_json::{Value, json};
+
+use super::wrong;
+use super::{Metrics, Overlap};
+use crate::error::Result;
+
+/// What to look at beside the metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Look {
+    /// TIDE's errors.
+    pub tide: bool,
+    /// The confusion of classes, of detections with at least this score.
+    pub confusion: Option<f64>,
+}
+
+/// An evaluation.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The metrics.
+    pub metrics: Metrics,
+    /// If they were asked for.
+    pub tide: Option<TideTable>,
+    /// If it was asked for.
+    pub confusion: Option<Confusion>,
+}
+
+/// A detection hits an object from this overlap on.
+const HIT_IOU: f64 = 0.5;
+/// Below it a detection has nothing to do with an object.
+const BACKGROUND_IOU: f64 = 0.1;
+
+/// Errors by kind (Bolya et al. 2020, "TIDE"), at IoU 0.5.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TideTable {
+    /// Of boxes or of masks.
+    pub overlap: Overlap,
+    /// AP at IoU 0.5 of what was found.
+    pub ap50: f64,
+    /// Each kind: its name, how much AP rises if its errors are mended, how many there are (none for the two sums).
+    pub kinds: Vec<(&'static str, f64, Option<u64>)>,
+}
+
+impl TideTable {
+    /// hotcoco's keys and our names.
+    const KINDS: [(&str, &str); 8] = [
+        ("Cls", "classification"),
+        ("Loc", "localisation"),
+        ("Both", "both"),
+        ("Dupe", "duplicate"),
+        ("Bkg", "background"),
+        ("Miss", "missed"),
+        ("FP", "false_positives"),
+        ("FN", "false_negatives"),
+    ];
+
+    pub(super) fn new(eval: &COCOeval, overlap: Overlap) -> Result<TideTable> {
+        let errors = eval.tide_errors(HIT_IOU, BACKGROUND_IOU).map_err(wrong)?;
+        let kind = |&(key, name): &(&str, &'static str)| {
+            let delta = errors.delta_ap.get(key).copied().unwrap_or(0.0);
+            (name, delta, errors.counts.get(key).copied())
+        };
+        Ok(TideTable { overlap, ap50: errors.ap_base, kinds: Self::KINDS.iter().map(kind).collect() })
+    }
+
+    /// `{"ap50": .., "missed": {"ap": .., "count": ..}, ..}`.
+    pub fn json(&self) -> Value {
+        let mut out = json!({ "ap50": self.ap50 });
+        for (name, ap, count) in &self.kinds {
+            out[*name] = count.map_or(json!({ "ap": ap }), |count| json!({ "ap": ap, "count": count }));
+        }
+        out
+    }
+}
+
+impl fmt::Display for TideTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = match self.overlap {
+            Overlap::Boxes => "boxes",
+            Overlap::Masks => "masks",
+        };
+        write!(
+            f,
+            " errors of {of} (TIDE, IoU 0.50; AP50 {:.3})\n {:32}  {:>7}  {:>7}",
+            self.ap50, "", "costs", "count"
+        )?;
+        for (name, ap, count) in &self.kinds {
+            let text = match *name {
+                "classification" => "classification: another class",
+                "localisation" => "localisation: IoU 0.1 to 0.5",
+                "both" => "both of these",
+                "duplicate" => "duplicate: found twice",
+                "background" => "background: nothing there",
+                "missed" => "missed: not found",
+                "false_positives" => "all that is found wrongly",
+                _ => "all that is not found",
+            };
+            let count = count.map_or(String::new(), |n| n.to_string());
+            write!(f, "\n {text:32}  {ap:7.3}  {count:>7}")?;
+        }
+        Ok(())
+    }
+}
+
+/// How often objects of each class were found as each class. An object and a detection belong together from IoU 0.5 on,
+/// whatever their classes, the surest detection first. Crowd regions are no objects here: what is found there counts as
+/// found where nothing is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Confusion {
+    /// Detections count from this score on.
+    pub score: f64,
+    /// Names of the classes.
+    pub classes: Vec<String>,
+    /// `[classes + 1][classes + 1]`: row by true class (last: nothing is there), column by found class (last: not found).
+    pub counts: Vec<Vec<u64>>,
+}
+
+/// Wider tables are lists.
+const TABLE_WIDTH: usize = 110;
+/// Confusions in a list.
+const LISTED: usize = 20;
+
+impl Confusion {
+    pub(super) fn new(eval: &COCOeval, score: f64) -> Confusion {
+        let m = eval.confusion_matrix(HIT_IOU, None, Some(score));
+        let side = m.num_cats + 1;
+        Confusion { score, classes: m.cat_names, counts: m.matrix.chunks(side).map(<[u64]>::to_vec).collect() }
+    }
+
+    /// Pairs of different classes that were confused: count, true class, found class; most first.
+    pub fn largest(&self) -> Vec<(u64, usize, usize)> {
+        let k = self.classes.len();
+        let pairs = (0..k).flat_map(|t| (0..k).map(move |d| (t, d))).filter(|(t, d)| t != d);
+        let mut all: Vec<_> = pairs.map(|(t, d)| (self.counts[t][d], t, d)).filter(|p| p.0 > 0).collect();
+        all.sort_by_key(|p| std::cmp::Reverse(p.0)); // stable: in the order of the classes
+        all
+    }
+
+    /// Everything.
+    pub fn json(&self) -> Value {
+        json!({
+            "iou": HIT_IOU, "score": self.score, "classes": self.classes, "rows": "true class; last: nothing is there",
+            "columns": "found class; last: not found", "counts": self.counts,
+        })
+    }
+
+    /// The whole matrix.
+    fn table(&self, f: &mut fmt::Formatter<'_>, width: usize, first: usize) -> fmt::Result {
+        let found = self.classes.iter().map(String::as_str).chain(["missed"]);
+        write!(f, "\n {:first$}", "true \\ found as")?;
+        for name in found {
+            write!(f, "  {name:>width$}")?;
+        }
+        let names = self.classes.iter().map(String::as_str).chain(["nothing there"]);
+        for (name, (row, counts)) in names.zip(self.counts.iter().enumerate()) {
+            write!(f, "\n {name:first$}")?;
+            for (column, n) in counts.iter().enumerate() {
+                match n {
+                    // What is neither there nor found is not counted.
+                    _ if row.max(column) == self.classes.len() && row == column => {}
+                    0 => write!(f, "  {:>width$}", "·")?,
+                    n => write!(f, "  {n:>width$}")?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The largest confusions.
+    fn list(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (k, all) = (self.classes.len(), self.largest());
+        let missed: u64 = self.counts.iter().take(k).map(|row| row[k]).sum();
+        let objects: u64 = self.counts.iter().take(k).flatten().sum();
+        let hits: u64 = (0..k).map(|i| self.counts[i][i]).sum();
+        let confused: u64 = all.iter().map(|p| p.0).sum();
+        let nothing: u64 = self.counts[k].iter().sum();
+        write!(
+            f,
+            "\n of {objects} objects {hits} found, {confused} found as another class, {missed} missed; {nothing} found \
+             where nothing is"
+        )?;
+        let name = |i: usize| self.classes[i].chars().count();
+        let shown = &all[..all.len().min(LISTED)];
+        let wide = shown.iter().flat_map(|&(_, t, d)| [name(t), name(d)]).max().unwrap_or(0).max(8);
+        if !shown.is_empty() {
+            write!(f, "\n {:wide$}  {:wide$}  {:>7}  of the class", "true", "found as", "count")?;
+        }
+        for &(n, t, d) in shown {
+            let of: u64 = self.counts[t].iter().sum();
+            let (truth, found, share) = (&self.classes[t], &self.classes[d], 100.0 * n as f64 / of.max(1) as f64);
+            write!(f, "\n {truth:wide$}  {found:wide$}  {n:7}  {share:10.1} %")?;
+        }
+        if all.len() > LISTED {
+            write!(f, "\n and {} more pairs of classes", all.len() - LISTED)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Confusion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, " confusion of boxes (IoU 0.50, score {} or more)", self.score)?;
+        let most = self.counts.iter().flatten().max().map_or(1, |n| n.to_string().len());
+        let names = self.classes.iter().map(|c| c.chars().count()).max().unwrap_or(0);
+        let (width, first) = (names.max(most).max(6), names.max(15));
+        if 1 + first + (2 + width) * (self.classes.len() + 1) <= TABLE_WIDTH {
+            self.table(f, width, first)
+        } else {
+            self.list(f)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::{Evaluator, ResultBox, read_results};
+    use super::*;
+    use crate::data::Dataset;
+
+    fn measured(look: Look) -> Measured {
+        let file = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/coco_eval").join(name);
+        let evaluator = Evaluator::new(&Dataset::load(file("crowd1_gt.json"), "").unwrap());
+        evaluator.measure(&read_results(&file("crowd1_dt.json")).unwrap(), Overlap::Boxes, look).unwrap()
+    }
+
+    #[test]
+    fn looking_changes_no_metric() {
+        let (plain, all) = (measured(Look::default()), measured(Look { tide: true, confusion: Some(0.0) }));
+        assert_eq!(plain.metrics, all.metrics);
+        assert!(plain.tide.is_none() && plain.confusion.is_none());
+        let tide = all.tide.unwrap();
+        assert!((tide.ap50 - all.metrics.ap50()).abs() < 1e-6, "{} {}", tide.ap50, all.metrics.ap50());
+        assert_eq!(tide.kinds.len(), 8);
+        assert!(tide.json()["missed"]["count"].is_u64() && tide.json()["false_negatives"]["ap"].is_f64());
+        assert!(all.confusion.unwrap().counts.iter().flatten().sum::<u64>() > 0);
+    }
+
+    /// One error of each kind.
+    #[test]
+    fn errors_have_their_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        let object = |id: i64, x: i64| {
+            let bbox = [x, 0, 10, 10];
+            json!({ "id": id, "image_id": 1, "category_id": 1, "bbox": bbox, "area": 100, "iscrowd": 0 })
+        };
+        let objects: Vec<Value> = [0, 20, 40, 60, 80].iter().zip(1..).map(|(&x, id)| object(id, x)).collect();
+        let truth = json!({
+            "images": [{ "id": 1, "file_name": "a.png", "width": 200, "height": 50 }],
+            "categories": [{ "id": 1, "name": "x" }, { "id": 2, "name": "y" }], "annotations": objects,
+        });
+        std::fs::write(&path, truth.to_string()).unwrap();
+        let evaluator = Evaluator::new(&Dataset::load(&path, "").unwrap());
+        let found = |category_id, x: f64, score| ResultBox {
+            image_id: 1,
+            category_id,
+            bbox: [x, 0.0, 10.0, 10.0],
+            score,
+            segmentation: None,
+        };
+        let rows = [
+            found(2, 0.0, 0.9),   // the first object, of another class
+            found(1, 20.0, 0.8),  // the second
+            found(1, 20.5, 0.7),  // and again
+            found(1, 45.0, 0.6),  // the third, IoU 1/3
+            found(2, 65.0, 0.5),  // the fourth, IoU 1/3, of another class
+            found(1, 150.0, 0.4), // nothing; the fourth and the fifth are missed
+        ];
+        let look = Look { tide: true, confusion: Some(0.45) };
+        let measured = evaluator.measure(&rows, Overlap::Boxes, look).unwrap();
+        let tide = measured.tide.unwrap();
+        let counts: Vec<(&str, u64)> = tide.kinds.iter().filter_map(|(name, _, n)| Some((*name, (*n)?))).collect();
+        let one = ["classification", "localisation", "both", "duplicate", "background"].map(|name| (name, 1));
+        assert_eq!(counts, [&one[..], &[("missed", 2)]].concat());
+        assert!(tide.kinds.iter().all(|k| k.1 >= 0.0) && tide.kinds[5].1 > 0.0, "{tide}");
+        let confusion = measured.confusion.unwrap();
+        assert_eq!(confusion.counts, [[1, 1, 3], [0, 0, 0], [2, 1, 0]], "{confusion}");
+        assert_eq!(confusion.largest(), [(1, 0, 1)]);
+    }
+
+    fn made(k: usize) -> Confusion {
+        let mut counts = vec![vec![0; k + 1]; k + 1];
+        for (i, row) in counts.iter_mut().enumerate().take(k) {
+            row[i] = 100;
+            row[(i + 1) % k] = i as u64;
+            row[k] = 2;
+        }
+        counts[k][0] = 7;
+        Confusion { score: 0.3, classes: (0..k).map(|i| format!("class{i}")).collect(), counts }
+    }
+
+    #[test]
+    fn few_classes_are_a_table_and_many_a_list() {
+        let few = made(4).to_string();
+        assert_eq!(few.lines().count(), 1 + 1 + 5, "{few}");
+        assert!(few.contains("missed") && few.contains("nothing there"));
+        let many = made(80).to_string();
+        assert!(many.lines().count() <= 4 + LISTED && many.lines().all(|l| l.chars().count() <= TABLE_WIDTH), "{many}");
+        assert!(many.contains("class79") && many.contains("160 missed; 7 found") && many.contains("59 more"), "{many}");
+        assert_eq!(made(80).largest()[0], (79, 79, 0));
+    }
+}

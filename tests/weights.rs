@@ -466,7 +466,7 @@ fn files_that_are_refused_change_nothing() {
     refused(&with(|c| c.rpn.anchor_scales = vec![4.0, 8.0]), &["region proposal", "rpn_cls.weight is [6, 8, 1, 1]"]);
     refused(
         &with(|c| c.box_head.kind = BoxHeadKind::Shared4Conv1Fc),
-        &["another box head", "shared_convs.0.conv.weight"],
+        &["another box head", "shared_fcs.0.weight is [16, 2304], the model wants [16, 72]"],
     );
     refused(
         &with(|c| c.box_head.class_agnostic = true),

@@ -81,7 +81,7 @@ impl Model {
         image_normalize(tape, &inputs.images, &inputs.sizes, self.pixels.mean, self.pixels.std, DType::F32)
     }
 
-    /// Losses of one training pass, named as [`Heads::losses`] names them.
+    /// Losses of one training pass, named as [`Heads::loss_names`] says.
     pub fn losses(&self, tape: &mut Tape, inputs: &Inputs, mode: BackboneMode, how: Sampling) -> Result<Vec<Loss>> {
         let image = self.normalized(tape, inputs)?;
         self.losses_from_image(tape, image, inputs, mode, how, None)

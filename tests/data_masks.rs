@@ -255,7 +255,7 @@ fn boxes_alone_are_a_data_set_but_not_of_masks() {
     assert_eq!(check_kinds(dir.path(), &file), [(FindingKind::NoMasks, 1)]);
     assert_eq!(FindingKind::NoMasks.severity(), Severity::Info);
     let e = load(dir.path(), &file, Masks::Train).unwrap_err().to_string();
-    assert!(e.contains("no annotation has a usable `segmentation`"), "{e}");
+    assert!(e.contains("no object has a usable `segmentation`"), "{e}");
     assert!(load(dir.path(), &file, Masks::Read).is_ok());
 }
 

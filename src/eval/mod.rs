@@ -359,7 +359,23 @@ mod tests {
         assert!((evaluator.evaluate_masks(&[found(50, 0.9), found(0, 0.5)]).unwrap().ap() - 1.0).abs() < 1e-9);
         write("");
         let e = mask_evaluator(&path).err().unwrap().to_string();
-        assert!(e.contains("no annotation has a usable `segmentation`"), "{e}");
+        assert!(e.contains("no object has a usable `segmentation`"), "{e}");
+    }
+
+    /// Truth without an area is as large as its mask, not as its box.
+    #[test]
+    fn sizes_without_areas_are_those_of_masks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        let text = r#"{"images": [{"id": 1, "file_name": "b.png", "width": 99, "height": 99}],
+            "categories": [{"id": 1, "name": "x"}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 60, 60],
+                             "segmentation": [[0, 0, 20, 0, 20, 20, 0, 20]]}]}"#;
+        std::fs::write(&path, text).unwrap();
+        let mask = RleMask::from_window((99, 99), [0, 0, 20, 20], |_, _| true).unwrap();
+        let found = ResultBox { image_id: 1, category_id: 1, bbox: [0.0; 4], score: 0.5, segmentation: Some(mask) };
+        let m = mask_evaluator(&path).unwrap().evaluate_masks(&[found]).unwrap().by_key();
+        assert_eq!([m["segm_ap_small"].round(), m["segm_ap_medium"].round()], [1.0, -1.0]);
     }
 
     #[test]

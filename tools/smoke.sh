@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the four programs one after the other as a user would, on the built-in data set, in a folder of its own: two training steps,
+# Runs the five programs one after the other as a user would, on the built-in data set, in a folder of its own: two training steps,
 # evaluation and detection with the checkpoint, a look at the data. Then the errors a user meets first: exit status, one line, no panic.
 #   tools/smoke.sh [FOLDER WITH THE PROGRAMS]
 set -euo pipefail
@@ -42,7 +42,7 @@ exists() { # FILE...
     done
 }
 
-for program in train evaluate detect dataset; do
+for program in train evaluate detect convert dataset; do
     run "$program" --help
     exists out.txt
 done
@@ -59,6 +59,8 @@ exists out.txt
 image=$(find shapes/images/val -name '*.png' | sort | sed -n 1p)
 run detect "$checkpoint" "$image" --out detected
 exists "$(find detected -name '*.json' | sed -n 1p)"
+run convert "$checkpoint" --to mmdetection foreign.safetensors
+run train --out tuned --stop-after 1 --set init.weights=foreign.safetensors
 
 fails 2 train --no-such-option
 fails 1 train missing.toml
@@ -68,4 +70,5 @@ fails 1 train --out run --stop-after 2
 fails 1 evaluate missing.safetensors --annotations shapes/annotations/val.json --images shapes/images/val
 head -c 1000 "$checkpoint" >truncated.safetensors
 fails 1 detect truncated.safetensors "$image"
+fails 1 convert truncated.safetensors --to torchvision out.safetensors
 fails 1 dataset check missing.json --images shapes/images/val

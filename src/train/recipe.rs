@@ -43,7 +43,7 @@ impl Recipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct InitConfig {
-    /// Checkpoint to start from; none trains from scratch.
+    /// Checkpoint, or weights of another program, to start from; none trains from scratch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<PathBuf>,
 }

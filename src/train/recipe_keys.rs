@@ -112,7 +112,7 @@ pub const KEYS: &[Key] = &[
     key("name", Text, "names the run directory; left out: the file's name", OURS).optional(),
     key("seed", Whole(0, i64::MAX), "seed of every random number: weights, order, augmentation, samples", OURS),
     key("threads", Whole(0, 4096), "threads of the CPU back end; 0: every core", OURS),
-    key("init.weights", Path, "checkpoint to start from; left out: from scratch", PAPER).optional(),
+    key("init.weights", Path, "what to start from: a checkpoint, or weights of torchvision or mmdetection (docs/interchange.md); left out: from scratch", PAPER).optional(),
     // model
     key("model.detector", OneOf(&["faster_rcnn", "cascade_rcnn", "mask_rcnn", "retinanet"]), "detector family; the defaults of the other tables are its own (shown: faster_rcnn)", PAPER),
     key(

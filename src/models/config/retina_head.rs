@@ -105,7 +105,7 @@ impl Default for RetinaHeadConfig {
             smooth_l1_beta: 0.0,
             selection: Selection::Anchors,
             nms_pre: 1000,
-            max_pairs: 10_000,
+            max_pairs: 4096,
             score_threshold: 0.05,
             nms_iou: 0.5,
             max_detections: 100,

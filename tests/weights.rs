@@ -499,18 +499,3 @@ fn files_that_are_refused_change_nothing() {
     assert!(load(&dir.path().join("none"), &cfg, &store, Origin::default()).is_err());
     load(&path, &cfg, &store, Origin::default()).unwrap();
 }
-
-/// The table of indices that mmdetection keeps beside the weights of a Swin Transformer.
-#[test]
-fn position_index() {
-    let cfg = small(Detector::MaskRcnn, BackboneKind::SwinT);
-    let all = tensors(Format::Mmdetection, &cfg, &filled(&cfg, CLASSES));
-    let tables: Vec<&ForeignTensor> = all.iter().filter(|t| t.name.ends_with("relative_position_index")).collect();
-    assert_eq!(tables.len(), 12);
-    let ForeignData::I64(index) = &tables[0].data else { panic!("want integers") };
-    assert_eq!(
-        (&tables[0].shape[..], &index[..8], &index[49..52]),
-        (&[49, 49][..], &[84, 83, 82, 81, 80, 79, 78, 71][..], &[85, 84, 83][..])
-    );
-    assert_eq!(tables[0].name, "backbone.stages.0.blocks.0.attn.w_msa.relative_position_index");
-}

@@ -76,3 +76,43 @@ impl Fpn {
         Ok(p)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::nn::ParamStore;
+    use crate::ops::conv2d::conv2d;
+    use crate::tensor::Tensor;
+
+    /// torchvision's RetinaNet: P7 is made of P6 without its negatives, P6 itself keeps them.
+    #[test]
+    fn a_relu_between_the_extra_levels() {
+        let dev = Device::cpu();
+        let cfg = FpnConfig { channels: 8, levels: 5, start: 3, extra: FpnExtra::ConvP5, ..FpnConfig::default() };
+        let levels = |extra_relu: bool| {
+            let mut store = ParamStore::new(&dev);
+            let cfg = FpnConfig { extra_relu, ..cfg.clone() };
+            let fpn = Fpn::new(&mut store.builder(3), &cfg, &[8; 4]).unwrap();
+            let mut tape = Tape::inference(&dev);
+            let c: Vec<Var> = [64, 32, 16, 8]
+                .into_iter()
+                .map(|s| {
+                    let x = Init::Normal(1.0).values(&[s * s * 8], "x", s as u64);
+                    tape.constant(Tensor::from_slice(&dev, &[1, s, s, 8], &x).unwrap())
+                })
+                .collect();
+            let c: [Var; 4] = c.try_into().unwrap_or_else(|_| panic!("four maps"));
+            let p = fpn.forward(&mut tape, &c).unwrap();
+            let mut param = |name: &str| tape.param(store.get(&format!("fpn_convs.4.conv.{name}")).unwrap());
+            let (weight, bias) = (param("weight"), param("bias"));
+            let relu = relu(&mut tape, &p[3]).unwrap();
+            let top = if extra_relu { &relu } else { &p[3] };
+            let p7 = conv2d(&mut tape, top, &weight, Some(&bias), 2, 1, Activation::None).unwrap();
+            assert_eq!(p[4].value().f32s(), p7.value().f32s());
+            [p[3].value().f32s().to_vec(), p[4].value().f32s().to_vec()]
+        };
+        let ([p6, p7], [p6_relu, p7_relu]) = (levels(false), levels(true));
+        assert!(p6 == p6_relu && p6.iter().any(|&v| v < 0.0) && p7 != p7_relu);
+    }
+}

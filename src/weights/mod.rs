@@ -238,3 +238,17 @@ impl Predictor {
         rows.into_iter().flat_map(|r| &values[r * width..][..width]).copied().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers of mmdetection and torchvision for a window of 7.
+    #[test]
+    fn position_index_is_theirs() {
+        let t = position_index("x".into(), 7);
+        let ForeignData::I64(index) = &t.data else { panic!("want integers") };
+        assert_eq!(t.shape, [49, 49]);
+        assert_eq!((&index[..8], &index[49..52]), (&[84, 83, 82, 81, 80, 79, 78, 71][..], &[85, 84, 83][..]));
+    }
+}

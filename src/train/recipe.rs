@@ -32,13 +32,6 @@ pub struct Recipe {
     pub expect: Option<ExpectConfig>,
 }
 
-impl Recipe {
-    /// Whether it states what masks must reach.
-    pub fn expects_masks(&self) -> bool {
-        self.expect.iter().any(|e| e.metrics().any(|(name, _)| name.starts_with("segm")))
-    }
-}
-
 /// Weights before the first stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]

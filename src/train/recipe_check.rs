@@ -114,6 +114,11 @@ impl Recipe {
         Ok(())
     }
 
+    /// Whether it states what masks must reach.
+    pub fn expects_masks(&self) -> bool {
+        self.expect.iter().any(|e| e.metrics().any(|(name, _)| name.starts_with("segm")))
+    }
+
     /// Sentences to print before the run: scaled learning rates, and settings that will have no effect.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.stages.iter().filter_map(StageConfig::lr_sentence).collect::<Vec<_>>();

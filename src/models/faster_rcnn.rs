@@ -5,7 +5,7 @@
 //!        └→ RoIAlign ←──────┴→ box head → classes, boxes
 //! ```
 
-use super::box_head::BoxHead;
+use super::box_head::{BoxHead, RoiSamples};
 use super::config::ModelConfig;
 use super::inputs::Inputs;
 use super::rpn::{Proposals, Rpn};
@@ -44,14 +44,27 @@ impl FasterRcnn {
         how: Sampling,
         proposals: Option<Proposals>,
     ) -> Result<Vec<Loss>> {
+        Ok(self.train(tape, p, inputs, how, proposals)?.0)
+    }
+
+    /// As [`FasterRcnn::losses`], and the RoIs that were sampled: a mask head goes on with them.
+    pub fn train(
+        &self,
+        tape: &mut Tape,
+        p: &[Var],
+        inputs: &Inputs,
+        how: Sampling,
+        proposals: Option<Proposals>,
+    ) -> Result<(Vec<Loss>, RoiSamples)> {
         let (mut losses, proposals) = self.rpn.train(tape, p, inputs, how, proposals)?;
-        losses.extend(tape.scope("box_head", |tape| {
+        let (terms, samples) = tape.scope("box_head", |tape| {
             let samples = self.box_head.sample(&proposals.boxes, &proposals.valid, inputs, how)?;
             drop(proposals);
             let out = self.box_head.forward(tape, p, &samples.rois, &samples.idx)?;
-            self.box_head.losses(tape, &out, &samples, inputs)
-        })?);
-        Ok(losses)
+            Ok::<_, crate::Error>((self.box_head.losses(tape, &out, &samples, inputs)?, samples))
+        })?;
+        losses.extend(terms);
+        Ok((losses, samples))
     }
 
     /// Detections; boxes are divided by the image's scale before NMS with `rescale`.

@@ -6,12 +6,11 @@
 //!        └→ RoIAlign ←───────────────────────────────────┴→ mask head → masks
 //! ```
 
-use super::box_head::BoxHead;
 use super::config::ModelConfig;
 use super::faster_rcnn::FasterRcnn;
 use super::inputs::Inputs;
 use super::mask_head::MaskHead;
-use super::rpn::{Proposals, Rpn};
+use super::rpn::Proposals;
 use super::{Detections, Loss, Sampling};
 use crate::error::Result;
 use crate::nn::Builder;
@@ -20,10 +19,8 @@ use crate::tape::{Tape, Var};
 
 /// Its heads.
 pub struct MaskRcnn {
-    /// Proposals.
-    pub rpn: Rpn,
-    /// Classes and boxes.
-    pub box_head: BoxHead,
+    /// Proposals, classes and boxes.
+    pub faster: FasterRcnn,
     /// Masks.
     pub mask_head: MaskHead,
 }
@@ -34,12 +31,12 @@ impl MaskRcnn {
 
     /// For `classes` classes.
     pub fn new(b: &mut Builder<'_>, cfg: &ModelConfig, classes: usize) -> Result<Self> {
-        let FasterRcnn { rpn, box_head } = FasterRcnn::new(b, cfg, classes)?;
+        let faster = FasterRcnn::new(b, cfg, classes)?;
         let mut b = b.sub("roi_head.mask_head");
         let (c, strides, scale) = (cfg.fpn.channels, cfg.roi_strides(), cfg.box_head.finest_scale);
         let quota = (cfg.box_head.samples as f64 * cfg.box_head.pos_fraction) as usize;
         let mask_head = MaskHead::new(&mut b, &cfg.mask_head, c, strides, scale, quota, classes)?;
-        Ok(MaskRcnn { rpn, box_head, mask_head })
+        Ok(MaskRcnn { faster, mask_head })
     }
 
     /// Losses of one training pass; on `proposals` from elsewhere if they are given.
@@ -51,24 +48,18 @@ impl MaskRcnn {
         how: Sampling,
         proposals: Option<Proposals>,
     ) -> Result<Vec<Loss>> {
-        let (mut losses, proposals) = self.rpn.train(tape, p, inputs, how, proposals)?;
-        let (terms, samples) = tape.scope("box_head", |tape| {
-            let samples = self.box_head.sample(&proposals.boxes, &proposals.valid, inputs, how)?;
-            drop(proposals);
-            let out = self.box_head.forward(tape, p, &samples.rois, &samples.idx)?;
-            Ok::<_, crate::Error>((self.box_head.losses(tape, &out, &samples, inputs)?, samples))
-        })?;
-        losses.extend(terms);
+        let (mut losses, samples) = self.faster.train(tape, p, inputs, how, proposals)?;
         losses.extend(tape.scope("mask_head", |tape| self.mask_head.losses(tape, p, &samples, inputs))?);
         Ok(losses)
     }
 
     /// Detections in network pixels, with the logits of their masks.
     pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs) -> Result<Detections> {
-        let proposals = self.rpn.test(tape, &p, inputs)?;
+        let FasterRcnn { rpn, box_head } = &self.faster;
+        let proposals = rpn.test(tape, &p, inputs)?;
         let found = tape.scope("box_head", |tape| {
-            let out = self.box_head.forward(tape, &p, &proposals.boxes, &proposals.valid)?;
-            self.box_head.detections(&out, &proposals.boxes, &proposals.valid, inputs, false)
+            let out = box_head.forward(tape, &p, &proposals.boxes, &proposals.valid)?;
+            box_head.detections(&out, &proposals.boxes, &proposals.valid, inputs, false)
         })?;
         drop(proposals);
         let masks = tape.scope("mask_head", |tape| {

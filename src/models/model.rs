@@ -141,7 +141,7 @@ impl Heads {
         match self {
             Heads::Faster(heads) => Some(&heads.rpn),
             Heads::Cascade(heads) => Some(&heads.rpn),
-            Heads::Mask(heads) => Some(&heads.rpn),
+            Heads::Mask(heads) => Some(&heads.faster.rpn),
             Heads::Retina(_) => None,
         }
     }

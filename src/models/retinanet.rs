@@ -8,14 +8,13 @@
 use super::config::{ModelConfig, RetinaHeadConfig, Selection};
 use super::inputs::Inputs;
 use super::{Detections, Loss};
-use crate::detection::anchors;
 use crate::detection::dense::{DenseConfig, Shortlist, dense_detections};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Init};
 use crate::ops::box_encode::{DenseTargets, dense_targets};
 use crate::ops::concat_rows::concat_rows;
 use crate::ops::conv2d::Activation;
-use crate::ops::match_boxes::{Matcher, match_boxes};
+use crate::ops::match_boxes::Matcher;
 use crate::ops::sigmoid_focal::sigmoid_focal;
 use crate::ops::smooth_l1::smooth_l1;
 use crate::ops::softmax_ce::{AvgFactor, avg_factor};
@@ -89,15 +88,9 @@ impl RetinaNet {
     /// What each anchor should become.
     pub fn targets(&self, inputs: &Inputs) -> Result<DenseTargets> {
         let cfg = &self.cfg;
-        let valid = anchors::valid(&inputs.anchors, &inputs.sizes, cfg.allowed_border)?;
-        let assigned = match_boxes(
-            &inputs.anchors.boxes,
-            Some(&valid),
-            &inputs.gt_boxes,
-            &inputs.gt_count,
-            Matcher { pos_iou: cfg.pos_iou, neg_iou: cfg.neg_iou, min_pos_iou: cfg.min_pos_iou, low_quality: true },
-        )?;
-        drop(valid);
+        let (pos_iou, neg_iou, min_pos_iou) = (cfg.pos_iou, cfg.neg_iou, cfg.min_pos_iou);
+        let matcher = Matcher { pos_iou, neg_iou, min_pos_iou, low_quality: true };
+        let assigned = inputs.match_anchors(matcher, cfg.allowed_border)?;
         let (gt, background) = ((&inputs.gt_boxes, &inputs.gt_labels), self.classes as i32);
         dense_targets(&inputs.anchors.boxes, &assigned, gt.0, gt.1, background, cfg.stds)
     }

@@ -4,7 +4,6 @@
 use super::config::RpnConfig;
 use super::inputs::Inputs;
 use super::{Loss, Sampling};
-use crate::detection::anchors;
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Init};
 use crate::ops::bce::{bce, rpn_targets};
@@ -13,7 +12,7 @@ use crate::ops::box_encode::box_encode;
 use crate::ops::concat_rows::concat_rows;
 use crate::ops::conv2d::Activation;
 use crate::ops::gather_rows::{gather_rows, take};
-use crate::ops::match_boxes::{Matcher, match_boxes};
+use crate::ops::match_boxes::Matcher;
 use crate::ops::nms::{Nms, nms};
 use crate::ops::sample::{Sampled, Sampler, sample};
 use crate::ops::smooth_l1::smooth_l1;
@@ -152,15 +151,9 @@ impl Rpn {
     /// Matches anchors to the ground truth and samples them.
     pub fn sample(&self, inputs: &Inputs, how: Sampling) -> Result<Sampled> {
         let cfg = &self.cfg;
-        let valid = anchors::valid(&inputs.anchors, &inputs.sizes, cfg.allowed_border)?;
-        let assigned = match_boxes(
-            &inputs.anchors.boxes,
-            Some(&valid),
-            &inputs.gt_boxes,
-            &inputs.gt_count,
-            Matcher { pos_iou: cfg.pos_iou, neg_iou: cfg.neg_iou, min_pos_iou: cfg.min_pos_iou, low_quality: true },
-        )?;
-        drop(valid);
+        let (pos_iou, neg_iou, min_pos_iou) = (cfg.pos_iou, cfg.neg_iou, cfg.min_pos_iou);
+        let matcher = Matcher { pos_iou, neg_iou, min_pos_iou, low_quality: true };
+        let assigned = inputs.match_anchors(matcher, cfg.allowed_border)?;
         let sampler = Sampler { num: cfg.samples, pos_fraction: cfg.pos_fraction, mode: how.mode(Purpose::SampleRpn) };
         sample(&assigned, &sampler, &inputs.key)
     }

@@ -5,11 +5,13 @@ mod support;
 use support::small::*;
 use upres::device::Device;
 use upres::models::{HostBatch, Sampling};
+use upres::tape::Role;
+use upres::train::engine::{Engine, StageSetup};
 use upres::train::recipe::BatchNormMode;
 
 #[test]
 fn memory_in_use_is_the_plan_to_the_byte() {
-    for norm in [BatchNormMode::Train, BatchNormMode::Frozen] {
+    for norm in [BatchNormMode::Train, BatchNormMode::Eval, BatchNormMode::Frozen] {
         let s = setup(2, norm);
         let plans = plans(&s);
         let device = Device::cpu();
@@ -31,10 +33,10 @@ fn memory_in_use_is_the_plan_to_the_byte() {
 }
 
 /// Gradients of two passes of weight 1/2 over one batch are those of one pass of weight 1: nothing is lost, doubled or left
-/// from the step before. With frozen norm and fixed samples the passes are the same function.
+/// from the step before. With running statistics and fixed samples the passes are the same function.
 #[test]
 fn accumulated_gradients_are_those_of_one_pass() {
-    let s = setup(2, BatchNormMode::Frozen);
+    let s = setup(2, BatchNormMode::Eval);
     let (plans, device) = (plans(&s), Device::cpu());
     let mut e = engine(&device, &s);
     let mut gradients = |weights: &[f32], pictures: &Pictures| {
@@ -69,6 +71,33 @@ fn accumulated_gradients_are_those_of_one_pass() {
         differs |= largest(a) > 1.5 * largest(b);
     }
     assert!(differs, "half the weight is half the gradient");
+}
+
+/// What a step changes of batch norm, in the part that is trained and in the frozen one.
+#[test]
+fn batch_norm_moves_as_its_mode_says() {
+    for (norm, moving) in [
+        (BatchNormMode::Train, &["weight", "bias", "running_mean", "running_var"][..]),
+        (BatchNormMode::Eval, &["weight", "bias"]),
+        (BatchNormMode::Frozen, &[]),
+    ] {
+        let s = StageSetup { frozen_stages: 1, ..setup(2, norm) };
+        let (plans, device) = (plans(&s), Device::cpu());
+        let mut e = engine(&device, &s);
+        let norms = |e: &Engine| -> Vec<(String, Vec<f32>)> {
+            let of_norm = e.store.all().iter().filter(|p| matches!(p.role(), Role::Norm | Role::Statistic));
+            of_norm.map(|p| (p.name().to_string(), p.value().f32s().to_vec())).collect()
+        };
+        let before = norms(&e);
+        load(&mut e, &pictures(2), 0);
+        e.train_pass(Some(&plans.pass), 0, 1.0, true, Sampling::Random).unwrap();
+        e.update(Some(&plans.update), 0.01, 1).unwrap();
+        for ((name, old), (_, new)) in before.iter().zip(&norms(&e)) {
+            let frozen = name.starts_with("backbone.bn1.") || name.starts_with("backbone.layer1.");
+            let want = !frozen && moving.iter().any(|end| name.ends_with(end));
+            assert_eq!(old != new, want, "{norm:?}: {name}");
+        }
+    }
 }
 
 #[test]

@@ -229,7 +229,7 @@ fn wrong_types_and_ranges_name_key_line_and_both_sides() {
         (
             "epochs = 2",
             "epochs = 2\nbatch_norm = \"trian\"",
-            &["one of \"train\", \"frozen\"", "did you mean \"train\"?"],
+            &["one of \"train\", \"eval\", \"frozen\"", "did you mean \"train\"?"],
         ),
         ("epochs = 2", "epochs = 2\nprecision = \"f64\"", &["stage.one.precision", "want \"f32\""]),
         ("epochs = 2", "epochs = 2\nschedule = 3", &["stage.one.schedule", "want a table [stage.one.schedule]"]),
@@ -278,6 +278,11 @@ fn missing_keys_are_named() {
 #[test]
 fn what_makes_no_sense_is_refused() {
     complains(MINIMAL, &["stage.one.batch_norm=frozen"], &["stage.one.batch_norm", "from scratch", "init.weights"]);
+    complains(
+        MINIMAL,
+        &["stage.one.batch_norm=eval"],
+        &["stage.one.batch_norm", "\"eval\"", "from scratch", "init.weights"],
+    );
     complains(MINIMAL, &["stage.one.frozen_stages=0"], &["stage.one.frozen_stages", "from scratch", "init.weights"]);
     let loaded = ["init.weights=w", "stage.one.batch_norm=frozen", "stage.one.frozen_stages=1"];
     parse(MINIMAL, &loaded).expect("with weights it may freeze");

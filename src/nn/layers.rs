@@ -136,12 +136,14 @@ impl SelectLinear {
     }
 }
 
-/// Whether batch norm uses and updates the batch's statistics.
+/// Where batch norm has its statistics from, and what of it is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormMode {
     /// Batch statistics; the running ones follow.
     Train,
-    /// Running statistics, untouched.
+    /// Running statistics, untouched; scale and bias are trained.
+    Eval,
+    /// Running statistics, untouched; nothing is trained.
     Frozen,
 }
 
@@ -173,7 +175,7 @@ impl BatchNorm {
         let (gamma, beta) = (tape.param(&self.gamma), tape.param(&self.beta));
         let mode = match mode {
             NormMode::Train => BnMode::Train { momentum: self.momentum },
-            NormMode::Frozen => BnMode::Frozen,
+            NormMode::Eval | NormMode::Frozen => BnMode::Frozen, // scale and bias have a gradient where they are trained
         };
         batch_norm_relu(tape, x, &gamma, &beta, (&self.mean, &self.var), mode, self.eps, residual, relu)
     }

@@ -76,6 +76,7 @@ impl StageSetup {
     pub fn mode(&self) -> BackboneMode {
         let norm = match self.batch_norm {
             BatchNormMode::Train => NormMode::Train,
+            BatchNormMode::Eval => NormMode::Eval,
             BatchNormMode::Frozen => NormMode::Frozen,
         };
         BackboneMode { norm, frozen_stages: self.frozen_stages }

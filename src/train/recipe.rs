@@ -340,6 +340,8 @@ impl ColourJitter {
 pub enum BatchNormMode {
     /// Statistics of each micro-batch; scale, bias and running statistics move.
     Train,
+    /// Running statistics, which stay; scale and bias are trained. mmdetection's `norm_eval`, with its usual `requires_grad`.
+    Eval,
     /// Running statistics; nothing moves.
     Frozen,
 }

@@ -155,8 +155,9 @@ impl StageConfig {
         }
         let scratch = "needs loaded weights, and this stage starts from scratch: such a network cannot train; \
                        load some (init.weights = \"FILE.safetensors\")";
-        if self.batch_norm == BatchNormMode::Frozen && has_norm && !has_weights {
-            return error("batch_norm", format!("\"frozen\" {scratch}, or set stage.{name}.batch_norm = \"train\""));
+        if let (BatchNormMode::Frozen | BatchNormMode::Eval, true, false) = (self.batch_norm, has_norm, has_weights) {
+            let mode = if self.batch_norm == BatchNormMode::Eval { "eval" } else { "frozen" };
+            return error("batch_norm", format!("\"{mode}\" {scratch}, or set stage.{name}.batch_norm = \"train\""));
         }
         if self.frozen_stages >= 0 && !has_weights {
             let text = format!("{} {scratch}, or set stage.{name}.frozen_stages = -1", self.frozen_stages);

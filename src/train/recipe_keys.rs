@@ -238,7 +238,7 @@ pub const KEYS: &[Key] = &[
     key("stage.*.micro_batch", Whole(1, 1_000_000), "images of one forward and backward pass (batch norm sees these); divides `images_per_step`", PAPER).required(),
     key("stage.*.flip", Real(0.0, 1.0), "chance to mirror an image", PAPER),
     key("stage.*.vertical_flip", Real(0.0, 1.0), "chance to mirror an image top to bottom", OURS),
-    key("stage.*.batch_norm", OneOf(&["train", "frozen"]), "batch statistics, or running statistics with nothing trained", PAPER),
+    key("stage.*.batch_norm", OneOf(&["train", "eval", "frozen"]), "`train`: batch statistics; `eval`: running statistics, scale and bias trained (mmdetection's `norm_eval`); `frozen`: running statistics, nothing trained", PAPER),
     key("stage.*.frozen_stages", Whole(-1, 4), "frozen parts of the backbone: -1 none, 0 the stem, n the stem and the first n layers", PAPER),
     key("stage.*.precision", OneOf(&["f32"]), "storage of activations", PAPER),
     key("stage.*.clip_grad_norm", Real(0.0, INF), "gradients are scaled down to this norm; 0: off", PAPER),

@@ -9,7 +9,7 @@ use super::box_head::{BoxHead, BoxOutput};
 use super::config::{CASCADE_STAGES, ModelConfig};
 use super::inputs::Inputs;
 use super::rpn::{Proposals, Rpn};
-use super::{Detections, Loss, Sampling};
+use super::{Detections, Loss, Sampling, branch};
 use crate::error::Result;
 use crate::nn::Builder;
 use crate::ops::elementwise::mean;
@@ -57,13 +57,15 @@ impl CascadeRcnn {
     ) -> Result<Vec<Loss>> {
         let (mut losses, Proposals { mut boxes, mut valid, .. }) = self.rpn.train(tape, p, inputs, how, proposals)?;
         for (i, head) in self.stages.iter().enumerate() {
-            let terms = tape.scope(&format!("box_head{i}"), |tape| {
+            let (terms, ()) = tape.scope(&format!("box_head{i}"), |tape| {
                 let samples = head.sample(&boxes, &valid, inputs, how)?;
-                let out = head.forward(tape, p, &samples.rois, &samples.idx)?;
-                if i + 1 < self.stages.len() {
-                    (boxes, valid) = head.refine_samples(&out, &samples, inputs)?;
-                }
-                head.losses(tape, &out, &samples, inputs)
+                branch(tape, p, |tape, p| {
+                    let out = head.forward(tape, p, &samples.rois, &samples.idx)?;
+                    if i + 1 < self.stages.len() {
+                        (boxes, valid) = head.refine_samples(&out, &samples, inputs)?;
+                    }
+                    Ok((head.losses(tape, &out, &samples, inputs)?, ()))
+                })
             })?;
             let names = &Self::LOSSES[2 + 2 * i..];
             losses.extend(terms.into_iter().zip(names).map(|(term, name)| Loss { name, ..term }));

@@ -9,7 +9,7 @@ use super::box_head::{BoxHead, RoiSamples};
 use super::config::ModelConfig;
 use super::inputs::Inputs;
 use super::rpn::{Proposals, Rpn};
-use super::{Detections, Loss, Sampling};
+use super::{Detections, Loss, Sampling, branch};
 use crate::error::Result;
 use crate::nn::Builder;
 use crate::tape::{Tape, Var};
@@ -60,8 +60,10 @@ impl FasterRcnn {
         let (terms, samples) = tape.scope("box_head", |tape| {
             let samples = self.box_head.sample(&proposals.boxes, &proposals.valid, inputs, how)?;
             drop(proposals);
-            let out = self.box_head.forward(tape, p, &samples.rois, &samples.idx)?;
-            Ok::<_, crate::Error>((self.box_head.losses(tape, &out, &samples, inputs)?, samples))
+            branch(tape, p, |tape, p| {
+                let out = self.box_head.forward(tape, p, &samples.rois, &samples.idx)?;
+                Ok((self.box_head.losses(tape, &out, &samples, inputs)?, samples))
+            })
         })?;
         losses.extend(terms);
         Ok((losses, samples))

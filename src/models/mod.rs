@@ -20,8 +20,9 @@ pub use config::ModelConfig;
 pub use inputs::{HostBatch, Inputs, MaskInputs};
 pub use model::{Heads, Model, PixelStats};
 
+use crate::error::Result;
 use crate::ops::sample::SampleMode;
-use crate::tape::Var;
+use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::tensor::philox::Purpose;
 
@@ -45,6 +46,21 @@ pub struct Loss {
     pub name: &'static str,
     /// `[1]`.
     pub value: Var,
+}
+
+/// [`Tape::branch`] of a head on the pyramid `p`.
+fn branch<R>(
+    tape: &mut Tape,
+    p: &[Var],
+    head: impl FnOnce(&mut Tape, &[Var]) -> Result<(Vec<Loss>, R)>,
+) -> Result<(Vec<Loss>, R)> {
+    let mut names = Vec::new();
+    let (values, rest) = tape.branch(p, |tape, p| {
+        let (losses, rest) = head(tape, p)?;
+        names.extend(losses.iter().map(|loss| loss.name));
+        Ok((losses.into_iter().map(|loss| loss.value).collect(), rest))
+    })?;
+    Ok((names.into_iter().zip(values).map(|(name, value)| Loss { name, value }).collect(), rest))
 }
 
 /// How training examples are drawn from the candidates.

@@ -3,7 +3,7 @@
 
 use super::config::RpnConfig;
 use super::inputs::Inputs;
-use super::{Loss, Sampling};
+use super::{Loss, Sampling, branch};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Init};
 use crate::ops::bce::{bce, rpn_targets};
@@ -81,9 +81,11 @@ impl Rpn {
         given: Option<Proposals>,
     ) -> Result<(Vec<Loss>, Proposals)> {
         tape.scope("rpn", |tape| {
-            let out = self.forward(tape, p)?;
-            let losses = self.losses(tape, &out, inputs, how)?;
-            Ok((losses, given.map_or_else(|| self.train_proposals(&out, inputs), Ok)?))
+            branch(tape, p, |tape, p| {
+                let out = self.forward(tape, p)?;
+                let losses = self.losses(tape, &out, inputs, how)?;
+                Ok((losses, given.map_or_else(|| self.train_proposals(&out, inputs), Ok)?))
+            })
         })
     }
 

@@ -1,5 +1,5 @@
 //! The autograd tape: creation order is topological order, a rule is a struct, `backward` is one reverse scan that
-//! consumes the tape and frees saved memory as it goes.
+//! consumes the tape and frees saved memory as it goes. A branch that ends in losses runs backward at once ([`Tape::branch`]).
 //!
 //! Main types: [`Tape`], [`Var`], [`Param`], [`Backward`].
 
@@ -73,12 +73,22 @@ pub struct Tape {
     nodes: Vec<Node>,
     recording: bool,
     scopes: Vec<Rc<str>>,
+    /// Gradient of every loss, where it is known before the backward pass.
+    seed: Option<Tensor>,
+    /// Gradients that branches gave to nodes.
+    early: Vec<Option<Tensor>>,
 }
 
 impl Tape {
     /// A tape that records.
     pub fn new(device: &Device) -> Tape {
-        Tape { device: device.clone(), nodes: Vec::new(), recording: true, scopes: Vec::new() }
+        let (nodes, scopes, early) = (Vec::new(), Vec::new(), Vec::new());
+        Tape { device: device.clone(), nodes, recording: true, scopes, seed: None, early }
+    }
+
+    /// A tape of a training step, all of whose losses have the gradient `seed` `[1]`: [`Tape::branch`] can run backward at once.
+    pub fn training(device: &Device, seed: Tensor) -> Tape {
+        Tape { seed: Some(seed), ..Tape::new(device) }
     }
 
     /// A tape that records nothing: the same `forward` code, without memory kept for gradients.
@@ -142,6 +152,37 @@ impl Tape {
         self.recording && inputs.iter().any(|v| v.node.is_some())
     }
 
+    /// Runs `f(tape, inputs)`: a part of the network that ends in losses `[1]`, which it returns with whatever else it found that no
+    /// gradient goes through. On a tape that knows the losses' gradient ([`Tape::training`]) its backward pass runs here, so
+    /// that what it saved is gone before the next part begins: parameters have their gradients, those of the inputs wait for
+    /// [`Tape::backward`] of this tape, and the losses come back as constants. On another tape `f` just runs.
+    ///
+    /// So the memory of several heads on one pyramid is that of the largest of them, not of all, for no additional work. `f` may use no other
+    /// variables of this tape than `inputs`, and parameters.
+    pub fn branch<R>(
+        &mut self,
+        inputs: &[Var],
+        f: impl FnOnce(&mut Tape, &[Var]) -> Result<(Vec<Var>, R)>,
+    ) -> Result<(Vec<Var>, R)> {
+        let Some(seed) = self.seed.clone().filter(|_| self.recording) else { return f(self, inputs) };
+        let mut tape = Tape::training(&self.device, seed.clone());
+        let inner: Vec<Var> =
+            inputs.iter().map(|v| if v.needs_grad() { tape.leaf(v.value.clone()) } else { v.clone() }).collect();
+        let (losses, rest) = f(&mut tape, &inner)?;
+        let roots = losses.iter().map(|loss| (loss.clone(), seed.clone())).collect();
+        let losses = losses.into_iter().map(|loss| self.constant(loss.value)).collect();
+        let leaves: Vec<Option<usize>> = inner.into_iter().map(|v| v.node).collect();
+        for (n, g) in tape.backward(roots)?.0 {
+            let input = leaves.iter().position(|leaf| *leaf == Some(n)).and_then(|i| inputs[i].node);
+            let node = input.unwrap_or_else(|| unreachable!("leaves were made of inputs with nodes"));
+            if self.early.len() <= node {
+                self.early.resize_with(node + 1, || None);
+            }
+            accumulate(&mut self.early[node], g)?;
+        }
+        Ok((losses, rest))
+    }
+
     /// Bytes kept for the backward pass, shared tensors counted once for each rule that holds them.
     pub fn saved_bytes(&self) -> usize {
         self.nodes.iter().map(|n| if let Kind::Rule(r) = &n.kind { r.saved_bytes() } else { 0 }).sum()
@@ -151,7 +192,7 @@ impl Tape {
     /// leaves' come back.
     pub fn backward(self, roots: Vec<(Var, Tensor)>) -> Result<Grads> {
         let mut nodes = self.nodes;
-        let mut grads: Vec<Option<Tensor>> = Vec::new();
+        let mut grads = self.early;
         grads.resize_with(nodes.len(), || None);
         let mut leaves = Vec::new();
         let all = self.device.enter("backward");

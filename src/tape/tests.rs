@@ -112,6 +112,56 @@ fn several_roots_and_one_value_twice() {
     assert_eq!(log.borrow().len(), 1, "each rule runs once, with the whole of its gradient");
 }
 
+/// Two branches on `x = 2 w`, the second inside a scope with a branch of its own: gradients as without branches, and each branch's
+/// memory goes with it.
+#[test]
+fn a_branch_runs_backward_at_once() {
+    let dev = Device::cpu();
+    let run = |tape: Tape, seed: f32| {
+        let (mut tape, log, p) = (tape, Log::default(), param(&dev, &[3.0], true));
+        p.clear_grad().unwrap();
+        let (w, other) = (tape.leaf(tensor(&dev, &[5.0])), tape.constant(tensor(&dev, &[1.0])));
+        let x = twice(&mut tape, &w, "shared", &log).unwrap();
+        let (first, at) = tape
+            .branch(&[x.clone(), other.clone()], |tape, v| {
+                let q = tape.param(&p);
+                let sum = add(tape, &v[0], &q)?;
+                let y = twice(tape, &sum, "first", &log)?;
+                Ok((vec![add(tape, &y, &v[1])?], log.borrow().len()))
+            })
+            .unwrap();
+        let second = tape.scope("head", |tape| {
+            let nested = |tape: &mut Tape, v: &[Var]| Ok((vec![twice(tape, &v[0], "nested", &log)?], ()));
+            tape.branch(&[x.clone()], |tape, v| {
+                let (mut losses, ()) = tape.branch(v, nested)?;
+                losses.push(twice(tape, &v[0], "second", &log)?);
+                Ok((losses, ()))
+            })
+        });
+        let losses: Vec<Var> = first.into_iter().chain(second.unwrap().0).collect();
+        let values: Vec<f32> = losses.iter().map(|l| l.value().f32s()[0]).collect();
+        let saved = tape.saved_bytes();
+        let done = log.borrow().iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        drop(x);
+        let grads = tape.backward(losses.into_iter().map(|l| (l, tensor(&dev, &[seed]))).collect()).unwrap();
+        p.finish_grad().unwrap();
+        (values, at, saved, done, grads.get(&w).unwrap().f32s()[0], grad_of(&p)[0])
+    };
+    for seed in [1.0, 0.25] {
+        let want = (vec![27.0, 20.0, 20.0], 12.0 * seed, 2.0 * seed);
+        let (values, at, saved, done, dw, dp) = run(Tape::new(&dev), seed);
+        assert_eq!((values, dw, dp), want, "one tape");
+        assert_eq!((at, saved, done), (0, 4 * 4000, vec![]));
+        let (values, at, saved, done, dw, dp) = run(Tape::training(&dev, tensor(&dev, &[seed])), seed);
+        assert_eq!((values, dw, dp), want, "branches");
+        assert_eq!((at, saved, done), (0, 4000, vec!["first", "nested", "second"]));
+    }
+    let mut tape = Tape::inference(&dev);
+    let x = tape.constant(tensor(&dev, &[1.0]));
+    let (losses, ()) = tape.branch(&[x], |tape, v| Ok((vec![twice(tape, &v[0], "a", &Log::default())?], ()))).unwrap();
+    assert!(!losses[0].needs_grad());
+}
+
 #[test]
 fn a_root_of_another_shape_is_an_error() {
     let dev = Device::cpu();

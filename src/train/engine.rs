@@ -258,16 +258,14 @@ impl Engine {
         let random = matches!(sampling, Sampling::Random);
         let step = Step::Train { bucket, weight: weight.to_bits(), random };
         stage.recordings.run(&device, &self.store, step, plan, || {
-            let mut tape = Tape::new(&device);
+            let mut dy = Tensor::empty(&device, &[1], DType::F32)?;
+            elementwise::fill(&mut dy, weight)?;
+            let mut tape = Tape::training(&device, dy.clone());
             let terms = model.losses(&mut tape, inputs, mode, sampling)?;
-            let mut roots = Vec::with_capacity(terms.len());
-            for (term, out) in terms.into_iter().zip(losses) {
+            for (term, out) in terms.iter().zip(losses) {
                 elementwise::copy(out, term.value.value())?;
-                let mut dy = Tensor::empty(&device, &[1], DType::F32)?;
-                elementwise::fill(&mut dy, weight)?;
-                roots.push((term.value, dy));
             }
-            tape.backward(roots)?;
+            tape.backward(terms.into_iter().map(|term| (term.value, dy.clone())).collect())?;
             Ok(())
         })
     }

@@ -143,7 +143,8 @@ impl<'a> Pass<'a> {
     fn losses_and_backward(&self) {
         let (device, f) = (&self.r.device, self.f);
         self.r.store.trainable().for_each(|p| p.clear_grad().unwrap());
-        let mut tape = Tape::new(device);
+        let one = tensor(device, &[1], &[1.0f32]);
+        let mut tape = Tape::training(device, one.clone());
         let image = tape.constant(image(device));
         let given = self.r.model.heads.rpn().map(|_| proposals(device, f, &format!("{}.proposals", self.stored)));
         let (mode, how) = (self.setup.mode(), Sampling::Strided);
@@ -161,8 +162,7 @@ impl<'a> Pass<'a> {
             errors.add(key, (got - want).abs() / want.max(f64::MIN_POSITIVE));
         }
         errors.check();
-        let one = |v| (v, tensor(device, &[1], &[1.0f32]));
-        tape.backward(terms.into_iter().map(|t| one(t.value)).collect()).unwrap();
+        tape.backward(terms.into_iter().map(|t| (t.value, one.clone())).collect()).unwrap();
         self.r.store.trainable().for_each(|p| p.finish_grad().unwrap());
     }
 

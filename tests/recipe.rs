@@ -163,6 +163,9 @@ fn overrides() {
     assert!(recipe.notes().iter().any(|note| note == sentence), "{:?}", recipe.notes());
     let removed = parse(MINIMAL, &["init.weights=w.safetensors", "init.weights="]).unwrap();
     assert_eq!(removed.init.weights, None);
+    let shapes = Recipe::built_in(&set(&["data.built_in=", "data.shapes=", "expect="])).unwrap();
+    assert!(shapes.data.built_in.is_none() && shapes.data.shapes.is_none(), "tables go too");
+    assert_eq!(shapes.expect, None);
 
     let plain = parse(MINIMAL, &[]).unwrap();
     let seed = parse(MINIMAL, &["seed=11", "stage.two.flip=0.25"]).unwrap();

@@ -231,8 +231,8 @@ fn apply(file: &Path, root: &mut Table, places: &mut Places, given: &Override) -
     if path.starts_with("stage.") && tables.len() == 2 && (last == "epochs" || last == "steps") {
         table.remove(if last == "epochs" { "steps" } else { "epochs" });
     }
-    let drop_it = given.value.is_empty() && key.is_some_and(|key| key.need == Need::Optional);
-    if drop_it {
+    let may_miss = key.map_or_else(|| table.get(last).is_some_and(Value::is_table), |key| key.need == Need::Optional);
+    if given.value.is_empty() && may_miss {
         table.remove(last);
     } else {
         table.insert(last.clone(), value);

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""torchvision's Faster R-CNN on a small ResNet-FPN, trained from scratch for a given time, then evaluated with pycocotools.
+"""torchvision's Faster or Mask R-CNN on a small ResNet-FPN, trained from scratch for a given time, then evaluated with pycocotools.
 
-Batch norm is trained, as one must without pre-trained weights; everything else is torchvision's default but the input size.
+Batch norm is trained, as one must without pre-trained weights; everything else is torchvision's default but the input size. With `--small`
+the network has the size of recipes/nuclei_mask.toml: a ResNet-18 of half width, 64 channels, small heads, its anchors and numbers of samples.
 Pictures are mirrored half the time (with `--vertical-flip` top to bottom too). The schedule follows the clock: a linear warm-up in steps, then a cosine or steps at 8/12 and
 11/12 of the budget (the usual 1x). The clock counts training only, reading included. Progress goes to stderr, one JSON line to stdout.
 """
@@ -19,20 +20,57 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.ops import MultiScaleRoIAlign
 
 from common import emit, note, peak_rss_mib
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-class CocoBoxes(torch.utils.data.Dataset):
-    """Pictures in [0, 1] and boxes of a COCO file; classes 1 … n in the order of its categories, 0 is background."""
+class HalfResNet18(ResNet):
+    """torchvision's ResNet-18 with half of the channels."""
 
-    def __init__(self, images, annotations, flip, vertical=False):
+    def __init__(self):
+        super().__init__(BasicBlock, [2, 2, 2, 2])
+        self.inplanes = 32
+        self.conv1, self.bn1 = torch.nn.Conv2d(3, 32, 7, 2, 3, bias=False), torch.nn.BatchNorm2d(32)
+        for i in range(4):
+            setattr(self, f"layer{i + 1}", self._make_layer(BasicBlock, 32 << i, 2, stride=1 if i == 0 else 2))
+        for m in self.modules():
+            if isinstance(m, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+
+def small(classes, masks, **size):
+    """The detector of recipes/nuclei_mask.toml."""
+    backbone = BackboneWithFPN(HalfResNet18(), {f"layer{i + 1}": str(i) for i in range(4)}, [32, 64, 128, 256], 64)
+    levels = ["0", "1", "2", "3"]
+    parts = dict(
+        rpn_anchor_generator=AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5),
+        rpn_pre_nms_top_n_train=1000, rpn_pre_nms_top_n_test=1000, rpn_post_nms_top_n_train=500, rpn_post_nms_top_n_test=500,
+        box_batch_size_per_image=256, box_roi_pool=MultiScaleRoIAlign(levels, 5, 2), box_head=TwoMLPHead(64 * 5 * 5, 256),
+        box_predictor=FastRCNNPredictor(256, classes),
+    )
+    if not masks:
+        return FasterRCNN(backbone, **parts, **size)
+    return MaskRCNN(backbone, **parts, **size, mask_roi_pool=MultiScaleRoIAlign(levels, 10, 2), mask_head=MaskRCNNHeads(64, (64, 64), 1),
+                    mask_predictor=MaskRCNNPredictor(64, 64, classes))
+
+
+class CocoImages(torch.utils.data.Dataset):
+    """Pictures in [0, 1], boxes and masks of a COCO file; classes 1 … n in the order of its categories, 0 is background."""
+
+    def __init__(self, images, annotations, flip, vertical=False, masks=False):
+        self.masks = masks
         with contextlib.redirect_stdout(io.StringIO()):
             self.coco = COCO(str(annotations))
         self.folder, self.flip, self.vertical = pathlib.Path(images), flip, vertical
@@ -53,14 +91,22 @@ class CocoBoxes(torch.utils.data.Dataset):
         anns = self.boxes_of(image_id)
         boxes = torch.tensor([a["bbox"] for a in anns], dtype=torch.float32).view(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
+        masks = None
+        if self.masks and self.flip:  # only training needs them
+            masks = torch.zeros(len(anns), *image.shape[1:], dtype=torch.uint8)
+            for i, a in enumerate(anns):
+                masks[i] = torch.from_numpy(self.coco.annToMask(a))
         if self.flip and random.random() < 0.5:
             image, width = image.flip(-1), image.shape[-1]
+            masks = masks if masks is None else masks.flip(-1)
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
         if self.vertical and random.random() < 0.5:
             image, height = image.flip(-2), image.shape[-2]
+            masks = masks if masks is None else masks.flip(-2)
             boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
         labels = torch.tensor([self.label[a["category_id"]] for a in anns], dtype=torch.int64)
-        return image, {"boxes": boxes, "labels": labels, "image_id": image_id}
+        target = {"boxes": boxes, "labels": labels, "image_id": image_id}
+        return image, target if masks is None else target | {"masks": masks}
 
 
 def rate(progress, step, a):
@@ -117,18 +163,26 @@ def evaluate(model, data):
             out = model([image])[0]
             boxes = out["boxes"].clone()
             boxes[:, 2:] -= boxes[:, :2]
-            found += [{"image_id": target["image_id"], "category_id": category[int(c)], "bbox": b, "score": s}
-                      for b, c, s in zip(boxes.tolist(), out["labels"], out["scores"].tolist())]
+            results = [{"image_id": target["image_id"], "category_id": category[int(c)], "bbox": b, "score": s}
+                       for b, c, s in zip(boxes.tolist(), out["labels"], out["scores"].tolist())]
+            for result, mask in zip(results, out.get("masks", ())):
+                result["segmentation"] = rle.encode(np.asfortranarray((mask[0] > 0.5).numpy().astype(np.uint8)))
+            found += results
     if not found:
         return dict.fromkeys(NAMES, 0.0)
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text):
-        coco = COCOeval(data.coco, data.coco.loadRes(found), "bbox")
-        coco.evaluate()
-        coco.accumulate()
-        coco.summarize()
-    note(text.getvalue())
-    return dict(zip(NAMES, map(float, coco.stats)))
+    metrics = {}
+    for kind, prefix in [("bbox", "")] + [("segm", "mask_")] * data.masks:
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            # loadRes of results with a box takes areas and masks from it: of masks it must not see the box.
+            shown = found if kind == "bbox" else [{k: v for k, v in f.items() if k != "bbox"} for f in found]
+            coco = COCOeval(data.coco, data.coco.loadRes(shown), kind)
+            coco.evaluate()
+            coco.accumulate()
+            coco.summarize()
+        note(f"{kind}\n{text.getvalue()}")
+        metrics |= {prefix + name: float(value) for name, value in zip(NAMES, coco.stats)}
+    return metrics
 
 
 def main():
@@ -138,6 +192,9 @@ def main():
     p.add_argument("--test", type=pathlib.Path, required=True, help="COCO file to evaluate on")
     p.add_argument("--minutes", type=float, default=21)
     p.add_argument("--max-steps", type=int, default=-1, help="end earlier, whatever the clock says")
+    p.add_argument("--bench", default="bccd", help="name of the result")
+    p.add_argument("--masks", action="store_true", help="Mask R-CNN")
+    p.add_argument("--small", action="store_true", help="the size of recipes/nuclei_mask.toml; --backbone is not used")
     p.add_argument("--backbone", default="resnet18")
     p.add_argument("--height", type=int, default=240)
     p.add_argument("--width", type=int, default=320)
@@ -158,10 +215,14 @@ def main():
     torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     random.seed(a.seed)
-    data, test = CocoBoxes(a.images, a.train, flip=True, vertical=a.vertical_flip), CocoBoxes(a.images, a.test, flip=False)
-    backbone = resnet_fpn_backbone(backbone_name=a.backbone, weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5)
+    data = CocoImages(a.images, a.train, flip=True, vertical=a.vertical_flip, masks=a.masks)
+    test = CocoImages(a.images, a.test, flip=False, masks=a.masks)
     short, long = sorted((a.height, a.width))
-    model = FasterRCNN(backbone, num_classes=len(data.label) + 1, min_size=short, max_size=long)
+    if a.small:
+        model = small(len(data.label) + 1, a.masks, min_size=short, max_size=long)
+    else:
+        backbone = resnet_fpn_backbone(backbone_name=a.backbone, weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5)
+        model = (MaskRCNN if a.masks else FasterRCNN)(backbone, num_classes=len(data.label) + 1, min_size=short, max_size=long)
     if not a.nchw:
         model = model.to(memory_format=torch.channels_last)
     note(f"{len(data)} pictures to train on, {len(test)} to test, {sum(q.numel() for q in model.parameters()) / 1e6:.1f} M parameters")
@@ -169,7 +230,8 @@ def main():
     peak = peak_rss_mib()
     t = time.perf_counter()
     metrics = evaluate(model, test)
-    line = emit("bccd", f"faster_rcnn_{a.backbone}_fpn_{a.width}x{a.height}", "torchvision", train_s=seconds, steps=steps,
+    detector, network = "mask" if a.masks else "faster", "half_resnet18" if a.small else a.backbone
+    line = emit(a.bench, f"{detector}_rcnn_{network}_fpn_{a.width}x{a.height}", "torchvision", train_s=seconds, steps=steps,
                 epochs=seen / len(data), images_per_s=seen / seconds, eval_s=time.perf_counter() - t, peak_rss_mib=peak, threads=a.threads,
                 batch=a.batch, optimizer=a.optimizer, lr=a.lr, schedule=a.schedule, seed=a.seed, torch=torch.__version__, torchvision=torchvision.__version__,
                 **metrics)

@@ -48,7 +48,7 @@ pub enum Error {
     /// A kernel that a GPU (or the simulated device) refused or broke off.
     #[error("{op}: {message}")]
     Kernel {
-        /// Stage, module and op: `step/backward/rpn/nms`.
+        /// Stage, module and op: `step/rpn/nms`.
         op: String,
         /// Kernel, tensors, grid, what is wrong.
         message: String,

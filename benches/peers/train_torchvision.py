@@ -2,7 +2,8 @@
 """torchvision's Faster or Mask R-CNN on a small ResNet-FPN, trained from scratch for a given time, then evaluated with pycocotools.
 
 Batch norm is trained, as one must without pre-trained weights; everything else is torchvision's default but the input size. With `--small`
-the network has the size of recipes/nuclei_mask.toml: a ResNet-18 of half width, 64 channels, small heads, its anchors and numbers of samples.
+the network is like that of recipes/nuclei_mask.toml: a ResNet-18 of half width, 64 channels, small heads, its anchors and numbers of samples;
+its RPN has 64 channels instead of 32, because torchvision's keeps the pyramid's.
 Pictures are mirrored half the time (with `--vertical-flip` top to bottom too). The schedule follows the clock: a linear warm-up in steps, then a cosine or steps at 8/12 and
 11/12 of the budget (the usual 1x). The clock counts training only, reading included. Progress goes to stderr, one JSON line to stdout.
 """
@@ -51,7 +52,7 @@ class HalfResNet18(ResNet):
 
 
 def small(classes, masks, **size):
-    """The detector of recipes/nuclei_mask.toml."""
+    """The detector of recipes/nuclei_mask.toml, but for the RPN's width."""
     backbone = BackboneWithFPN(HalfResNet18(), {f"layer{i + 1}": str(i) for i in range(4)}, [32, 64, 128, 256], 64)
     levels = ["0", "1", "2", "3"]
     parts = dict(
@@ -194,7 +195,7 @@ def main():
     p.add_argument("--max-steps", type=int, default=-1, help="end earlier, whatever the clock says")
     p.add_argument("--bench", default="bccd", help="name of the result")
     p.add_argument("--masks", action="store_true", help="Mask R-CNN")
-    p.add_argument("--small", action="store_true", help="the size of recipes/nuclei_mask.toml; --backbone is not used")
+    p.add_argument("--small", action="store_true", help="about the size of recipes/nuclei_mask.toml; --backbone is not used")
     p.add_argument("--backbone", default="resnet18")
     p.add_argument("--height", type=int, default=240)
     p.add_argument("--width", type=int, default=320)

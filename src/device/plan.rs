@@ -18,7 +18,7 @@ pub struct Alloc {
     pub bytes: usize,
     /// Place in the arena.
     pub offset: usize,
-    /// Who asked: `backward/rpn/conv2d`.
+    /// Who asked: `rpn/backward/conv2d`.
     pub scope: Rc<str>,
     /// Event number of the allocation, from 0 in the step: allocations and frees count alike.
     pub birth: usize,
@@ -37,7 +37,7 @@ pub struct StepPlan {
 /// A row of [`StepPlan::live_at_peak`].
 #[derive(Clone, Debug)]
 pub struct LiveAtPeak {
-    /// Who asked, down to the op: `backward/rpn/conv2d`.
+    /// Who asked, down to the op: `rpn/backward/conv2d`.
     pub scope: String,
     /// Bytes alive.
     pub bytes: usize,

@@ -32,7 +32,7 @@ pub(super) fn poison_enabled() -> bool {
     *POISON
 }
 
-/// Time of one range: of an op, by all names entered around it (`backward/rpn/conv2d`), or of what it is part of.
+/// Time of one range: of an op, by all names entered around it (`rpn/backward/conv2d`), or of what it is part of.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpTime {
     /// Calls.

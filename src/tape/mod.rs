@@ -158,7 +158,7 @@ impl Tape {
     /// [`Tape::backward`] of this tape, and the losses come back as constants. On another tape `f` just runs.
     ///
     /// So the memory of several heads on one pyramid is that of the largest of them, not of all, for no additional work. `f` may use no other
-    /// variables of this tape than `inputs`, and parameters.
+    /// variables of this tape than `inputs`, and parameters. Names in plans and profiles become `rpn/backward/conv2d`.
     pub fn branch<R>(
         &mut self,
         inputs: &[Var],

@@ -21,7 +21,7 @@ pub enum BnMode {
         /// Share of the new batch, 0.1 in torch.
         momentum: f32,
     },
-    /// From the running statistics, which stay as they are: fine-tuning with frozen batch norm, and evaluation.
+    /// From the running statistics, which stay as they are: fine-tuning (scale and bias may be trained), and evaluation.
     Frozen,
 }
 

@@ -132,7 +132,7 @@ fn a_branch_runs_backward_at_once() {
             .unwrap();
         let second = tape.scope("head", |tape| {
             let nested = |tape: &mut Tape, v: &[Var]| Ok((vec![twice(tape, &v[0], "nested", &log)?], ()));
-            tape.branch(&[x.clone()], |tape, v| {
+            tape.branch(std::slice::from_ref(&x), |tape, v| {
                 let (mut losses, ()) = tape.branch(v, nested)?;
                 losses.push(twice(tape, &v[0], "second", &log)?);
                 Ok((losses, ()))

@@ -6,8 +6,9 @@ use support::small::*;
 use upres::device::Device;
 use upres::models::{HostBatch, Sampling};
 use upres::tape::Role;
+use upres::tensor::Tensor;
 use upres::train::engine::{Engine, StageSetup};
-use upres::train::recipe::BatchNormMode;
+use upres::train::recipe::{BatchNormMode, Recompute};
 
 #[test]
 fn memory_in_use_is_the_plan_to_the_byte() {
@@ -178,5 +179,50 @@ fn every_detector_on_every_backbone() {
             assert_eq!(device.arena_high_water(), peak, "{what}");
             assert_eq!(device.persistent_bytes(), plans.persistent, "{what}");
         }
+    }
+}
+
+/// Blocks that are computed again change nothing but memory: losses, gradients, running statistics and updated weights are
+/// the same to the bit, also with a frozen stem and with branches that are dropped at random.
+#[test]
+fn recomputed_blocks_are_the_kept_ones() {
+    use upres::models::config::{BackboneKind, Detector};
+    let cases = [
+        (BackboneKind::Resnet18, BatchNormMode::Train, -1),
+        (BackboneKind::Resnet50, BatchNormMode::Eval, 1),
+        (BackboneKind::Resnet50, BatchNormMode::Frozen, 4),
+        (BackboneKind::SwinT, BatchNormMode::Train, -1),
+        (BackboneKind::SwinT, BatchNormMode::Train, 2),
+    ];
+    for (kind, norm, frozen_stages) in cases {
+        let mut model = small_of(Detector::MaskRcnn, kind);
+        model.backbone.drop_path = 0.5;
+        let mut memory = Vec::new();
+        let mut run = |recompute| {
+            let s = StageSetup { recompute, frozen_stages, ..setup_of(&model, 2, norm) };
+            let (plans, device) = (plans_of(&model, &Device::cpu(), &s), Device::cpu());
+            let mut e = engine_of(&model, &device, &s);
+            load(&mut e, &pictures(2), 0);
+            for (weight, first) in [(0.25, true), (0.75, false)] {
+                e.train_pass(Some(&plans.pass), 0, weight, first, Sampling::Random).unwrap();
+            }
+            assert_eq!(device.arena_high_water(), plans.pass.peak_bytes());
+            memory.push(plans.pass.peak_bytes());
+            let losses = e.losses().unwrap();
+            e.store.trainable().for_each(|p| p.finish_grad().unwrap());
+            let bits = |t: &Tensor| t.f32s().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            let grads: Vec<_> = e.store.trainable().map(|p| bits(p.grad().as_ref().unwrap())).collect();
+            e.update(Some(&plans.update), 0.01, 1).unwrap();
+            let weights: Vec<_> = e.store.all().iter().map(|p| (p.name().to_string(), bits(&p.value()))).collect();
+            (losses, grads, weights)
+        };
+        let (kept, again) = (run(Recompute::None), run(Recompute::Blocks));
+        let what = format!("{kind:?}, {norm:?}, {frozen_stages} frozen");
+        assert_eq!(kept.0, again.0, "{what}: losses");
+        assert!(kept.1 == again.1, "{what}: gradients");
+        for (a, b) in kept.2.iter().zip(&again.2) {
+            assert!(a == b, "{what}: {} after the step", a.0);
+        }
+        assert!(frozen_stages == 4 || memory[1] < memory[0], "{what}: {memory:?}");
     }
 }

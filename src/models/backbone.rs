@@ -16,11 +16,23 @@ pub struct BackboneMode {
     /// -1: everything is trained; 0: the stem is frozen; n: the stem and layers 1 to n are. Frozen parts use running
     /// statistics.
     pub frozen_stages: i32,
+    /// Whether the stem and each block are computed again in the backward pass instead of being kept.
+    pub recompute: bool,
 }
 
 impl BackboneMode {
     /// Running statistics everywhere.
-    pub const EVALUATION: BackboneMode = BackboneMode { norm: NormMode::Frozen, frozen_stages: -1 };
+    pub const EVALUATION: BackboneMode = BackboneMode { norm: NormMode::Frozen, frozen_stages: -1, recompute: false };
+
+    /// Runs a part of the backbone that may be computed again.
+    pub(super) fn part(
+        self,
+        tape: &mut Tape,
+        x: Var,
+        f: impl Fn(&mut Tape, Var) -> Result<Var> + 'static,
+    ) -> Result<Var> {
+        if self.recompute { tape.recompute(&x, move |tape, x| f(tape, x.clone())) } else { f(tape, x) }
+    }
 }
 
 /// One of the families.

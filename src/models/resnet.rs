@@ -6,6 +6,8 @@
 //! bottleneck:  x → 1×1 → BN ReLU → 3×3/s → BN ReLU → 1×1 (×4) → BN → + x → ReLU
 //! ```
 
+use std::rc::Rc;
+
 use super::backbone::BackboneMode;
 use super::config::BackboneConfig;
 use crate::error::Result;
@@ -16,9 +18,13 @@ use crate::tape::{Tape, Var};
 
 /// The network.
 pub struct ResNet {
+    stem: Rc<Stem>,
+    layers: Vec<Vec<Rc<Block>>>,
+}
+
+struct Stem {
     conv1: Conv2d,
     bn1: BatchNorm,
-    layers: Vec<Vec<Block>>,
 }
 
 fn norm_of(mode: BackboneMode, layer: i32) -> NormMode {
@@ -44,18 +50,13 @@ impl ResNet {
             let stride_px = if i == 0 { 1 } else { 2 };
             let mut v = Vec::new();
             for j in 0..blocks {
-                v.push(Block::new(
-                    &mut layer.sub(j),
-                    cfg,
-                    c_in,
-                    cfg.channels(64 << i),
-                    if j == 0 { stride_px } else { 1 },
-                )?);
+                let stride_px = if j == 0 { stride_px } else { 1 };
+                v.push(Rc::new(Block::new(&mut layer.sub(j), cfg, c_in, cfg.channels(64 << i), stride_px)?));
                 c_in = cfg.out_channels()[i];
             }
             layers.push(v);
         }
-        Ok(ResNet { conv1, bn1, layers })
+        Ok(ResNet { stem: Rc::new(Stem { conv1, bn1 }), layers })
     }
 
     /// Whether a parameter of the detector lies in the stem or one of the layers that are frozen.
@@ -66,23 +67,31 @@ impl ResNet {
 
     /// `[N,H,W,3]` to C2, C3, C4, C5.
     pub fn forward(&self, tape: &mut Tape, image: &Var, mode: BackboneMode) -> Result<[Var; 4]> {
+        let (stem, norm) = (self.stem.clone(), norm_of(mode, 0));
         let mut x = tape.scope("stem", |tape| {
-            let x = self.conv1.forward(tape, image, Activation::None)?;
-            let x = self.bn1.forward(tape, &x, None, true, norm_of(mode, 0))?;
-            max_pool(tape, &x, 3, 2, 1)
+            mode.part(tape, image.clone(), move |tape, image| stem.forward(tape, &image, norm))
         })?;
         let mut out = Vec::with_capacity(4);
         for (i, layer) in self.layers.iter().enumerate() {
             x = tape.scope(&format!("layer{}", i + 1), |tape| {
                 let mut x = x.clone();
                 for block in layer {
-                    x = block.forward(tape, x, norm_of(mode, i as i32 + 1))?;
+                    let (block, norm) = (block.clone(), norm_of(mode, i as i32 + 1));
+                    x = mode.part(tape, x, move |tape, x| block.forward(tape, x, norm))?;
                 }
                 Ok::<_, crate::Error>(x)
             })?;
             out.push(x.clone());
         }
         Ok(out.try_into().unwrap_or_else(|_| unreachable!("four layers")))
+    }
+}
+
+impl Stem {
+    fn forward(&self, tape: &mut Tape, image: &Var, norm: NormMode) -> Result<Var> {
+        let x = self.conv1.forward(tape, image, Activation::None)?;
+        let x = self.bn1.forward(tape, &x, None, true, norm)?;
+        max_pool(tape, &x, 3, 2, 1)
     }
 }
 

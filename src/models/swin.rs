@@ -8,6 +8,8 @@
 //!
 //! Tokens stay an image `[N,H,W,C]` all the way; windows exist only inside `window_attention`.
 
+use std::rc::Rc;
+
 use super::backbone::BackboneMode;
 use super::config::BackboneConfig;
 use crate::error::Result;
@@ -35,7 +37,7 @@ pub struct Swin {
 }
 
 struct Stage {
-    blocks: Vec<Block>,
+    blocks: Vec<Rc<Block>>,
     /// Norm of the stage's output, where the pyramid uses it; the next stage gets it without.
     norm: Option<LayerNorm>,
     merge: Option<Merge>,
@@ -81,7 +83,8 @@ impl Swin {
                 let heads = c / BackboneConfig::HEAD;
                 let attention = WindowAttention { window: cfg.window, shift, heads };
                 let drop = cfg.drop_path * index as f32 / (total - 1) as f32;
-                blocks.push(Block::new(&mut stage.sub(format!("blocks.{j}")), c, attention, drop, index)?);
+                let block = Block::new(&mut stage.sub(format!("blocks.{j}")), c, attention, drop, index)?;
+                blocks.push(Rc::new(block));
                 index += 1;
             }
             let merge = (i < 3)
@@ -118,7 +121,7 @@ impl Swin {
         let mut out = Vec::with_capacity(4);
         for (i, stage) in self.stages.iter().enumerate() {
             let key = key.filter(|_| i as i32 >= mode.frozen_stages);
-            let (c, next) = tape.scope(&format!("stage{}", i + 1), |tape| stage.forward(tape, x, key))?;
+            let (c, next) = tape.scope(&format!("stage{}", i + 1), |tape| stage.forward(tape, x, mode, key))?;
             out.push(c);
             x = next;
         }
@@ -128,9 +131,10 @@ impl Swin {
 
 impl Stage {
     /// The output (normalised if it is used), and the input of the next stage.
-    fn forward(&self, tape: &mut Tape, mut x: Var, key: Option<&Tensor>) -> Result<(Var, Var)> {
+    fn forward(&self, tape: &mut Tape, mut x: Var, mode: BackboneMode, key: Option<&Tensor>) -> Result<(Var, Var)> {
         for block in &self.blocks {
-            x = block.forward(tape, x, key)?;
+            let (block, key) = (block.clone(), key.cloned());
+            x = mode.part(tape, x, move |tape, x| block.forward(tape, x, key.as_ref()))?;
         }
         let out = self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(tape, &x))?;
         let Some(merge) = &self.merge else { return Ok((out, x)) };

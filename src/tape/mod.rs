@@ -1,9 +1,11 @@
 //! The autograd tape: creation order is topological order, a rule is a struct, `backward` is one reverse scan that
-//! consumes the tape and frees saved memory as it goes. A branch that ends in losses runs backward at once ([`Tape::branch`]).
+//! consumes the tape and frees saved memory as it goes. A branch that ends in losses runs backward at once ([`Tape::branch`]);
+//! a part may be computed again instead of kept ([`Tape::recompute`]).
 //!
 //! Main types: [`Tape`], [`Var`], [`Param`], [`Backward`].
 
 mod param;
+mod recompute;
 #[cfg(test)]
 mod tests;
 
@@ -77,13 +79,15 @@ pub struct Tape {
     seed: Option<Tensor>,
     /// Gradients that branches gave to nodes.
     early: Vec<Option<Tensor>>,
+    /// Runs again what has run before.
+    recomputing: bool,
 }
 
 impl Tape {
     /// A tape that records.
     pub fn new(device: &Device) -> Tape {
         let (nodes, scopes, early) = (Vec::new(), Vec::new(), Vec::new());
-        Tape { device: device.clone(), nodes, recording: true, scopes, seed: None, early }
+        Tape { device: device.clone(), nodes, recording: true, scopes, seed: None, early, recomputing: false }
     }
 
     /// A tape of a training step, all of whose losses have the gradient `seed` `[1]`: [`Tape::branch`] can run backward at once.
@@ -166,8 +170,7 @@ impl Tape {
     ) -> Result<(Vec<Var>, R)> {
         let Some(seed) = self.seed.clone().filter(|_| self.recording) else { return f(self, inputs) };
         let mut tape = Tape::training(&self.device, seed.clone());
-        let inner: Vec<Var> =
-            inputs.iter().map(|v| if v.needs_grad() { tape.leaf(v.value.clone()) } else { v.clone() }).collect();
+        let inner: Vec<Var> = inputs.iter().map(|v| tape.stand_in(v)).collect();
         let (losses, rest) = f(&mut tape, &inner)?;
         let roots = losses.iter().map(|loss| (loss.clone(), seed.clone())).collect();
         let losses = losses.into_iter().map(|loss| self.constant(loss.value)).collect();
@@ -274,6 +277,11 @@ impl Sink<'_> {
             return p.accumulate(&g);
         }
         accumulate(&mut self.grads[n], g)
+    }
+
+    /// What has been added to the gradient of input `i` so far, which becomes nothing.
+    fn take(&mut self, i: usize) -> Option<Tensor> {
+        self.inputs.get(i).copied().flatten().and_then(|n| self.grads[n].take())
     }
 
     /// Lets `f` write the gradient of input `i` where it belongs: `f(target, accumulate)` overwrites the target, or adds to

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use super::recipe::{BatchNormMode, OptimizerConfig, OptimizerKind, StageConfig};
+use super::recipe::{BatchNormMode, OptimizerConfig, OptimizerKind, Recompute, StageConfig};
 use super::recordings::{Recordings, Step};
 use crate::detection::anchors::Anchors;
 use crate::device::{Device, StepPlan};
@@ -46,6 +46,8 @@ pub struct StageSetup {
     pub frozen_stages: i32,
     /// Batch norm of the rest.
     pub batch_norm: BatchNormMode,
+    /// What of the backbone is computed again instead of being kept.
+    pub recompute: Recompute,
     /// Optimizer.
     pub optimizer: OptimizerConfig,
     /// Gradient norm limit, 0 for none.
@@ -66,6 +68,7 @@ impl StageSetup {
             mask_runs: 0,
             frozen_stages: stage.frozen_stages,
             batch_norm: stage.batch_norm,
+            recompute: stage.recompute,
             optimizer: stage.optimizer.clone(),
             clip_grad_norm: stage.clip_grad_norm,
             ema: stage.ema,
@@ -79,7 +82,7 @@ impl StageSetup {
             BatchNormMode::Eval => NormMode::Eval,
             BatchNormMode::Frozen => NormMode::Frozen,
         };
-        BackboneMode { norm, frozen_stages: self.frozen_stages }
+        BackboneMode { norm, frozen_stages: self.frozen_stages, recompute: self.recompute == Recompute::Blocks }
     }
 }
 

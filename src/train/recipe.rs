@@ -176,6 +176,8 @@ pub struct StageConfig {
     pub frozen_stages: i32,
     /// Storage of activations.
     pub precision: Precision,
+    /// What of the backbone is computed again in the backward pass instead of being kept.
+    pub recompute: Recompute,
     /// Gradients are scaled down to this norm; 0 is off.
     pub clip_grad_norm: f32,
     /// Decay of the averaged weights; 0 is off.
@@ -254,6 +256,7 @@ impl Default for StageConfig {
             batch_norm: BatchNormMode::Train,
             frozen_stages: -1,
             precision: Precision::F32,
+            recompute: Recompute::None,
             clip_grad_norm: 0.0,
             ema: 0.0,
             eval_every_epochs: 1.0,
@@ -352,6 +355,16 @@ pub enum BatchNormMode {
 pub enum Precision {
     /// 32-bit.
     F32,
+}
+
+/// Activations of the backbone that are not kept for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// All are kept.
+    None,
+    /// Of the stem and of each block only the input is kept; the backward pass runs it again.
+    Blocks,
 }
 
 /// Optimizer kinds.

@@ -241,6 +241,7 @@ pub const KEYS: &[Key] = &[
     key("stage.*.batch_norm", OneOf(&["train", "eval", "frozen"]), "`train`: batch statistics; `eval`: running statistics, scale and bias trained (mmdetection's `norm_eval`); `frozen`: running statistics, nothing trained", PAPER),
     key("stage.*.frozen_stages", Whole(-1, 4), "frozen parts of the backbone: -1 none, 0 the stem, n the stem and the first n layers", PAPER),
     key("stage.*.precision", OneOf(&["f32"]), "storage of activations", PAPER),
+    key("stage.*.recompute", OneOf(&["none", "blocks"]), "`blocks`: of the backbone's stem and blocks only the inputs are kept, and the backward pass runs them again: less memory, one more forward pass of the backbone", OURS),
     key("stage.*.clip_grad_norm", Real(0.0, INF), "gradients are scaled down to this norm; 0: off", PAPER),
     key("stage.*.ema", Real(0.0, 0.999_999_999), "decay of the averaged weights that are evaluated; 0: off", PAPER),
     key("stage.*.eval_every_epochs", Real(0.0, INF), "evaluate after so many epochs; 0: only at the end of the stage", MMDET),

@@ -74,6 +74,7 @@ pub fn batch_norm_relu(
             ));
         }
         BnMode::Train { momentum } => {
+            let momentum = if tape.is_recomputing() { 0.0 } else { momentum }; // the statistics have moved
             let mut partial = Tensor::empty(device, &partial_shape(device, 3, &split, dtype), DType::F32)?;
             let (mut mean, mut var) = (running.0.value_mut(), running.1.value_mut());
             on_device!(

@@ -24,6 +24,7 @@ pub mod image_normalize;
 pub mod layer_norm;
 pub mod linear;
 mod live;
+pub mod loss_scale;
 pub mod mask_targets;
 pub mod match_boxes;
 pub mod max_pool;
@@ -91,6 +92,7 @@ pub const OPS: &[OpInfo] = &[
     image_normalize::INFO,
     layer_norm::INFO,
     linear::INFO,
+    loss_scale::INFO,
     mask_targets::INFO,
     match_boxes::INFO,
     max_pool::INFO,

@@ -20,6 +20,7 @@ mod grad_norm;
 mod image_normalize;
 mod layer_norm;
 mod linear;
+mod loss_scale;
 mod mask_targets;
 mod match_boxes;
 mod max_pool;

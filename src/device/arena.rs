@@ -324,6 +324,12 @@ impl Drop for StepGuard<'_> {
     }
 }
 
+/// Gives the arena back; a buffer of a step that is still held keeps it.
+pub(super) fn release(device: &Arena) {
+    *device.arena.borrow_mut() = None;
+    device.high_water.set(0);
+}
+
 /// Makes the arena at once at its final size, so that growing never holds two.
 pub(super) fn reserve(device: &Arena, bytes: usize) -> Result<()> {
     let mut slot = device.arena.borrow_mut();

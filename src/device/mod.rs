@@ -199,6 +199,13 @@ impl Device {
         self.arena().map_or(Ok(()), |arena| arena::reserve(arena, bytes))
     }
 
+    /// Gives the arena's memory back until a step needs it again.
+    pub fn release_arena(&self) {
+        if let Some(arena) = self.arena() {
+            arena::release(arena);
+        }
+    }
+
     /// Bytes that live outside steps (parameters, optimizer state, inputs).
     pub fn persistent_bytes(&self) -> usize {
         match self {
@@ -215,11 +222,20 @@ impl Device {
 
     /// Names what follows until the guard is dropped: for plans, profiles and errors.
     pub fn enter(&self, name: &str) -> Scope {
+        self.enter_scope(name, false)
+    }
+
+    /// As [`Device::enter`], for a part of the network: plans say what memory each of these needs.
+    pub fn enter_module(&self, name: &str) -> Scope {
+        self.enter_scope(name, true)
+    }
+
+    fn enter_scope(&self, name: &str, is_module: bool) -> Scope {
         let tracer = match self {
             Device::Cpu(_) | Device::Cuda(_) => None,
             Device::Plan(tracer) => Some(tracer.clone()),
         };
-        Scope::enter(name, tracer)
+        Scope::enter(name, is_module, tracer)
     }
 }
 

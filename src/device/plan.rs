@@ -20,6 +20,10 @@ pub struct Alloc {
     pub offset: usize,
     /// Who asked: `rpn/backward/conv2d`.
     pub scope: Rc<str>,
+    /// The part of the network that it is for: `rpn`.
+    pub module: Rc<str>,
+    /// Whether it is freed before whoever asked is done.
+    pub workspace: bool,
     /// Event number of the allocation, from 0 in the step: allocations and frees count alike.
     pub birth: usize,
     /// Event number of the free.
@@ -38,8 +42,12 @@ pub struct StepPlan {
 #[derive(Clone, Debug)]
 pub struct LiveAtPeak {
     /// Who asked, down to the op: `rpn/backward/conv2d`.
-    pub scope: String,
-    /// Bytes alive.
+    pub scope: Rc<str>,
+    /// The part of the network that it is for: `rpn`; empty outside all.
+    pub module: Rc<str>,
+    /// Whether it is freed before the op that asked is done.
+    pub workspace: bool,
+    /// Bytes alive, each buffer rounded up to [`ALIGN_BYTES`].
     pub bytes: usize,
     /// Buffers alive.
     pub buffers: usize,
@@ -61,19 +69,29 @@ impl StepPlan {
         self.lower_bound_bytes
     }
 
-    /// What lives at the moment of the largest sum, largest first.
+    /// The first moment of the largest sum.
+    fn peak_moment(&self) -> Option<usize> {
+        live_bytes(&self.allocs).into_iter().max_by_key(|&(t, b)| (b, Reverse(t))).map(|(moment, _)| moment)
+    }
+
+    /// Who asks for the buffer with which the largest sum is reached.
+    pub fn peak_scope(&self) -> Option<&str> {
+        let moment = self.peak_moment()?;
+        self.allocs.iter().find(|a| a.birth == moment).map(|a| &*a.scope)
+    }
+
+    /// What lives at the moment of the largest sum, largest first: together [`StepPlan::lower_bound_bytes`].
     pub fn live_at_peak(&self) -> Vec<LiveAtPeak> {
-        let Some((moment, _)) = live_bytes(&self.allocs).into_iter().max_by_key(|&(t, b)| (b, Reverse(t))) else {
-            return Vec::new();
-        };
-        let mut by_scope: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+        let Some(moment) = self.peak_moment() else { return Vec::new() };
+        let mut rows: BTreeMap<(&str, bool), LiveAtPeak> = BTreeMap::new();
         for a in self.allocs.iter().filter(|a| a.birth <= moment && moment < a.death) {
-            let e = by_scope.entry(a.scope.to_string()).or_default();
-            e.0 += a.bytes;
-            e.1 += 1;
+            let Alloc { scope, module, workspace, .. } = a.clone();
+            let row = LiveAtPeak { scope, module, workspace, bytes: 0, buffers: 0 };
+            let row = rows.entry((&a.scope, workspace)).or_insert(row);
+            row.bytes += a.bytes.next_multiple_of(ALIGN_BYTES);
+            row.buffers += 1;
         }
-        let mut rows: Vec<_> =
-            by_scope.into_iter().map(|(scope, (bytes, buffers))| LiveAtPeak { scope, bytes, buffers }).collect();
+        let mut rows: Vec<_> = rows.into_values().collect();
         rows.sort_by_key(|r| Reverse(r.bytes));
         rows
     }
@@ -203,13 +221,26 @@ pub struct Tracer {
     /// Traces begun.
     traces: Cell<u64>,
     persistent: Cell<usize>,
-    scope: RefCell<Vec<Rc<str>>>,
+    scope: RefCell<Vec<Entered>>,
+    /// Scopes entered so far.
+    entered: Cell<u64>,
+}
+
+/// A scope that has not been left.
+#[derive(Clone)]
+struct Entered {
+    number: u64,
+    path: Rc<str>,
+    /// Of its names those of modules.
+    module: Rc<str>,
 }
 
 /// A step that is being traced.
 struct Trace {
     number: u64,
     allocs: Vec<Alloc>,
+    /// For each of them the number of the scope that asked; 0 outside all.
+    askers: Vec<u64>,
     /// Events so far.
     clock: usize,
 }
@@ -229,6 +260,7 @@ impl Tracer {
             traces: Cell::new(0),
             persistent: Cell::new(0),
             scope: RefCell::new(Vec::new()),
+            entered: Cell::new(0),
         }
     }
 
@@ -241,10 +273,17 @@ impl Tracer {
         self.persistent.get()
     }
 
-    pub(super) fn push_scope(&self, name: &str) {
+    pub(super) fn push_scope(&self, name: &str, is_module: bool) {
         let mut scope = self.scope.borrow_mut();
-        let path = scope.last().map_or_else(|| name.to_string(), |top| format!("{top}/{name}"));
-        scope.push(path.into());
+        let below = |path: &str| if path.is_empty() { name.into() } else { format!("{path}/{name}").into() };
+        let (path, module) = scope.last().map_or(("", "".into()), |top| (&*top.path, top.module.clone()));
+        let entered = Entered {
+            number: self.entered.get() + 1,
+            path: below(path),
+            module: if is_module { below(&module) } else { module },
+        };
+        self.entered.set(entered.number);
+        scope.push(entered);
     }
 
     pub(super) fn pop_scope(&self) {
@@ -257,7 +296,10 @@ impl Tracer {
             return;
         };
         if let Some(trace) = self.trace.borrow_mut().as_mut().filter(|t| t.number == id.trace) {
-            trace.allocs[id.n].death = trace.clock;
+            let asker = trace.askers[id.n];
+            let alloc = &mut trace.allocs[id.n];
+            alloc.death = trace.clock;
+            alloc.workspace = self.scope.borrow().iter().any(|s| s.number == asker);
             trace.clock += 1;
         }
     }
@@ -270,8 +312,11 @@ pub(super) fn alloc(tracer: &Rc<Tracer>, bytes: usize) -> Buf {
             None
         }
         Some(trace) => {
-            let scope = tracer.scope.borrow().last().cloned().unwrap_or_else(|| "step".into());
-            trace.allocs.push(Alloc { bytes, offset: 0, scope, birth: trace.clock, death: usize::MAX });
+            let outside = || Entered { number: 0, path: "step".into(), module: "".into() };
+            let Entered { number, path: scope, module } = tracer.scope.borrow().last().cloned().unwrap_or_else(outside);
+            let (birth, death) = (trace.clock, usize::MAX);
+            trace.allocs.push(Alloc { bytes, offset: 0, scope, module, workspace: false, birth, death });
+            trace.askers.push(number);
             trace.clock += 1;
             Some(TraceId { trace: trace.number, n: trace.allocs.len() - 1 })
         }
@@ -295,7 +340,7 @@ pub(super) fn trace<R>(tracer: &Rc<Tracer>, step: impl FnOnce() -> Result<R>) ->
     }
     let number = tracer.traces.get() + 1;
     tracer.traces.set(number);
-    *tracer.trace.borrow_mut() = Some(Trace { number, allocs: Vec::new(), clock: 0 });
+    *tracer.trace.borrow_mut() = Some(Trace { number, allocs: Vec::new(), askers: Vec::new(), clock: 0 });
     let guard = TraceGuard(tracer);
     let out = step()?;
     let allocs = tracer.trace.borrow_mut().take().map_or_else(Vec::new, |t| t.allocs);
@@ -313,7 +358,8 @@ mod tests {
     use super::*;
 
     fn alloc(bytes: usize, offset: usize, birth: usize, death: usize) -> Alloc {
-        Alloc { bytes, offset, scope: format!("op{birth}").into(), birth, death }
+        let scope = format!("op{birth}").into();
+        Alloc { bytes, offset, scope, module: "".into(), workspace: false, birth, death }
     }
 
     #[test]
@@ -368,7 +414,7 @@ mod tests {
             let end = plan.allocs.iter().map(|a| a.offset + a.bytes.next_multiple_of(ALIGN_BYTES)).max();
             assert_eq!(end, Some(plan.peak_bytes));
             let rows = plan.live_at_peak();
-            assert!(rows.iter().map(|r| r.bytes).sum::<usize>() <= plan.lower_bound_bytes);
+            assert_eq!(rows.iter().map(|r| r.bytes).sum::<usize>(), plan.lower_bound_bytes);
         }
     }
 }

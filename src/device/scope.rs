@@ -70,7 +70,7 @@ pub struct Scope {
 }
 
 impl Scope {
-    pub(super) fn enter(name: &str, tracer: Option<Rc<Tracer>>) -> Scope {
+    pub(super) fn enter(name: &str, is_module: bool, tracer: Option<Rc<Tracer>>) -> Scope {
         STACK.with_borrow_mut(|s| s.push(name.to_string()));
         #[cfg(feature = "nvtx")]
         if tracer.is_none() {
@@ -78,7 +78,7 @@ impl Scope {
         }
         let start = (*PROFILE && tracer.is_none()).then(Instant::now);
         if let Some(t) = &tracer {
-            t.push_scope(name);
+            t.push_scope(name, is_module);
         }
         Scope { tracer, start }
     }

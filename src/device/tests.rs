@@ -213,6 +213,43 @@ fn a_step_that_panics_is_over() {
     assert_eq!(device.step(None, || good(&device)).unwrap().1.allocs().len(), 3);
 }
 
+/// The next step makes the arena anew, and what was recorded with the old one does not run again.
+#[test]
+fn an_arena_that_was_given_back_is_made_anew() {
+    let (device, plan) = (Device::cpu(), plan_of(good));
+    for _ in 0..2 {
+        device.step(Some(&plan), || good(&device)).unwrap();
+        assert_eq!(device.arena_high_water(), plan.peak_bytes());
+        device.release_arena();
+        assert_eq!(device.arena_high_water(), 0);
+    }
+    Device::plan().release_arena();
+}
+
+/// What lives beyond its op is for the step, what does not is for the op; modules are told from ops.
+#[test]
+fn a_plan_says_what_its_buffers_are_for() {
+    let plan = plan_of(|device| {
+        let _module = device.enter_module("backbone");
+        let _inner = device.enter_module("layer1");
+        let y = {
+            let _op = device.enter("conv");
+            let _workspace = floats(device, 16)?;
+            floats(device, 32)?
+        };
+        let _op = device.enter("pool");
+        drop(y);
+        let _x = floats(device, 16)?;
+        Ok(())
+    });
+    let of = |i: usize| (&*plan.allocs()[i].scope, &*plan.allocs()[i].module, plan.allocs()[i].workspace);
+    assert_eq!(of(0), ("backbone/layer1/conv", "backbone/layer1", true));
+    assert_eq!(of(1), ("backbone/layer1/conv", "backbone/layer1", false));
+    assert_eq!(of(2), ("backbone/layer1/pool", "backbone/layer1", true));
+    let live: Vec<_> = plan.live_at_peak().iter().map(|row| (row.workspace, row.bytes, row.buffers)).collect();
+    assert_eq!((live, plan.peak_scope()), (vec![(false, 128, 1), (true, 64, 1)], Some("backbone/layer1/conv")));
+}
+
 #[test]
 fn no_memory_is_an_error_with_the_bytes() {
     let device = Device::cpu();

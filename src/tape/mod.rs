@@ -107,7 +107,7 @@ impl Tape {
 
     /// Names what `f` runs: in the memory plan, in profiles and in errors, forward and backward.
     pub fn scope<R>(&mut self, name: &str, f: impl FnOnce(&mut Tape) -> R) -> R {
-        let _scope = self.device.enter(name);
+        let _scope = self.device.enter_module(name);
         let path = self.scopes.last().map_or_else(|| name.to_string(), |top| format!("{top}/{name}"));
         self.scopes.push(path.into());
         let out = f(self);
@@ -209,7 +209,7 @@ impl Tape {
             let Some(dy) = grads.pop().flatten() else { continue };
             match node.kind {
                 Kind::Rule(rule) => {
-                    let _module = node.scope.as_ref().map(|s| self.device.enter(s));
+                    let _module = node.scope.as_ref().map(|s| self.device.enter_module(s));
                     let _op = self.device.enter(rule.op());
                     let mut sink = Sink { inputs: &node.inputs, nodes: &nodes, grads: &mut grads };
                     rule.backward(dy, &mut sink)?;

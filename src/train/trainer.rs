@@ -181,6 +181,7 @@ impl Run<'_> {
         let stage = &self.recipe.stages[index];
         let context = stage_context(self.recipe, self.data, index)?;
         let plans = StagePlans::trace(&mut self.planner, &context.setup)?;
+        engine.device().release_arena(); // the last stage's may be larger, and would stay beside this one's inputs
         engine.enter_stage(&context.setup)?;
         engine.device().reserve_arena(plans.arena_bytes())?;
         if let Some(c) = resumed {

@@ -449,7 +449,10 @@ fn plan_and_doctor_start_nothing() {
 #[test]
 fn help_is_complete_and_wrong_usage_is_2() {
     for (program, words) in [
-        ("train", &["--out", "--device", "--set", "--resume", "--plan", "--stop-after", "--seed", "--doctor"][..]),
+        (
+            "train",
+            &["--out", "--device", "--set", "--resume", "--plan", "--json", "--stop-after", "--seed", "--doctor"][..],
+        ),
         ("evaluate", &["--annotations", "--images", "--detections", "--batch", "--device"]),
         ("detect", &["--out", "--score-threshold", "--device"]),
         ("dataset", &["check", "stats", "draw", "shapes"]),
@@ -467,6 +470,7 @@ fn help_is_complete_and_wrong_usage_is_2() {
     for args in [
         &["train", "--device", "abacus"][..],
         &["train", "--stop-after", "soon"],
+        &["train", "--json"],
         &["evaluate"],
         &["detect", "x.safetensors"],
         &["detect", "x.safetensors", "a.png", "--score-threshold", "2"],

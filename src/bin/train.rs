@@ -1,17 +1,18 @@
 //! `train`: trains a detector by a recipe, in as many stages as it has.
 
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 use upres::device::choice::{DeviceChoice, doctor as doctor_lines};
-use upres::device::{Device, use_threads};
+use upres::device::use_threads;
 use upres::train::checkpoint::Checkpoint;
 use upres::train::finish::finish;
-use upres::train::plans::plan_run;
-use upres::train::progress::{Progress, bytes};
+use upres::train::plan_report::PlanReport;
+use upres::train::progress::Progress;
 use upres::train::recipe::Recipe;
 use upres::train::recipe_read::Override;
 use upres::train::recorder::Recorder;
@@ -33,6 +34,7 @@ Examples:
   train recipes/bccd.toml --set stage.finetune.epochs=20 --set data.train.images=/data/bccd/images
   train --resume runs/bccd                          goes on where the run was stopped, bit-exactly on the CPU
   train recipes/faster_rcnn_r50_fpn.toml --plan     memory of every stage, to the byte, without training
+  train my.toml --plan --json --device cuda         the same for a GPU, which need not be there, as JSON
 
 All keys of a recipe: docs/recipes.md. Exit codes: 0 done, 1 a failure, 2 wrong usage.
 UPRES_PROFILE=1 prints the time of each op at the end; UPRES_SYNC=1 makes a GPU wait after each kernel, so that a
@@ -53,9 +55,12 @@ struct Args {
     /// Goes on with the run in this folder.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out"])]
     resume: Option<PathBuf>,
-    /// Prints the memory plan of each stage and shape, and ends.
+    /// Prints what memory each stage needs and what for, to the byte, and ends.
     #[arg(long)]
     plan: bool,
+    /// The plan as one JSON document.
+    #[arg(long, requires = "plan")]
+    json: bool,
     /// Ends, with a checkpoint, after so many optimizer steps of the run.
     #[arg(long, value_name = "STEPS")]
     stop_after: Option<u64>,
@@ -101,7 +106,8 @@ fn run(args: &Args) -> Result<()> {
     };
     use_threads(recipe.threads)?;
     if args.plan {
-        return print_plan(&recipe, &file, &args.device.planner());
+        let report = PlanReport::new(&recipe, &file, &args.device.planner())?;
+        return print(if args.json { report.to_json() } else { report.to_string() });
     }
     let device = args.device.open()?;
     let meta = resumed.as_ref().map(|dir| Checkpoint::load(&dir.last()).map(|c| c.meta)).transpose()?;
@@ -174,27 +180,14 @@ fn restore_recipe(dir: &RunDir) -> Result<()> {
     dir.write_recipe(&Recipe::parse(&checkpoint.meta.recipe, dir.recipe(), &[])?)
 }
 
-fn print_plan(recipe: &Recipe, file: &Path, planner: &Device) -> Result<()> {
-    for (name, context, plans) in plan_run(recipe, file, planner)? {
-        println!("stage {name}: {} steps", context.schedule.total_steps());
-        println!("  parameters, optimizer state, inputs   {:>12}", bytes(plans.persistent_bytes));
-        let rows = context.setup.train.iter().zip(&plans.train).map(|(b, p)| ("train", b, p));
-        for (what, bucket, plan) in rows.chain(context.setup.eval.iter().zip(&plans.eval).map(|(b, p)| ("eval", b, p)))
-        {
-            let batch = if what == "train" { context.setup.micro_batch } else { context.setup.eval_batch };
-            println!(
-                "  {what:5} {batch} x {}x{} pixels: step         {:>12}",
-                bucket.h,
-                bucket.w,
-                bytes(plan.peak_bytes())
-            );
-            for row in plan.live_at_peak().iter().take(6) {
-                println!("        {:>12} in {:3} buffers: {}", bytes(row.bytes), row.buffers, row.scope);
-            }
+/// A reader that has seen enough (`| head`) is no failure.
+fn print(text: String) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::value("train", format!("standard output: {e}")))
         }
-        println!("  all                                   {:>12}", bytes(plans.persistent_bytes + plans.arena_bytes()));
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn doctor() {

@@ -1,7 +1,11 @@
 //! A detector with everything that a training or evaluation step needs, on one device: parameters, optimizer state,
 //! inputs at fixed addresses. The same code on the plan device gives the memory plan of each step.
 
+mod memory;
+
 use std::rc::Rc;
+
+pub use memory::PersistentBytes;
 
 use super::recipe::{BatchNormMode, OptimizerConfig, OptimizerKind, Recompute, StageConfig};
 use super::recordings::{Recordings, Step};

@@ -11,6 +11,7 @@ pub mod finish;
 pub mod infer;
 pub mod log;
 mod meter;
+pub mod plan_report;
 pub mod plans;
 pub mod progress;
 pub mod recipe;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::data::{RunData, buckets, eval_pipeline, pixel_stats, train_pipeline};
-use super::engine::{Engine, StageSetup};
+use super::engine::{Engine, PersistentBytes, StageSetup};
 use super::recipe::{Recipe, StageConfig};
 use super::schedule::Schedule;
 use crate::data::loader::plan_batches;
@@ -23,17 +23,24 @@ pub struct StagePlans {
     pub update: Rc<StepPlan>,
     /// Bytes of parameters, optimizer state and inputs.
     pub persistent_bytes: usize,
+    /// The same by kind.
+    pub persistent: PersistentBytes,
 }
 
 impl StagePlans {
     /// Traces every step of a stage on the plan device.
     pub fn trace(planner: &mut Engine, setup: &StageSetup) -> Result<StagePlans> {
         planner.enter_stage(setup)?;
-        let persistent_bytes = planner.device().persistent_bytes();
+        let (persistent_bytes, persistent) = (planner.device().persistent_bytes(), planner.persistent_parts());
         let train = (0..setup.train.len()).map(|b| planner.train_pass(None, b, 1.0, true, Sampling::Random));
         let train = train.collect::<Result<Vec<_>>>()?;
         let eval = (0..setup.eval.len()).map(|b| planner.eval_pass(None, b)).collect::<Result<Vec<_>>>()?;
-        Ok(StagePlans { train, eval, update: planner.update(None, 0.0, 1)?, persistent_bytes })
+        Ok(StagePlans { train, eval, update: planner.update(None, 0.0, 1)?, persistent_bytes, persistent })
+    }
+
+    /// Bytes that a run of the stage reserves.
+    pub fn total_bytes(&self) -> usize {
+        self.persistent_bytes + self.arena_bytes()
     }
 
     /// Bytes of the arena that holds each of the steps.
@@ -99,16 +106,28 @@ pub(super) fn loader_options(
     }
 }
 
-/// The memory plans of every stage on the device that `planner` plans for, without training: name, context, plans.
-pub fn plan_run(recipe: &Recipe, file: &Path, planner: &Device) -> Result<Vec<(String, StageContext, StagePlans)>> {
-    let data = RunData::open_with(recipe, file, recipe.model.mask_size().is_some())?;
-    let classes = data.train.dataset().class_names().len();
-    let mut planner = Engine::new(planner, &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)?;
-    (0..recipe.stages.len())
-        .map(|i| {
-            let context = stage_context(recipe, &data, i)?;
-            let plans = StagePlans::trace(&mut planner, &context.setup)?;
-            Ok((recipe.stages[i].name.clone(), context, plans))
-        })
-        .collect()
+/// Plans stages without training: one that is planned again in another way (another `micro_batch`) costs some milliseconds
+/// for each bucket.
+pub struct Planner {
+    /// What is trained on.
+    pub data: RunData,
+    /// The detector, without data.
+    pub engine: Engine,
+}
+
+impl Planner {
+    /// For the data and the detector of a recipe, on the device that `device` plans for.
+    pub fn new(recipe: &Recipe, file: &Path, device: &Device) -> Result<Planner> {
+        let data = RunData::open_with(recipe, file, recipe.model.mask_size().is_some())?;
+        let classes = data.train.dataset().categories.len();
+        let engine = Engine::new(device, &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)?;
+        Ok(Planner { data, engine })
+    }
+
+    /// Context and plans of stage `index` of a recipe, which may differ from that of [`Planner::new`] in its stages.
+    pub fn stage(&mut self, recipe: &Recipe, index: usize) -> Result<(StageContext, StagePlans)> {
+        let context = stage_context(recipe, &self.data, index)?;
+        let plans = StagePlans::trace(&mut self.engine, &context.setup)?;
+        Ok((context, plans))
+    }
 }

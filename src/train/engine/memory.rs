@@ -1,0 +1,103 @@
+//! What an engine keeps between steps, by kind.
+
+use serde::Serialize;
+
+use super::Engine;
+use crate::device::ALIGN_BYTES;
+use crate::models::{Detections, Inputs, MaskInputs};
+use crate::tensor::Tensor;
+
+/// Bytes between steps by kind: together the device's [`persistent_bytes`](crate::device::Device::persistent_bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PersistentBytes {
+    /// Parameters and running statistics.
+    pub parameters: usize,
+    /// Gradients of the parameters that are trained.
+    pub gradients: usize,
+    /// Momentum, or AdamW's means.
+    pub optimizer_state: usize,
+    /// Running average of the weights.
+    pub running_average: usize,
+    /// Images and ground truth of every training and evaluation bucket.
+    pub inputs: usize,
+    /// Anchors of every training and evaluation bucket.
+    pub anchors: usize,
+    /// Detections of an evaluation pass.
+    pub outputs: usize,
+    /// Learning rate, losses and other numbers of a step.
+    pub scalars: usize,
+}
+
+impl PersistentBytes {
+    /// Each kind with its name.
+    pub fn rows(&self) -> [(&'static str, usize); 8] {
+        let &PersistentBytes {
+            parameters,
+            gradients,
+            optimizer_state,
+            running_average,
+            inputs,
+            anchors,
+            outputs,
+            scalars,
+        } = self;
+        [
+            ("parameters", parameters),
+            ("their gradients", gradients),
+            ("optimizer state", optimizer_state),
+            ("running average", running_average),
+            ("inputs", inputs),
+            ("anchors", anchors),
+            ("evaluation outputs", outputs),
+            ("numbers of a step", scalars),
+        ]
+    }
+
+    /// All kinds together.
+    pub fn total(&self) -> usize {
+        self.rows().iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+impl Engine {
+    /// What this engine keeps between steps of its stage.
+    pub fn persistent_parts(&self) -> PersistentBytes {
+        let Engine { store, stage, lr, correction, ema_share, norm, losses, .. } = self;
+        let mut parts = PersistentBytes {
+            parameters: sum(store.all().iter().map(|p| p.value().bytes())),
+            gradients: flat(store.all().iter().filter_map(|p| p.grad().as_ref().map(Tensor::bytes))),
+            scalars: sum([lr, correction, ema_share, norm].into_iter().chain(losses).map(Tensor::bytes)),
+            ..PersistentBytes::default()
+        };
+        if let Some(stage) = stage {
+            parts.optimizer_state = sum(stage.state.iter().map(|(_, tensors)| flat(tensors.iter().map(Tensor::bytes))));
+            parts.running_average = flat(stage.average.iter().map(Tensor::bytes));
+            for inputs in stage.train.iter().chain(&stage.eval) {
+                let (batch, anchors) = input_bytes(inputs);
+                parts.inputs += batch;
+                parts.anchors += anchors;
+            }
+            // Taken apart: a new field is asked for here.
+            let Detections { boxes, scores, classes, masks, rescaled: _ } = &stage.outputs;
+            parts.outputs = sum([boxes, scores, classes].into_iter().chain(masks).map(Tensor::bytes));
+        }
+        parts
+    }
+}
+
+/// What the host fills, and anchors.
+fn input_bytes(inputs: &Inputs) -> (usize, usize) {
+    let Inputs { images, sizes, scale, gt_boxes, gt_labels, gt_count, masks, key, anchors } = inputs;
+    let masks = masks.iter().flat_map(|MaskInputs { runs, offsets }| [runs, offsets]);
+    let batch = [images, sizes, scale, gt_boxes, gt_labels, gt_count, key].into_iter().chain(masks);
+    (sum(batch.map(Tensor::bytes)), anchors.boxes.bytes())
+}
+
+/// As [`Tensor::flat`] lays them out.
+fn flat(bytes: impl Iterator<Item = usize>) -> usize {
+    sum(bytes.map(|bytes| bytes.next_multiple_of(ALIGN_BYTES)))
+}
+
+fn sum(bytes: impl Iterator<Item = usize>) -> usize {
+    bytes.sum()
+}

@@ -1,5 +1,5 @@
 // Rows of the product of a transposed convolution (kernel 2, stride 2) to pixels, with bias and ReLU, and back. rows [R,H,W, 2,2,O],
-// y, dy [R,2H,2W,O], bias [O], f32. For one row of y the two pixels of a pixel of x lie side by side in both: a chunk of 2·O elements
+// y, dy [R,2H,2W,O] of one type, bias [O] f32. For one row of y the two pixels of a pixel of x lie side by side in both: a chunk of 2·O elements
 // moves at once. One thread a 16-byte vector (or one element, where O fills no vector) of y, in order of y; one pass, every element
 // read and written once. Deterministic.
 #include "common/kernel.cuh"
@@ -20,26 +20,29 @@ template <int V, typename Index, typename F> __device__ __forceinline__ void eac
     }
 }
 
-template <int V, typename Index> __device__ void deconv2x2_fwd(float* y, const float* rows, const float* bias, Deconv2x2Params p) {
+template <typename T, int V, typename Index>
+__device__ void deconv2x2_fwd(T* y, const T* rows, const float* bias, Deconv2x2Params p) {
     each_vector<V, Index>(p, [&](int64_t at, int64_t from, uint32_t o) {
-        Pack<float, V> v = load_pack<V>(rows + from), b = {};
+        Pack<T, V> v = load_pack<V>(rows + from);
+        Pack<float, V> b = {};
         if (bias) b = load_pack<V>(bias + o);
 #pragma unroll
         for (int k = 0; k < V; k++) {
-            const float sum = bias ? v.v[k] + b.v[k] : v.v[k];
-            v.v[k] = p.relu && sum < 0.0f ? 0.0f : sum;  // NaN stays
+            const float sum = bias ? load(v.v[k]) + b.v[k] : load(v.v[k]);
+            v.v[k] = store<T>(p.relu && sum < 0.0f ? 0.0f : sum);  // NaN stays
         }
         store_pack(y + at, v);
     });
 }
 
-template <int V, typename Index> __device__ void deconv2x2_bwd(float* rows, const float* dy, const float* y, Deconv2x2Params p) {
+template <typename T, int V, typename Index>
+__device__ void deconv2x2_bwd(T* rows, const T* dy, const T* y, Deconv2x2Params p) {
     each_vector<V, Index>(p, [&](int64_t at, int64_t to, uint32_t) {
-        Pack<float, V> g = load_pack<V>(dy + at);
+        Pack<T, V> g = load_pack<V>(dy + at);
         if (y) {
-            const Pack<float, V> v = load_pack<V>(y + at);
+            const Pack<T, V> v = load_pack<V>(y + at);
 #pragma unroll
-            for (int k = 0; k < V; k++) g.v[k] = v.v[k] <= 0.0f ? 0.0f : g.v[k];
+            for (int k = 0; k < V; k++) g.v[k] = load(v.v[k]) <= 0.0f ? store<T>(0.0f) : g.v[k];
         }
         store_pack(rows + to, g);
     });
@@ -48,12 +51,13 @@ template <int V, typename Index> __device__ void deconv2x2_bwd(float* rows, cons
 // Whether the elements can be counted in 32 bits (and one turn more): divisions of 64 bits cost more than the memory.
 __device__ __forceinline__ bool few(const Deconv2x2Params& p) { return p.lines * p.w < (uint64_t(1) << 30) / p.o; }
 
-KERNEL(256, deconv2x2_fwd_f32, (float* y, const float* rows, const float* bias, Deconv2x2Params p)) {
-    if (p.o % 4 == 0 && few(p)) deconv2x2_fwd<4, uint32_t>(y, rows, bias, p);
-    else deconv2x2_fwd<1, int64_t>(y, rows, bias, p);
-}
-
-KERNEL(256, deconv2x2_bwd_f32, (float* rows, const float* dy, const float* y, Deconv2x2Params p)) {
-    if (p.o % 4 == 0 && few(p)) deconv2x2_bwd<4, uint32_t>(rows, dy, y, p);
-    else deconv2x2_bwd<1, int64_t>(rows, dy, y, p);
-}
+#define KERNELS(T, S)                                                                                \
+    KERNEL(256, deconv2x2_fwd_##S, (T * y, const T* rows, const float* bias, Deconv2x2Params p)) {   \
+        if (p.o % VEC<T> == 0 && few(p)) deconv2x2_fwd<T, VEC<T>, uint32_t>(y, rows, bias, p);       \
+        else deconv2x2_fwd<T, 1, int64_t>(y, rows, bias, p);                                         \
+    }                                                                                                \
+    KERNEL(256, deconv2x2_bwd_##S, (T * rows, const T* dy, const T* y, Deconv2x2Params p)) {         \
+        if (p.o % VEC<T> == 0 && few(p)) deconv2x2_bwd<T, VEC<T>, uint32_t>(rows, dy, y, p);         \
+        else deconv2x2_bwd<T, 1, int64_t>(rows, dy, y, p);                                           \
+    }
+FOR_FLOATS(KERNELS)

@@ -64,6 +64,7 @@ fn write_run(dir: &Path, stages: &[(&str, u64)], seed: u64, pace: f64) {
                 data_wait: 0.02,
                 time_s,
                 memory_bytes: 300 << 20,
+                skipped_steps: 0,
             }));
             if step % 40 == 0 || step == steps {
                 let ap = 0.8 * (1.0 - 1.0 / (1.0 + pace * time_s / 60.0)) * (0.95 + 0.1 * f64::from(rng.uniform()));

@@ -26,6 +26,7 @@ pub use scope::{OpTime, Scope, current as current_scope, op_times, profile_enabl
 pub use simd::simd_level;
 
 use crate::error::{Error, Result};
+use crate::tensor::DType;
 
 /// Every buffer begins at a multiple of this: a cache line, and the widest vector.
 pub const ALIGN_BYTES: usize = 64;
@@ -96,6 +97,18 @@ impl Device {
     /// Whether ops run (or are planned to run) the kernels of kernels/*.cu.
     pub fn runs_kernels(&self) -> bool {
         self.target() != Target::Cpu
+    }
+
+    /// The shortest float that it is fast in: bf16 from compute capability 8.0 on (where a plan for GPUs takes its own to be), f16 on
+    /// older ones, f32 without a GPU.
+    pub fn best_float(&self) -> DType {
+        #[cfg(feature = "cuda-driver")]
+        if let Device::Cuda(gpu) = self
+            && let Some(cuda) = gpu.cuda_driver()
+        {
+            return if cuda.has_bf16() { DType::BF16 } else { DType::F16 };
+        }
+        if self.target() == Target::Cuda { DType::BF16 } else { DType::F32 }
     }
 
     /// The GPU, if it is one.

@@ -6,7 +6,7 @@ use super::swin::Swin;
 use crate::error::Result;
 use crate::nn::{Builder, NormMode};
 use crate::tape::{Param, Role, Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// How the backbone runs in a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +18,14 @@ pub struct BackboneMode {
     pub frozen_stages: i32,
     /// Whether the stem and each block are computed again in the backward pass instead of being kept.
     pub recompute: bool,
+    /// What activations are stored in, those of pyramid and heads too. What heads give, losses and boxes are f32.
+    pub dtype: DType,
 }
 
 impl BackboneMode {
     /// Running statistics everywhere.
-    pub const EVALUATION: BackboneMode = BackboneMode { norm: NormMode::Frozen, frozen_stages: -1, recompute: false };
+    pub const EVALUATION: BackboneMode =
+        BackboneMode { norm: NormMode::Frozen, frozen_stages: -1, recompute: false, dtype: DType::F32 };
 
     /// Runs a part of the backbone that may be computed again.
     pub(super) fn part(
@@ -31,7 +34,7 @@ impl BackboneMode {
         x: Var,
         f: impl Fn(&mut Tape, Var) -> Result<Var> + 'static,
     ) -> Result<Var> {
-        if self.recompute { tape.recompute(&x, move |tape, x| f(tape, x.clone())) } else { f(tape, x) }
+        if self.recompute { tape.recompute(&[&x], move |tape, x| f(tape, x[0].clone())) } else { f(tape, x) }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::config::{BoxHeadConfig, BoxHeadKind};
 use super::inputs::Inputs;
-use super::{Detections, Loss, Sampling};
+use super::{Detections, Loss, Sampling, in_f32};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Init, Linear};
 use crate::ops::bce::rpn_targets;
@@ -157,7 +157,7 @@ impl BoxHead {
         }
         let logits = self.cls.forward(tape, &x, Activation::None)?;
         let deltas = self.reg.forward(tape, &x, Activation::None)?;
-        Ok(BoxOutput { logits, deltas })
+        Ok(BoxOutput { logits: in_f32(tape, logits)?, deltas: in_f32(tape, deltas)? })
     }
 
     /// What the sampled RoIs should become.

@@ -21,10 +21,11 @@ pub use inputs::{HostBatch, Inputs, MaskInputs};
 pub use model::{Heads, Model, PixelStats};
 
 use crate::error::Result;
+use crate::ops::cast::cast;
 use crate::ops::sample::SampleMode;
 use crate::tape::{Tape, Var};
-use crate::tensor::Tensor;
 use crate::tensor::philox::Purpose;
+use crate::tensor::{DType, Tensor};
 
 /// Final boxes, best first.
 pub struct Detections {
@@ -61,6 +62,11 @@ fn branch<R>(
         Ok((losses.into_iter().map(|loss| loss.value).collect(), rest))
     })?;
     Ok((names.into_iter().zip(values).map(|(name, value)| Loss { name, value }).collect(), rest))
+}
+
+/// What a head says, for losses and boxes, which are computed in f32 whatever the activations are stored in.
+fn in_f32(tape: &mut Tape, x: Var) -> Result<Var> {
+    cast(tape, &x, DType::F32)
 }
 
 /// How training examples are drawn from the candidates.

@@ -77,13 +77,13 @@ impl Model {
         tape.scope("neck", |tape| self.neck.forward(tape, &c))
     }
 
-    fn normalized(&self, tape: &mut Tape, inputs: &Inputs) -> Result<Var> {
-        image_normalize(tape, &inputs.images, &inputs.sizes, self.pixels.mean, self.pixels.std, DType::F32)
+    fn normalized(&self, tape: &mut Tape, inputs: &Inputs, dtype: DType) -> Result<Var> {
+        image_normalize(tape, &inputs.images, &inputs.sizes, self.pixels.mean, self.pixels.std, dtype)
     }
 
-    /// Losses of one training pass, named as [`Heads::loss_names`] says.
+    /// Losses of one training pass, with activations stored as the mode says; named as [`Heads::loss_names`] says.
     pub fn losses(&self, tape: &mut Tape, inputs: &Inputs, mode: BackboneMode, how: Sampling) -> Result<Vec<Loss>> {
-        let image = self.normalized(tape, inputs)?;
+        let image = self.normalized(tape, inputs, mode.dtype)?;
         self.losses_from_image(tape, image, inputs, mode, how, None)
     }
 
@@ -104,7 +104,7 @@ impl Model {
 
     /// Detections of one evaluation pass, in original pixels where [`Detections::rescaled`] says so, else in network pixels.
     pub fn detect(&self, tape: &mut Tape, inputs: &Inputs) -> Result<Detections> {
-        let image = self.normalized(tape, inputs)?;
+        let image = self.normalized(tape, inputs, BackboneMode::EVALUATION.dtype)?;
         self.detect_from_image(tape, image, inputs, true)
     }
 

@@ -7,7 +7,7 @@
 
 use super::config::{ModelConfig, RetinaHeadConfig, Selection};
 use super::inputs::Inputs;
-use super::{Detections, Loss};
+use super::{Detections, Loss, in_f32};
 use crate::detection::dense::{DenseConfig, Shortlist, dense_detections};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Init};
@@ -79,10 +79,9 @@ impl RetinaNet {
                 out.push(last.forward(tape, &t, Activation::None)?);
             }
         }
-        Ok(RetinaOutput {
-            logits: concat_rows(tape, &logits.iter().collect::<Vec<_>>(), self.classes)?,
-            deltas: concat_rows(tape, &deltas.iter().collect::<Vec<_>>(), 4)?,
-        })
+        let logits = concat_rows(tape, &logits.iter().collect::<Vec<_>>(), self.classes)?;
+        let deltas = concat_rows(tape, &deltas.iter().collect::<Vec<_>>(), 4)?;
+        Ok(RetinaOutput { logits: in_f32(tape, logits)?, deltas: in_f32(tape, deltas)? })
     }
 
     /// What each anchor should become.

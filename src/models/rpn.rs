@@ -3,7 +3,7 @@
 
 use super::config::RpnConfig;
 use super::inputs::Inputs;
-use super::{Loss, Sampling, branch};
+use super::{Loss, Sampling, branch, in_f32};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Init};
 use crate::ops::bce::{bce, rpn_targets};
@@ -105,10 +105,9 @@ impl Rpn {
             logits.push(self.cls.forward(tape, &t, Activation::None)?);
             deltas.push(self.reg.forward(tape, &t, Activation::None)?);
         }
-        Ok(RpnOutput {
-            logits: concat_rows(tape, &logits.iter().collect::<Vec<_>>(), 1)?,
-            deltas: concat_rows(tape, &deltas.iter().collect::<Vec<_>>(), 4)?,
-        })
+        let logits = concat_rows(tape, &logits.iter().collect::<Vec<_>>(), 1)?;
+        let deltas = concat_rows(tape, &deltas.iter().collect::<Vec<_>>(), 4)?;
+        Ok(RpnOutput { logits: in_f32(tape, logits)?, deltas: in_f32(tape, deltas)? })
     }
 
     /// The `nms_pre` best anchors of each level, decoded, without empty boxes, after NMS within levels: the `max` best.

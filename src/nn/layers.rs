@@ -1,4 +1,5 @@
-//! Convolution, linear, batch norm and layer norm layers.
+//! Convolution, linear, batch norm and layer norm layers. Parameters are f32; the weights of products are cast to the type of what they
+//! are multiplied with.
 
 use super::{Builder, Init};
 use crate::error::Result;
@@ -44,14 +45,14 @@ impl Conv2d {
 
     /// `[N,H,W,I]` to `[N,OH,OW,O]`.
     pub fn forward(&self, tape: &mut Tape, x: &Var, activation: Activation) -> Result<Var> {
-        let w = tape.param(&self.weight);
+        let w = tape.param_as(&self.weight, x.value().dtype())?;
         let b = self.bias.as_ref().map(|b| tape.param(b));
         conv2d(tape, x, &w, b.as_ref(), self.stride_px, self.pad, activation)
     }
 
     /// The same where only the first `counts[b]` images of each group count: see [`conv2d_live`].
     pub fn forward_live(&self, tape: &mut Tape, x: &Var, activation: Activation, counts: &Tensor) -> Result<Var> {
-        let w = tape.param(&self.weight);
+        let w = tape.param_as(&self.weight, x.value().dtype())?;
         let b = self.bias.as_ref().map(|b| tape.param(b));
         conv2d_live(tape, x, &w, b.as_ref(), self.stride_px, self.pad, activation, counts)
     }
@@ -83,13 +84,13 @@ impl Linear {
 
     /// `[M,I]` to `[M,O]`.
     pub fn forward(&self, tape: &mut Tape, x: &Var, activation: Activation) -> Result<Var> {
-        let (w, b) = (tape.param(&self.weight), self.bias(tape));
+        let (w, b) = (tape.param_as(&self.weight, x.value().dtype())?, self.bias(tape));
         linear(tape, x, &w, b.as_ref(), activation)
     }
 
     /// `[..,I]` to `[..,O]`.
     pub fn forward_last(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
-        let (w, b) = (tape.param(&self.weight), self.bias(tape));
+        let (w, b) = (tape.param_as(&self.weight, x.value().dtype())?, self.bias(tape));
         linear_last(tape, x, &w, b.as_ref(), Activation::None)
     }
 }
@@ -111,7 +112,7 @@ impl Deconv2x2 {
 
     /// `[R,H,W,I]` to `[R,2H,2W,O]`; of each group only the first `counts[b]` maps count: see [`deconv2x2`].
     pub fn forward_live(&self, tape: &mut Tape, x: &Var, activation: Activation, counts: &Tensor) -> Result<Var> {
-        let (w, b) = (tape.param(&self.weight), tape.param(&self.bias));
+        let (w, b) = (tape.param_as(&self.weight, x.value().dtype())?, tape.param(&self.bias));
         deconv2x2(tape, x, &w, Some(&b), activation, Some(counts))
     }
 }

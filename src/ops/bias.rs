@@ -70,7 +70,7 @@ pub(super) fn write_gradient(
     live: &Live,
 ) -> Result<()> {
     let device = dy.device();
-    sink.write(i, device, &[columns], |db, accumulate| {
+    sink.write(i, device, &[columns], DType::F32, |db, accumulate| {
         let mut ws = Tensor::empty(device, &[backward_workspace(device, rows, columns)], DType::F32)?;
         on_device!(
             device,

@@ -47,6 +47,7 @@ pub mod space_to_depth;
 pub(crate) mod testing;
 pub mod top_k;
 pub mod upsample_add;
+mod wide;
 pub mod window_attention;
 
 use crate::error::Result;

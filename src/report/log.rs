@@ -330,6 +330,7 @@ mod tests {
             data_wait: 0.1,
             time_s: 4.0,
             memory_bytes: 5,
+            skipped_steps: 0,
         };
         let text = serde_json::to_string(&Event::Train(wild)).unwrap();
         let Some(Line::Train(t)) = parse_line(&text) else { panic!("{text}") };

@@ -15,8 +15,9 @@ pub use param::{Param, Role};
 
 use crate::device::Device;
 use crate::error::Result;
+use crate::ops::cast::cast;
 use crate::ops::elementwise;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// A tensor and its place on a tape, if it has one. Only [`Tape`] makes them.
 #[derive(Clone, Debug)]
@@ -81,13 +82,23 @@ pub struct Tape {
     early: Vec<Option<Tensor>>,
     /// Runs again what has run before.
     recomputing: bool,
+    /// Parameters in 16 bits: see [`Tape::param_as`].
+    casts: Vec<(Param, Var)>,
 }
 
 impl Tape {
     /// A tape that records.
     pub fn new(device: &Device) -> Tape {
-        let (nodes, scopes, early) = (Vec::new(), Vec::new(), Vec::new());
-        Tape { device: device.clone(), nodes, recording: true, scopes, seed: None, early, recomputing: false }
+        Tape {
+            device: device.clone(),
+            nodes: Vec::new(),
+            recording: true,
+            scopes: Vec::new(),
+            seed: None,
+            early: Vec::new(),
+            recomputing: false,
+            casts: Vec::new(),
+        }
     }
 
     /// A tape of a training step, all of whose losses have the gradient `seed` `[1]`: [`Tape::branch`] can run backward at once.
@@ -135,6 +146,20 @@ impl Tape {
     pub fn param(&mut self, param: &Param) -> Var {
         let node = (self.recording && param.is_trainable()).then(|| self.push(Kind::Param(param.clone()), Vec::new()));
         Var { value: param.value(), node }
+    }
+
+    /// As [`Tape::param`], in a type of float; it is cast once on a tape, however often it is used.
+    pub fn param_as(&mut self, param: &Param, dtype: DType) -> Result<Var> {
+        if param.value().dtype() == dtype {
+            return Ok(self.param(param));
+        }
+        if let Some((_, v)) = self.casts.iter().find(|(p, v)| p.is(param) && v.value.dtype() == dtype) {
+            return Ok(v.clone());
+        }
+        let whole = self.param(param);
+        let v = cast(self, &whole, dtype)?;
+        self.casts.push((param.clone(), v.clone()));
+        Ok(v)
     }
 
     /// The output of a differentiable op. The rule is dropped if no input needs a gradient.
@@ -194,11 +219,11 @@ impl Tape {
     /// Runs the rules in reverse from `roots`, each with its gradient. Parameters' gradients are added to the parameters,
     /// leaves' come back.
     pub fn backward(self, roots: Vec<(Var, Tensor)>) -> Result<Grads> {
-        let mut nodes = self.nodes;
-        let mut grads = self.early;
+        let Tape { mut nodes, early: mut grads, device, casts, .. } = self;
+        drop(casts); // rules hold what they need
         grads.resize_with(nodes.len(), || None);
         let mut leaves = Vec::new();
-        let all = self.device.enter("backward");
+        let all = device.enter("backward");
         for (var, dy) in roots {
             dy.expect_shape("backward: gradient of the root", var.shape())?;
             if let Some(n) = var.node {
@@ -209,8 +234,10 @@ impl Tape {
             let Some(dy) = grads.pop().flatten() else { continue };
             match node.kind {
                 Kind::Rule(rule) => {
-                    let _module = node.scope.as_ref().map(|s| self.device.enter_module(s));
-                    let _op = self.device.enter(rule.op());
+                    let _module = node.scope.as_ref().map(|s| device.enter(s));
+                    let _op = device.enter(rule.op());
+                    let _module = node.scope.as_ref().map(|s| device.enter_module(s));
+                    let _op = device.enter(rule.op());
                     let mut sink = Sink { inputs: &node.inputs, nodes: &nodes, grads: &mut grads };
                     rule.backward(dy, &mut sink)?;
                 }
@@ -291,13 +318,14 @@ impl Sink<'_> {
         i: usize,
         device: &Device,
         shape: &[usize],
+        dtype: DType,
         f: impl FnOnce(&mut Tensor, bool) -> Result<()>,
     ) -> Result<()> {
         let Some(n) = self.inputs.get(i).copied().flatten() else { return Ok(()) };
         if let Kind::Param(p) = &self.nodes[n].kind {
             return p.write_grad(f);
         }
-        let mut g = Tensor::empty(device, shape, crate::tensor::DType::F32)?;
+        let mut g = Tensor::empty(device, shape, dtype)?;
         f(&mut g, false)?;
         accumulate(&mut self.grads[n], g)
     }

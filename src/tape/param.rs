@@ -46,6 +46,11 @@ impl Param {
         }))
     }
 
+    /// Whether both are handles of one parameter.
+    pub(super) fn is(&self, other: &Param) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Full dotted name.
     pub fn name(&self) -> &str {
         &self.0.name

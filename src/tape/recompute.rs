@@ -2,31 +2,35 @@
 //! arXiv 1604.06174).
 
 use super::{Backward, Kind, Sink, Tape, Var};
-use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::Tensor;
 
 impl Tape {
-    /// Runs `f(tape, x)`, a part of the network with one input and one output, and keeps of it only `x`: the backward pass runs
-    /// `f` again, then its rules. For the time of one more forward pass, what `f` saves lives only while its own backward pass runs.
+    /// Runs `f(tape, inputs)`, a part of the network with one output, and keeps of it only the inputs: the backward pass runs `f`
+    /// again, then its rules. For the time of one more forward pass, what `f` saves lives only while its own backward pass runs.
     ///
     /// Values and gradients are those of `f` run plainly, to the bit: ops are deterministic, what is dropped at random is drawn from
     /// counters, and batch norm moves its running statistics in the first run alone ([`Tape::is_recomputing`]). `f` owns what it
-    /// uses, and uses no variable of this tape but `x`.
-    pub fn recompute(&mut self, x: &Var, f: impl Fn(&mut Tape, &Var) -> Result<Var> + 'static) -> Result<Var> {
+    /// uses, and uses no variable of this tape but the inputs.
+    pub fn recompute(
+        &mut self,
+        inputs: &[&Var],
+        f: impl Fn(&mut Tape, &[Var]) -> Result<Var> + 'static,
+    ) -> Result<Var> {
         if !self.recording {
-            return f(self, x);
+            return f(self, &inputs.iter().map(|v| (*v).clone()).collect::<Vec<_>>());
         }
         // Recorded and thrown away: so it is known whether a gradient is wanted, and ops run as they will run again.
-        let mut inner = Tape::new(&self.device);
-        let start = inner.stand_in(x);
-        let y = f(&mut inner, &start)?;
+        let mut inner = Tape { recomputing: self.recomputing, ..Tape::new(&self.device) };
+        let starts: Vec<Var> = inputs.iter().map(|v| inner.stand_in(v)).collect();
+        let y = f(&mut inner, &starts)?;
         if !y.needs_grad() {
             return Ok(self.constant(y.value));
         }
-        drop(inner);
-        let rule = RecomputeBwd { x: x.value.clone(), needs_x: x.needs_grad(), f: Box::new(f) };
-        let node = self.push(Kind::Rule(Box::new(rule)), vec![x.node]);
+        drop((inner, starts));
+        let kept = inputs.iter().map(|v| (v.value.clone(), v.needs_grad())).collect();
+        let rule = RecomputeBwd { inputs: kept, f: Box::new(f) };
+        let node = self.push(Kind::Rule(Box::new(rule)), inputs.iter().map(|v| v.node).collect());
         Ok(Var { value: y.value, node: Some(node) })
     }
 
@@ -41,11 +45,11 @@ impl Tape {
     }
 }
 
-type Part = dyn Fn(&mut Tape, &Var) -> Result<Var>;
+type Part = dyn Fn(&mut Tape, &[Var]) -> Result<Var>;
 
 struct RecomputeBwd {
-    x: Tensor,
-    needs_x: bool,
+    /// Each with whether its gradient is wanted.
+    inputs: Vec<(Tensor, bool)>,
     f: Box<Part>,
 }
 
@@ -55,20 +59,20 @@ impl Backward for RecomputeBwd {
     }
 
     fn saved_bytes(&self) -> usize {
-        self.x.bytes()
+        self.inputs.iter().map(|(x, _)| x.bytes()).sum()
     }
 
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let RecomputeBwd { x, needs_x, f } = *self;
-        let device: Device = dy.device().clone();
-        let mut tape = Tape { recomputing: true, ..Tape::new(&device) };
-        let x = if needs_x { tape.leaf(x) } else { tape.constant(x) };
-        if needs_x {
-            tape.early.push(sink.take(0)); // what others gave to x comes first, as it would without this detour
-        }
-        let y = f(&mut tape, &x)?;
-        drop((f, x));
-        let leaf = tape.backward(vec![(y, dy)])?.0.pop(); // x is the only one
-        leaf.map_or(Ok(()), |(_, dx)| sink.add(0, dx))
+        let RecomputeBwd { inputs, f } = *self;
+        let mut tape = Tape { recomputing: true, ..Tape::new(dy.device()) };
+        let wanted: Vec<usize> = (0..inputs.len()).filter(|&i| inputs[i].1).collect();
+        // What others gave to the inputs comes first, as it would without this detour: sums keep their order.
+        tape.early = wanted.iter().map(|&i| sink.take(i)).collect();
+        let as_var = |(x, wanted)| if wanted { tape.leaf(x) } else { tape.constant(x) };
+        let starts: Vec<Var> = inputs.into_iter().map(as_var).collect();
+        let y = f(&mut tape, &starts)?;
+        drop((f, starts));
+        // The leaves are the first nodes, in the order of the inputs.
+        tape.backward(vec![(y, dy)])?.0.into_iter().try_for_each(|(leaf, dx)| sink.add(wanted[leaf], dx))
     }
 }

@@ -232,7 +232,7 @@ fn write_hands_out_the_parameters_own_gradient() {
         fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
             assert!(sink.needs(0) && sink.needs(1) && !sink.needs(2) && !sink.needs(3));
             for i in 0..3 {
-                sink.write(i, dy.device(), dy.shape(), |target, accumulate| {
+                sink.write(i, dy.device(), dy.shape(), DType::F32, |target, accumulate| {
                     assert!(i < 2, "skipped where it is not wanted");
                     if accumulate { elementwise::add_assign(target, &dy) } else { elementwise::copy(target, &dy) }
                 })?;

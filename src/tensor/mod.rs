@@ -270,14 +270,12 @@ impl Tensor {
         })
     }
 
-    /// Err if the element type is none that activations have on this device: f32, and f16 or bf16 where kernels run.
+    /// Err if the element type is none that activations have.
     pub fn expect_float(&self, what: &str) -> Result<()> {
-        let kernels = self.device.runs_kernels();
-        if self.dtype == DType::F32 || (kernels && matches!(self.dtype, DType::F16 | DType::BF16)) {
-            return Ok(());
+        match self.dtype {
+            DType::F32 | DType::F16 | DType::BF16 => Ok(()),
+            other => Err(Error::Dtype { what: what.into(), want: "f32, f16 or bf16".into(), got: other.name().into() }),
         }
-        let want = if kernels { "f32, f16 or bf16" } else { "f32" };
-        Err(Error::Dtype { what: what.into(), want: want.into(), got: self.dtype.name().into() })
     }
 
     /// Err if the element type is not `want`.

@@ -212,6 +212,11 @@ impl Checkpoint {
         Error::checkpoint(&self.path, format!("{cause}: {}{more}", wrong[..wrong.len().min(3)].join("; ")))
     }
 
+    /// Whether it has a tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// The values of a tensor of `n` elements.
     pub fn values(&self, name: &str, n: usize) -> Result<Vec<f32>> {
         match self.tensors.get(name) {

@@ -18,9 +18,13 @@ use crate::ops::adamw::{AdamWParam, AdamWRule, adamw, bias_correction};
 use crate::ops::elementwise;
 use crate::ops::ema::ema;
 use crate::ops::grad_norm::{clip_scale, grad_norm};
+use crate::ops::loss_scale::{INITIAL_SCALE, LossScaleRule, initial_state, loss_scale, scaled_seed};
 use crate::ops::sgd::{SgdParam, sgd};
 use crate::tape::{Param, Role, Tape};
 use crate::tensor::{DType, Tensor};
+
+/// Name of the loss scale's state in checkpoints.
+const LOSS_SCALE: &str = "loss_scale";
 
 /// One shape of network inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,8 @@ pub struct StageSetup {
     pub batch_norm: BatchNormMode,
     /// What of the backbone is computed again instead of being kept.
     pub recompute: Recompute,
+    /// What activations are stored in, in training.
+    pub dtype: DType,
     /// Optimizer.
     pub optimizer: OptimizerConfig,
     /// Gradient norm limit, 0 for none.
@@ -61,7 +67,7 @@ pub struct StageSetup {
 }
 
 impl StageSetup {
-    /// From a recipe's stage and the shapes found in the data.
+    /// From a recipe's stage and the shapes found in the data; activations are f32.
     pub fn new(stage: &StageConfig, train: Vec<Bucket>, eval: Vec<Bucket>, max_gt: usize) -> StageSetup {
         StageSetup {
             train,
@@ -73,6 +79,7 @@ impl StageSetup {
             frozen_stages: stage.frozen_stages,
             batch_norm: stage.batch_norm,
             recompute: stage.recompute,
+            dtype: DType::F32,
             optimizer: stage.optimizer.clone(),
             clip_grad_norm: stage.clip_grad_norm,
             ema: stage.ema,
@@ -86,7 +93,12 @@ impl StageSetup {
             BatchNormMode::Eval => NormMode::Eval,
             BatchNormMode::Frozen => NormMode::Frozen,
         };
-        BackboneMode { norm, frozen_stages: self.frozen_stages, recompute: self.recompute == Recompute::Blocks }
+        BackboneMode {
+            norm,
+            frozen_stages: self.frozen_stages,
+            recompute: self.recompute == Recompute::Blocks,
+            dtype: self.dtype,
+        }
     }
 }
 
@@ -129,6 +141,8 @@ struct Stage {
     train: Vec<Inputs>,
     eval: Vec<Inputs>,
     outputs: Detections,
+    /// State of the loss scale, where activations are f16.
+    loss_scale: Option<Tensor>,
     recordings: Recordings,
     /// Whether the weights are swapped with their average.
     swapped: bool,
@@ -214,6 +228,8 @@ impl Engine {
             masks: mask.map(|s| Tensor::zeros(&self.device, &[b, d, s, s], DType::F32)).transpose()?,
             rescaled: mask.is_none(),
         };
+        let scaled = training && setup.dtype == DType::F16;
+        let loss_scale = scaled.then(|| initial_state(&self.device, INITIAL_SCALE)).transpose()?;
         self.stage = Some(Stage {
             setup: setup.clone(),
             state,
@@ -221,6 +237,7 @@ impl Engine {
             train,
             eval,
             outputs,
+            loss_scale,
             recordings: Recordings::default(),
             swapped: false,
         });
@@ -257,16 +274,24 @@ impl Engine {
     ) -> Result<Rc<StepPlan>> {
         let device = self.device.clone();
         let stage = self.stage.as_mut().expect("engine: a step before enter_stage");
-        let (model, inputs, losses) = (&self.model, &stage.train[bucket], &mut self.losses);
+        let (model, losses) = (&self.model, &mut self.losses);
         if first {
             self.store.trainable().try_for_each(Param::clear_grad)?;
         }
         let mode = stage.setup.mode();
         let random = matches!(sampling, Sampling::Random);
         let step = Step::Train { bucket, weight: weight.to_bits(), random };
-        stage.recordings.run(&device, &self.store, step, plan, || {
-            let mut dy = Tensor::empty(&device, &[1], DType::F32)?;
-            elementwise::fill(&mut dy, weight)?;
+        let Stage { train, loss_scale, recordings, .. } = stage;
+        let inputs = &train[bucket];
+        recordings.run(&device, &self.store, step, plan, || {
+            let dy = match loss_scale {
+                Some(state) => scaled_seed(state, weight)?,
+                None => {
+                    let mut dy = Tensor::empty(&device, &[1], DType::F32)?;
+                    elementwise::fill(&mut dy, weight)?;
+                    dy
+                }
+            };
             let mut tape = Tape::training(&device, dy.clone());
             let terms = model.losses(&mut tape, inputs, mode, sampling)?;
             for (term, out) in terms.iter().zip(losses) {
@@ -298,10 +323,12 @@ impl Engine {
         self.lr.write(&[lr as f32])?;
         let device = self.device.clone();
         let stage = self.stage.as_mut().expect("engine: a step before enter_stage");
-        self.correction.write(&bias_correction(stage.setup.optimizer.betas, step))?;
+        if stage.loss_scale.is_none() {
+            self.correction.write(&bias_correction(stage.setup.optimizer.betas, step))?; // else the device counts the steps
+        }
         let (store, norm, lr, share) = (&self.store, &mut self.norm, &self.lr, &self.ema_share);
-        let correction = &self.correction;
-        let Stage { setup, state, average, recordings, .. } = stage;
+        let correction = &mut self.correction;
+        let Stage { setup, state, average, recordings, loss_scale: scaling, .. } = stage;
         recordings.run(&device, store, Step::Update, plan, || {
             let params: Vec<&Param> = store.trainable().collect();
             params.iter().try_for_each(|p| p.finish_grad())?;
@@ -310,7 +337,13 @@ impl Engine {
             let total = grad_norm(&device, &grads)?;
             elementwise::copy(norm, &total)?;
             let limit = if setup.clip_grad_norm > 0.0 { setup.clip_grad_norm } else { f32::INFINITY };
-            let scale = clip_scale(&total, limit)?;
+            let scale = match scaling {
+                Some(state) => {
+                    let (betas, rule) = (setup.optimizer.betas, LossScaleRule::default());
+                    loss_scale(norm, state, correction, betas, limit, &rule)?
+                }
+                None => clip_scale(&total, limit)?,
+            };
             optimize(&setup.optimizer, &params, &grads, state, lr, correction, &scale)?;
             if !average.is_empty() {
                 let values: Vec<Tensor> = store.all().iter().map(Param::value).collect();
@@ -321,7 +354,7 @@ impl Engine {
         })
     }
 
-    /// Norm of the gradient of the last update, before clipping.
+    /// Norm of the gradient of the last update, before clipping; not finite if f16 overflowed, and the step was skipped.
     pub fn grad_norm(&self) -> Result<f32> {
         Ok(self.norm.read::<f32>()?[0])
     }
@@ -389,7 +422,7 @@ impl Engine {
     }
 
     /// Everything that a checkpoint of this stage holds: name and tensor. Parameters, optimizer state
-    /// (`momentum.<name>`; AdamW: `exp_avg.<name>`, `exp_avg_sq.<name>`), `ema.<name>`.
+    /// (`momentum.<name>`; AdamW: `exp_avg.<name>`, `exp_avg_sq.<name>`), `ema.<name>`, `loss_scale` where activations are f16.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut v: Vec<_> = self.store.all().iter().map(|p| (p.name().to_string(), p.value())).collect();
         if let Some(stage) = &self.stage {
@@ -399,13 +432,18 @@ impl Engine {
             v.extend(
                 self.store.all().iter().zip(&stage.average).map(|(p, t)| (format!("ema.{}", p.name()), t.clone())),
             );
+            v.extend(stage.loss_scale.iter().map(|t| (LOSS_SCALE.to_string(), t.clone())));
         }
         v
     }
 
     /// Overwrites optimizer state and averages from a checkpoint: `find` gives the values of a name. Err names the first
-    /// that is missing.
-    pub fn load_optimizer(&mut self, find: impl Fn(&str, usize) -> Result<Vec<f32>>) -> Result<()> {
+    /// that is missing; but a loss scale may be missing, of a checkpoint that was trained in another precision.
+    pub fn load_optimizer(
+        &mut self,
+        has: impl Fn(&str) -> bool,
+        find: impl Fn(&str, usize) -> Result<Vec<f32>>,
+    ) -> Result<()> {
         let Some(stage) = self.stage.as_mut() else { return Ok(()) };
         for (kind, tensors) in &mut stage.state {
             for (p, t) in self.store.trainable().zip(tensors) {
@@ -414,6 +452,9 @@ impl Engine {
         }
         for (p, t) in self.store.all().iter().zip(stage.average.iter_mut()) {
             t.write(&find(&format!("ema.{}", p.name()), t.numel())?)?;
+        }
+        if let Some(t) = stage.loss_scale.as_mut().filter(|_| has(LOSS_SCALE)) {
+            t.write(&find(LOSS_SCALE, t.numel())?)?;
         }
         Ok(())
     }

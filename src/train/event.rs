@@ -97,6 +97,9 @@ pub struct Train {
     pub time_s: f64,
     /// Bytes planned for the stage.
     pub memory_bytes: usize,
+    /// Steps of the stage that the optimizer skipped because a gradient in f16 overflowed, since this process began.
+    #[serde(default)]
+    pub skipped_steps: u64,
 }
 
 /// See [`Event::Eval`].

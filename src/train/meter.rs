@@ -35,9 +35,10 @@ impl Meter {
         Meter { start: Instant::now(), images: 0, steps: 0, losses: Vec::new(), waited }
     }
 
-    /// One step.
-    pub fn add(&mut self, images: usize, losses: &[f64]) {
+    /// One step; of one that overflowed, only its images.
+    pub fn add(&mut self, images: usize, losses: Option<&[f64]>) {
         self.images += images;
+        let Some(losses) = losses else { return };
         self.steps += 1;
         self.losses.resize(losses.len(), 0.0);
         self.losses.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);

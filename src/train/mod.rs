@@ -13,6 +13,7 @@ pub mod log;
 mod meter;
 pub mod plan_report;
 pub mod plans;
+pub mod precision;
 pub mod progress;
 pub mod recipe;
 mod recipe_check;

@@ -12,7 +12,7 @@ use super::data::RunData;
 use super::engine::{Bucket, PersistentBytes};
 use super::plans::{Planner, StageContext, StagePlans};
 use super::progress::bytes;
-use super::recipe::{BatchNormMode, Precision, Recipe, StageConfig};
+use super::recipe::{BatchNormMode, Recipe, Recompute, StageConfig};
 use crate::device::{Device, LiveAtPeak, StepPlan, Target};
 use crate::error::Result;
 use crate::tape::Role;
@@ -78,8 +78,10 @@ pub struct StageReport {
     pub micro_batch: usize,
     /// Passes of an optimizer step.
     pub passes_per_step: usize,
-    /// Storage of activations.
-    pub precision: Precision,
+    /// Storage of activations in training, `auto` resolved.
+    pub precision: &'static str,
+    /// What of the backbone is computed again in the backward pass.
+    pub recompute: Recompute,
     /// What batch norm does; none in a model without.
     pub batch_norm: Option<BatchNormMode>,
     /// Images whose statistics batch norm takes; none where it takes running statistics.
@@ -223,7 +225,8 @@ impl StageReport {
             images_per_step: stage.images_per_step,
             micro_batch: stage.micro_batch,
             passes_per_step: stage.accumulate(),
-            precision: stage.precision,
+            precision: setup.dtype.name(),
+            recompute: setup.recompute,
             batch_norm,
             batch_norm_images: batch_norm.filter(|m| *m == BatchNormMode::Train).map(|_| stage.micro_batch),
             mask_runs: setup.mask_runs,
@@ -263,10 +266,13 @@ impl StepReport {
 
 /// Kind and module: the first two names of modules, or else the first of all names.
 fn group_of(row: &LiveAtPeak) -> (LiveKind, String) {
-    let mut names = row.scope.split('/').filter(|name| *name != BACKWARD);
+    let mut names = row.scope.split('/').filter(|name| ![BACKWARD, RECOMPUTE].contains(name));
     let kind = match row.workspace {
         true => LiveKind::Workspace,
-        false if row.scope.split('/').any(|name| name == BACKWARD) => LiveKind::Gradients,
+        // A forward pass that a backward pass runs again keeps activations.
+        false if row.scope.rsplit('/').take_while(|name| *name != RECOMPUTE).any(|name| name == BACKWARD) => {
+            LiveKind::Gradients
+        }
         false => LiveKind::Activations,
     };
     let module = match &*row.module {
@@ -278,6 +284,8 @@ fn group_of(row: &LiveAtPeak) -> (LiveKind, String) {
 
 /// What [`crate::tape::Tape::backward`] runs in.
 const BACKWARD: &str = "backward";
+/// What [`crate::tape::Tape::recompute`] runs again in.
+const RECOMPUTE: &str = "recompute";
 
 fn notes(target: Target) -> Vec<String> {
     let notes: &[&str] = match target {
@@ -341,7 +349,11 @@ impl fmt::Display for StageReport {
             1 => write!(f, "in one pass each")?,
             passes => write!(f, "in {passes} passes of {pass} each")?,
         }
-        write!(f, "; {}; batch norm: ", name(&self.precision))?;
+        write!(f, "; {}; ", self.precision)?;
+        if self.recompute == Recompute::Blocks {
+            write!(f, "blocks of the backbone computed twice; ")?;
+        }
+        write!(f, "batch norm: ")?;
         match self.batch_norm {
             None => write!(f, "none in this model")?,
             Some(BatchNormMode::Train) if pass < step => {

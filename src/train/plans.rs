@@ -59,8 +59,8 @@ pub struct StageContext {
     pub eval_shapes: Vec<Shape>,
 }
 
-/// What follows from recipe and data for stage `index`.
-pub fn stage_context(recipe: &Recipe, data: &RunData, index: usize) -> Result<StageContext> {
+/// What follows from recipe and data for stage `index` on a device.
+pub fn stage_context(recipe: &Recipe, data: &RunData, index: usize, device: &Device) -> Result<StageContext> {
     let stage = &recipe.stages[index];
     let options = loader_options(recipe, data, index, 0, u64::MAX);
     let (passes, shapes) = plan_batches(data.train.dataset(), &train_pipeline(stage), &options)?;
@@ -74,7 +74,7 @@ pub fn stage_context(recipe: &Recipe, data: &RunData, index: usize) -> Result<St
         }
     }
     let setup = StageSetup::new(stage, buckets(&shapes), buckets(&eval_shapes), data.max_gt);
-    let setup = StageSetup { mask_runs: options.mask_runs, ..setup };
+    let setup = StageSetup { mask_runs: options.mask_runs, dtype: stage.precision.on(device)?, ..setup };
     Ok(StageContext { setup, schedule, eval_shapes })
 }
 
@@ -126,7 +126,7 @@ impl Planner {
 
     /// Context and plans of stage `index` of a recipe, which may differ from that of [`Planner::new`] in its stages.
     pub fn stage(&mut self, recipe: &Recipe, index: usize) -> Result<(StageContext, StagePlans)> {
-        let context = stage_context(recipe, &self.data, index)?;
+        let context = stage_context(recipe, &self.data, index, self.engine.device())?;
         let plans = StagePlans::trace(&mut self.engine, &context.setup)?;
         Ok((context, plans))
     }

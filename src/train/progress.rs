@@ -293,6 +293,7 @@ mod tests {
             data_wait: 0.25,
             time_s: 3.0,
             memory_bytes: 3 << 29,
+            skipped_steps: 0,
         }
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::precision::Precision;
 use crate::models::config::ModelConfig;
 
 /// One training run, resolved: what is not in the file has its default.
@@ -255,7 +256,7 @@ impl Default for StageConfig {
             vertical_flip: 0.0,
             batch_norm: BatchNormMode::Train,
             frozen_stages: -1,
-            precision: Precision::F32,
+            precision: Precision::Auto,
             recompute: Recompute::None,
             clip_grad_norm: 0.0,
             ema: 0.0,
@@ -347,14 +348,6 @@ pub enum BatchNormMode {
     Eval,
     /// Running statistics; nothing moves.
     Frozen,
-}
-
-/// Storage type of activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// 32-bit.
-    F32,
 }
 
 /// Activations of the backbone that are not kept for the backward pass.

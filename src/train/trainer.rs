@@ -19,6 +19,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluator, Metrics};
 use crate::models::Sampling;
+use crate::tensor::DType;
 use crate::weights::{self, Origin, is_foreign};
 
 /// Least time between two lines of the log.
@@ -144,6 +145,7 @@ pub fn train(
         clock: Clock { before: meta.time_s, start: Instant::now(), waited: Duration::ZERO },
         meta,
         evaluators,
+        overflows: Overflows::default(),
     };
     let mut outcome = None;
     for index in run.meta.stage..recipe.stages.len() {
@@ -164,6 +166,33 @@ pub fn train(
     Ok(outcome)
 }
 
+/// Steps in a row that f16 may overflow in: by then a scale of 65536 has fallen to 1, and what overflows is not the scale's fault.
+const MOST_OVERFLOWS: u32 = 20;
+
+/// Steps that the optimizer skipped because a gradient in f16 was not finite.
+#[derive(Default)]
+struct Overflows {
+    /// Whether a step may be skipped.
+    allowed: bool,
+    /// In this stage of this process.
+    steps: u64,
+    in_a_row: u32,
+}
+
+impl Overflows {
+    fn of(dtype: DType) -> Overflows {
+        Overflows { allowed: dtype == DType::F16, ..Overflows::default() }
+    }
+
+    /// Counts a step by the norm of its gradient; false if it must not be as it is.
+    fn tolerates(&mut self, norm: f32) -> bool {
+        let overflow = !norm.is_finite();
+        self.steps += u64::from(overflow);
+        self.in_a_row = if overflow { self.in_a_row + 1 } else { 0 };
+        !overflow || (self.allowed && self.in_a_row <= MOST_OVERFLOWS)
+    }
+}
+
 pub(super) struct Run<'a> {
     pub(super) recipe: &'a Recipe,
     pub(super) data: &'a RunData,
@@ -173,26 +202,27 @@ pub(super) struct Run<'a> {
     pub(super) meta: Meta,
     pub(super) clock: Clock,
     pub(super) evaluators: BTreeMap<&'static str, Evaluator>,
+    overflows: Overflows,
 }
 
 impl Run<'_> {
     /// Trains one stage, from `resumed` if the checkpoint lies in it.
     fn stage(&mut self, engine: &mut Engine, index: usize, resumed: Option<&Checkpoint>) -> Result<Outcome> {
         let stage = &self.recipe.stages[index];
-        let context = stage_context(self.recipe, self.data, index)?;
+        let context = stage_context(self.recipe, self.data, index, engine.device())?;
         let plans = StagePlans::trace(&mut self.planner, &context.setup)?;
         engine.device().release_arena(); // the last stage's may be larger, and would stay beside this one's inputs
         engine.enter_stage(&context.setup)?;
         engine.device().reserve_arena(plans.arena_bytes())?;
         if let Some(c) = resumed {
-            engine.load_optimizer(|name, n| c.values(name, n))?;
+            engine.load_optimizer(|name| c.has(name), |name, n| c.values(name, n))?;
         } else {
             (self.meta.stage, self.meta.step) = (index, 0);
         }
         let total = context.schedule.total_steps();
         let stage_start = self.meta.global_step - self.meta.step;
         let later: u64 = (index + 1..self.recipe.stages.len())
-            .map(|i| stage_context(self.recipe, self.data, i).map(|c| c.schedule.total_steps()))
+            .map(|i| stage_context(self.recipe, self.data, i, engine.device()).map(|c| c.schedule.total_steps()))
             .sum::<Result<u64>>()?;
         self.observer.event(&Event::Stage(event::Stage {
             stage: stage.name.clone(),
@@ -262,6 +292,7 @@ impl Run<'_> {
     ) -> Result<&'static str> {
         let stage = &self.recipe.stages[index];
         let (total, passes) = (context.schedule.total_steps(), stage.accumulate() as u64);
+        self.overflows = Overflows::of(context.setup.dtype);
         if self.meta.evaluation_due && !self.evaluate_val(engine, index, context, plans)? {
             return Ok("interrupted");
         }
@@ -305,7 +336,9 @@ impl Run<'_> {
                     losses.push(Box::new(engine.losses_later()?));
                 } else {
                     let now = engine.losses()?;
-                    self.check_finite(self.meta.global_step, Some(engine), &now)?;
+                    if !self.overflows.allowed {
+                        self.check_finite(self.meta.global_step, Some(engine), &now)?;
+                    }
                     losses.push(Box::new(move || Ok(now)));
                 }
                 loader.recycle(batch);
@@ -399,23 +432,27 @@ impl Run<'_> {
             data_wait,
             time_s: self.clock.now(),
             memory_bytes: plans.persistent_bytes + plans.arena_bytes(),
+            skipped_steps: self.overflows.steps,
         })
     }
 
     /// Takes what a step has measured; returns the norm of its gradient.
-    fn read(&self, done: Late, meter: &mut Meter) -> Result<f32> {
+    fn read(&mut self, done: Late, meter: &mut Meter) -> Result<f32> {
         let (passes, images) = (done.losses.len() as f64, self.recipe.stages[self.meta.stage].images_per_step);
         let mut sums = vec![0.0; self.planner.loss_names().len()];
         for losses in done.losses {
             let losses = losses()?;
-            self.check_finite(done.global_step, None, &losses)?; // the weights are a step further by now
+            if !self.overflows.allowed {
+                self.check_finite(done.global_step, None, &losses)?; // the weights are a step further by now
+            }
             sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += f64::from(loss) / passes);
         }
         let norm = (done.norm)()?;
-        if !norm.is_finite() {
+        if !self.overflows.tolerates(norm) {
+            self.check_finite(done.global_step, None, &sums.iter().map(|s| *s as f32).collect::<Vec<_>>())?;
             return Err(Error::non_finite(done.global_step, "norm of the gradient".into(), norm));
         }
-        meter.add(images, &sums);
+        meter.add(images, sums.iter().all(|s| s.is_finite()).then_some(&sums[..]));
         Ok(norm)
     }
 

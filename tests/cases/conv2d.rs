@@ -209,3 +209,24 @@ fn time_follows_the_counts() {
         println!("{live} of {p} images: {:.0} ms", best * 1e3);
     }
 }
+
+/// In 16 bits: y, dx and dw are rounded once, from sums in f32; but on a GPU y is rounded before the bias is added, too, by half a unit
+/// of the product, which may be larger than y.
+#[test]
+fn sixteen_bits() {
+    for case in CASES {
+        let [n, h, w, c, o, k, stride, pad] = sizes(case);
+        in_halves_within(1.0, 0.5, |dev, halves| {
+            let mut tape = Tape::new(dev);
+            let x = tape.leaf(halves.tensor(dev, &[n, h, w, c], &uniform(1, n * h * w * c, -1.0, 1.0)));
+            let v = tape.leaf(halves.tensor(dev, &[o, k, k, c], &uniform(2, o * k * k * c, -1.0, 1.0)));
+            let b = tape.leaf(Tensor::from_slice(dev, &[o], &uniform(3, o, -1.0, 1.0))?);
+            let y = conv2d(&mut tape, &x, &v, Some(&b), stride, pad, Activation::None)?;
+            let mut out = vec![y.value().clone()];
+            let dy = halves.tensor(dev, y.shape(), &uniform(4, y.value().numel(), -1.0, 1.0));
+            let grads = tape.backward(vec![(y, dy)])?;
+            out.extend([&x, &v, &b].map(|v| grads.get(v).expect("a gradient").clone()));
+            Ok(out)
+        });
+    }
+}

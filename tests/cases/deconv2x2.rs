@@ -193,3 +193,23 @@ fn refuses() {
         assert!(error.starts_with("deconv2x2: counts"), "{error}");
     }
 }
+
+/// In 16 bits: y, dx and dw are rounded once, from sums in f32; on a GPU the rows between product and bias are rounded, too.
+#[test]
+fn sixteen_bits() {
+    for case in CASES {
+        let [r, h, w, i, o]: [usize; 5] = case.dims.try_into().unwrap();
+        in_halves_within(1.0, 1.0, |dev, halves| {
+            let mut tape = Tape::new(dev);
+            let x = tape.leaf(halves.tensor(dev, &[r, h, w, i], &uniform(1, r * h * w * i, -1.0, 1.0)));
+            let wt = tape.leaf(halves.tensor(dev, &[i, 2, 2, o], &uniform(2, 4 * i * o, -1.0, 1.0)));
+            let b = tape.leaf(Tensor::from_slice(dev, &[o], &uniform(3, o, -1.0, 1.0))?);
+            let y = deconv2x2(&mut tape, &x, &wt, Some(&b), Activation::None, None)?;
+            let mut out = vec![y.value().clone()];
+            let dy = halves.tensor(dev, y.shape(), &uniform(4, y.value().numel(), -1.0, 1.0));
+            let grads = tape.backward(vec![(y, dy)])?;
+            out.extend([&x, &wt, &b].map(|v| grads.get(v).expect("a gradient").clone()));
+            Ok(out)
+        });
+    }
+}

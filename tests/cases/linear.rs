@@ -128,3 +128,23 @@ fn refuses() {
     let error = linear(&mut tape, &x, &w, Some(&whole), Activation::None).unwrap_err().to_string();
     assert!(error.starts_with("linear: bias: want f32"), "{error}");
 }
+
+/// In 16 bits: y, dx and dw are rounded once, from sums in f32; but on a GPU y is rounded before the bias is added, too, by half a unit
+/// of the product, which may be larger than y.
+#[test]
+fn sixteen_bits() {
+    for case in CASES {
+        let [m, c, o]: [usize; 3] = case.dims.try_into().unwrap();
+        in_halves_within(1.0, 0.5, |dev, halves| {
+            let mut tape = Tape::new(dev);
+            let x = tape.leaf(halves.tensor(dev, &[m, c], &uniform(1, m * c, -1.0, 1.0)));
+            let w = tape.leaf(halves.tensor(dev, &[o, c], &uniform(2, o * c, -1.0, 1.0)));
+            let b = tape.leaf(Tensor::from_slice(dev, &[o], &uniform(3, o, -1.0, 1.0))?);
+            let y = linear(&mut tape, &x, &w, Some(&b), Activation::Relu)?;
+            let mut out = vec![y.value().clone()];
+            let grads = tape.backward(vec![(y, halves.tensor(dev, &[m, o], &uniform(4, m * o, -1.0, 1.0)))])?;
+            out.extend([&x, &w, &b].map(|v| grads.get(v).expect("a gradient").clone()));
+            Ok(out)
+        });
+    }
+}

@@ -198,7 +198,8 @@ pub fn in_halves(ulps: f64, f: impl Fn(&Device, Halves) -> Result<Vec<Tensor>>) 
 pub fn in_halves_within(ulps: f64, of_max: f64, f: impl Fn(&Device, Halves) -> Result<Vec<Tensor>>) {
     for (round, ulp) in [(DType::F16, 2f64.powi(-10)), (DType::BF16, 2f64.powi(-7))] {
         let want: Vec<_> = f(&Device::cpu(), Halves { round, store: DType::F32 }).expect("the op on the CPU");
-        for (name, devices) in gpus() {
+        let devices = gpus().into_iter().chain([("cpu", vec![Device::cpu()])]);
+        for (name, devices) in devices {
             let got = f(&devices[devices.len() - 1], Halves { round, store: round }).expect("the op");
             assert_eq!(got.len(), want.len());
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {

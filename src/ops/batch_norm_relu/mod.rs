@@ -3,7 +3,7 @@
 mod cpu;
 mod cuda;
 
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, wide};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::on_device;
@@ -62,6 +62,13 @@ pub fn batch_norm_relu(
     if let Some(r) = residual {
         r.value().expect_shape("batch_norm_relu: residual", x.shape())?;
         r.value().expect_dtype("batch_norm_relu: residual", dtype)?;
+    }
+    if wide::needed(x) {
+        let running = (running.0.clone(), running.1.clone());
+        let inputs: Vec<&Var> = [x, gamma, beta].into_iter().chain(residual).collect();
+        return wide::run(tape, &inputs, move |tape, v| {
+            batch_norm_relu(tape, &v[0], &v[1], &v[2], (&running.0, &running.1), mode, eps, v.get(3), relu)
+        });
     }
     let split = cpu::Split::new(n * h * w, c);
     let mut y = Tensor::empty(device, x.shape(), dtype)?;
@@ -175,7 +182,7 @@ impl Backward for BatchNormReluBwd {
             );
             drop(partial);
             for i in 0..2 {
-                sink.write(1 + i, &device, &[split.c], |target, add| {
+                sink.write(1 + i, &device, &[split.c], DType::F32, |target, add| {
                     on_device!(
                         &device,
                         cpu => cpu::put(target.f32s_mut(), &both.f32s()[i * split.c..][..split.c], add),

@@ -3,7 +3,7 @@
 mod cpu;
 mod cuda;
 
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, wide};
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -44,6 +44,9 @@ pub fn concat_rows(tape: &mut Tape, inputs: &[&Var], width: usize) -> Result<Var
             });
         }
         rows.push(an_image / width);
+    }
+    if wide::needed(inputs[0]) {
+        return wide::run(tape, inputs, move |tape, v| concat_rows(tape, &v.iter().collect::<Vec<_>>(), width));
     }
     let total: usize = rows.iter().sum();
     let mut y = Tensor::empty(&device, &[n, total, width], dtype)?;

@@ -12,7 +12,7 @@ mod winograd;
 mod winograd_weights;
 
 use super::live::Live;
-use super::{Gradient, OpInfo, bias};
+use super::{Gradient, OpInfo, bias, wide};
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
@@ -88,8 +88,8 @@ fn of_live(
     let _op = device.enter("conv2d");
     let [n, h, wd, c] = x.value().dims("conv2d: x")?;
     let [o, kh, kw, wc] = w.value().dims("conv2d: w")?;
-    x.value().expect_dtype("conv2d: x", DType::F32)?;
-    w.value().expect_dtype("conv2d: w", DType::F32)?;
+    x.value().expect_float("conv2d: x")?;
+    w.value().expect_dtype("conv2d: w", x.value().dtype())?;
     if wc != c {
         return Err(Error::Shape { what: "conv2d: w".into(), want: format!("[O,KH,KW,{c}]"), got: w.shape().to_vec() });
     }
@@ -103,9 +103,15 @@ fn of_live(
             format!("a {kh}x{kw} kernel with stride {stride_px} and padding {pad} does not fit a {h}x{wd} map"),
         ));
     }
+    if wide::needed(x) {
+        let inputs: Vec<&Var> = [x, w].into_iter().chain(bias).collect();
+        return wide::run(tape, &inputs, move |tape, v| {
+            of_live(tape, &v[0], &v[1], v.get(2), (stride_px, pad), activation, live.clone())
+        });
+    }
     let s = ConvShape { n, h, w: wd, c, o, kh, kw, stride: stride_px, pad };
     let relu = activation == Activation::Relu;
-    let mut y = Tensor::empty(&device, &[n, s.oh(), s.ow(), o], DType::F32)?;
+    let mut y = Tensor::empty(&device, &[n, s.oh(), s.ow(), o], x.value().dtype())?;
     {
         let mut ws = Tensor::empty(
             &device,
@@ -149,7 +155,7 @@ impl Backward for Conv2dBwd {
         let device = dy.device().clone();
         let dy = super::relu_gradient(dy, y, &live)?;
         bias::write_gradient(sink, 2, &dy, s.m(), s.o, &live)?;
-        sink.write(1, &device, w.shape(), |dw, accumulate| {
+        sink.write(1, &device, w.shape(), w.dtype(), |dw, accumulate| {
             let mut ws = Tensor::empty(
                 &device,
                 &[cuda::workspace(device.target(), || live::backward_weights_workspace(&s, &live))],
@@ -162,9 +168,9 @@ impl Backward for Conv2dBwd {
             );
             Ok(())
         })?;
-        let shape = x.shape().to_vec();
+        let (shape, dtype) = (x.shape().to_vec(), x.dtype());
         drop(x); // may be the last reference: its memory can serve dx
-        sink.write(0, &device, &shape, |dx, _| {
+        sink.write(0, &device, &shape, dtype, |dx, _| {
             let mut ws = Tensor::empty(
                 &device,
                 &[cuda::workspace(device.target(), || live::backward_data_workspace(&s, &live))],

@@ -7,7 +7,7 @@ use super::Shape;
 use crate::device::gpu::{Grid, Pass, dim_u32};
 use crate::error::Result;
 use crate::ops::linear;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 const THREADS: u32 = 256;
 
@@ -30,8 +30,8 @@ impl Params {
 }
 
 /// One thread a 16-byte vector.
-fn grid(s: &Shape) -> Grid {
-    Grid::stride((4 * s.m() * s.o).div_ceil(4), THREADS)
+fn grid(s: &Shape, element_bytes: usize) -> Grid {
+    Grid::stride((4 * s.m() * s.o * element_bytes).div_ceil(16), THREADS)
 }
 
 /// One of the products of rows `[M,4·O]`, pixels `[M,I]` and wt `[I,4·O]`, as those of a linear layer from rows to pixels.
@@ -60,16 +60,16 @@ pub(super) fn forward(
     product(Pass::Data, rows, false, x, wt, ws, s)?;
     let device = y.device().clone();
     let params = Params::new(s, relu)?;
-    let k = device.gpu().kernel("deconv2x2_fwd", DType::F32).out(y).arg(rows).opt(bias).params(&params);
+    let k = device.gpu().kernel("deconv2x2_fwd", y.dtype()).out(y).arg(rows).opt(bias).params(&params);
     // SAFETY: deconv2x2_fwd(y, rows, bias, params): y [R,2H,2W,O] and rows [M,4·O] have as many elements, bias O or null (mod.rs).
-    unsafe { k.launch(grid(s)) }
+    unsafe { k.launch(grid(s, y.dtype().bytes())) }
 }
 
 /// `rows` from dy, 0 where y is clamped.
 pub(super) fn rows_of(rows: &mut Tensor, dy: &Tensor, y: Option<&Tensor>, s: &Shape) -> Result<()> {
     let device = dy.device().clone();
     let params = Params::new(s, y.is_some())?;
-    let k = device.gpu().kernel("deconv2x2_bwd", DType::F32).out(rows).arg(dy).opt(y).params(&params);
+    let k = device.gpu().kernel("deconv2x2_bwd", dy.dtype()).out(rows).arg(dy).opt(y).params(&params);
     // SAFETY: deconv2x2_bwd(rows, dy, y, params): all have 4·M·O elements, y may be null (the tape and mod.rs).
-    unsafe { k.launch(grid(s)) }
+    unsafe { k.launch(grid(s, dy.dtype().bytes())) }
 }

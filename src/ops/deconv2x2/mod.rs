@@ -5,7 +5,7 @@ mod cuda;
 
 use super::conv2d::{Activation, ConvShape};
 use super::live::Live;
-use super::{Gradient, OpInfo, bias, conv2d, linear};
+use super::{Gradient, OpInfo, bias, conv2d, linear, wide};
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
@@ -66,8 +66,8 @@ pub fn deconv2x2(
     let _op = device.enter("deconv2x2");
     let [r, h, w, i] = x.value().dims("deconv2x2: x")?;
     let [_, _, _, o] = wt.value().dims("deconv2x2: wt")?;
-    x.value().expect_dtype("deconv2x2: x", DType::F32)?;
-    wt.value().expect_dtype("deconv2x2: wt", DType::F32)?;
+    x.value().expect_float("deconv2x2: x")?;
+    wt.value().expect_dtype("deconv2x2: wt", x.value().dtype())?;
     wt.value().expect_shape("deconv2x2: wt", &[i, 2, 2, o])?;
     if i == 0 {
         return Err(Error::value("deconv2x2", "x has no channels"));
@@ -76,12 +76,20 @@ pub fn deconv2x2(
         b.value().expect_shape("deconv2x2: bias", &[o])?;
         b.value().expect_dtype("deconv2x2: bias", DType::F32)?;
     }
+    if wide::needed(x) {
+        let counts = counts.cloned();
+        let inputs: Vec<&Var> = [x, wt].into_iter().chain(bias).collect();
+        return wide::run(tape, &inputs, move |tape, v| {
+            deconv2x2(tape, &v[0], &v[1], v.get(2), activation, counts.as_ref())
+        });
+    }
     let live = Live::new("deconv2x2: counts", counts, r)?;
     let s = Shape { r, h, w, i, o };
     let relu = activation == Activation::Relu;
-    let mut y = Tensor::empty(&device, &[r, 2 * h, 2 * w, o], DType::F32)?;
+    let dtype = x.value().dtype();
+    let mut y = Tensor::empty(&device, &[r, 2 * h, 2 * w, o], dtype)?;
     {
-        let mut rows = Tensor::empty(&device, &[if device.runs_kernels() { s.m() } else { 0 }, 4 * o], DType::F32)?;
+        let mut rows = Tensor::empty(&device, &[if device.runs_kernels() { s.m() } else { 0 }, 4 * o], dtype)?;
         let len = linear::cuda::workspace(device.target(), || {
             if device.runs_kernels() { cpu::product_workspace(&s) } else { cpu::forward_workspace(&s, &live) }
         });
@@ -125,7 +133,7 @@ impl Backward for Deconv2x2Bwd {
         let dy = if device.runs_kernels() { rows_of(dy, y, &s)? } else { super::relu_gradient(dy, y, &live)? };
         bias::write_gradient(sink, 2, &dy, 4 * s.m(), s.o, &live)?;
         let adjoint = s.adjoint();
-        sink.write(1, &device, wt.shape(), |dw, accumulate| {
+        sink.write(1, &device, wt.shape(), wt.dtype(), |dw, accumulate| {
             let len = linear::cuda::workspace(device.target(), || {
                 if device.runs_kernels() {
                     linear::cpu::backward_weights_workspace(&s.linear())
@@ -143,9 +151,9 @@ impl Backward for Deconv2x2Bwd {
             );
             Ok(())
         })?;
-        let shape = x.shape().to_vec();
+        let (shape, dtype) = (x.shape().to_vec(), x.dtype());
         drop(x); // may be the last reference: its memory can serve dx
-        sink.write(0, &device, &shape, |dx, _| {
+        sink.write(0, &device, &shape, dtype, |dx, _| {
             let len = linear::cuda::workspace(device.target(), || {
                 if device.runs_kernels() {
                     linear::cpu::forward_workspace(&s.linear())
@@ -168,7 +176,7 @@ impl Backward for Deconv2x2Bwd {
 
 /// On a GPU: dy behind the ReLU, the four pixels of each pixel of x in a row.
 fn rows_of(dy: Tensor, y: Option<Tensor>, s: &Shape) -> Result<Tensor> {
-    let mut rows = Tensor::empty(dy.device(), &[s.m(), 4 * s.o], DType::F32)?;
+    let mut rows = Tensor::empty(dy.device(), &[s.m(), 4 * s.o], dy.dtype())?;
     on_device!(
         dy.device(),
         cpu => unreachable!("deconv2x2: {s:?} as rows on the CPU"),

@@ -3,7 +3,7 @@
 mod cpu;
 mod cuda;
 
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, wide};
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -45,6 +45,10 @@ pub fn drop_path(tape: &mut Tape, x: &Var, branch: &Var, rate: f32, layer: u32, 
     branch.value().expect_dtype("drop_path: branch", x.value().dtype())?;
     if !(0.0..1.0).contains(&rate) {
         return Err(Error::value("drop_path", format!("rate is {rate}: want 0 or more, and less than 1")));
+    }
+    if wide::needed(x) {
+        let key = key.cloned();
+        return wide::run(tape, &[x, branch], move |tape, v| drop_path(tape, &v[0], &v[1], rate, layer, key.as_ref()));
     }
     let drop = match (rate > 0.0, key) {
         (false, _) => None,

@@ -16,7 +16,7 @@ pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
     x.expect_shape("add_assign", y.shape())?;
     x.expect_float("add_assign")?;
     y.expect_dtype("add_assign", x.dtype())?;
-    on_device!(x.device(), cpu => cpu::add_assign(y.f32s_mut(), x.f32s()), cuda => cuda::add_assign(y, x));
+    on_device!(x.device(), cpu => cpu::add_assign(y, x), cuda => cuda::add_assign(y, x));
     Ok(())
 }
 
@@ -25,14 +25,14 @@ pub fn copy(y: &mut Tensor, x: &Tensor) -> Result<()> {
     x.expect_shape("copy", y.shape())?;
     x.expect_float("copy")?;
     y.expect_dtype("copy", x.dtype())?;
-    on_device!(x.device(), cpu => cpu::copy(y.f32s_mut(), x.f32s()), cuda => cuda::copy(y, x));
+    on_device!(x.device(), cpu => cpu::copy(y, x), cuda => cuda::copy(y, x));
     Ok(())
 }
 
 /// `y = value`, a float.
 pub fn fill(y: &mut Tensor, value: f32) -> Result<()> {
     y.expect_float("fill")?;
-    on_device!(y.device().clone(), cpu => cpu::fill(y.f32s_mut(), value), cuda => cuda::fill(y, value));
+    on_device!(y.device().clone(), cpu => cpu::fill(y, value), cuda => cuda::fill(y, value));
     Ok(())
 }
 
@@ -47,7 +47,7 @@ pub fn copy_i32(y: &mut Tensor, x: &Tensor) -> Result<()> {
 /// `y *= factor`, a float.
 pub fn scale(y: &mut Tensor, factor: f32) -> Result<()> {
     y.expect_float("scale")?;
-    on_device!(y.device().clone(), cpu => cpu::scale(y.f32s_mut(), factor), cuda => cuda::scale(y, factor));
+    on_device!(y.device().clone(), cpu => cpu::scale(y, factor), cuda => cuda::scale(y, factor));
     Ok(())
 }
 

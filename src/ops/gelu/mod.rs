@@ -3,7 +3,7 @@
 mod cpu;
 mod cuda;
 
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, wide};
 use crate::error::Result;
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -24,6 +24,9 @@ pub fn gelu(tape: &mut Tape, x: &Var) -> Result<Var> {
     let device = x.device();
     let _op = device.enter("gelu");
     x.value().expect_float("gelu: x")?;
+    if wide::needed(x) {
+        return wide::run(tape, &[x], move |tape, v| gelu(tape, &v[0]));
+    }
     let mut y = Tensor::empty(device, x.shape(), x.value().dtype())?;
     on_device!(
         device,

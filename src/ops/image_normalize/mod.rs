@@ -3,6 +3,7 @@
 mod cpu;
 mod cuda;
 
+use super::cast::cast;
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
 use crate::on_device;
@@ -40,6 +41,10 @@ pub fn image_normalize(
     sizes.expect_dtype("image_normalize: sizes", DType::F32)?;
     if std.iter().any(|s| s.is_nan() || *s <= 0.0) {
         return Err(Error::value("image_normalize", format!("standard deviations must be positive, got {std:?}")));
+    }
+    if dtype != DType::F32 && !device.runs_kernels() {
+        let y = image_normalize(tape, images, sizes, mean, std, DType::F32)?;
+        return cast(tape, &y, dtype);
     }
     let mut y = Tensor::empty(device, images.shape(), dtype)?;
     y.expect_float("image_normalize: y")?;

@@ -3,7 +3,7 @@
 mod cpu;
 mod cuda;
 
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, wide};
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -33,6 +33,9 @@ pub fn layer_norm(tape: &mut Tape, x: &Var, gamma: &Var, beta: &Var, eps: f32) -
     }
     if eps.is_nan() || eps < 0.0 {
         return Err(Error::value("layer_norm", format!("eps is {eps}: want 0 or more, usually 1e-5")));
+    }
+    if wide::needed(x) {
+        return wide::run(tape, &[x, gamma, beta], move |tape, v| layer_norm(tape, &v[0], &v[1], &v[2], eps));
     }
     let m = if c == 0 { 0 } else { rows.iter().product() };
     let mut y = Tensor::empty(device, x.shape(), x.value().dtype())?;
@@ -84,7 +87,7 @@ impl Backward for LayerNormBwd {
             cuda => cuda::backward(dx.as_mut(), &mut partial, dy.as_ref(), &x, &gamma, &stats),
         );
         for i in 0..2 {
-            sink.write(1 + i, device, &[c], |target, add| {
+            sink.write(1 + i, device, &[c], DType::F32, |target, add| {
                 on_device!(
                     device,
                     cpu => cpu::fold(target.f32s_mut(), partial.f32s(), i, add),

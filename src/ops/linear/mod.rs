@@ -5,7 +5,7 @@ pub(super) mod cuda;
 
 use super::conv2d::Activation;
 use super::live::Live;
-use super::{Gradient, OpInfo, bias};
+use super::{Gradient, OpInfo, bias, wide};
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
@@ -49,8 +49,8 @@ fn rows(
     let device = x.device().clone();
     let _op = device.enter("linear");
     let [o, c] = w.value().dims("linear: w")?;
-    x.value().expect_dtype("linear: x", DType::F32)?;
-    w.value().expect_dtype("linear: w", DType::F32)?;
+    x.value().expect_float("linear: x")?;
+    w.value().expect_dtype("linear: w", x.value().dtype())?;
     let m = if x.shape().is_empty() { 0 } else { leading.iter().product() };
     if x.value().numel() != m * c || x.shape()[leading.len()..].iter().product::<usize>() != c {
         return Err(Error::Shape { what: "linear: x".into(), want: format!("[M,{c}]"), got: x.shape().to_vec() });
@@ -59,8 +59,14 @@ fn rows(
         b.value().expect_shape("linear: bias", &[o])?;
         b.value().expect_dtype("linear: bias", DType::F32)?;
     }
+    if wide::needed(x) {
+        let (inputs, depth): (Vec<&Var>, _) = ([x, w].into_iter().chain(bias).collect(), leading.len());
+        return wide::run(tape, &inputs, move |tape, v| {
+            rows(tape, &v[0], &v[1], v.get(2), activation, &v[0].shape()[..depth])
+        });
+    }
     let relu = activation == Activation::Relu;
-    let mut y = Tensor::empty(&device, &[leading, &[o]].concat(), DType::F32)?;
+    let mut y = Tensor::empty(&device, &[leading, &[o]].concat(), x.value().dtype())?;
     let s = LinearShape { m, n: o, k: c };
     {
         let mut ws =
@@ -99,7 +105,7 @@ impl Backward for LinearBwd {
         let live = Live::all(s.m);
         let dy = super::relu_gradient(dy, y, &live)?;
         bias::write_gradient(sink, 2, &dy, s.m, s.n, &live)?;
-        sink.write(1, &device, &[s.n, s.k], |dw, accumulate| {
+        sink.write(1, &device, &[s.n, s.k], w.dtype(), |dw, accumulate| {
             let mut ws = Tensor::empty(
                 &device,
                 &[cuda::workspace(device.target(), || cpu::backward_weights_workspace(&s))],
@@ -112,9 +118,9 @@ impl Backward for LinearBwd {
             );
             Ok(())
         })?;
-        let shape = x.shape().to_vec();
+        let (shape, dtype) = (x.shape().to_vec(), x.dtype());
         drop(x);
-        sink.write(0, &device, &shape, |dx, _| {
+        sink.write(0, &device, &shape, dtype, |dx, _| {
             let mut ws = Tensor::empty(
                 &device,
                 &[cuda::workspace(device.target(), || cpu::backward_data_workspace(&s))],

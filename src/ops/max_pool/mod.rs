@@ -3,7 +3,7 @@
 mod cpu;
 mod cuda;
 
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, wide};
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -56,6 +56,9 @@ pub fn max_pool(tape: &mut Tape, x: &Var, k: usize, stride_px: usize, pad: usize
     x.value().expect_float("max_pool: x")?;
     if stride_px == 0 || k == 0 || k > 15 || 2 * pad > k {
         return Err(Error::value("max_pool", format!("window {k}, stride {stride_px}, pad {pad} cannot be used")));
+    }
+    if wide::needed(x) {
+        return wide::run(tape, &[x], move |tape, v| max_pool(tape, &v[0], k, stride_px, pad));
     }
     let s = PoolShape { n, h, w, c, k, stride: stride_px, pad };
     let shape = [s.n, s.oh(), s.ow(), s.c];

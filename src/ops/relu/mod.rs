@@ -4,7 +4,7 @@ mod cpu;
 mod cuda;
 
 use super::live::Live;
-use super::{Gradient, OpInfo, relu_gradient};
+use super::{Gradient, OpInfo, relu_gradient, wide};
 use crate::error::Result;
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -25,6 +25,9 @@ pub fn relu(tape: &mut Tape, x: &Var) -> Result<Var> {
     let device = x.device();
     let _op = device.enter("relu");
     x.value().expect_float("relu: x")?;
+    if wide::needed(x) {
+        return wide::run(tape, &[x], move |tape, v| relu(tape, &v[0]));
+    }
     let mut y = Tensor::empty(device, x.shape(), x.value().dtype())?;
     on_device!(
         device,

@@ -6,7 +6,7 @@ mod cuda;
 mod tests;
 
 use self::cpu::{LevelShape, Rois};
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, wide};
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -116,6 +116,12 @@ pub fn roi_align(
     valid.expect_shape("roi_align: valid", &[n, s])?;
     valid.expect_dtype("roi_align: valid", DType::I32)?;
 
+    if wide::needed(first) {
+        let (strides_px, rois, valid) = (strides_px.to_vec(), rois.clone(), valid.clone());
+        return wide::run(tape, levels, move |tape, v| {
+            roi_align(tape, &v.iter().collect::<Vec<_>>(), &strides_px, &rois, &valid, p)
+        });
+    }
     let saved = RoiAlignBwd { shapes, rois: rois.clone(), valid: valid.clone(), n, c, p };
     let mut y = Tensor::empty(tape.device(), &[n * s, p.ph, p.pw, c], dtype)?;
     on_device!(

@@ -3,7 +3,7 @@
 mod cpu;
 mod cuda;
 
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, wide};
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -59,6 +59,12 @@ pub fn select_linear(tape: &mut Tape, x: &Var, w: &Var, b: &Var, label: &Tensor)
     b.value().expect_dtype("select_linear: b", DType::F32)?;
     label.expect_shape("select_linear: label", &rows[..1])?;
     label.expect_dtype("select_linear: label", DType::I32)?;
+    if wide::needed(x) {
+        let label = label.clone();
+        return wide::run_to(tape, &[x, w, b], DType::F32, move |tape, v| {
+            select_linear(tape, &v[0], &v[1], &v[2], &label)
+        });
+    }
     let s = Shape { r: rows[0], m: rows[1..].iter().product(), c, k };
     let mut y = Tensor::empty(&device, rows, DType::F32)?;
     on_device!(
@@ -102,7 +108,7 @@ impl Backward for SelectLinearBwd {
                 cuda => cuda::partial_sums(&mut w_sums, &mut b_sums, &dy, &x, &label, &s),
             );
             for (i, shape, sums) in [(1, &[s.k, s.c][..], &w_sums), (2, &[s.k], &b_sums)] {
-                sink.write(i, &device, shape, |d, accumulate| {
+                sink.write(i, &device, shape, DType::F32, |d, accumulate| {
                     on_device!(
                         &device,
                         cpu => cpu::fold(d.f32s_mut(), accumulate, sums.f32s(), label.i32s(), &s),

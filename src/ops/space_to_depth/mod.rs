@@ -3,7 +3,7 @@
 mod cpu;
 mod cuda;
 
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, wide};
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -57,6 +57,9 @@ pub fn space_to_depth(tape: &mut Tape, x: &Var, k: usize) -> Result<Var> {
     let (oh, ow) = s.blocks();
     let channels =
         c.checked_mul(k * k).ok_or_else(|| Error::value("space_to_depth", format!("{c} channels are too many")))?;
+    if wide::needed(x) {
+        return wide::run(tape, &[x], move |tape, v| space_to_depth(tape, &v[0], k));
+    }
     let mut y = Tensor::empty(device, &[n, oh, ow, channels], x.value().dtype())?;
     on_device!(
         device,

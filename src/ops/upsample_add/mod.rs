@@ -3,7 +3,7 @@
 mod cpu;
 mod cuda;
 
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, wide};
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};
@@ -43,6 +43,9 @@ pub fn upsample_add(tape: &mut Tape, top: &Var, lateral: &Var) -> Result<Var> {
     lateral.value().expect_dtype("upsample_add: lateral", top.value().dtype())?;
     if h * w > 0 && ht * wt == 0 {
         return Err(Error::value("upsample_add", format!("a top of {ht}×{wt} cells has nothing to give to {h}×{w}")));
+    }
+    if wide::needed(top) {
+        return wide::run(tape, &[top, lateral], move |tape, v| upsample_add(tape, &v[0], &v[1]));
     }
     let s = UpsampleShape { n, ht, wt, h, w, c };
     let mut y = Tensor::empty(device, lateral.shape(), top.value().dtype())?;

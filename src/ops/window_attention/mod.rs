@@ -3,7 +3,7 @@
 mod cpu;
 mod cuda;
 
-use super::{Gradient, OpInfo};
+use super::{Gradient, OpInfo, wide};
 use crate::device::windows::Windows;
 use crate::error::{Error, Result};
 use crate::on_device;
@@ -78,6 +78,11 @@ pub fn window_attention(
     let device = qkv.device().clone();
     let _op = device.enter("window_attention");
     let s = check(qkv.value(), qkv_bias.value(), bias_table.value(), how)?;
+    if wide::needed(qkv) {
+        return wide::run(tape, &[qkv, qkv_bias, bias_table], move |tape, v| {
+            window_attention(tape, &v[0], &v[1], &v[2], how)
+        });
+    }
     let Windows { n, h, w, .. } = s.windows;
     let mut y = Tensor::empty(&device, &[n, h, w, s.c], qkv.value().dtype())?;
     // Evaluation needs no statistics.
@@ -180,7 +185,7 @@ impl Backward for WindowAttentionBwd {
         drop((dy, qkv, y, lse));
         sink.add(0, dqkv)?;
         if s.windows.padded() {
-            sink.write(1, &device, &[3 * s.c], |out, accumulate| {
+            sink.write(1, &device, &[3 * s.c], DType::F32, |out, accumulate| {
                 on_device!(
                     &device,
                     cpu => cpu::fold_bias(out.f32s_mut(), accumulate, partial.f32s(), &s),
@@ -189,7 +194,7 @@ impl Backward for WindowAttentionBwd {
                 Ok(())
             })?;
         }
-        sink.write(2, &device, &[s.table_rows(), s.heads], |out, accumulate| {
+        sink.write(2, &device, &[s.table_rows(), s.heads], DType::F32, |out, accumulate| {
             on_device!(
                 &device,
                 cpu => cpu::fold_table(out.f32s_mut(), accumulate, partial.f32s(), &s),

@@ -79,6 +79,7 @@ impl Engine {
             }
             // Taken apart: a new field is asked for here.
             let Detections { boxes, scores, classes, masks, rescaled: _ } = &stage.outputs;
+            parts.scalars += stage.loss_scale.as_ref().map_or(0, Tensor::bytes);
             parts.outputs = sum([boxes, scores, classes].into_iter().chain(masks).map(Tensor::bytes));
         }
         parts

@@ -43,6 +43,8 @@ const OLDEST: (c_int, c_int) = images::OLDEST;
 pub struct Cuda {
     device: sys::CUdevice,
     name: String,
+    /// Of the compute capability.
+    major: c_int,
     stream: sys::CUstream,
     staging: Staging,
     modules: RefCell<HashMap<usize, sys::CUmodule>>,
@@ -170,7 +172,8 @@ impl Cuda {
             return Err(device_error(format!("no device cuda:{index}: {has}")));
         }
         let device = result::device::get(index as c_int).map_err(|e| error_of("cuDeviceGet", e))?;
-        check_capability(index, capability(device)?)?;
+        let (major, minor) = capability(device)?;
+        check_capability(index, (major, minor))?;
         // SAFETY: the device is valid; the primary context is retained once and released by the driver at exit.
         let stream = unsafe {
             let context = result::primary_ctx::retain(device).map_err(|e| error_of("cuDevicePrimaryCtxRetain", e))?;
@@ -182,6 +185,7 @@ impl Cuda {
         };
         Ok(Cuda {
             device,
+            major,
             name: format!("cuda:{index} ({})", describe_device(index)?),
             stream,
             staging: Staging::new(stream)?,
@@ -191,6 +195,11 @@ impl Cuda {
             dnn: dnn::Dnn::new(stream)?,
             blas: blas::Blas::new()?,
         })
+    }
+
+    /// Whether it computes in bf16.
+    pub fn has_bf16(&self) -> bool {
+        self.major >= 8
     }
 
     /// Free and total bytes of the device.

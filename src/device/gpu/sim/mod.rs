@@ -20,6 +20,9 @@ use rayon::prelude::*;
 
 use super::launch::Args;
 use super::{Driver, Graph, Grid, Later, Target};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 use block::{Job, Runner};
@@ -100,7 +103,8 @@ impl Sim {
         Sim { seed, launches: Cell::new(0), live: RefCell::default(), recording: RefCell::new(None) }
     }
 
-    /// Runs (or records) a product of the CPU in stream order, what a GPU leaves to a library: `f(out, a, b, workspace)`.
+    /// Runs (or records) a product of the CPU in stream order, what a GPU leaves to a library: `f(out, a, b, workspace)`. Of 16-bit
+    /// floats it is computed in f32 and rounded once, as the libraries do.
     pub fn product(
         &self,
         out: &mut Tensor,
@@ -113,7 +117,14 @@ impl Sim {
         let (out, a, b, ws) = (Slice::of(out), Slice::of(a), Slice::of(b), Slice::of(ws));
         // SAFETY: memory of this device, kept by the arena while a step that holds it can run; out and ws are nobody else's
         // (asserted above).
-        let run = move || unsafe { f(out.write(), a.read(), b.read(), ws.write()) };
+        let run = move || unsafe {
+            if out.dtype == DType::F32 {
+                return f(out.write(), a.read(), b.read(), ws.write());
+            }
+            let mut wide = out.widened();
+            f(&mut wide, &a.widened(), &b.widened(), ws.write());
+            out.round(&wide);
+        };
         match self.recording.borrow_mut().as_mut() {
             Some(work) => work.push(Work::Host(Box::new(run))),
             None => run(),
@@ -294,27 +305,66 @@ impl Driver for Sim {
 /// The numbers of a tensor of the simulated device, by address: a recorded product runs more than once.
 #[derive(Clone, Copy)]
 struct Slice {
-    ptr: *mut f32,
+    ptr: *mut u8,
     len: usize,
+    dtype: DType,
 }
 
 impl Slice {
     fn of(t: &Tensor) -> Slice {
-        assert_eq!(t.dtype(), DType::F32, "sim: a product of another type");
-        Slice { ptr: t.address() as *mut f32, len: t.numel() }
+        assert!(t.expect_float("").is_ok(), "sim: a product of {t:?}");
+        Slice { ptr: t.address() as *mut u8, len: t.numel(), dtype: t.dtype() }
     }
 
     /// # Safety
-    /// The memory is there, and nobody writes to it meanwhile.
+    /// The memory is there and holds f32, and nobody writes to it meanwhile.
     unsafe fn read<'a>(self) -> &'a [f32] {
         // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
+        unsafe { self.slice() }
     }
 
     /// # Safety
     /// As [`Slice::read`], and nobody else reads it meanwhile.
     unsafe fn write<'a>(self) -> &'a mut [f32] {
         // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr, self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.cast(), self.len) }
+    }
+
+    /// # Safety
+    /// The memory is there and holds elements of `T`, and nobody writes to it meanwhile.
+    unsafe fn slice<'a, T>(self) -> &'a [T] {
+        // SAFETY: the caller's promise; the arena's buffers begin at multiples of 64 bytes.
+        unsafe { std::slice::from_raw_parts(self.ptr.cast(), self.len) }
+    }
+
+    /// A copy as f32.
+    ///
+    /// # Safety
+    /// The memory is there, and nobody writes to it meanwhile.
+    unsafe fn widened(self) -> Vec<f32> {
+        // SAFETY: the caller's promise, and the element type is looked at.
+        unsafe {
+            match self.dtype {
+                DType::F16 => self.slice::<f16>().iter().map(|v| v.to_f32()).collect(),
+                DType::BF16 => self.slice::<bf16>().iter().map(|v| v.to_f32()).collect(),
+                _ => self.read().to_vec(),
+            }
+        }
+    }
+
+    /// Overwrites 16-bit floats.
+    ///
+    /// # Safety
+    /// As [`Slice::write`].
+    unsafe fn round(self, values: &[f32]) {
+        // SAFETY: the caller's promise, and the element type is looked at.
+        unsafe {
+            match self.dtype {
+                DType::F16 => {
+                    std::slice::from_raw_parts_mut(self.ptr.cast::<f16>(), self.len).convert_from_f32_slice(values)
+                }
+                _ => std::slice::from_raw_parts_mut(self.ptr.cast::<bf16>(), self.len).convert_from_f32_slice(values),
+            }
+        }
     }
 }

@@ -1,0 +1,39 @@
+//! f16 and bf16 on the CPU: ops are computed in f32 and what they give is stored in 16 bits. Kernels have their own 16-bit
+//! variants.
+//!
+//! It is there so that a run in half precision can be tested, planned and looked at without a GPU; it saves memory, not time.
+
+use super::cast::cast;
+use crate::error::Result;
+use crate::tape::{Tape, Var};
+use crate::tensor::DType;
+
+/// Whether an op on x must go through [`run`].
+pub(super) fn needed(x: &Var) -> bool {
+    matches!(x.value().dtype(), DType::F16 | DType::BF16) && !x.device().runs_kernels()
+}
+
+/// `f` of the inputs in f32, its output rounded to the type of the first. Kept for the backward pass are the inputs as they are: it
+/// makes them f32 again, and runs `f` again ([`Tape::recompute`]).
+pub(super) fn run(
+    tape: &mut Tape,
+    inputs: &[&Var],
+    f: impl Fn(&mut Tape, &[Var]) -> Result<Var> + 'static,
+) -> Result<Var> {
+    run_to(tape, inputs, inputs[0].value().dtype(), f)
+}
+
+/// As [`run`], with an output of another type.
+pub(super) fn run_to(
+    tape: &mut Tape,
+    inputs: &[&Var],
+    dtype: DType,
+    f: impl Fn(&mut Tape, &[Var]) -> Result<Var> + 'static,
+) -> Result<Var> {
+    tape.recompute(inputs, move |tape, inputs| {
+        let wide = inputs.iter().map(|v| cast(tape, v, DType::F32)).collect::<Result<Vec<_>>>()?;
+        let y = f(tape, &wide)?;
+        drop(wide);
+        cast(tape, &y, dtype)
+    })
+}

@@ -1,0 +1,58 @@
+//! What a stage's activations are stored in.
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::tensor::DType;
+
+/// Storage type of activations in training. Weights, normalisation statistics, losses, boxes and evaluations are f32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// The best that the device is fast at: bf16 from compute capability 8.0 on, f16 on older GPUs, f32 on the CPU.
+    Auto,
+    /// 32-bit.
+    F32,
+    /// IEEE half, with a dynamic loss scale.
+    F16,
+    /// bfloat16: f32's range, so that no loss scale is needed.
+    Bf16,
+}
+
+impl Precision {
+    /// The type on a device.
+    ///
+    /// Errors: `Device` if the device cannot compute in it.
+    pub fn on(self, device: &Device) -> Result<DType> {
+        let best = device.best_float();
+        match self {
+            Precision::Auto => Ok(best),
+            Precision::F32 => Ok(DType::F32),
+            Precision::F16 => Ok(DType::F16),
+            // A GPU whose best is f16 has no bf16.
+            Precision::Bf16 if best == DType::F16 => Err(Error::Device {
+                what: format!("{device:?}"),
+                message: "has no bf16, which needs compute capability 8.0: set precision = \"f16\" or \"auto\"".into(),
+            }),
+            Precision::Bf16 => Ok(DType::BF16),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Target;
+
+    #[test]
+    fn auto_is_f32_without_a_gpu_and_bf16_where_one_is_planned_for() {
+        for device in [Device::cpu(), Device::plan()] {
+            assert_eq!(Precision::Auto.on(&device).unwrap(), DType::F32);
+            assert_eq!(Precision::F16.on(&device).unwrap(), DType::F16);
+            assert_eq!(Precision::Bf16.on(&device).unwrap(), DType::BF16);
+        }
+        assert_eq!(Precision::Auto.on(&Device::plan_for(Target::Cuda)).unwrap(), DType::BF16);
+        assert_eq!(Precision::F32.on(&Device::plan_for(Target::Cuda)).unwrap(), DType::F32);
+    }
+}

@@ -5,12 +5,13 @@ mod support;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use support::programs::*;
 use support::small::*;
 use support::tensors::gpus;
 use upres::device::{Device, StepPlan};
 use upres::models::Sampling;
 use upres::models::config::{BackboneKind, Detector, ModelConfig};
-use upres::tape::Param;
+use upres::tape::{Param, watch};
 use upres::tensor::DType;
 use upres::train::engine::{Engine, StageSetup};
 use upres::train::recipe::{BatchNormMode, OptimizerKind, Recompute};
@@ -185,5 +186,62 @@ fn an_overflow_skips_one_step_and_loses_nothing() {
         assert!(run.step().is_finite());
         assert!(run.state().0 != after.0);
         assert_eq!(run.state().1, [1024.0, 1.0, 2.0]);
+    }
+}
+
+/// On request the first tensor that is not finite is named, forward and backward.
+#[test]
+fn the_first_tensor_that_is_not_finite_is_named() {
+    watch::enable(true);
+    let device = Device::cpu();
+    for dtype in [DType::F32, DType::F16] {
+        let s = setup_in(&small(), 2, dtype);
+        let plans = plans_of(&small(), &device, &s);
+        let mut e = engine_of(&small(), &device, &s);
+        set_scale(&mut e, SCALE);
+        load(&mut e, &pictures(2), 0);
+        let pass = |e: &mut Engine| {
+            e.train_pass(Some(&plans.pass), 0, 1.0, true, Sampling::Strided).unwrap();
+            watch::found()
+        };
+        assert_eq!(pass(&mut e), None, "{dtype:?}");
+        if dtype == DType::F16 {
+            set_scale(&mut e, 1e30);
+            let found = pass(&mut e).expect("an overflow");
+            assert!(found.starts_with("gradient of the output of ") && found.contains("/backward/"), "{found}");
+            set_scale(&mut e, SCALE);
+        }
+        let weight = e.store.get("backbone.layer2.0.conv1.weight").unwrap();
+        let values = vec![f32::MAX; weight.numel()];
+        weight.load(&values).unwrap();
+        let found = pass(&mut e).expect("an overflow");
+        // In 16 bits the weight itself is stored as infinity first.
+        let op = if dtype == DType::F32 { "conv2d" } else { "cast" };
+        assert!(found.starts_with(&format!("output of backbone/layer2/{op}")), "{found}");
+    }
+    watch::enable(false);
+}
+
+/// A run in f16 that was stopped goes on bit-exactly, loss scale and all; and any precision goes on from a checkpoint of another.
+#[test]
+fn a_run_is_resumed_in_its_precision_and_in_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(dir.path(), shapes());
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    let f16 = ["--set", "stage.pretrain.precision=f16"];
+    train(&recipe, &whole, &[&f16[..], &["--stop-after", "14"]].concat()).done();
+    train(&recipe, &parts, &[&f16[..], &["--stop-after", "5"]].concat()).done();
+    let resume = |more: &[&str]| run("train", [&["--resume", parts.to_str().unwrap()], more].concat()).done();
+    resume(&["--stop-after", "14"]);
+    let read = |run: &std::path::Path| std::fs::read(last(run)).unwrap();
+    let tensors = |file: Vec<u8>| {
+        let n = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        assert!(String::from_utf8_lossy(&file[8..8 + n]).contains("\"loss_scale\""), "the scale is saved");
+        file[8 + n..].to_vec()
+    };
+    assert!(tensors(read(&whole)) == tensors(read(&parts)), "stopped and resumed is not stopped");
+    for (precision, stop) in [("f32", "16"), ("bf16", "18"), ("f16", "20")] {
+        let key = format!("stage.pretrain.precision={precision}");
+        resume(&["--set", &key, "--stop-after", stop]);
     }
 }

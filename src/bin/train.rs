@@ -38,7 +38,8 @@ Examples:
 
 All keys of a recipe: docs/recipes.md. Exit codes: 0 done, 1 a failure, 2 wrong usage.
 UPRES_PROFILE=1 prints the time of each op at the end; UPRES_SYNC=1 makes a GPU wait after each kernel, so that a
-fault is blamed on it; UPRES_GRAPHS=0 launches a GPU's steps kernel by kernel instead of as one graph."
+fault is blamed on it; UPRES_GRAPHS=0 launches a GPU's steps kernel by kernel instead of as one graph;
+UPRES_CHECK_FINITE=1 names the first tensor of a step that is not finite (slow)."
 )]
 struct Args {
     /// The recipe, a TOML file; none: the built-in one.

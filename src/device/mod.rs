@@ -22,7 +22,7 @@ use std::rc::Rc;
 pub use arena::Buf;
 pub use gpu::{Gpu, Target};
 pub use plan::{LiveAtPeak, StepPlan};
-pub use scope::{OpTime, Scope, current as current_scope, op_times, profile_enabled, reset_op_times};
+pub use scope::{OpTime, Scope, checks_finite, current as current_scope, op_times, profile_enabled, reset_op_times};
 pub use simd::simd_level;
 
 use crate::error::{Error, Result};

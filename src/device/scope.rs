@@ -10,11 +10,13 @@ use super::plan::Tracer;
 
 static PROFILE: LazyLock<bool> = LazyLock::new(|| std::env::var_os("UPRES_PROFILE").is_some_and(|v| v != "0"));
 /// `UPRES_GRAPHS=0`: a GPU's steps are launched kernel by kernel, not replayed, so that ranges lie around their kernels;
-/// `UPRES_SYNC=1` needs it too.
+/// `UPRES_SYNC=1` and `UPRES_CHECK_FINITE=1` need it too.
 static GRAPHS: LazyLock<bool> = LazyLock::new(|| {
     let set = |name: &str| std::env::var_os(name);
-    set("UPRES_GRAPHS").is_none_or(|v| v != "0") && set("UPRES_SYNC").is_none_or(|v| v == "0")
+    set("UPRES_GRAPHS").is_none_or(|v| v != "0") && set("UPRES_SYNC").is_none_or(|v| v == "0") && !*CHECK_FINITE
 });
+static CHECK_FINITE: LazyLock<bool> =
+    LazyLock::new(|| std::env::var_os("UPRES_CHECK_FINITE").is_some_and(|v| v != "0"));
 static POISON: LazyLock<bool> = LazyLock::new(|| std::env::var_os("UPRES_POISON").is_some_and(|v| v != "0"));
 
 /// True if `UPRES_PROFILE=1`: each op's time is summed.
@@ -25,6 +27,11 @@ pub fn profile_enabled() -> bool {
 /// False if `UPRES_GRAPHS=0`.
 pub(super) fn graphs_enabled() -> bool {
     *GRAPHS
+}
+
+/// True if `UPRES_CHECK_FINITE=1`: every tensor of a training pass is looked at.
+pub fn checks_finite() -> bool {
+    *CHECK_FINITE
 }
 
 /// True if `UPRES_POISON=1`: fresh memory is filled with NaN in release builds too.

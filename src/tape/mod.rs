@@ -8,6 +8,7 @@ mod param;
 mod recompute;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 use std::rc::Rc;
 
@@ -172,6 +173,7 @@ impl Tape {
         if !self.recording || inputs.iter().all(|v| v.node.is_none()) {
             return Var { value: y, node: None };
         }
+        watch::look(&self.device, "output", &y);
         let node = self.push(Kind::Rule(Box::new(rule)), inputs.iter().map(|v| v.node).collect());
         Var { value: y, node: Some(node) }
     }
@@ -236,6 +238,7 @@ impl Tape {
                 Kind::Rule(rule) => {
                     let _module = node.scope.as_ref().map(|s| device.enter(s));
                     let _op = device.enter(rule.op());
+                    watch::look(&device, "gradient of the output", &dy);
                     let _module = node.scope.as_ref().map(|s| device.enter_module(s));
                     let _op = device.enter(rule.op());
                     let mut sink = Sink { inputs: &node.inputs, nodes: &nodes, grads: &mut grads };

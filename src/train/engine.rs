@@ -20,7 +20,7 @@ use crate::ops::ema::ema;
 use crate::ops::grad_norm::{clip_scale, grad_norm};
 use crate::ops::loss_scale::{INITIAL_SCALE, LossScaleRule, initial_state, loss_scale, scaled_seed};
 use crate::ops::sgd::{SgdParam, sgd};
-use crate::tape::{Param, Role, Tape};
+use crate::tape::{Param, Role, Tape, watch};
 use crate::tensor::{DType, Tensor};
 
 /// Name of the loss scale's state in checkpoints.
@@ -284,6 +284,7 @@ impl Engine {
         let Stage { train, loss_scale, recordings, .. } = stage;
         let inputs = &train[bucket];
         recordings.run(&device, &self.store, step, plan, || {
+            watch::begin();
             let dy = match loss_scale {
                 Some(state) => scaled_seed(state, weight)?,
                 None => {

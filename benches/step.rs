@@ -1,7 +1,8 @@
 //! One training step of a detector of the paper beside benches/peers/step_{torchvision,mmdetection}.py: forward, backward, update.
 //!
 //! `cargo bench --bench step -- [--detector faster|cascade|mask|retinanet|mask_swin] [--head 2fc|4conv1fc] [--images 2] [--height 448]
-//! [--width 448] [--objects 8] [--steps 5] [--threads 2] [--device cpu|cuda|sim] [--json FILE]`. The model and the optimizer are those of
+//! [--width 448] [--objects 8] [--steps 5] [--threads 2] [--device cpu|cuda|sim] [--precision auto|f32|f16|bf16] [--recompute]
+//! [--json FILE]`. The model and the optimizer are those of
 //! recipes/*.toml; `--head` gives the box head another form. On a GPU a step is timed over all of them, the host waiting once at the
 //! end. Prints one JSON line; `UPRES_PROFILE=1` adds the time of each op, `--plan` what lives at the peak.
 
@@ -14,7 +15,7 @@ use upres::device::{op_times, reset_op_times, use_threads};
 use upres::models::config::{BoxHeadKind, Detector};
 use upres::models::{PixelStats, Sampling};
 use upres::train::engine::{Bucket, Engine, StageSetup};
-use upres::train::recipe::{Recipe, StageConfig};
+use upres::train::recipe::{Precision, Recipe, Recompute, StageConfig};
 
 #[path = "step/inputs.rs"]
 mod inputs;
@@ -48,6 +49,11 @@ fn main() {
 
     let choice: DeviceChoice = options.get("device").map_or("cpu", String::as_str).parse().expect("--device");
     let device = choice.open().unwrap_or_else(|e| panic!("{e}"));
+    let precision = options.get("precision").map_or("f32", String::as_str);
+    let precision: Precision = serde_json::from_value(precision.into()).expect("--precision");
+    setup.dtype = precision.on(&device).unwrap_or_else(|e| panic!("{e}"));
+    let again = options.contains_key("recompute");
+    setup.recompute = if again { Recompute::Blocks } else { Recompute::None };
     let plan_device = device.planner();
     let start = Instant::now();
     let mut planner = Engine::new(&plan_device, config, CLASSES, pixels, 0).expect("plan: model");
@@ -110,6 +116,7 @@ fn main() {
         "bench": "step", "name": format!("{}{head}_{b}x{h}x{w}", recipe.name), "detector": detector, "impl": "upres", "median_ms": median,
         "min_ms": times[0], "images_per_s": b as f64 / median * 1e3, "peak_rss_mib": peak_rss_mib(),
         "planned_mib": planned as f64 / f64::from(1 << 20), "in_use_mib": used as f64 / f64::from(1 << 20),
+        "precision": setup.dtype.name(), "recompute": again, "step_mib": pass.peak_bytes() as f64 / f64::from(1 << 20),
         "threads": rayon::current_num_threads(), "device": format!("{device:?}"),
     });
     println!("{line}");

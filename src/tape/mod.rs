@@ -6,6 +6,7 @@
 
 mod param;
 mod recompute;
+mod saved;
 #[cfg(test)]
 mod tests;
 pub mod watch;
@@ -13,6 +14,8 @@ pub mod watch;
 use std::rc::Rc;
 
 pub use param::{Param, Role};
+pub(crate) use saved::Remade;
+pub use saved::Saved;
 
 use crate::device::Device;
 use crate::error::Result;
@@ -21,10 +24,18 @@ use crate::ops::elementwise;
 use crate::tensor::{DType, Tensor};
 
 /// A tensor and its place on a tape, if it has one. Only [`Tape`] makes them.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Var {
     value: Tensor,
     node: Option<usize>,
+    /// How to make the value again.
+    again: Option<Rc<Remade>>,
+}
+
+impl std::fmt::Debug for Var {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {:?}", self.node, self.value)
+    }
 }
 
 impl Var {
@@ -85,6 +96,8 @@ pub struct Tape {
     recomputing: bool,
     /// Parameters in 16 bits: see [`Tape::param_as`].
     casts: Vec<(Param, Var)>,
+    /// See [`Tape::keep_less`].
+    keeps_less: bool,
 }
 
 impl Tape {
@@ -99,6 +112,7 @@ impl Tape {
             early: Vec::new(),
             recomputing: false,
             casts: Vec::new(),
+            keeps_less: false,
         }
     }
 
@@ -135,18 +149,18 @@ impl Tape {
     /// A value whose gradient is wanted in [`Grads`].
     pub fn leaf(&mut self, value: Tensor) -> Var {
         let node = self.recording.then(|| self.push(Kind::Leaf, Vec::new()));
-        Var { value, node }
+        Var { value, node, again: None }
     }
 
     /// A value without gradient.
     pub fn constant(&mut self, value: Tensor) -> Var {
-        Var { value, node: None }
+        Var { value, node: None, again: None }
     }
 
     /// A parameter: a leaf that adds to the parameter's own gradient, or a constant if it is frozen.
     pub fn param(&mut self, param: &Param) -> Var {
         let node = (self.recording && param.is_trainable()).then(|| self.push(Kind::Param(param.clone()), Vec::new()));
-        Var { value: param.value(), node }
+        Var { value: param.value(), node, again: None }
     }
 
     /// As [`Tape::param`], in a type of float; it is cast once on a tape, however often it is used.
@@ -171,11 +185,11 @@ impl Tape {
     /// As [`Tape::record`], for ops with any number of inputs.
     pub fn record_all(&mut self, inputs: &[&Var], y: Tensor, rule: impl Backward + 'static) -> Var {
         if !self.recording || inputs.iter().all(|v| v.node.is_none()) {
-            return Var { value: y, node: None };
+            return Var { value: y, node: None, again: None };
         }
         watch::look(&self.device, "output", &y);
         let node = self.push(Kind::Rule(Box::new(rule)), inputs.iter().map(|v| v.node).collect());
-        Var { value: y, node: Some(node) }
+        Var { value: y, node: Some(node), again: None }
     }
 
     /// True if the rule of an op on these inputs will be kept: an op may skip what only its gradient needs.

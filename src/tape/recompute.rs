@@ -1,7 +1,7 @@
 //! Parts of the network that are computed again for their backward pass instead of being kept (Chen et al. 2016,
 //! arXiv 1604.06174).
 
-use super::{Backward, Kind, Sink, Tape, Var};
+use super::{Backward, Kind, Saved, Sink, Tape, Var};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -28,10 +28,10 @@ impl Tape {
             return Ok(self.constant(y.value));
         }
         drop((inner, starts));
-        let kept = inputs.iter().map(|v| (v.value.clone(), v.needs_grad())).collect();
+        let kept = inputs.iter().map(|v| (v.saved(), v.needs_grad())).collect();
         let rule = RecomputeBwd { inputs: kept, f: Box::new(f) };
         let node = self.push(Kind::Rule(Box::new(rule)), inputs.iter().map(|v| v.node).collect());
-        Ok(Var { value: y.value, node: Some(node) })
+        Ok(Var { value: y.value, node: Some(node), again: None })
     }
 
     /// Whether this run is the second one of [`Tape::recompute`]: what a forward pass changes besides its outputs has been changed.
@@ -49,7 +49,7 @@ type Part = dyn Fn(&mut Tape, &[Var]) -> Result<Var>;
 
 struct RecomputeBwd {
     /// Each with whether its gradient is wanted.
-    inputs: Vec<(Tensor, bool)>,
+    inputs: Vec<(Saved, bool)>,
     f: Box<Part>,
 }
 
@@ -68,8 +68,11 @@ impl Backward for RecomputeBwd {
         let wanted: Vec<usize> = (0..inputs.len()).filter(|&i| inputs[i].1).collect();
         // What others gave to the inputs comes first, as it would without this detour: sums keep their order.
         tape.early = wanted.iter().map(|&i| sink.take(i)).collect();
-        let as_var = |(x, wanted)| if wanted { tape.leaf(x) } else { tape.constant(x) };
-        let starts: Vec<Var> = inputs.into_iter().map(as_var).collect();
+        let mut starts = Vec::with_capacity(inputs.len());
+        for (x, wanted) in inputs {
+            let x = x.get()?;
+            starts.push(if wanted { tape.leaf(x) } else { tape.constant(x) });
+        }
         let y = f(&mut tape, &starts)?;
         drop((f, starts));
         // The leaves are the first nodes, in the order of the inputs.

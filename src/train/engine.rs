@@ -281,7 +281,7 @@ impl Engine {
         let mode = stage.setup.mode();
         let random = matches!(sampling, Sampling::Random);
         let step = Step::Train { bucket, weight: weight.to_bits(), random };
-        let Stage { train, loss_scale, recordings, .. } = stage;
+        let Stage { setup, train, loss_scale, recordings, .. } = stage;
         let inputs = &train[bucket];
         recordings.run(&device, &self.store, step, plan, || {
             watch::begin();
@@ -294,6 +294,9 @@ impl Engine {
                 }
             };
             let mut tape = Tape::training(&device, dy.clone());
+            if setup.recompute == Recompute::Norms {
+                tape.keep_less();
+            }
             let terms = model.losses(&mut tape, inputs, mode, sampling)?;
             for (term, out) in terms.iter().zip(losses) {
                 elementwise::copy(out, term.value.value())?;

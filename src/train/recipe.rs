@@ -356,6 +356,8 @@ pub enum BatchNormMode {
 pub enum Recompute {
     /// All are kept.
     None,
+    /// The outputs of batch norm that only the next convolution needs are made again from its inputs.
+    Norms,
     /// Of the stem and of each block only the input is kept; the backward pass runs it again.
     Blocks,
 }

@@ -241,7 +241,7 @@ pub const KEYS: &[Key] = &[
     key("stage.*.batch_norm", OneOf(&["train", "eval", "frozen"]), "`train`: batch statistics; `eval`: running statistics, scale and bias trained (mmdetection's `norm_eval`); `frozen`: running statistics, nothing trained", PAPER),
     key("stage.*.frozen_stages", Whole(-1, 4), "frozen parts of the backbone: -1 none, 0 the stem, n the stem and the first n layers", PAPER),
     key("stage.*.precision", OneOf(&["auto", "f32", "f16", "bf16"]), "storage of activations in training (weights, statistics, losses, boxes and evaluations are f32); `auto`: bf16 on GPUs from compute capability 8.0 on, f16 on older ones, f32 on the CPU; `f16` has a dynamic loss scale", PAPER),
-    key("stage.*.recompute", OneOf(&["none", "blocks"]), "`blocks`: of the backbone's stem and blocks only the inputs are kept, and the backward pass runs them again: less memory, one more forward pass of the backbone", OURS),
+    key("stage.*.recompute", OneOf(&["none", "norms", "blocks"]), "`norms`: outputs of batch norm (with ReLU) are made again from its inputs, for one more pass over them; `blocks`: of the backbone's stem and blocks only the inputs are kept, and the backward pass runs them again: less memory, one more forward pass of the backbone", OURS),
     key("stage.*.clip_grad_norm", Real(0.0, INF), "gradients are scaled down to this norm; 0: off", PAPER),
     key("stage.*.ema", Real(0.0, 0.999_999_999), "decay of the averaged weights that are evaluated; 0: off", PAPER),
     key("stage.*.eval_every_epochs", Real(0.0, INF), "evaluate after so many epochs; 0: only at the end of the stage", MMDET),

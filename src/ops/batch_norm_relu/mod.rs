@@ -7,7 +7,7 @@ use super::{Gradient, OpInfo, wide};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::on_device;
-use crate::tape::{Backward, Param, Sink, Tape, Var};
+use crate::tape::{Backward, Param, Remade, Saved, Sink, Tape, Var};
 use crate::tensor::{DType, Tensor};
 
 /// Registry entry.
@@ -29,7 +29,8 @@ pub enum BnMode {
 ///
 /// Shapes: x, residual, y `[N,H,W,C]`, floats of one type; gamma, beta, running mean and variance `[C]` f32.
 /// Saves: x, y (for the ReLU's mask; the next op keeps it anyway), mean and rstd `[C]`. Frozen without a gradient for gamma
-/// and beta: y and `[C]` only.
+/// and beta: y and `[C]` only. On a tape that keeps less ([`Tape::keep_less`]) and without a residual, x and `[C]` only: y is made again,
+/// for itself and for the next op.
 /// Gradient: x, gamma, beta, residual; written over the incoming gradient and over x where nobody else holds them.
 /// Cost: training reads x twice and writes y, backward reads dy, x, y twice and writes dx; frozen one pass each; memory-bound.
 /// Errors: `Shape`, `Dtype`; `Value` for training on one value a channel, whose variance is 0.
@@ -71,7 +72,6 @@ pub fn batch_norm_relu(
         });
     }
     let split = cpu::Split::new(n * h * w, c);
-    let mut y = Tensor::empty(device, x.shape(), dtype)?;
     let mut stats = Tensor::empty(device, &[2, c], DType::F32)?;
     match mode {
         BnMode::Train { .. } if split.m == 1 => {
@@ -101,17 +101,7 @@ pub fn batch_norm_relu(
             );
         }
     }
-    let mut coef = Tensor::empty(device, &[3, coef_lanes(device, &split)], DType::F32)?;
-    on_device!(
-        device,
-        cpu => {
-            cpu::forward_coef(coef.f32s_mut(), stats.f32s(), gamma.value().f32s(), beta.value().f32s(), &split);
-            cpu::forward(y.f32s_mut(), x.value().f32s(), residual.map(|r| r.value().f32s()), relu, coef.f32s(), &split);
-        },
-        cuda => cuda::forward(
-            &mut y, x.value(), residual.map(Var::value), relu, &stats, gamma.value(), beta.value(), split.size()),
-    );
-    drop(coef);
+    let y = normalize(x.value(), residual.map(Var::value), relu, &stats, gamma.value(), beta.value(), &split)?;
     let inputs = [x, gamma, beta, residual.unwrap_or(x)];
     let inputs = if residual.is_some() { &inputs[..] } else { &inputs[..3] };
     if !tape.will_record(inputs) {
@@ -119,15 +109,47 @@ pub fn batch_norm_relu(
     }
     let train = matches!(mode, BnMode::Train { .. });
     let affine = gamma.needs_grad() || beta.needs_grad();
-    let rule = BatchNormReluBwd {
-        x: (train || affine).then(|| x.value().clone()),
-        y: relu.then(|| y.clone()),
+    let saved_x = (train || affine).then(|| x.value().clone());
+    let rule = |y| BatchNormReluBwd {
+        x: saved_x.clone(),
+        y,
         gamma: gamma.value().clone(),
-        stats,
+        stats: stats.clone(),
         train,
         split,
     };
+    if let (true, true, None, Some(x)) = (tape.keeps_less(), relu, residual, &saved_x) {
+        let (x, stats, gamma, beta) = (x.clone(), stats.clone(), gamma.value().clone(), beta.value().clone());
+        let remade = Remade::new(y.bytes(), move || normalize(&x, None, true, &stats, &gamma, &beta, &split));
+        let rule = rule(Some(Saved::Again(remade.clone())));
+        return Ok(tape.record_remade(inputs, y, remade, rule));
+    }
+    let rule = rule(relu.then(|| Saved::Kept(y.clone())));
     Ok(tape.record_all(inputs, y, rule))
+}
+
+/// `relu((x - mean) * rstd * gamma + beta + residual)`.
+fn normalize(
+    x: &Tensor,
+    residual: Option<&Tensor>,
+    relu: bool,
+    stats: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    split: &cpu::Split,
+) -> Result<Tensor> {
+    let device = x.device();
+    let mut y = Tensor::empty(device, x.shape(), x.dtype())?;
+    let mut coef = Tensor::empty(device, &[3, coef_lanes(device, split)], DType::F32)?;
+    on_device!(
+        device,
+        cpu => {
+            cpu::forward_coef(coef.f32s_mut(), stats.f32s(), gamma.f32s(), beta.f32s(), split);
+            cpu::forward(y.f32s_mut(), x.f32s(), residual.map(Tensor::f32s), relu, coef.f32s(), split);
+        },
+        cuda => cuda::forward(&mut y, x, residual, relu, stats, gamma, beta, split.size()),
+    );
+    Ok(y)
 }
 
 /// Shape of the partial sums: `k` numbers a chunk and lane on the CPU; kernels have their own chunks.
@@ -142,7 +164,7 @@ fn coef_lanes(device: &Device, split: &cpu::Split) -> usize {
 
 struct BatchNormReluBwd {
     x: Option<Tensor>,
-    y: Option<Tensor>,
+    y: Option<Saved>,
     gamma: Tensor,
     stats: Tensor,
     train: bool,
@@ -156,12 +178,13 @@ impl Backward for BatchNormReluBwd {
 
     fn saved_bytes(&self) -> usize {
         let tensor = |t: &Option<Tensor>| t.as_ref().map_or(0, Tensor::bytes);
-        tensor(&self.x) + tensor(&self.y) + self.stats.bytes()
+        tensor(&self.x) + self.y.as_ref().map_or(0, Saved::bytes) + self.stats.bytes()
     }
 
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let BatchNormReluBwd { x, y, gamma, stats, train, split } = *self;
         let (device, shape, dtype) = (dy.device().clone(), dy.shape().to_vec(), dy.dtype());
+        let y = y.map(Saved::get).transpose()?;
         let (needs_x, needs_residual) = (sink.needs(0), sink.needs(3));
         let (y, size) = (y.as_ref(), split.size());
         let y_values = || y.map(Tensor::f32s);

@@ -16,7 +16,7 @@ use super::{Gradient, OpInfo, bias, wide};
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
-use crate::tape::{Backward, Sink, Tape, Var};
+use crate::tape::{Backward, Saved, Sink, Tape, Var};
 use crate::tensor::{DType, Tensor};
 pub use cpu::ConvShape;
 
@@ -128,7 +128,7 @@ fn of_live(
     if !tape.will_record(&[x, w]) && !bias.is_some_and(|b| b.needs_grad()) {
         return Ok(tape.constant(y));
     }
-    let rule = Conv2dBwd { x: x.value().clone(), w: w.value().clone(), y: relu.then(|| y.clone()), s, live };
+    let rule = Conv2dBwd { x: x.saved(), w: w.value().clone(), y: relu.then(|| y.clone()), s, live };
     Ok(match bias {
         Some(b) => tape.record([x, w, b], y, rule),
         None => tape.record([x, w], y, rule),
@@ -136,7 +136,7 @@ fn of_live(
 }
 
 struct Conv2dBwd {
-    x: Tensor,
+    x: Saved,
     w: Tensor,
     y: Option<Tensor>,
     s: ConvShape,
@@ -156,6 +156,7 @@ impl Backward for Conv2dBwd {
         let dy = super::relu_gradient(dy, y, &live)?;
         bias::write_gradient(sink, 2, &dy, s.m(), s.o, &live)?;
         sink.write(1, &device, w.shape(), w.dtype(), |dw, accumulate| {
+            let x = x.get()?;
             let mut ws = Tensor::empty(
                 &device,
                 &[cuda::workspace(device.target(), || live::backward_weights_workspace(&s, &live))],
@@ -168,9 +169,8 @@ impl Backward for Conv2dBwd {
             );
             Ok(())
         })?;
-        let (shape, dtype) = (x.shape().to_vec(), x.dtype());
-        drop(x); // may be the last reference: its memory can serve dx
-        sink.write(0, &device, &shape, dtype, |dx, _| {
+        // x is gone, or was not wanted: its memory can serve dx.
+        sink.write(0, &device, &[s.n, s.h, s.w, s.c], w.dtype(), |dx, _| {
             let mut ws = Tensor::empty(
                 &device,
                 &[cuda::workspace(device.target(), || live::backward_data_workspace(&s, &live))],

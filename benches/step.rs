@@ -1,7 +1,7 @@
 //! One training step of a detector of the paper beside benches/peers/step_{torchvision,mmdetection}.py: forward, backward, update.
 //!
 //! `cargo bench --bench step -- [--detector faster|cascade|mask|retinanet|mask_swin] [--head 2fc|4conv1fc] [--images 2] [--height 448]
-//! [--width 448] [--objects 8] [--steps 5] [--threads 2] [--device cpu|cuda|sim] [--precision auto|f32|f16|bf16] [--recompute]
+//! [--width 448] [--objects 8] [--steps 5] [--threads 2] [--device cpu|cuda|sim] [--precision auto|f32|f16|bf16] [--recompute norms|blocks]
 //! [--json FILE]`. The model and the optimizer are those of
 //! recipes/*.toml; `--head` gives the box head another form. On a GPU a step is timed over all of them, the host waiting once at the
 //! end. Prints one JSON line; `UPRES_PROFILE=1` adds the time of each op, `--plan` what lives at the peak.
@@ -52,8 +52,8 @@ fn main() {
     let precision = options.get("precision").map_or("f32", String::as_str);
     let precision: Precision = serde_json::from_value(precision.into()).expect("--precision");
     setup.dtype = precision.on(&device).unwrap_or_else(|e| panic!("{e}"));
-    let again = options.contains_key("recompute");
-    setup.recompute = if again { Recompute::Blocks } else { Recompute::None };
+    let again = options.get("recompute").map_or("none", String::as_str);
+    setup.recompute = serde_json::from_value::<Recompute>(again.into()).expect("--recompute");
     let plan_device = device.planner();
     let start = Instant::now();
     let mut planner = Engine::new(&plan_device, config, CLASSES, pixels, 0).expect("plan: model");

@@ -232,3 +232,37 @@ fn what_is_recomputed_is_what_is_kept() {
         assert_eq!(norms < memory[0], can_save, "{kind:?}, {norm:?}: {memory:?}");
     }
 }
+
+/// The mask head runs on some RoIs after the other where heads run backward at once: loss and gradients are those of all at once, but
+/// for the order of sums.
+#[test]
+fn slices_of_the_mask_head_are_the_whole() {
+    use upres::models::config::{BackboneKind, Detector};
+    use upres::tape::Tape;
+    let mut model = small_of(Detector::MaskRcnn, BackboneKind::Resnet18);
+    model.box_head.samples = 600; // 150 positives an image at most: 600 RoIs of 4 images, in 3 slices of 50 an image
+    let device = Device::cpu();
+    let s = setup_of(&model, 4, BatchNormMode::Eval);
+    let mut inputs = engine_of(&model, &device, &s);
+    load(&mut inputs, &pictures(4), 0);
+    let run = |seed: Option<Tensor>, inputs: &mut Engine| {
+        let e = engine_of(&model, &device, &s);
+        let one = || Tensor::from_slice(&device, &[1], &[1.0f32]).unwrap();
+        let mut tape = seed.map_or_else(|| Tape::new(&device), |seed| Tape::training(&device, seed));
+        let terms = e.model.losses(&mut tape, inputs.train_inputs(0), s.mode(), Sampling::Random).unwrap();
+        let losses: Vec<f32> = terms.iter().map(|t| t.value.value().f32s()[0]).collect();
+        tape.backward(terms.into_iter().map(|t| (t.value, one())).collect()).unwrap();
+        let grads = e.store.trainable().map(|p| (p.name().to_string(), p.grad().as_ref().unwrap().f32s().to_vec()));
+        (losses, grads.collect::<Vec<_>>())
+    };
+    let whole = run(None, &mut inputs);
+    let slices = run(Some(Tensor::from_slice(&device, &[1], &[1.0f32]).unwrap()), &mut inputs);
+    for (a, b) in whole.0.iter().zip(&slices.0) {
+        assert!((a - b).abs() <= 1e-6 * a.abs(), "{:?} {:?}", whole.0, slices.0);
+    }
+    for ((name, a), (_, b)) in whole.1.iter().zip(&slices.1) {
+        let largest = a.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let error = a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(error <= 2e-5 * largest, "{name}: {error} of {largest}");
+    }
+}

@@ -4,21 +4,27 @@
 //! RoIAlign 14×14 → 4 × conv 3×3 → transposed conv 2×2 (28×28) → the class's logit of each pixel
 //! ```
 
-use super::Loss;
+use std::ops::Range;
+
 use super::box_head::RoiSamples;
 use super::config::MaskHeadConfig;
 use super::inputs::Inputs;
+use super::{Loss, branch};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Deconv2x2, Init, SelectLinear};
 use crate::ops::bce::bce;
 use crate::ops::conv2d::Activation;
+use crate::ops::elementwise;
 use crate::ops::gather_rows::{take, take_i32};
 use crate::ops::mask_targets::mask_targets;
 use crate::ops::roi_align::{RoiAlign, roi_align};
-use crate::ops::sample::positives;
+use crate::ops::sample::{count_rows, positives};
 use crate::ops::softmax_ce::{AvgFactor, avg_factor};
 use crate::tape::{Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
+
+/// RoIs whose masks are trained at one time: as many as two images have by default. Enough to fill a GPU.
+const SLICE_ROIS: usize = 256;
 
 /// The head.
 pub struct MaskHead {
@@ -77,9 +83,9 @@ impl MaskHead {
         2 * self.cfg.pool
     }
 
-    /// The positives among the samples.
-    pub fn rois(&self, samples: &RoiSamples, inputs: &Inputs) -> Result<MaskRois> {
-        let columns = positives(&samples.gt, self.quota)?;
+    /// The positives among some columns of the samples.
+    pub fn rois(&self, samples: &RoiSamples, columns: Range<usize>, inputs: &Inputs) -> Result<MaskRois> {
+        let columns = positives(&samples.gt, columns)?;
         let (rois, gt) = (take(&samples.rois, &columns)?, take_i32(&samples.gt, &columns, -1)?);
         let classes = take_i32(&inputs.gt_labels, &gt, -1)?;
         Ok(MaskRois { rois, gt, classes })
@@ -104,15 +110,52 @@ impl MaskHead {
         self.logits.forward(tape, &x, &classes.reshape(&[classes.numel()])?)
     }
 
-    /// The mean cross-entropy over the pixels of all positives.
+    /// The mean cross-entropy over the pixels of all positives. Where heads run backward at once, this one does so for
+    /// [`SLICE_ROIS`] RoIs after the other: its maps are the largest of a detector's.
     pub fn losses(&self, tape: &mut Tape, p: &[Var], samples: &RoiSamples, inputs: &Inputs) -> Result<Vec<Loss>> {
-        let MaskRois { rois, gt, classes } = self.rois(samples, inputs)?;
-        let logits = self.forward(tape, p, &rois, &classes, &samples.counts)?;
-        let target = self.targets(&rois, &gt, inputs)?;
         let avg = avg_factor(&samples.counts, AvgFactor::Positives)?;
+        let rois = samples.gt.dim(0) * self.quota;
+        let slices = if tape.branches() { rois.div_ceil(SLICE_ROIS).clamp(1, self.quota.max(1)) } else { 1 };
+        let columns = self.quota.div_ceil(slices);
+        let mut losses: Vec<Loss> = Vec::new();
+        for slice in 0..slices {
+            let columns = slice * columns..((slice + 1) * columns).min(self.quota);
+            if slice > 0 && columns.is_empty() {
+                break; // the slices before hold all
+            }
+            let (terms, ()) = branch(tape, p, |tape, p| {
+                Ok((vec![Loss { name: "mask", value: self.loss(tape, p, samples, columns, inputs, &avg)? }], ()))
+            })?;
+            match losses.first_mut() {
+                None => losses = terms,
+                Some(sum) => {
+                    let mut total = Tensor::empty(avg.device(), &[1], DType::F32)?;
+                    elementwise::copy(&mut total, sum.value.value())?;
+                    elementwise::add_assign(&mut total, terms[0].value.value())?;
+                    sum.value = tape.constant(total);
+                }
+            }
+        }
+        Ok(losses)
+    }
+
+    /// What some columns of the samples add to the loss.
+    fn loss(
+        &self,
+        tape: &mut Tape,
+        p: &[Var],
+        samples: &RoiSamples,
+        columns: Range<usize>,
+        inputs: &Inputs,
+        avg: &Tensor,
+    ) -> Result<Var> {
+        let MaskRois { rois, gt, classes } = self.rois(samples, columns, inputs)?;
+        let counts = count_rows(&gt)?;
+        let logits = self.forward(tape, p, &rois, &classes, &counts)?;
+        let target = self.targets(&rois, &gt, inputs)?;
         let weight = self.cfg.loss_weight / (self.size() * self.size()) as f32;
         let target = target.reshape(&[target.numel()])?;
-        Ok(vec![Loss { name: "mask", value: bce(tape, &logits, &target, &avg, weight)? }])
+        bce(tape, &logits, &target, avg, weight)
     }
 
     /// The matched objects' masks in each RoI, 1 and 0; -1 in padding; i32 `[B,P,S,S]`.

@@ -11,7 +11,7 @@ use super::faster_rcnn::FasterRcnn;
 use super::inputs::Inputs;
 use super::mask_head::MaskHead;
 use super::rpn::Proposals;
-use super::{Detections, Loss, Sampling, branch};
+use super::{Detections, Loss, Sampling};
 use crate::error::Result;
 use crate::nn::Builder;
 use crate::ops::sample::count_rows;
@@ -49,10 +49,7 @@ impl MaskRcnn {
         proposals: Option<Proposals>,
     ) -> Result<Vec<Loss>> {
         let (mut losses, samples) = self.faster.train(tape, p, inputs, how, proposals)?;
-        let (terms, ()) = tape.scope("mask_head", |tape| {
-            branch(tape, p, |tape, p| Ok((self.mask_head.losses(tape, p, &samples, inputs)?, ())))
-        })?;
-        losses.extend(terms);
+        losses.extend(tape.scope("mask_head", |tape| self.mask_head.losses(tape, p, &samples, inputs))?);
         Ok(losses)
     }
 

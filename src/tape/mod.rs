@@ -227,6 +227,11 @@ impl Tape {
         Ok((losses, rest))
     }
 
+    /// Whether [`Tape::branch`] runs backward at once.
+    pub fn branches(&self) -> bool {
+        self.seed.is_some() && self.recording
+    }
+
     /// Bytes kept for the backward pass, shared tensors counted once for each rule that holds them.
     pub fn saved_bytes(&self) -> usize {
         self.nodes.iter().map(|n| if let Kind::Rule(r) = &n.kind { r.saved_bytes() } else { 0 }).sum()

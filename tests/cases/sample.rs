@@ -28,8 +28,9 @@ fn run(device: &Device, case: &Case, mode: SampleMode) -> Result<Vec<Tensor>> {
     let (rois, truth) =
         (tensor(device, &[b, n, 4], &boxes(3, b * n, 50.0)), tensor(device, &[b, g, 4], &boxes(4, b * g, 50.0)));
     let s = sample(&all, &Sampler { num, pos_fraction: 0.25, mode }, &key)?;
-    let (first, count) = (positives(&s.gt, num / 4)?, count_rows(&s.idx)?);
-    Ok(vec![all, s.idx, s.gt, s.counts, first, count, boxes_with_gt(&rois, &truth)?])
+    let (first, count) = (positives(&s.gt, 0..num / 4)?, count_rows(&s.idx)?);
+    let behind = positives(&s.gt, num / 8..num / 4)?;
+    Ok(vec![all, s.idx, s.gt, s.counts, first, count, behind, boxes_with_gt(&rois, &truth)?])
 }
 
 #[test]
@@ -39,7 +40,7 @@ fn is_the_same_everywhere() {
         for random in [false, true] {
             let mode = || if random { SampleMode::Random(Purpose::Test) } else { SampleMode::Strided };
             let out: Vec<Vec<i32>> =
-                everywhere(|dev| run(dev, case, mode())).iter().take(6).map(Output::i32s).collect();
+                everywhere(|dev| run(dev, case, mode())).iter().take(7).map(Output::i32s).collect();
             let samples = out[1].chunks(num.max(1)).zip(out[2].chunks(num.max(1)));
             for (image, (idx, gt)) in samples.enumerate() {
                 let assigned = &out[0][image * (n + g)..][..n + g];
@@ -48,6 +49,9 @@ fn is_the_same_everywhere() {
                 assert_eq!(out[5][image] as usize, pos + neg, "{}: rows", case.name);
                 let first: Vec<i32> = (0..num / 4).map(|i| if i < pos { i as i32 } else { -1 }).collect();
                 assert_eq!(out[4][image * first.len()..][..first.len()], first, "{}: positives", case.name);
+                let behind = num / 4 - num / 8;
+                let want = &first[num / 8..];
+                assert_eq!(&out[6][image * behind..][..behind], want, "{}: positives of a slice", case.name);
                 for (i, (&idx, &gt)) in idx.iter().zip(gt).enumerate() {
                     let right = if i < pos {
                         assigned[idx as usize] == gt + 1 && gt >= 0

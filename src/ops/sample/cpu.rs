@@ -108,9 +108,12 @@ pub(super) fn with_gt(out: &mut [i32], assigned: &[i32], gt_count: &[i32], g: us
     }
 }
 
-pub(super) fn positives(out: &mut [i32], gt: &[i32], s: usize, p: usize) {
+pub(super) fn positives(out: &mut [i32], gt: &[i32], s: usize, first: usize, p: usize) {
     for (out, gt) in out.chunks_mut(p.max(1)).zip(gt.chunks(s.max(1))) {
-        out.iter_mut().zip(gt).zip(0..).for_each(|((o, gt), column)| *o = if *gt >= 0 { column } else { -1 });
+        out.iter_mut()
+            .zip(&gt[first..])
+            .zip(first as i32..)
+            .for_each(|((o, gt), column)| *o = if *gt >= 0 { column } else { -1 });
     }
 }
 

@@ -84,14 +84,15 @@ struct PositivesParams {
     b: u32,
     s: u32,
     p: u32,
+    first: u32,
 }
 
-pub(super) fn positives(out: &mut Tensor, gt: &Tensor, s: usize, p: usize) -> Result<()> {
+pub(super) fn positives(out: &mut Tensor, gt: &Tensor, s: usize, first: usize, p: usize) -> Result<()> {
     let dim = |n| dim_u32("positives", n);
-    let params = PositivesParams { b: dim(out.dim(0))?, s: dim(s)?, p: dim(p)? };
+    let params = PositivesParams { b: dim(out.dim(0))?, s: dim(s)?, p: dim(p)?, first: dim(first)? };
     let (device, grid) = (out.device().clone(), Grid::stride(out.numel(), THREADS));
     let k = device.gpu().kernel("positives", DType::I32).out(out).arg(gt).params(&params);
-    // SAFETY: positives(out, gt, params): out [B,P], gt [B,S], P at most S (checked in mod.rs).
+    // SAFETY: positives(out, gt, params): out [B,P], gt [B,S], first + P at most S (checked in mod.rs).
     unsafe { k.launch(grid) }
 }
 

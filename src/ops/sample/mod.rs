@@ -3,6 +3,8 @@
 mod cpu;
 mod cuda;
 
+use std::ops::Range;
+
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
 use crate::on_device;
@@ -93,23 +95,25 @@ pub fn with_gt(assigned: &Tensor, gt_count: &Tensor, g: usize) -> Result<Tensor>
     Ok(out)
 }
 
-/// The columns of the positives among the first `p` samples, which hold them all if `p` is the sampler's quota; -1 elsewhere.
+/// Which of some columns of samples are positives: the column, or -1. Positives are in front, so that the columns below the sampler's quota
+/// hold them all.
 ///
-/// Shapes: gt `[B,S]` i32 (as [`Sampled::gt`]), result `[B,P]` i32.
+/// Shapes: gt `[B,S]` i32 (as [`Sampled::gt`]), result `[B,P]` i32 for P columns.
 /// Cost: reads and writes B·P.
-/// Errors: `Dtype`; `Value` if `p` is above S.
-pub fn positives(gt: &Tensor, p: usize) -> Result<Tensor> {
+/// Errors: `Dtype`; `Value` if there are no such columns.
+pub fn positives(gt: &Tensor, columns: Range<usize>) -> Result<Tensor> {
     let _op = gt.device().enter("positives");
     let [b, s] = gt.dims("positives: gt")?;
     gt.expect_dtype("positives: gt", DType::I32)?;
-    if p > s {
-        return Err(Error::value("positives", format!("{p} columns of {s} samples")));
+    if columns.start > columns.end || columns.end > s {
+        return Err(Error::value("positives", format!("columns {columns:?} of {s} samples")));
     }
+    let (first, p) = (columns.start, columns.len());
     let mut out = Tensor::empty(gt.device(), &[b, p], DType::I32)?;
     on_device!(
         gt.device(),
-        cpu => cpu::positives(out.i32s_mut(), gt.i32s(), s, p),
-        cuda => cuda::positives(&mut out, gt, s, p),
+        cpu => cpu::positives(out.i32s_mut(), gt.i32s(), s, first, p),
+        cuda => cuda::positives(&mut out, gt, s, first, p),
     );
     Ok(out)
 }

@@ -39,6 +39,6 @@ check "documentation: cargo doc" env RUSTDOCFLAGS="-D warnings" cargo doc --rele
 check "build: the programs" cargo build --release --locked --bins
 check "smoke: the programs as a user runs them" bash tools/smoke.sh
 check "kernels: on the simulated device" \
-    cargo test --release --locked --features sim --lib --test ops --test gpu --test sim -- --skip data:: --skip train::
+    cargo test --release --locked --features sim --lib --test ops --test gpu --test sim --test precision -- --skip data:: --skip train::
 check "kernels: nvcc for every architecture" kernels
 echo "tools/ci.sh: all checks passed in $SECONDS s"

@@ -41,7 +41,7 @@ fn the_document_is_the_report() {
     let stage = &all["stages"][0];
     assert_eq!((&stage["steps"], &stage["passes_per_step"]), (&120.into(), &2.into()));
     let of_batch = ["precision", "batch_norm", "batch_norm_images"].map(|key| stage[key].to_string());
-    assert_eq!(of_batch, ["\"f32\"", "\"train\"", "2"]);
+    assert_eq!(of_batch, ["\"bf16\"", "\"train\"", "2"]);
     assert_eq!(all["stages"][1]["batch_norm_images"], Value::Null, "running statistics");
     let step = &stage["plans"][0];
     assert_eq!((&step["step"], &step["images"], &step["height"]), (&"train".into(), &2.into(), &64.into()));

@@ -234,7 +234,7 @@ fn wrong_types_and_ranges_name_key_line_and_both_sides() {
             "epochs = 2\nbatch_norm = \"trian\"",
             &["one of \"train\", \"eval\", \"frozen\"", "did you mean \"train\"?"],
         ),
-        ("epochs = 2", "epochs = 2\nprecision = \"f64\"", &["stage.one.precision", "want \"f32\""]),
+        ("epochs = 2", "epochs = 2\nprecision = \"f64\"", &["stage.one.precision", "\"bf16\""]),
         ("epochs = 2", "epochs = 2\nschedule = 3", &["stage.one.schedule", "want a table [stage.one.schedule]"]),
         ("epochs = 2", "epochs = 2\neval_resize = 3", &["stage.one.eval_resize", "want a table"]),
         ("lr = 0.01", "lr = 0", &["stage.one.optimizer.lr", "more than 0"]),

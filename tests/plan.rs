@@ -25,7 +25,7 @@ fn plan(recipe: &Path, more: &[&str]) -> String {
 }
 
 fn report(file: &Path, target: Target) -> PlanReport {
-    PlanReport::new(&Recipe::read(file, &[]).unwrap(), file, &Device::plan_for(target)).unwrap()
+    PlanReport::new(&Recipe::read(file, &[]).unwrap(), file, &Device::plan_for(target), None).unwrap()
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn the_document_is_the_report() {
     assert_eq!(plan(&file, &[]), format!("{}\n", report(&file, Target::Cpu)));
     let all: Value = serde_json::from_str(&plan(&file, &["--json", "--device", "cuda"])).unwrap();
     let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(&all), ["data", "device", "needed_bytes", "notes", "recipe", "stages"]);
+    assert_eq!(keys(&all), ["budget_bytes", "data", "device", "needed_bytes", "notes", "recipe", "stages"]);
     assert_eq!((&all["recipe"], &all["device"]), (&"tiny".into(), &"cuda".into()));
     let stage = &all["stages"][0];
     assert_eq!((&stage["steps"], &stage["passes_per_step"]), (&120.into(), &2.into()));

@@ -1,23 +1,28 @@
 //! `train`: trains a detector by a recipe, in as many stages as it has.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
+use upres::device::Device;
 use upres::device::choice::{DeviceChoice, doctor as doctor_lines};
 use upres::device::use_threads;
-use upres::train::checkpoint::Checkpoint;
+use upres::train::budget::{self, Budget, MemorySize};
+use upres::train::checkpoint::{Checkpoint, Meta};
+use upres::train::data::RunData;
+use upres::train::event::Observer;
 use upres::train::finish::finish;
 use upres::train::plan_report::PlanReport;
+use upres::train::plans::Planner;
 use upres::train::progress::Progress;
 use upres::train::recipe::Recipe;
 use upres::train::recipe_read::Override;
 use upres::train::recorder::Recorder;
 use upres::train::run_dir::RunDir;
-use upres::train::trainer::{TrainOptions, train};
+use upres::train::trainer::{TrainOptions, train_on};
 use upres::{Error, Result};
 
 /// Trains an object detector from scratch: low resolution first, then high (arXiv 2106.03112).
@@ -35,6 +40,7 @@ Examples:
   train --resume runs/bccd                          goes on where the run was stopped, bit-exactly on the CPU
   train recipes/faster_rcnn_r50_fpn.toml --plan     memory of every stage, to the byte, without training
   train my.toml --plan --json --device cuda         the same for a GPU, which need not be there, as JSON
+  train my.toml --plan --device cuda --memory 11GiB what a GPU with so much free memory would train, and the largest batches
 
 All keys of a recipe: docs/recipes.md. Exit codes: 0 done, 1 a failure, 2 wrong usage.
 UPRES_PROFILE=1 prints the time of each op at the end; UPRES_SYNC=1 makes a GPU wait after each kernel, so that a
@@ -59,6 +65,13 @@ struct Args {
     /// Prints what memory each stage needs and what for, to the byte, and ends.
     #[arg(long)]
     plan: bool,
+    /// Bytes that a stage may take, such as 11GiB: computes activations again, or takes fewer images at a time, where it must
+    /// [default: what a GPU has free, less a margin; on the CPU no limit].
+    ///
+    /// What is changed is said, and is in the run's recipe.toml; steps keep their images and learning rates. With --resume the run's
+    /// recipe must fit as it is. --plan without it shows the recipe as it is.
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    memory: Option<MemorySize>,
     /// The plan as one JSON document.
     #[arg(long, requires = "plan")]
     json: bool,
@@ -107,7 +120,8 @@ fn run(args: &Args) -> Result<()> {
     };
     use_threads(recipe.threads)?;
     if args.plan {
-        let report = PlanReport::new(&recipe, &file, &args.device.planner())?;
+        let given = args.memory.map(|size| Budget::Given(size.0));
+        let report = PlanReport::new(&recipe, &file, &args.device.planner(), given)?;
         return print(if args.json { report.to_json() } else { report.to_string() });
     }
     let device = args.device.open()?;
@@ -126,10 +140,13 @@ fn run(args: &Args) -> Result<()> {
             dir
         }
     };
+    // What went wrong in the run is what the user must hear, not what goes wrong here.
+    let undo = || drop(if meta.is_some() { restore_recipe(&dir) } else { dir.discard_unbegun() });
+    let ready = fit(args, recipe, &file, &device, meta.as_ref()).inspect_err(|_| undo());
+    let Ready { recipe, data, notes } = ready?;
+    dir.write_recipe(&recipe)?;
     let mut recorder = Recorder::new(&dir, &recipe, meta.as_ref(), Progress::new(&recipe));
-    for note in recipe.notes() {
-        upres::train::event::Observer::note(&mut recorder, &note);
-    }
+    notes.iter().chain(&recipe.notes()).for_each(|note| recorder.note(note));
     let interrupt = Arc::new(AtomicBool::new(false));
     let flag = interrupt.clone();
     let handler = ctrlc::set_handler(move || {
@@ -145,13 +162,9 @@ fn run(args: &Args) -> Result<()> {
         stop_after: args.stop_after,
         interrupt,
     };
-    let outcome = train(&recipe, &file, &device, &options, &mut recorder);
+    let outcome = train_on(&recipe, &file, &data, &device, &options, &mut recorder);
     drop(recorder);
-    if outcome.is_err() {
-        // What went wrong in the run is what the user must hear, not what goes wrong here.
-        let _ = if meta.is_some() { restore_recipe(&dir) } else { dir.discard_unbegun() };
-    }
-    let outcome = outcome?;
+    let outcome = outcome.inspect_err(|_| undo())?;
     match &outcome.metrics {
         Some((split, metrics)) => {
             println!("\n{split} split, final weights\n{metrics}\n");
@@ -173,6 +186,37 @@ fn run(args: &Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a run needs before it begins.
+struct Ready {
+    /// As it is trained.
+    recipe: Recipe,
+    data: RunData,
+    /// What was changed of the recipe, and why.
+    notes: Vec<String>,
+}
+
+/// Opens the data, and fits the recipe to the memory that `--memory` or the GPU gives. A run that goes on, of which `meta` is, does so
+/// as it began: its recipe is only held against `--memory`.
+fn fit(args: &Args, recipe: Recipe, file: &Path, device: &Device, meta: Option<&Meta>) -> Result<Ready> {
+    let budget = match (args.memory, meta) {
+        (Some(size), _) => Some(Budget::Given(size.0)),
+        (None, None) => Budget::free(device)?,
+        (None, Some(_)) => None,
+    };
+    let Some(budget) = budget else {
+        let data = RunData::open_with(&recipe, file, recipe.model.mask_size().is_some())?;
+        return Ok(Ready { recipe, data, notes: Vec::new() });
+    };
+    let mut planner = Planner::new(&recipe, file, device)?;
+    if let Some(meta) = meta {
+        budget::check(&mut planner, &recipe, budget, meta.stage)?;
+        return Ok(Ready { recipe, data: planner.data, notes: Vec::new() });
+    }
+    let fitted = budget::fit(&mut planner, &recipe, Some(budget))?;
+    let notes = fitted.notes().cloned().collect();
+    Ok(Ready { recipe: fitted.recipe, data: planner.data, notes })
 }
 
 /// The recipe of the last checkpoint: an override that was refused must not stay.

@@ -111,6 +111,19 @@ impl Device {
         if self.target() == Target::Cuda { DType::BF16 } else { DType::F32 }
     }
 
+    /// Free and total bytes of an NVIDIA GPU; none for other devices.
+    ///
+    /// Errors: `Kernel` if the driver does not say.
+    pub fn memory(&self) -> Result<Option<(usize, usize)>> {
+        #[cfg(feature = "cuda-driver")]
+        if let Device::Cuda(gpu) = self
+            && let Some(cuda) = gpu.cuda_driver()
+        {
+            return cuda.memory().map(Some);
+        }
+        Ok(None)
+    }
+
     /// The GPU, if it is one.
     ///
     /// # Panics

@@ -73,7 +73,7 @@ impl StageSetup {
             train,
             eval,
             micro_batch: stage.micro_batch,
-            eval_batch: stage.micro_batch,
+            eval_batch: stage.eval_batch(),
             max_gt,
             mask_runs: 0,
             frozen_stages: stage.frozen_stages,

@@ -101,7 +101,7 @@ impl Run<'_> {
             &order,
             store,
             pipeline,
-            stage.micro_batch,
+            stage.eval_batch(),
             self.recipe.data.workers,
             |_, _| !self.options.interrupt.load(Ordering::Relaxed),
         )?;

@@ -52,7 +52,7 @@ impl Detector {
 
     /// Images of an evaluation pass in training.
     pub fn batch_size(&self) -> usize {
-        self.stage().micro_batch
+        self.stage().eval_batch()
     }
 
     /// What the recipe does with images that cannot be read.

@@ -1,6 +1,7 @@
 //! Training: the recipe, its stages, the schedule, checkpoints, the run directory and the log.
 
 mod atomic;
+pub mod budget;
 pub mod checkpoint;
 pub mod convert;
 pub mod data;

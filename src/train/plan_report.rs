@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::budget::{self, Budget, Fitted, StageBudget};
 use super::data::RunData;
 use super::engine::{Bucket, PersistentBytes};
 use super::plans::{Planner, StageContext, StagePlans};
@@ -15,7 +16,6 @@ use super::progress::bytes;
 use super::recipe::{BatchNormMode, Recipe, Recompute, StageConfig};
 use crate::device::{Device, LiveAtPeak, StepPlan, Target};
 use crate::error::Result;
-use crate::tape::Role;
 
 /// Groups of a step that are printed; the others are summed up.
 const GROUPS_SHOWN: usize = 8;
@@ -27,6 +27,8 @@ pub struct PlanReport {
     pub recipe: String,
     /// What it is planned for: "cpu", "cuda" or "sim".
     pub device: &'static str,
+    /// What each stage was fitted into; none without a budget.
+    pub budget_bytes: Option<usize>,
     /// What of the data decides about memory.
     pub data: DataReport,
     /// One for each stage.
@@ -98,6 +100,8 @@ pub struct StageReport {
     pub arena_bytes: usize,
     /// What a run of the stage reserves: what stays, and the arena.
     pub total_bytes: usize,
+    /// How it was made to fit; none without a budget.
+    pub budget: Option<StageBudget>,
 }
 
 /// What a step does.
@@ -159,14 +163,21 @@ pub struct LiveGroup {
 }
 
 impl PlanReport {
-    /// Plans every stage for the device that `device` plans for. `file` names the recipe in errors.
-    pub fn new(recipe: &Recipe, file: &Path, device: &Device) -> Result<PlanReport> {
+    /// Plans every stage for the device that `device` plans for, changed to fit the budget if there is one. `file` names the
+    /// recipe in errors.
+    pub fn new(recipe: &Recipe, file: &Path, device: &Device, budget: Option<Budget>) -> Result<PlanReport> {
         let mut planner = Planner::new(recipe, file, device)?;
-        let has_batch_norm = planner.engine.store.all().iter().any(|p| p.role() == Role::Statistic);
+        let has_batch_norm = planner.has_batch_norm();
+        let Fitted { recipe: fitted, stages: fits } = budget::fit(&mut planner, recipe, budget)?;
         let mut stages = Vec::with_capacity(recipe.stages.len());
-        for (index, stage) in recipe.stages.iter().enumerate() {
-            let (context, plans) = planner.stage(recipe, index)?;
-            stages.push(StageReport::new(stage, &context, &plans, has_batch_norm));
+        for ((index, stage), fit) in fitted.stages.iter().enumerate().zip(fits) {
+            let (context, plans) = planner.stage(&fitted, index)?;
+            let mut report = StageReport::new(stage, &context, &plans, has_batch_norm);
+            if let Some(budget) = budget {
+                let largest = budget::largest(&mut planner, recipe, index, budget)?;
+                report.budget = Some(StageBudget { bytes: budget.bytes(), fit, largest });
+            }
+            stages.push(report);
         }
         Ok(PlanReport {
             recipe: recipe.name.clone(),
@@ -175,6 +186,7 @@ impl PlanReport {
                 Target::Sim => "sim",
                 Target::Cuda => "cuda",
             },
+            budget_bytes: budget.map(Budget::bytes),
             data: DataReport::new(&planner.data, &stages)?,
             needed_bytes: stages.iter().map(|s| s.total_bytes).max().unwrap_or(0),
             notes: notes(device.target()),
@@ -235,6 +247,7 @@ impl StageReport {
             plans: steps,
             arena_bytes: plans.arena_bytes(),
             total_bytes: plans.total_bytes(),
+            budget: None,
         }
     }
 }
@@ -305,7 +318,11 @@ fn notes(target: Target) -> Vec<String> {
 
 impl fmt::Display for PlanReport {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}, planned for {}", self.recipe, self.device)?;
+        write!(f, "{}, planned for {}", self.recipe, self.device)?;
+        if let Some(budget) = self.budget_bytes {
+            write!(f, ", each stage to fit {}", bytes(budget))?;
+        }
+        writeln!(f)?;
         writeln!(f, "{}", self.data)?;
         for stage in &self.stages {
             writeln!(f, "\n{stage}")?;
@@ -350,8 +367,10 @@ impl fmt::Display for StageReport {
             passes => write!(f, "in {passes} passes of {pass} each")?,
         }
         write!(f, "; {}; ", self.precision)?;
-        if self.recompute == Recompute::Blocks {
-            write!(f, "blocks of the backbone computed twice; ")?;
+        match self.recompute {
+            Recompute::None => {}
+            Recompute::Norms => write!(f, "outputs of batch norm made twice; ")?,
+            Recompute::Blocks => write!(f, "blocks of the backbone computed twice; ")?,
         }
         write!(f, "batch norm: ")?;
         match self.batch_norm {
@@ -371,7 +390,8 @@ impl fmt::Display for StageReport {
             row(f, 6, what, count)?;
         }
         self.plans.iter().try_for_each(|plan| plan.fmt(f))?;
-        row(f, 2, "all: between steps and the largest step", self.total_bytes)
+        row(f, 2, "all: between steps and the largest step", self.total_bytes)?;
+        self.budget.iter().try_for_each(|budget| budget.fmt(f))
     }
 }
 

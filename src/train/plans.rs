@@ -12,6 +12,7 @@ use crate::data::{ImageStore, LoaderOptions, Shape};
 use crate::device::{Device, StepPlan};
 use crate::error::Result;
 use crate::models::Sampling;
+use crate::tape::Role;
 
 /// Memory plans of a stage.
 pub struct StagePlans {
@@ -109,6 +110,7 @@ pub(super) fn loader_options(
 /// Plans stages without training: one that is planned again in another way (another `micro_batch`) costs some milliseconds
 /// for each bucket.
 pub struct Planner {
+    device: Device,
     /// What is trained on.
     pub data: RunData,
     /// The detector, without data.
@@ -116,17 +118,27 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// For the data and the detector of a recipe, on the device that `device` plans for.
+    /// For the data and the detector of a recipe, on `device`, or the one that it plans for.
     pub fn new(recipe: &Recipe, file: &Path, device: &Device) -> Result<Planner> {
         let data = RunData::open_with(recipe, file, recipe.model.mask_size().is_some())?;
         let classes = data.train.dataset().categories.len();
-        let engine = Engine::new(device, &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)?;
-        Ok(Planner { data, engine })
+        let engine = Engine::new(&device.planner(), &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)?;
+        Ok(Planner { device: device.clone(), data, engine })
     }
 
-    /// Context and plans of stage `index` of a recipe, which may differ from that of [`Planner::new`] in its stages.
+    /// Whether the detector has batch norm, whatever stages do with it.
+    pub fn has_batch_norm(&self) -> bool {
+        self.engine.store.all().iter().any(|p| p.role() == Role::Statistic)
+    }
+
+    /// Context of stage `index` of a recipe, which may differ from that of [`Planner::new`] in its stages.
+    pub fn context(&self, recipe: &Recipe, index: usize) -> Result<StageContext> {
+        stage_context(recipe, &self.data, index, &self.device)
+    }
+
+    /// Context and plans of stage `index` of such a recipe.
     pub fn stage(&mut self, recipe: &Recipe, index: usize) -> Result<(StageContext, StagePlans)> {
-        let context = stage_context(recipe, &self.data, index, self.engine.device())?;
+        let context = self.context(recipe, index)?;
         let plans = StagePlans::trace(&mut self.engine, &context.setup)?;
         Ok((context, plans))
     }

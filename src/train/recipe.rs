@@ -167,6 +167,9 @@ pub struct StageConfig {
     pub images_per_step: usize,
     /// Images of one forward and backward pass; gradients of `images_per_step / micro_batch` passes are averaged.
     pub micro_batch: usize,
+    /// Images of an evaluation pass; see [`StageConfig::eval_batch`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_batch: Option<usize>,
     /// Chance to mirror an image.
     pub flip: f32,
     /// Chance to mirror an image top to bottom.
@@ -203,6 +206,11 @@ pub struct StageConfig {
 }
 
 impl StageConfig {
+    /// Images of an evaluation pass: `eval_batch`, or as in training. No result depends on it.
+    pub fn eval_batch(&self) -> usize {
+        self.eval_batch.unwrap_or(self.micro_batch)
+    }
+
     /// How evaluation images are resized: `eval_resize`, or as in training without its randomness.
     pub fn eval_resize(&self) -> Resize {
         match (&self.eval_resize, &self.resize) {
@@ -252,6 +260,7 @@ impl Default for StageConfig {
             repeat: 1,
             images_per_step: 16,
             micro_batch: 2,
+            eval_batch: None,
             flip: 0.5,
             vertical_flip: 0.0,
             batch_norm: BatchNormMode::Train,
@@ -351,7 +360,7 @@ pub enum BatchNormMode {
 }
 
 /// Activations of the backbone that are not kept for the backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
     /// All are kept.
@@ -360,6 +369,20 @@ pub enum Recompute {
     Norms,
     /// Of the stem and of each block only the input is kept; the backward pass runs it again.
     Blocks,
+}
+
+impl Recompute {
+    /// By what they cost, cheapest first.
+    pub const ALL: [Recompute; 3] = [Recompute::None, Recompute::Norms, Recompute::Blocks];
+
+    /// As in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Recompute::None => "none",
+            Recompute::Norms => "norms",
+            Recompute::Blocks => "blocks",
+        }
+    }
 }
 
 /// Optimizer kinds.

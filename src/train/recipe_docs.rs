@@ -34,6 +34,7 @@ fn references() -> [Recipe; 5] {
             stages: vec![StageConfig {
                 epochs,
                 steps,
+                eval_batch: Some(0),
                 eval_resize: Some(resize.clone()),
                 resize: resize.clone(),
                 optimizer: OptimizerConfig { kind, ..Default::default() },

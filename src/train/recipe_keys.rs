@@ -236,6 +236,7 @@ pub const KEYS: &[Key] = &[
     key("stage.*.repeat", Whole(1, 1_000_000), "one epoch is this many passes", PAPER),
     key("stage.*.images_per_step", Whole(1, 1_000_000), "images of one optimizer step", PAPER).required(),
     key("stage.*.micro_batch", Whole(1, 1_000_000), "images of one forward and backward pass (batch norm sees these); divides `images_per_step`", PAPER).required(),
+    key("stage.*.eval_batch", Whole(1, 1_000_000), "images of an evaluation pass: no result depends on it; left out: as `micro_batch`", OURS).optional(),
     key("stage.*.flip", Real(0.0, 1.0), "chance to mirror an image", PAPER),
     key("stage.*.vertical_flip", Real(0.0, 1.0), "chance to mirror an image top to bottom", OURS),
     key("stage.*.batch_norm", OneOf(&["train", "eval", "frozen"]), "`train`: batch statistics; `eval`: running statistics, scale and bias trained (mmdetection's `norm_eval`); `frozen`: running statistics, nothing trained", PAPER),

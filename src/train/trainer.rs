@@ -73,8 +73,20 @@ pub fn train(
     options: &TrainOptions,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    let data = RunData::open_with(recipe, file, recipe.model.mask_size().is_some())?;
+    train_on(recipe, file, &data, device, options, observer)
+}
+
+/// As [`train`], on data that was opened for this recipe, with masks if its detector has them.
+pub fn train_on(
+    recipe: &Recipe,
+    file: &Path,
+    data: &RunData,
+    device: &Device,
+    options: &TrainOptions,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
     let has_masks = recipe.model.mask_size().is_some();
-    let data = RunData::open_with(recipe, file, has_masks)?;
     let classes = data.train.dataset().class_names();
     let mut engine = Engine::new(device, &recipe.model, classes.len(), pixel_stats(&recipe.data), recipe.seed)?;
     let category_ids = data.train.dataset().categories.iter().map(|c| c.id).collect();
@@ -132,7 +144,7 @@ pub fn train(
     }))?;
     let mut run = Run {
         recipe,
-        data: &data,
+        data,
         options,
         observer,
         planner: Engine::new(

@@ -41,7 +41,6 @@ const OLDEST: (c_int, c_int) = images::OLDEST;
 
 /// A device of NVIDIA's driver.
 pub struct Cuda {
-    device: sys::CUdevice,
     name: String,
     /// Of the compute capability.
     major: c_int,
@@ -184,7 +183,6 @@ impl Cuda {
             stream
         };
         Ok(Cuda {
-            device,
             major,
             name: format!("cuda:{index} ({})", describe_device(index)?),
             stream,
@@ -210,11 +208,6 @@ impl Cuda {
     /// The stream that everything runs on, for timing with events.
     pub fn stream(&self) -> sys::CUstream {
         self.stream
-    }
-
-    /// Whether the device has bf16 arithmetic on tensor cores.
-    pub fn has_bf16(&self) -> Result<bool> {
-        Ok(capability(self.device)?.0 >= 8)
     }
 
     fn function(&self, name: &str) -> Result<sys::CUfunction> {

@@ -170,8 +170,11 @@ __device__ __forceinline__ void stats_fold(float* stats, float* running_mean, fl
     const double old_mean = double(running_mean[c]), old_var = double(running_var[c]);
     stats[c] = float(mean);
     stats[c + p.c] = float(1.0 / sqrt(m2 / m + double(p.eps)));
-    running_mean[c] = float(old_mean + double(p.momentum) * (mean - old_mean));
-    running_var[c] = float(old_var + double(p.momentum) * (m2 / (m - 1.0) - old_var));
+    // A batch that overflowed (16 bits; its step is skipped) must not stay in the statistics for ever.
+    const float to_mean = float(old_mean + double(p.momentum) * (mean - old_mean));
+    const float to_var = float(old_var + double(p.momentum) * (m2 / (m - 1.0) - old_var));
+    if (to_mean - to_mean == 0.0f) running_mean[c] = to_mean;
+    if (to_var - to_var == 0.0f) running_var[c] = to_var;
 }
 
 template <typename T, int V>

@@ -237,10 +237,16 @@ fn what_is_recomputed_is_what_is_kept() {
 /// for the order of sums.
 #[test]
 fn slices_of_the_mask_head_are_the_whole() {
+    use upres::models::Heads;
     use upres::models::config::{BackboneKind, Detector};
+    use upres::ops::image_normalize::image_normalize;
     use upres::tape::Tape;
+    use upres::tensor::DType;
     let mut model = small_of(Detector::MaskRcnn, BackboneKind::Resnet18);
     model.box_head.samples = 600; // 150 positives an image at most: 600 RoIs of 4 images, in 3 slices of 50 an image
+    // Nearly every proposal is a positive, so that there are some in each slice.
+    (model.rpn.train_max, model.rpn.nms_iou) = (400, 0.95);
+    (model.box_head.pos_iou, model.box_head.neg_iou, model.box_head.min_pos_iou) = (0.02, 0.02, 0.02);
     let device = Device::cpu();
     let s = setup_of(&model, 4, BatchNormMode::Eval);
     let mut inputs = engine_of(&model, &device, &s);
@@ -256,6 +262,14 @@ fn slices_of_the_mask_head_are_the_whole() {
         (losses, grads.collect::<Vec<_>>())
     };
     let whole = run(None, &mut inputs);
+    let e = engine_of(&model, &device, &s);
+    let (mut tape, i) = (Tape::inference(&device), inputs.train_inputs(0));
+    let image = image_normalize(&mut tape, &i.images, &i.sizes, PIXELS.mean, PIXELS.std, DType::F32).unwrap();
+    let p = e.model.features(&mut tape, image, s.mode(), Some(i)).unwrap();
+    let Heads::Mask(heads) = &e.model.heads else { panic!("a mask head") };
+    let samples = heads.faster.train(&mut tape, &p, i, Sampling::Random, None).unwrap().1;
+    let positives: Vec<i32> = samples.counts.i32s().chunks(2).map(|c| c[0]).collect();
+    assert!(positives.iter().any(|&n| n > 100), "objects in every slice: {positives:?}");
     let slices = run(Some(Tensor::from_slice(&device, &[1], &[1.0f32]).unwrap()), &mut inputs);
     for (a, b) in whole.0.iter().zip(&slices.0) {
         assert!((a - b).abs() <= 1e-6 * a.abs(), "{:?} {:?}", whole.0, slices.0);

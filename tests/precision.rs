@@ -11,7 +11,7 @@ use support::tensors::gpus;
 use upres::device::{Device, StepPlan};
 use upres::models::Sampling;
 use upres::models::config::{BackboneKind, Detector, ModelConfig};
-use upres::tape::{Param, watch};
+use upres::tape::{Param, Role, watch};
 use upres::tensor::DType;
 use upres::train::engine::{Engine, StageSetup};
 use upres::train::recipe::{BatchNormMode, OptimizerKind, Recompute};
@@ -31,7 +31,7 @@ fn set_scale(e: &mut Engine, scale: f32) {
     let find = |name: &str, _: usize| {
         Ok(if name == "loss_scale" { vec![scale, 0.0, state[name][2]] } else { state[name].clone() })
     };
-    e.load_optimizer(|_| true, find).unwrap();
+    e.load_optimizer(|_| true, 0, find).unwrap();
 }
 
 fn gradients(e: &Engine) -> Vec<f64> {
@@ -45,8 +45,19 @@ fn cosine(a: &[f64], b: &[f64]) -> f64 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-/// Losses, gradients without the loss scale, and planned bytes of one pass.
-fn one_pass(model: &ModelConfig, device: &Device, s: &StageSetup) -> (Vec<f32>, Vec<f64>, usize) {
+/// What a pass does.
+struct Pass {
+    names: Vec<&'static str>,
+    losses: Vec<f32>,
+    /// Without the loss scale.
+    gradients: Vec<f64>,
+    /// Running means and variances after it.
+    statistics: Vec<f32>,
+    planned: usize,
+}
+
+fn one_pass(model: &ModelConfig, device: &Device, s: &StageSetup) -> Pass {
+    device.release_arena(); // what it held at most is counted anew
     let plans = plans_of(model, device, s);
     let mut e = engine_of(model, device, s);
     assert_eq!(device.persistent_bytes(), plans.persistent, "{:?}", s.dtype);
@@ -55,35 +66,77 @@ fn one_pass(model: &ModelConfig, device: &Device, s: &StageSetup) -> (Vec<f32>, 
     e.train_pass(Some(&plans.pass), 0, 1.0, true, Sampling::Strided).unwrap();
     assert_eq!(device.arena_high_water(), plans.pass.peak_bytes(), "{:?}: memory in use is the plan", s.dtype);
     let scale = if s.dtype == DType::F16 { f64::from(SCALE) } else { 1.0 };
-    (e.losses().unwrap(), gradients(&e).iter().map(|g| g / scale).collect(), plans.pass.peak_bytes())
+    let statistics = e.store.all().iter().filter(|p| p.role() == Role::Statistic);
+    Pass {
+        names: e.loss_names().to_vec(),
+        losses: e.losses().unwrap(),
+        gradients: gradients(&e).iter().map(|g| g / scale).collect(),
+        statistics: statistics.flat_map(|p| p.value().to_vec::<f32>().unwrap()).collect(),
+        planned: plans.pass.peak_bytes(),
+    }
 }
 
-/// Every family on both kinds of backbone: losses and the direction of the gradient are f32's but for the rounding of activations
-/// (2^-11 and 2^-8 of each, over some twenty layers), and recomputed blocks change nothing.
+/// Every family on both kinds of backbone, on the CPU and in kernels: losses, the direction of the gradient and running statistics are
+/// f32's but for the rounding of activations (2^-11 and 2^-8 of each, over some twenty layers), and what is recomputed changes
+/// nothing.
 #[test]
 fn half_precision_is_f32_but_for_rounding() {
+    let gpus: Vec<Device> = gpus().into_iter().filter_map(|(_, devices)| devices.into_iter().next()).collect();
     for detector in Detector::ALL {
         for kind in [BackboneKind::Resnet18, BackboneKind::SwinT] {
             let model = small_of(detector, kind);
-            let pass = |dtype, recompute| {
-                let s = StageSetup { recompute, ..setup_in(&model, 2, dtype) };
-                one_pass(&model, &Device::cpu(), &s)
+            let pass = |device: &Device, dtype, recompute| {
+                one_pass(&model, device, &StageSetup { recompute, ..setup_in(&model, 2, dtype) })
             };
-            let (losses, grads, _) = pass(DType::F32, Recompute::None);
-            for (dtype, rel, angle) in [(DType::F16, 0.01, 0.99), (DType::BF16, 0.05, 0.9)] {
-                let what = format!("{detector:?} on {kind:?} in {}", dtype.name());
-                let (l, g, bytes) = pass(dtype, Recompute::None);
-                for (a, b) in losses.iter().zip(&l) {
-                    assert!((a - b).abs() <= rel * a.abs().max(0.1), "{what}: losses {losses:?} {l:?}");
+            let whole = pass(&Device::cpu(), DType::F32, Recompute::None);
+            for (device, (dtype, rel, angle)) in [Device::cpu()]
+                .iter()
+                .chain(&gpus)
+                .flat_map(|d| [(DType::F16, 0.01, 0.99), (DType::BF16, 0.05, 0.9)].map(|case| (d, case)))
+            {
+                let what = format!("{detector:?} on {kind:?} in {} on {device:?}", dtype.name());
+                let half = pass(device, dtype, Recompute::None);
+                // Which RoIs are sampled follows from proposals, and a rounding that swaps two of them changes the few positives of
+                // two small pictures: what is computed on samples is held loosely on kernels, whose roundings are others than the CPU's.
+                let (sampled_abs, angle) =
+                    if device.runs_kernels() { (0.1, f64::min(angle, 0.9)) } else { (0.0, angle) };
+                for ((a, b), name) in whole.losses.iter().zip(&half.losses).zip(&whole.names) {
+                    let abs = if name.starts_with("roi") || name.starts_with('s') || *name == "mask" {
+                        sampled_abs
+                    } else {
+                        0.0
+                    };
+                    let within = (a - b).abs() <= rel * a.abs().max(0.1) + abs;
+                    assert!(within, "{what}: {name}: {:?} {:?}", whole.losses, half.losses);
                 }
-                let cos = cosine(&grads, &g);
+                let cos = cosine(&whole.gradients, &half.gradients);
                 assert!(cos > angle, "{what}: the gradient turns by {cos}");
-                let (l2, g2, less) = pass(dtype, Recompute::Blocks);
-                assert!(l == l2 && g == g2, "{what}: recomputed blocks");
-                assert!(less <= bytes, "{what}: {less} {bytes}");
+                for (a, b) in whole.statistics.iter().zip(&half.statistics) {
+                    assert!((a - b).abs() <= rel * a.abs().max(0.5), "{what}: statistics {a} {b}");
+                }
+                for how in [Recompute::Norms, Recompute::Blocks] {
+                    if device.runs_kernels() && dtype == DType::BF16 {
+                        continue; // as f16
+                    }
+                    let again = pass(device, dtype, how);
+                    assert!(half.losses == again.losses && half.gradients == again.gradients, "{what}: {how:?}");
+                    assert!(half.statistics == again.statistics, "{what}: {how:?}: statistics");
+                    assert!(again.planned <= half.planned, "{what}: {how:?}");
+                }
             }
         }
     }
+}
+
+/// A loss scale that a checkpoint lacks begins anew, but the optimizer's steps are counted on.
+#[test]
+fn another_precision_goes_on_with_the_steps_of_the_optimizer() {
+    let device = Device::cpu();
+    let mut e = engine_of(&small(), &device, &setup_in(&small(), 2, DType::F16));
+    let state: BTreeMap<String, Vec<f32>> = e.state().into_iter().map(|(n, t)| (n, t.to_vec().unwrap())).collect();
+    e.load_optimizer(|name| name != "loss_scale", 41, |name, _| Ok(state[name].clone())).unwrap();
+    let scale = e.state().into_iter().find(|(name, _)| name == "loss_scale").unwrap().1;
+    assert_eq!(scale.f32s(), [65536.0, 0.0, 41.0]);
 }
 
 /// A GPU's plan in 16 bits is much smaller, with the same kinds of buffers.

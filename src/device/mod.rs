@@ -77,12 +77,13 @@ impl Device {
 
     /// A new plan device that plans for a kind of device.
     pub fn plan_for(target: Target) -> Device {
-        Device::Plan(Rc::new(plan::Tracer::new(target)))
+        let best = if target == Target::Cuda { DType::BF16 } else { DType::F32 };
+        Device::Plan(Rc::new(plan::Tracer::new(target, best)))
     }
 
     /// A new plan device that plans for this one.
     pub fn planner(&self) -> Device {
-        Device::plan_for(self.target())
+        Device::Plan(Rc::new(plan::Tracer::new(self.target(), self.best_float())))
     }
 
     /// What the workspaces of an op are for: a plan device answers for the device that it plans for.
@@ -99,7 +100,7 @@ impl Device {
         self.target() != Target::Cpu
     }
 
-    /// The shortest float that it is fast in: bf16 from compute capability 8.0 on (where a plan for GPUs takes its own to be), f16 on
+    /// The shortest float that it is fast in: bf16 from compute capability 8.0 on (and where a plan is for no GPU in particular), f16 on
     /// older ones, f32 without a GPU.
     pub fn best_float(&self) -> DType {
         #[cfg(feature = "cuda-driver")]
@@ -108,7 +109,10 @@ impl Device {
         {
             return if cuda.has_bf16() { DType::BF16 } else { DType::F16 };
         }
-        if self.target() == Target::Cuda { DType::BF16 } else { DType::F32 }
+        match self {
+            Device::Plan(tracer) => tracer.best_float(),
+            _ => DType::F32,
+        }
     }
 
     /// Free and total bytes of an NVIDIA GPU; none for other devices.

@@ -10,6 +10,7 @@ use super::ALIGN_BYTES;
 use super::arena::Buf;
 use super::gpu::Target;
 use crate::error::{Error, Result};
+use crate::tensor::DType;
 
 /// One buffer of a step.
 #[derive(Clone, Debug)]
@@ -217,6 +218,7 @@ fn first_fit(allocs: &[Alloc], order: &[usize], which: Gap) -> (Vec<usize>, usiz
 /// State of the plan device.
 pub struct Tracer {
     target: Target,
+    best_float: DType,
     trace: RefCell<Option<Trace>>,
     /// Traces begun.
     traces: Cell<u64>,
@@ -253,15 +255,21 @@ pub(super) struct TraceId {
 }
 
 impl Tracer {
-    pub(super) fn new(target: Target) -> Tracer {
+    pub(super) fn new(target: Target, best_float: DType) -> Tracer {
         Tracer {
             target,
+            best_float,
             trace: RefCell::new(None),
             traces: Cell::new(0),
             persistent: Cell::new(0),
             scope: RefCell::new(Vec::new()),
             entered: Cell::new(0),
         }
+    }
+
+    /// Of the device that the plan is for: see [`super::Device::best_float`].
+    pub(super) fn best_float(&self) -> DType {
+        self.best_float
     }
 
     /// The device that the plan is for.

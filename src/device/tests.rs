@@ -213,7 +213,7 @@ fn a_step_that_panics_is_over() {
     assert_eq!(device.step(None, || good(&device)).unwrap().1.allocs().len(), 3);
 }
 
-/// The next step makes the arena anew, and what was recorded with the old one does not run again.
+/// The next step makes the arena anew.
 #[test]
 fn an_arena_that_was_given_back_is_made_anew() {
     let (device, plan) = (Device::cpu(), plan_of(good));

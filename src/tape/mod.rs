@@ -255,11 +255,9 @@ impl Tape {
             let Some(dy) = grads.pop().flatten() else { continue };
             match node.kind {
                 Kind::Rule(rule) => {
-                    let _module = node.scope.as_ref().map(|s| device.enter(s));
-                    let _op = device.enter(rule.op());
-                    watch::look(&device, "gradient of the output", &dy);
                     let _module = node.scope.as_ref().map(|s| device.enter_module(s));
                     let _op = device.enter(rule.op());
+                    watch::look(&device, "gradient of the output", &dy);
                     let mut sink = Sink { inputs: &node.inputs, nodes: &nodes, grads: &mut grads };
                     rule.backward(dy, &mut sink)?;
                 }

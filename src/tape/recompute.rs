@@ -58,6 +58,7 @@ impl Backward for RecomputeBwd {
         "recompute"
     }
 
+    /// Without what `f` owns: boxes and counts, some KiB.
     fn saved_bytes(&self) -> usize {
         self.inputs.iter().map(|(x, _)| x.bytes()).sum()
     }

@@ -1,5 +1,5 @@
-//! `UPRES_CHECK_FINITE=1`: every output and gradient of a training pass is looked at, and the first that is not finite is named on
-//! stderr. Slow: for finding where a run goes wrong.
+//! `UPRES_CHECK_FINITE=1`: outputs of the ops that are trained through, and their gradients, are looked at, and the first of a pass that is not
+//! finite is named on stderr (parameters and their gradients: the error that ends a run names those). Slow: for finding where a run goes wrong.
 
 use std::cell::{Cell, RefCell};
 

@@ -442,10 +442,12 @@ impl Engine {
     }
 
     /// Overwrites optimizer state and averages from a checkpoint: `find` gives the values of a name. Err names the first
-    /// that is missing; but a loss scale may be missing, of a checkpoint that was trained in another precision.
+    /// that is missing; but a loss scale may be missing, of a checkpoint that was trained in another precision: it begins anew, after the `steps`
+    /// that the stage has taken.
     pub fn load_optimizer(
         &mut self,
         has: impl Fn(&str) -> bool,
+        steps: u64,
         find: impl Fn(&str, usize) -> Result<Vec<f32>>,
     ) -> Result<()> {
         let Some(stage) = self.stage.as_mut() else { return Ok(()) };
@@ -457,8 +459,9 @@ impl Engine {
         for (p, t) in self.store.all().iter().zip(stage.average.iter_mut()) {
             t.write(&find(&format!("ema.{}", p.name()), t.numel())?)?;
         }
-        if let Some(t) = stage.loss_scale.as_mut().filter(|_| has(LOSS_SCALE)) {
-            t.write(&find(LOSS_SCALE, t.numel())?)?;
+        if let Some(t) = &mut stage.loss_scale {
+            let anew = || Ok(vec![INITIAL_SCALE, 0.0, steps as f32]);
+            t.write(&if has(LOSS_SCALE) { find(LOSS_SCALE, t.numel()) } else { anew() }?)?;
         }
         Ok(())
     }

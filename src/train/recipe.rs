@@ -367,7 +367,7 @@ pub enum Recompute {
     None,
     /// The outputs of batch norm that only the next convolution needs are made again from its inputs.
     Norms,
-    /// Of the stem and of each block only the input is kept; the backward pass runs it again.
+    /// Of each block, and of ResNet's stem, only the input is kept; the backward pass runs it again.
     Blocks,
 }
 

@@ -178,8 +178,8 @@ pub fn train_on(
     Ok(outcome)
 }
 
-/// Steps in a row that f16 may overflow in: by then a scale of 65536 has fallen to 1, and what overflows is not the scale's fault.
-const MOST_OVERFLOWS: u32 = 20;
+/// Steps in a row that f16 may overflow in: by then the largest scale, 2^24, has fallen to 1, and what overflows is not its fault.
+const MOST_OVERFLOWS: u32 = 24;
 
 /// Steps that the optimizer skipped because a gradient in f16 was not finite.
 #[derive(Default)]
@@ -189,6 +189,8 @@ struct Overflows {
     /// In this stage of this process.
     steps: u64,
     in_a_row: u32,
+    /// Norm of the gradient of the last step that was taken.
+    last_norm: f32,
 }
 
 impl Overflows {
@@ -227,7 +229,7 @@ impl Run<'_> {
         engine.enter_stage(&context.setup)?;
         engine.device().reserve_arena(plans.arena_bytes())?;
         if let Some(c) = resumed {
-            engine.load_optimizer(|name| c.has(name), |name, n| c.values(name, n))?;
+            engine.load_optimizer(|name| c.has(name), c.meta.step, |name, n| c.values(name, n))?;
         } else {
             (self.meta.stage, self.meta.step) = (index, 0);
         }
@@ -448,7 +450,7 @@ impl Run<'_> {
         })
     }
 
-    /// Takes what a step has measured; returns the norm of its gradient.
+    /// Takes what a step has measured; returns the norm of its gradient, or of the last one that was taken.
     fn read(&mut self, done: Late, meter: &mut Meter) -> Result<f32> {
         let (passes, images) = (done.losses.len() as f64, self.recipe.stages[self.meta.stage].images_per_step);
         let mut sums = vec![0.0; self.planner.loss_names().len()];
@@ -460,12 +462,19 @@ impl Run<'_> {
             sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += f64::from(loss) / passes);
         }
         let norm = (done.norm)()?;
-        if !self.overflows.tolerates(norm) {
+        let tolerated = self.overflows.tolerates(norm);
+        // A loss that is not finite while its gradient is, was no overflow that the optimizer has seen.
+        if norm.is_finite() || !tolerated {
             self.check_finite(done.global_step, None, &sums.iter().map(|s| *s as f32).collect::<Vec<_>>())?;
+        }
+        if !tolerated {
             return Err(Error::non_finite(done.global_step, "norm of the gradient".into(), norm));
         }
-        meter.add(images, sums.iter().all(|s| s.is_finite()).then_some(&sums[..]));
-        Ok(norm)
+        meter.add(images, norm.is_finite().then_some(&sums[..]));
+        if norm.is_finite() {
+            self.overflows.last_norm = norm;
+        }
+        Ok(self.overflows.last_norm)
     }
 
     /// Err at the first loss that is not finite, naming the parameter or gradient behind it if one is to be found.

@@ -97,7 +97,11 @@ pub(super) fn batch_stats(
         .for_each(|(i, (((mean, rstd), running_mean), running_var))| {
             let (sum, m2) = fold_stats(partial, i * STRIP, mean.len(), s);
             let m = s.m as f64;
-            let move_to = |old: f32, new: f64| (f64::from(old) + f64::from(momentum) * (new - f64::from(old))) as f32;
+            // A batch that overflowed (16 bits; its step is skipped) must not stay in the statistics for ever.
+            let move_to = |old: f32, new: f64| {
+                let moved = (f64::from(old) + f64::from(momentum) * (new - f64::from(old))) as f32;
+                if moved.is_finite() { moved } else { old }
+            };
             for j in 0..mean.len() {
                 let batch_mean = sum[j] / m;
                 mean[j] = batch_mean as f32;

@@ -29,7 +29,9 @@ pub(super) fn forward(
     ws: &mut Tensor,
     s: &LinearShape,
 ) -> Result<()> {
-    let added = product(Pass::Forward, y, false, x, w, b, ws, s)?;
+    // cuBLASLt adds a bias of the output's type only: in 16 bits it is added behind the product.
+    let fused = b.filter(|b| b.dtype() == y.dtype());
+    let added = product(Pass::Forward, y, false, x, w, fused, ws, s)?;
     // The ReLU is never in cuBLASLt's epilogue: it may turn NaN into 0.
     bias::forward(y, b.filter(|_| !added), relu)
 }

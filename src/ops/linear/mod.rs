@@ -18,7 +18,7 @@ pub const INFO: OpInfo = OpInfo { name: "linear", gradient: Gradient::Yes };
 
 /// `y = act(x wᵀ + b)`.
 ///
-/// Shapes: x `[M, ...]` with `C` elements a row, w `[O,C]`, bias `[O]`, y `[M,O]`, f32.
+/// Shapes: x `[M, ...]` with `C` elements a row, w `[O,C]`, bias `[O]`, y `[M,O]`, floats of one type, bias f32.
 /// Saves: x, w, and y if there is a ReLU.
 /// Gradient: x, w, bias.
 /// Cost: 2·M·O·C flops each for y, dx and dw, as one GEMM each.
@@ -31,7 +31,7 @@ pub fn linear(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation:
 
 /// As [`linear`], over the last dimension: a token of every pixel.
 ///
-/// Shapes: x `[..,C]`, w `[O,C]`, bias `[O]`, y `[..,O]`, f32.
+/// Shapes: x `[..,C]`, w `[O,C]`, bias `[O]`, y `[..,O]`, floats of one type, bias f32.
 pub fn linear_last(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation: Activation) -> Result<Var> {
     let rank = x.shape().len();
     rows(tape, x, w, bias, activation, &x.shape()[..rank.saturating_sub(1)])

@@ -6,7 +6,7 @@
 #   tests      every op against the CPU, whole training steps against the CPU, the same twice to the bit
 #   sanitizer  compute-sanitizer (memcheck, racecheck, synccheck, initcheck) over the smallest cases
 #   ops        bandwidth of the ops, beside torch and torchvision
-#   step       a training step of the five detectors, beside torchvision's three with and without autocast
+#   step       a training step of the five detectors in f32, f16 and bf16, beside torchvision's three with and without autocast
 #   train      a short two-stage training on the built-in data set of shapes, and its report
 #
 # Prints one table; OUT/*.jsonl has the raw lines. DEVICE=sim and PYTHON=none rehearse without a GPU and without torch;
@@ -98,7 +98,10 @@ step() {
         for detector in ${DETECTORS:-faster cascade mask retinanet mask_swin}; do
             local name=${detector}_${n}x${h}x${w}
             local shape=(--images "$n" --height "$h" --width "$w" --steps "$([[ $device == sim ]] && echo 1 || echo 20)")
-            run "step_$name" benches/step --device "$device" --detector "$detector" "${shape[@]}" --json "$out/step.jsonl"
+            for precision in f32 f16 bf16; do
+                run "step_${name}_$precision" benches/step --device "$device" --detector "$detector" --precision "$precision" \
+                    "${shape[@]}" --json "$out/step.jsonl"
+            done
             # The same box head on both sides; torchvision has no Cascade R-CNN and no Swin Mask R-CNN.
             [[ $detector == cascade || $detector == mask_swin ]] && continue
             for amp in none f16 bf16; do

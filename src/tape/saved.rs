@@ -4,11 +4,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::{Tape, Var};
+use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::Tensor;
 
 /// A value that its op makes again from what it keeps, once for all rules that ask for it.
 pub(crate) struct Remade {
+    device: Device,
     bytes: usize,
     make: Box<dyn Fn() -> Result<Tensor>>,
     made: RefCell<Option<Tensor>>,
@@ -31,7 +33,13 @@ impl Saved {
             Saved::Again(again) => again,
         };
         let made = again.made.borrow_mut().take();
-        let t = made.map_or_else(|| (again.make)(), Ok)?;
+        let t = match made {
+            Some(t) => t,
+            None => {
+                let _again = again.device.enter("recompute");
+                (again.make)()?
+            }
+        };
         if Rc::strong_count(&again) > 1 {
             *again.made.borrow_mut() = Some(t.clone());
         }
@@ -82,8 +90,9 @@ impl Tape {
 }
 
 impl Remade {
-    /// Of a value of so many bytes.
-    pub(crate) fn new(bytes: usize, make: impl Fn() -> Result<Tensor> + 'static) -> Rc<Remade> {
-        Rc::new(Remade { bytes, make: Box::new(make), made: RefCell::new(None) })
+    /// Of an op's output.
+    pub(crate) fn new(y: &Tensor, make: impl Fn() -> Result<Tensor> + 'static) -> Rc<Remade> {
+        let (device, bytes) = (y.device().clone(), y.bytes());
+        Rc::new(Remade { device, bytes, make: Box::new(make), made: RefCell::new(None) })
     }
 }

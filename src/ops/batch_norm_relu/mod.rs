@@ -120,8 +120,7 @@ pub fn batch_norm_relu(
     };
     if let (true, true, None, Some(x)) = (tape.keeps_less(), relu, residual, &saved_x) {
         let (x, stats, gamma, beta) = (x.clone(), stats.clone(), gamma.value().clone(), beta.value().clone());
-        let remade = Remade::new(y.bytes(), move || {
-            let _again = x.device().enter("recompute");
+        let remade = Remade::new(&y, move || {
             let _op = x.device().enter("batch_norm_relu");
             normalize(&x, None, true, &stats, &gamma, &beta, &split)
         });

@@ -111,7 +111,7 @@ impl MaskHead {
     }
 
     /// The mean cross-entropy over the pixels of all positives. Where heads run backward at once, this one does so for
-    /// [`SLICE_ROIS`] RoIs after the other: its maps are the largest of a detector's.
+    /// 256 RoIs after the other: its maps are the largest of a detector's.
     pub fn losses(&self, tape: &mut Tape, p: &[Var], samples: &RoiSamples, inputs: &Inputs) -> Result<Vec<Loss>> {
         let avg = avg_factor(&samples.counts, AvgFactor::Positives)?;
         let rois = samples.gt.dim(0) * self.quota;

@@ -14,7 +14,9 @@ use upres::train::data::pixel_stats;
 use upres::train::engine::{Bucket, Engine, StageSetup};
 use upres::train::plan_report::{LiveKind, PlanReport, StepKind};
 use upres::train::plans::{Planner, StagePlans};
+use upres::train::rates::Rates;
 use upres::train::recipe::{OptimizerKind, Recipe};
+use upres::train::run_dir::RunDir;
 
 /// `train RECIPE --plan …`
 fn plan(recipe: &Path, more: &[&str]) -> String {
@@ -25,7 +27,8 @@ fn plan(recipe: &Path, more: &[&str]) -> String {
 }
 
 fn report(file: &Path, target: Target) -> PlanReport {
-    PlanReport::new(&Recipe::read(file, &[]).unwrap(), file, &Device::plan_for(target), None).unwrap()
+    PlanReport::new(&Recipe::read(file, &[]).unwrap(), file, &Device::plan_for(target), None, &Rates::default())
+        .unwrap()
 }
 
 #[test]
@@ -169,6 +172,36 @@ fn the_text_says_what_decides() {
     assert!(!text.contains("cuDNN"));
     let gpu = plan(&file, &["--device", "cuda"]);
     assert!(gpu.contains("planned for cuda") && gpu.contains("cuDNN") && gpu.contains("driver's context"), "{gpu}");
+}
+
+/// Of a run beside `--out` that did the same work; the other stage has not been trained before.
+#[test]
+fn a_measured_rate_gives_the_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = write_recipe(dir.path(), shapes());
+    let recipe = Recipe::read(&file, &[]).unwrap();
+    let (before, next) = (dir.path().join("runs/before"), dir.path().join("runs/next"));
+    let run = RunDir::create(Some(&before), &recipe).unwrap();
+    let start = r#"{"event":"start","version":"0","recipe":"tiny","seed":0,"device":"cpu","threads":1,"classes":[],"parameters":1,"resumed_at":null}"#;
+    let step = r#"{"event":"train","stage":"pretrain","stage_index":0,"step":1,"global_step":1,"epoch":0.1,"lr":0.1,"losses":{},"grad_norm":1.0,"images_per_s":8.0,"data_wait":0.0,"time_s":1.0,"memory_bytes":1}"#;
+    fs::write(run.log(), [start, step, step, step].join("\n")).unwrap();
+    let asked = |more: &[&str]| {
+        let out = ["--set", "threads=1", "--out", next.to_str().unwrap()];
+        plan(&file, &[&out, more].concat())
+    };
+    let text = asked(&[]);
+    let line = format!(
+        "training steps take about 1m00s, at 8.0 images/s as in {} (cpu, 1 threads); evaluations come on top",
+        before.display()
+    );
+    assert!(text.contains(&line), "want {line} in\n{text}");
+    assert_eq!(text.matches("training steps take").count(), 1, "{text}");
+    let said: Value = serde_json::from_str(&asked(&["--json"])).unwrap();
+    let expected = &said["stages"][0]["expected"];
+    assert_eq!((&expected["training_s"], &expected["images_per_s"]), (&60.0.into(), &8.0.into()));
+    assert_eq!(said["stages"][1]["expected"], Value::Null);
+    assert!(!next.exists(), "a plan makes no folder");
+    assert!(!asked(&["--device", "cuda"]).contains("training steps take"), "not of a CPU's speed");
 }
 
 #[test]

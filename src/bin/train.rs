@@ -18,6 +18,7 @@ use upres::train::finish::finish;
 use upres::train::plan_report::PlanReport;
 use upres::train::plans::Planner;
 use upres::train::progress::Progress;
+use upres::train::rates::Rates;
 use upres::train::recipe::Recipe;
 use upres::train::recipe_read::Override;
 use upres::train::recorder::Recorder;
@@ -63,6 +64,9 @@ struct Args {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out"])]
     resume: Option<PathBuf>,
     /// Prints what memory each stage needs and what for, to the byte, and ends.
+    ///
+    /// Where an earlier run in runs/ (or beside --out, or the one of --resume) did the same work on such a device, also how long a
+    /// stage takes.
     #[arg(long)]
     plan: bool,
     /// Bytes that a stage may take, such as 11GiB: computes activations again, or takes fewer images at a time, where it must
@@ -121,7 +125,11 @@ fn run(args: &Args) -> Result<()> {
     use_threads(recipe.threads)?;
     if args.plan {
         let given = args.memory.map(|size| Budget::Given(size.0));
-        let report = PlanReport::new(&recipe, &file, &args.device.planner(), given)?;
+        let mut rates = Rates::in_folder(&RunDir::parent(args.out.as_deref()));
+        if let Some(run) = &args.resume {
+            rates = rates.after(run);
+        }
+        let report = PlanReport::new(&recipe, &file, &args.device.planner(), given, &rates)?;
         return print(if args.json { report.to_json() } else { report.to_string() });
     }
     let device = args.device.open()?;

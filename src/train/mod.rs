@@ -16,6 +16,7 @@ pub mod plan_report;
 pub mod plans;
 pub mod precision;
 pub mod progress;
+pub mod rates;
 pub mod recipe;
 mod recipe_check;
 pub mod recipe_docs;

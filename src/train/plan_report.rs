@@ -12,7 +12,8 @@ use super::budget::{self, Budget, Fitted, StageBudget};
 use super::data::RunData;
 use super::engine::{Bucket, PersistentBytes};
 use super::plans::{Planner, StageContext, StagePlans};
-use super::progress::bytes;
+use super::progress::{bytes, duration};
+use super::rates::{Rate, Rates};
 use super::recipe::{BatchNormMode, Recipe, Recompute, StageConfig};
 use crate::device::{Device, LiveAtPeak, StepPlan, Target};
 use crate::error::Result;
@@ -100,8 +101,20 @@ pub struct StageReport {
     pub arena_bytes: usize,
     /// What a run of the stage reserves: what stays, and the arena.
     pub total_bytes: usize,
+    /// How long it takes, if the same work has been done before.
+    pub expected: Option<ExpectedTime>,
     /// How it was made to fit; none without a budget.
     pub budget: Option<StageBudget>,
+}
+
+/// How long a stage takes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ExpectedTime {
+    /// Seconds of all training steps; evaluations come on top.
+    pub training_s: f64,
+    /// Where that comes from.
+    #[serde(flatten)]
+    pub rate: Rate,
 }
 
 /// What a step does.
@@ -163,9 +176,15 @@ pub struct LiveGroup {
 }
 
 impl PlanReport {
-    /// Plans every stage for the device that `device` plans for, changed to fit the budget if there is one. `file` names the
-    /// recipe in errors.
-    pub fn new(recipe: &Recipe, file: &Path, device: &Device, budget: Option<Budget>) -> Result<PlanReport> {
+    /// Plans every stage for the device that `device` plans for, changed to fit the budget if there is one, and expects of it what
+    /// `rates` say. `file` names the recipe in errors.
+    pub fn new(
+        recipe: &Recipe,
+        file: &Path,
+        device: &Device,
+        budget: Option<Budget>,
+        rates: &Rates,
+    ) -> Result<PlanReport> {
         let mut planner = Planner::new(recipe, file, device)?;
         let has_batch_norm = planner.has_batch_norm();
         let Fitted { recipe: fitted, stages: fits } = budget::fit(&mut planner, recipe, budget)?;
@@ -177,6 +196,11 @@ impl PlanReport {
                 let largest = budget::largest(&mut planner, recipe, index, budget)?;
                 report.budget = Some(StageBudget { bytes: budget.bytes(), fit, largest });
             }
+            let rate = rates.of(&fitted, stage, device.target(), rayon::current_num_threads());
+            report.expected = rate.map(|rate| ExpectedTime {
+                training_s: (report.steps * report.images_per_step as u64) as f64 / rate.images_per_s,
+                rate,
+            });
             stages.push(report);
         }
         Ok(PlanReport {
@@ -247,6 +271,7 @@ impl StageReport {
             plans: steps,
             arena_bytes: plans.arena_bytes(),
             total_bytes: plans.total_bytes(),
+            expected: None,
             budget: None,
         }
     }
@@ -391,7 +416,16 @@ impl fmt::Display for StageReport {
         }
         self.plans.iter().try_for_each(|plan| plan.fmt(f))?;
         row(f, 2, "all: between steps and the largest step", self.total_bytes)?;
+        self.expected.iter().try_for_each(|expected| write!(f, "\n  {expected}"))?;
         self.budget.iter().try_for_each(|budget| budget.fmt(f))
+    }
+}
+
+impl fmt::Display for ExpectedTime {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Rate { images_per_s, run, device, threads } = &self.rate;
+        write!(f, "training steps take about {}, at {images_per_s:.1} images/s as in ", duration(self.training_s))?;
+        write!(f, "{} ({device}, {threads} threads); evaluations come on top", run.display())
     }
 }
 

@@ -38,6 +38,20 @@ impl RunDir {
         Ok(run)
     }
 
+    /// The run in `root`, if it is one.
+    pub fn at(root: &Path) -> RunDir {
+        RunDir { root: root.to_path_buf() }
+    }
+
+    /// Where runs lie that are put beside `out`, or that are not told where.
+    pub fn parent(out: Option<&Path>) -> PathBuf {
+        match out.and_then(Path::parent) {
+            Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+            Some(_) => PathBuf::from("."),
+            None => PathBuf::from(DEFAULT_PARENT),
+        }
+    }
+
     /// Keeps other processes from training in the folder for as long as the result lives, or this process.
     ///
     /// Errors: `Value` if another one does.
@@ -56,7 +70,7 @@ impl RunDir {
 
     /// A run to go on with: needs its recipe and its last checkpoint.
     pub fn resume(root: &Path) -> Result<RunDir> {
-        let run = RunDir { root: root.to_path_buf() };
+        let run = RunDir::at(root);
         let nothing = |what: String| Error::value("--resume", format!("nothing to resume: {what}"));
         if root.is_file() {
             return Err(nothing(format!("{} is a file: name the folder of the run", root.display())));

@@ -1,0 +1,243 @@
+//! How fast stages have been trained before, from the logs of earlier runs: what a plan expects of the same stage.
+//!
+//! Main type: [`Rates`].
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::event::Event;
+use super::recipe::{Recipe, StageConfig};
+use super::run_dir::RunDir;
+use crate::device::Target;
+
+/// Lines of the log before a rate is one: the first steps of a stage are slower.
+const FEWEST_LINES: usize = 3;
+
+/// A speed that was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Rate {
+    /// Images that were trained on in a second, evaluations left out.
+    pub images_per_s: f64,
+    /// The run.
+    pub run: PathBuf,
+    /// Its device in words.
+    pub device: String,
+    /// Its threads, which matter on the CPU.
+    pub threads: usize,
+}
+
+/// Earlier runs, the one to be believed first in front.
+#[derive(Clone, Debug, Default)]
+pub struct Rates {
+    runs: Vec<Run>,
+}
+
+#[derive(Clone, Debug)]
+struct Run {
+    path: PathBuf,
+    recipe: Recipe,
+    lines: Vec<Line>,
+}
+
+/// A line of a log about training.
+#[derive(Clone, Debug)]
+struct Line {
+    stage: String,
+    images_per_s: f64,
+    device: String,
+    threads: usize,
+}
+
+impl Rates {
+    /// The runs in a folder, newest first. What is no run, or cannot be read, has no rate: a plan does without.
+    pub fn in_folder(folder: &Path) -> Rates {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut runs: Vec<(SystemTime, Run)> = entries.filter_map(|path| Run::read(&path)).collect();
+        runs.sort_by(|(a, x), (b, y)| (b, &x.path).cmp(&(a, &y.path)));
+        Rates { runs: runs.into_iter().map(|(_, run)| run).collect() }
+    }
+
+    /// These, and before them the run in a folder.
+    pub fn after(mut self, run: &Path) -> Rates {
+        self.runs.splice(0..0, Run::read(run).map(|(_, run)| run));
+        self
+    }
+
+    /// What the first run has reached that did the work of this stage on a device of the kind, and on the CPU with as many
+    /// `threads`: the same model, data and passes, whatever its learning rate, length or seed.
+    pub fn of(&self, recipe: &Recipe, stage: &StageConfig, target: Target, threads: usize) -> Option<Rate> {
+        self.runs.iter().find_map(|run| run.rate(recipe, stage, target, threads))
+    }
+}
+
+impl Run {
+    /// And when its log was written last.
+    fn read(path: &Path) -> Option<(SystemTime, Run)> {
+        let dir = RunDir::at(path);
+        let recipe = Recipe::read(dir.recipe(), &[]).ok()?;
+        let log = fs::read(dir.log()).ok()?;
+        let written = fs::metadata(dir.log()).and_then(|meta| meta.modified()).ok()?;
+        let lines = training_lines(&String::from_utf8_lossy(&log));
+        Some((written, Run { path: path.to_path_buf(), recipe, lines }))
+    }
+
+    fn rate(&self, recipe: &Recipe, stage: &StageConfig, target: Target, threads: usize) -> Option<Rate> {
+        let alike = |other: &&StageConfig| is_same_work((recipe, stage), (&self.recipe, other));
+        let other = self.recipe.stages.iter().find(alike)?;
+        let fits = |line: &&Line| {
+            let cpu = target != Target::Cuda;
+            line.stage == other.name && kind(&line.device) == target && (!cpu || line.threads == threads)
+        };
+        // A run may have gone on elsewhere: the device of the last line counts.
+        let last = self.lines.iter().rev().find(fits)?;
+        let here = self.lines.iter().filter(fits).filter(|line| line.device == last.device);
+        let mut rates: Vec<f64> = here.map(|line| line.images_per_s).filter(|rate| *rate > 0.0).collect();
+        if rates.len() < FEWEST_LINES {
+            return None;
+        }
+        rates.sort_by(f64::total_cmp);
+        Some(Rate {
+            images_per_s: rates[rates.len() / 2],
+            run: self.path.clone(),
+            device: last.device.clone(),
+            threads: last.threads,
+        })
+    }
+}
+
+/// What a log says of the device, as a plan names it.
+fn kind(device: &str) -> Target {
+    match device {
+        "cpu" => Target::Cpu,
+        "sim" => Target::Sim,
+        _ => Target::Cuda,
+    }
+}
+
+fn training_lines(log: &str) -> Vec<Line> {
+    let (mut device, mut threads) = (String::new(), 0);
+    let mut lines = Vec::new();
+    for event in log.lines().filter_map(|line| serde_json::from_str(line).ok()) {
+        match event {
+            Event::Start(start) => (device, threads) = (start.device, start.threads),
+            Event::Train(t) => {
+                lines.push(Line { stage: t.stage, images_per_s: t.images_per_s, device: device.clone(), threads });
+            }
+            _ => {}
+        }
+    }
+    lines
+}
+
+/// Whether an image costs the same in both.
+fn is_same_work((recipe, a): (&Recipe, &StageConfig), (other, b): (&Recipe, &StageConfig)) -> bool {
+    let same_step = (a.images_per_step, a.micro_batch, a.precision, a.recompute)
+        == (b.images_per_step, b.micro_batch, b.precision, b.recompute);
+    let same_training = (a.batch_norm, a.frozen_stages, a.optimizer.kind, a.ema > 0.0)
+        == (b.batch_norm, b.frozen_stages, b.optimizer.kind, b.ema > 0.0);
+    same_step
+        && same_training
+        && a.resize == b.resize
+        && recipe.model == other.model
+        && (&recipe.data.train, &recipe.data.shapes) == (&other.data.train, &other.data.shapes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: &str = r#"{"event":"start","version":"0","recipe":"r","seed":0,"device":"DEVICE","threads":2,"classes":[],
+        "parameters":1,"resumed_at":null}"#;
+
+    fn start(device: &str) -> String {
+        START.replace('\n', " ").replace("DEVICE", device)
+    }
+
+    fn train(stage: &str, images_per_s: &str) -> String {
+        format!(
+            r#"{{"event":"train","stage":"{stage}","stage_index":0,"step":1,"global_step":1,"epoch":0.1,"lr":0.1,"losses":{{}},
+            "grad_norm":1.0,"images_per_s":{images_per_s},"data_wait":0.0,"time_s":1.0,"memory_bytes":1}}"#
+        )
+        .replace('\n', " ")
+    }
+
+    fn write(folder: &Path, recipe: &Recipe, lines: &[String]) {
+        let run = RunDir::create(Some(folder), recipe).unwrap();
+        fs::write(run.log(), lines.join("\n")).unwrap();
+    }
+
+    fn recipe(overrides: &[&str]) -> Recipe {
+        Recipe::built_in(&overrides.iter().map(|o| o.parse().unwrap()).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn rate(rates: &Rates, recipe: &Recipe, target: Target, threads: usize) -> Option<f64> {
+        rates.of(recipe, &recipe.stages[0], target, threads).map(|rate| rate.images_per_s)
+    }
+
+    /// A run of three lines a rate on the CPU.
+    fn run_of(images_per_s: [&str; 3]) -> Vec<String> {
+        [start("cpu")].into_iter().chain(images_per_s.map(|rate| train("pretrain", rate))).collect()
+    }
+
+    #[test]
+    fn the_median_of_the_same_work() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("a"), &recipe(&[]), &run_of(["1.0", "30.0", "20.0"]));
+        let rates = Rates::in_folder(folder.path());
+        assert_eq!(rate(&rates, &recipe(&[]), Target::Cpu, 2), Some(20.0));
+        for (why, other) in [
+            ("a rate of learning", recipe(&["stage.pretrain.optimizer.lr=1e-5"])),
+            ("a seed", recipe(&["seed=7"])),
+            ("a length", recipe(&["stage.pretrain.epochs=1"])),
+            ("another stage", recipe(&["stage.finetune.precision=f16"])),
+        ] {
+            assert_eq!(rate(&rates, &other, Target::Cpu, 2), Some(20.0), "{why}");
+        }
+        for key in ["precision=f16", "micro_batch=4", "recompute=blocks", "batch_norm=eval", "ema=0.9"] {
+            let other = recipe(&[&format!("stage.pretrain.{key}")]);
+            assert_eq!(rate(&rates, &other, Target::Cpu, 2), None, "{key}");
+        }
+        assert_eq!(rate(&rates, &recipe(&["model.backbone.width=0.25"]), Target::Cpu, 2), None);
+        assert_eq!(rate(&rates, &recipe(&["data.train.images=elsewhere"]), Target::Cpu, 2), None);
+        assert_eq!(rate(&rates, &recipe(&[]), Target::Cpu, 1), None, "threads");
+        assert_eq!(rate(&rates, &recipe(&[]), Target::Sim, 2), None);
+        let second = rates.of(&recipe(&[]), &recipe(&[]).stages[1], Target::Cpu, 2);
+        assert_eq!(second, None, "a stage that has not begun");
+    }
+
+    #[test]
+    fn a_run_that_went_on_elsewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut lines = run_of(["1.0", "2.0", "3.0"]);
+        lines.push(start("cuda:0 (A GPU)"));
+        lines.extend(["null", "700.0", "800.0", "900.0"].map(|rate| train("pretrain", rate)));
+        lines.push("{\"event\":\"tra".into()); // cut off
+        write(&folder.path().join("a"), &recipe(&[]), &lines);
+        let rates = Rates::in_folder(folder.path());
+        assert_eq!(rate(&rates, &recipe(&[]), Target::Cpu, 2), Some(2.0));
+        let gpu = rates.of(&recipe(&[]), &recipe(&[]).stages[0], Target::Cuda, 64).expect("threads are the CPU's");
+        assert_eq!((gpu.images_per_s, &*gpu.device), (800.0, "cuda:0 (A GPU)"));
+    }
+
+    #[test]
+    fn newer_runs_come_first_and_what_is_no_run_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(rate(&Rates::in_folder(&folder.path().join("absent")), &recipe(&[]), Target::Cpu, 2), None);
+        for (i, name) in ["b", "a", "c"].into_iter().enumerate() {
+            let path = folder.path().join(name);
+            write(&path, &recipe(&[]), &run_of(["5.0", "5.0", "5.0"].map(|_| ["1.0", "2.0", "3.0"][i])));
+            let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 + i as u64);
+            fs::File::options().append(true).open(path.join("log.jsonl")).unwrap().set_modified(at).unwrap();
+        }
+        fs::write(folder.path().join("file"), "").unwrap();
+        fs::create_dir(folder.path().join("empty")).unwrap();
+        write(&folder.path().join("short"), &recipe(&[]), &run_of(["9.0", "9.0", "null"]));
+        let rates = Rates::in_folder(folder.path());
+        assert_eq!(rate(&rates, &recipe(&[]), Target::Cpu, 2), Some(3.0));
+        let rates = rates.after(&folder.path().join("a")).after(&folder.path().join("empty"));
+        assert_eq!(rate(&rates, &recipe(&[]), Target::Cpu, 2), Some(2.0), "the run that goes on");
+    }
+}

@@ -13,7 +13,7 @@ mod rpn;
 
 use serde::{Deserialize, Serialize};
 
-pub use backbone::{BackboneConfig, BackboneKind};
+pub use backbone::{BackboneConfig, BackboneKind, SwinInit};
 pub use box_head::{BoxHeadConfig, BoxHeadKind};
 pub use cascade::{CASCADE_STAGES, CascadeConfig};
 pub use fpn::{FpnConfig, FpnExtra};

@@ -11,7 +11,7 @@
 use std::rc::Rc;
 
 use super::backbone::BackboneMode;
-use super::config::BackboneConfig;
+use super::config::{BackboneConfig, SwinInit};
 use crate::error::Result;
 use crate::nn::{Builder, Init, LayerNorm, Linear};
 use crate::ops::drop_path::drop_path;
@@ -26,8 +26,8 @@ const PATCH: usize = 4;
 /// Hidden channels of a block's second half, relative to its own.
 const MLP_RATIO: usize = 4;
 const EPS: f32 = 1e-5;
-/// torch's `trunc_normal_`, as the paper has it.
-const INIT: Init = Init::TruncNormal(0.02);
+/// torch's `trunc_normal_`, as the paper has it: tables of positions always, linear layers by default.
+const TRUNC_NORMAL: Init = Init::TruncNormal(0.02);
 
 /// The network.
 pub struct Swin {
@@ -68,8 +68,12 @@ impl Swin {
     /// C2).
     pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig, first: usize) -> Result<Self> {
         let channels = cfg.out_channels();
+        let init = match cfg.init {
+            SwinInit::TruncNormal => TRUNC_NORMAL,
+            SwinInit::LecunNormal => Init::LecunNormal,
+        };
         let mut embed = b.sub("patch_embed");
-        let patches = Linear::new(&mut embed.sub("projection"), 3 * PATCH * PATCH, channels[0], INIT)?;
+        let patches = Linear::new(&mut embed.sub("projection"), 3 * PATCH * PATCH, channels[0], init)?;
         let patch_norm = LayerNorm::new(&mut embed.sub("norm"), channels[0], EPS)?;
         let total: usize = cfg.kind.blocks().iter().sum();
         let mut index = 0;
@@ -83,7 +87,7 @@ impl Swin {
                 let heads = c / BackboneConfig::HEAD;
                 let attention = WindowAttention { window: cfg.window, shift, heads };
                 let drop = cfg.drop_path * index as f32 / (total - 1) as f32;
-                let block = Block::new(&mut stage.sub(format!("blocks.{j}")), c, attention, drop, index)?;
+                let block = Block::new(&mut stage.sub(format!("blocks.{j}")), c, attention, init, drop, index)?;
                 blocks.push(Rc::new(block));
                 index += 1;
             }
@@ -91,7 +95,7 @@ impl Swin {
                 .then(|| -> Result<_> {
                     let mut m = stage.sub("downsample");
                     let norm = LayerNorm::new(&mut m.sub("norm"), 4 * c, EPS)?;
-                    let reduction = Linear::without_bias(&mut m.sub("reduction"), 4 * c, 2 * c, INIT)?;
+                    let reduction = Linear::without_bias(&mut m.sub("reduction"), 4 * c, 2 * c, init)?;
                     Ok(Merge { norm, reduction })
                 })
                 .transpose()?;
@@ -145,20 +149,28 @@ impl Stage {
 }
 
 impl Block {
-    fn new(b: &mut Builder<'_>, c: usize, attention: WindowAttention, drop: f32, index: u32) -> Result<Self> {
+    fn new(
+        b: &mut Builder<'_>,
+        c: usize,
+        attention: WindowAttention,
+        init: Init,
+        drop: f32,
+        index: u32,
+    ) -> Result<Self> {
         let mut attn = b.sub("attn.w_msa");
         let rows = (2 * attention.window - 1).pow(2);
-        let table = attn.param("relative_position_bias_table", Role::Position, &[rows, attention.heads], INIT)?;
-        let qkv = Linear::new(&mut attn.sub("qkv"), c, 3 * c, INIT)?;
-        let proj = Linear::new(&mut attn.sub("proj"), c, c, INIT)?;
+        let table =
+            attn.param("relative_position_bias_table", Role::Position, &[rows, attention.heads], TRUNC_NORMAL)?;
+        let qkv = Linear::new(&mut attn.sub("qkv"), c, 3 * c, init)?;
+        let proj = Linear::new(&mut attn.sub("proj"), c, c, init)?;
         Ok(Block {
             norm1: LayerNorm::new(&mut b.sub("norm1"), c, EPS)?,
             qkv,
             table,
             proj,
             norm2: LayerNorm::new(&mut b.sub("norm2"), c, EPS)?,
-            up: Linear::new(&mut b.sub("ffn.layers.0.0"), c, MLP_RATIO * c, INIT)?,
-            down: Linear::new(&mut b.sub("ffn.layers.1"), MLP_RATIO * c, c, INIT)?,
+            up: Linear::new(&mut b.sub("ffn.layers.0.0"), c, MLP_RATIO * c, init)?,
+            down: Linear::new(&mut b.sub("ffn.layers.1"), MLP_RATIO * c, c, init)?,
             attention,
             drop,
             index,

@@ -14,6 +14,8 @@ pub enum Init {
     /// Normal with the given standard deviation, without what is beyond ±2 (torch's `trunc_normal_`, whose bounds are numbers, not
     /// deviations): with the usual 0.02 nothing is.
     TruncNormal(f32),
+    /// Normal with variance 1 / fan_in (LeCun et al. 1998, section 4.6).
+    LecunNormal,
     /// Normal with variance 2 / fan_out (He et al. 2015, eq. 14): convolutions before a ReLU.
     KaimingFanOut,
     /// Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 16).
@@ -31,6 +33,7 @@ impl Init {
             Init::Constant(v) => vec![v; n],
             Init::Normal(std) => normal(n, std, name, seed),
             Init::TruncNormal(std) => truncated_normal(n, std, name, seed),
+            Init::LecunNormal => normal(n, (1.0 / (inp * taps)).sqrt(), name, seed),
             Init::KaimingFanOut => normal(n, (2.0 / (out * taps)).sqrt(), name, seed),
             Init::XavierUniform => {
                 let bound = (6.0 / ((inp + out) * taps)).sqrt();
@@ -117,6 +120,8 @@ mod tests {
         close(Init::XavierUniform.values(&[256, 1, 1, 512], "b", 1), 0.0509);
         close(Init::XavierUniform.values(&[1024, 12544], "c", 1), 0.01214);
         close(Init::Normal(0.01).values(&[81, 1024], "d", 1), 0.01);
+        close(Init::LecunNormal.values(&[96, 400], "e", 1), 0.05);
+        close(Init::LecunNormal.values(&[64, 3, 3, 64], "f", 1), 1.0 / 24.0);
     }
 
     #[test]

@@ -126,6 +126,7 @@ pub const KEYS: &[Key] = &[
     key("model.backbone.norm_momentum", Real(TINY, 1.0), "batch norm: share of the new batch in the running statistics", "PyTorch").only("resnet"),
     key("model.backbone.zero_init_residual", Flag, "start each residual branch at zero", PAPER).only("resnet"),
     key("model.backbone.window", Whole(2, 12), "side of an attention window in tokens", "Liu et al. 2021").only("swin"),
+    key("model.backbone.init", OneOf(&["trunc_normal", "lecun_normal"]), "initial values of linear layers: deviation 0.02, or variance 1 / fan_in, with which narrow networks learn faster", PAPER).only("swin"),
     key("model.backbone.drop_path", Real(0.0, 0.9), "chance to drop a residual branch of the last block, rising to it linearly from 0", PAPER).only("swin"),
     key("model.fpn.channels", Whole(1, 65_536), "channels of every level", MMDET),
     key("model.fpn.levels", Whole(3, 6), "number of levels: P2 to P6 are 5", MMDET),

@@ -18,8 +18,21 @@ pub struct BackboneConfig {
     pub zero_init_residual: bool,
     /// Swin: side of an attention window in tokens of 4×4 pixels and more.
     pub window: usize,
+    /// Swin: initial values of its linear layers.
+    pub init: SwinInit,
     /// Swin: chance to drop a residual branch of the last block; that of the others rises to it linearly from 0.
     pub drop_path: f32,
+}
+
+/// Initial values of a Swin Transformer's linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SwinInit {
+    /// torch's `trunc_normal_` of deviation 0.02, whatever the number of channels. What enters a residual branch comes out much smaller
+    /// at first, the more so the narrower the network.
+    TruncNormal,
+    /// Variance 1 / fan_in (LeCun et al. 1998): a layer keeps the size of what it gets.
+    LecunNormal,
 }
 
 /// Backbones.
@@ -109,6 +122,7 @@ impl Default for BackboneConfig {
             norm_momentum: 0.1,
             zero_init_residual: false,
             window: 7,
+            init: SwinInit::TruncNormal,
             drop_path: 0.2,
         }
     }

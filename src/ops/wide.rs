@@ -23,6 +23,19 @@ pub(super) fn run(
     run_to(tape, inputs, inputs[0].value().dtype(), f)
 }
 
+/// As [`run`], for a product whose rule does not keep its output: `f` is told whether anybody reads what it gives. Where nobody does, in
+/// the backward pass, any finite values of the shape will do, which saves the product.
+pub(super) fn run_product(
+    tape: &mut Tape,
+    inputs: &[&Var],
+    f: impl Fn(&mut Tape, &[Var], bool) -> Result<Var> + 'static,
+) -> Result<Var> {
+    run(tape, inputs, move |tape, v| {
+        let is_read = !tape.is_run_for_rules();
+        f(tape, v, is_read)
+    })
+}
+
 /// As [`run`], with an output of another type.
 pub(super) fn run_to(
     tape: &mut Tape,

@@ -94,6 +94,8 @@ pub struct Tape {
     early: Vec<Option<Tensor>>,
     /// Runs again what has run before.
     recomputing: bool,
+    /// See [`Tape::is_run_for_rules`].
+    for_rules: bool,
     /// Parameters in 16 bits: see [`Tape::param_as`].
     casts: Vec<(Param, Var)>,
     /// See [`Tape::keep_less`].
@@ -111,6 +113,7 @@ impl Tape {
             seed: None,
             early: Vec::new(),
             recomputing: false,
+            for_rules: false,
             casts: Vec::new(),
             keeps_less: false,
         }

@@ -39,6 +39,12 @@ impl Tape {
         self.recomputing
     }
 
+    /// Whether this is the second run of the innermost [`Tape::recompute`]: of its output nobody reads the value, but the rules that
+    /// keep it.
+    pub(crate) fn is_run_for_rules(&self) -> bool {
+        self.for_rules
+    }
+
     /// A variable of another tape as one of this: a leaf where a gradient is wanted.
     pub(super) fn stand_in(&mut self, of: &Var) -> Var {
         if of.needs_grad() { self.leaf(of.value.clone()) } else { of.clone() }
@@ -65,7 +71,7 @@ impl Backward for RecomputeBwd {
 
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let RecomputeBwd { inputs, f } = *self;
-        let mut tape = Tape { recomputing: true, ..Tape::new(dy.device()) };
+        let mut tape = Tape { recomputing: true, for_rules: true, ..Tape::new(dy.device()) };
         let wanted: Vec<usize> = (0..inputs.len()).filter(|&i| inputs[i].1).collect();
         // What others gave to the inputs comes first, as it would without this detour: sums keep their order.
         tape.early = wanted.iter().map(|&i| sink.take(i)).collect();

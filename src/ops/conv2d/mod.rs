@@ -12,7 +12,7 @@ mod winograd;
 mod winograd_weights;
 
 use super::live::Live;
-use super::{Gradient, OpInfo, bias, wide};
+use super::{Gradient, OpInfo, bias, elementwise, wide};
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
@@ -51,7 +51,7 @@ pub fn conv2d(
     activation: Activation,
 ) -> Result<Var> {
     let live = Live::all(x.shape().first().copied().unwrap_or(0));
-    of_live(tape, x, w, bias, (stride_px, pad), activation, live)
+    of_live(tape, x, w, bias, (stride_px, pad), activation, live, true)
 }
 
 /// [`conv2d`] of a padded batch: of the `N = B·P` images only the first `counts[b,0]` of each group of `P` count (clamped to
@@ -72,7 +72,7 @@ pub fn conv2d_live(
     counts: &Tensor,
 ) -> Result<Var> {
     let live = Live::new("conv2d: counts", Some(counts), x.shape().first().copied().unwrap_or(0))?;
-    of_live(tape, x, w, bias, (stride_px, pad), activation, live)
+    of_live(tape, x, w, bias, (stride_px, pad), activation, live, true)
 }
 
 fn of_live(
@@ -83,6 +83,7 @@ fn of_live(
     (stride_px, pad): (usize, usize),
     activation: Activation,
     live: Live,
+    is_read: bool,
 ) -> Result<Var> {
     let device = x.device().clone();
     let _op = device.enter("conv2d");
@@ -105,14 +106,16 @@ fn of_live(
     }
     if wide::needed(x) {
         let inputs: Vec<&Var> = [x, w].into_iter().chain(bias).collect();
-        return wide::run(tape, &inputs, move |tape, v| {
-            of_live(tape, &v[0], &v[1], v.get(2), (stride_px, pad), activation, live.clone())
+        return wide::run_product(tape, &inputs, move |tape, v, is_read| {
+            of_live(tape, &v[0], &v[1], v.get(2), (stride_px, pad), activation, live.clone(), is_read)
         });
     }
     let s = ConvShape { n, h, w: wd, c, o, kh, kw, stride: stride_px, pad };
     let relu = activation == Activation::Relu;
     let mut y = Tensor::empty(&device, &[n, s.oh(), s.ow(), o], x.value().dtype())?;
-    {
+    if !is_read && !relu {
+        elementwise::fill(&mut y, 0.0)?; // the rule wants x and w alone
+    } else {
         let mut ws = Tensor::empty(
             &device,
             &[cuda::workspace(device.target(), || live::forward_workspace(&s, &live))],

@@ -280,3 +280,31 @@ fn slices_of_the_mask_head_are_the_whole() {
         assert!(error <= 2e-5 * largest, "{name}: {error} of {largest}");
     }
 }
+
+/// Of linear layers alone: tables of positions, norms and heads start as they do with the paper's.
+#[test]
+fn linear_layers_of_swin_start_as_the_recipe_says() {
+    use upres::models::config::{BackboneKind, Detector, SwinInit};
+    let values = |init: SwinInit| {
+        let mut model = small_of(Detector::FasterRcnn, BackboneKind::SwinT);
+        model.backbone.init = init;
+        let e = Engine::new(&Device::cpu(), &model, CLASSES, PIXELS, 7).unwrap();
+        let all = e.store.all().iter().map(|p| (p.name().to_string(), p.shape(), p.value().f32s().to_vec()));
+        all.collect::<Vec<_>>()
+    };
+    let (paper, lecun) = (values(SwinInit::TruncNormal), values(SwinInit::LecunNormal));
+    let std = |v: &[f32]| (v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / v.len() as f64).sqrt();
+    let mut changed = 0;
+    for ((name, shape, a), (_, _, b)) in paper.iter().zip(&lecun) {
+        if !name.starts_with("backbone.") || shape.len() != 2 || name.ends_with("_table") {
+            assert!(a == b, "{name}");
+            continue;
+        }
+        changed += 1;
+        let (n, want) = (a.len() as f64, (1.0 / shape[1] as f64).sqrt());
+        let noise = 5.0 / (2.0 * n).sqrt(); // five deviations of a sample's deviation
+        assert!((std(a) / 0.02 - 1.0).abs() < noise, "{name}: {}", std(a));
+        assert!((std(b) / want - 1.0).abs() < noise, "{name}: {} {want}", std(b));
+    }
+    assert_eq!(changed, 1 + 4 * 12 + 3, "patches; four of a block; merging");
+}

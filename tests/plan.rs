@@ -191,7 +191,7 @@ fn a_measured_rate_gives_the_time() {
     };
     let text = asked(&[]);
     let line = format!(
-        "training steps take about 1m00s, at 8.0 images/s as in {} (cpu, 1 threads); evaluations come on top",
+        "training steps take about 1m00s, at 8 images/s as in {} (cpu, threads: 1); evaluations come on top",
         before.display()
     );
     assert!(text.contains(&line), "want {line} in\n{text}");

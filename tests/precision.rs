@@ -3,6 +3,8 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::rc::Rc;
 
 use support::programs::*;
@@ -275,6 +277,14 @@ fn the_first_tensor_that_is_not_finite_is_named() {
     watch::enable(false);
 }
 
+/// What the last checkpoint of a run in f16 holds: times and paths of its header are left out.
+fn tensor_bytes(run: &Path) -> Vec<u8> {
+    let file = fs::read(last(run)).unwrap();
+    let n = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    assert!(String::from_utf8_lossy(&file[8..8 + n]).contains("\"loss_scale\""), "the scale is saved");
+    file[8 + n..].to_vec()
+}
+
 /// A run in f16 that was stopped goes on bit-exactly, loss scale and all; and any precision goes on from a checkpoint of another.
 #[test]
 fn a_run_is_resumed_in_its_precision_and_in_others() {
@@ -286,15 +296,29 @@ fn a_run_is_resumed_in_its_precision_and_in_others() {
     train(&recipe, &parts, &[&f16[..], &["--stop-after", "5"]].concat()).done();
     let resume = |more: &[&str]| run("train", [&["--resume", parts.to_str().unwrap()], more].concat()).done();
     resume(&["--stop-after", "14"]);
-    let read = |run: &std::path::Path| std::fs::read(last(run)).unwrap();
-    let tensors = |file: Vec<u8>| {
-        let n = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
-        assert!(String::from_utf8_lossy(&file[8..8 + n]).contains("\"loss_scale\""), "the scale is saved");
-        file[8 + n..].to_vec()
-    };
-    assert!(tensors(read(&whole)) == tensors(read(&parts)), "stopped and resumed is not stopped");
+    assert!(tensor_bytes(&whole) == tensor_bytes(&parts), "stopped and resumed is not stopped");
     for (precision, stop) in [("f32", "16"), ("bf16", "18"), ("f16", "20")] {
         let key = format!("stage.pretrain.precision={precision}");
         resume(&["--set", &key, "--stop-after", stop]);
     }
+}
+
+/// A checkpoint may fall on a step whose gradient overflowed: the step was skipped, and the weights are as good as before.
+#[test]
+fn a_checkpoint_on_a_skipped_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let (recipe, out) = (write_recipe(dir.path(), shapes()), dir.path().join("run"));
+    // Too large for the scale that a run begins with.
+    let overflows = ["--set", "stage.pretrain.precision=f16", "--set", "model.rpn.cls_loss_weight=1e4"];
+    train(&recipe, &out, &[&overflows[..], &["--stop-after", "1"]].concat()).done();
+    let skipped = |out: &Path| {
+        let log = fs::read_to_string(out.join("log.jsonl")).unwrap();
+        let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.filter_map(|line| line["skipped_steps"].as_u64()).max()
+    };
+    assert_eq!(skipped(&out), Some(1), "the first step overflows");
+    run("train", ["--resume".as_ref(), out.as_os_str(), "--stop-after".as_ref(), "12".as_ref()]).done();
+    let other = dir.path().join("whole");
+    train(&recipe, &other, &[&overflows[..], &["--stop-after", "12"]].concat()).done();
+    assert!(tensor_bytes(&out) == tensor_bytes(&other), "goes on to the bit");
 }

@@ -63,7 +63,8 @@ struct Args {
     /// Goes on with the run in this folder.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out"])]
     resume: Option<PathBuf>,
-    /// Prints what memory each stage needs and what for, to the byte, and ends.
+    /// Prints what memory each stage needs and what for, to the byte, and ends. (The built-in data set is made for it, where it is
+    /// absent.)
     ///
     /// Where an earlier run in runs/ (or beside --out, or the one of --resume) did the same work on such a device, also how long a
     /// stage takes.
@@ -124,12 +125,18 @@ fn run(args: &Args) -> Result<()> {
     };
     use_threads(recipe.threads)?;
     if args.plan {
-        let given = args.memory.map(|size| Budget::Given(size.0));
         let mut rates = Rates::in_folder(&RunDir::parent(args.out.as_deref()));
         if let Some(run) = &args.resume {
             rates = rates.after(run);
         }
-        let report = PlanReport::new(&recipe, &file, &args.device.planner(), given, &rates)?;
+        let device = args.device.planner();
+        let mut budget = args.memory.map(|size| Budget::Given(size.0));
+        if let (Some(dir), Some(given)) = (&resumed, budget.take_if(|_| resumed.is_some())) {
+            // As the run itself would: it goes on as it began, or not at all.
+            let meta = Checkpoint::load(&dir.last())?.meta;
+            budget::check(&mut Planner::new(&recipe, &file, &device)?, &recipe, given, meta.stage)?;
+        }
+        let report = PlanReport::new(&recipe, &file, &device, budget, &rates)?;
         return print(if args.json { report.to_json() } else { report.to_string() });
     }
     let device = args.device.open()?;
@@ -155,6 +162,10 @@ fn run(args: &Args) -> Result<()> {
     dir.write_recipe(&recipe)?;
     let mut recorder = Recorder::new(&dir, &recipe, meta.as_ref(), Progress::new(&recipe));
     notes.iter().chain(&recipe.notes()).for_each(|note| recorder.note(note));
+    let was = meta.as_ref().and_then(|meta| Recipe::parse(&meta.recipe, dir.recipe(), &[]).ok());
+    for change in was.map_or_else(Vec::new, |was| recipe.differences(&was)) {
+        recorder.note(&format!("from here on {change}"));
+    }
     let interrupt = Arc::new(AtomicBool::new(false));
     let flag = interrupt.clone();
     let handler = ctrlc::set_handler(move || {

@@ -13,7 +13,7 @@ use serde::Serialize;
 use self::needs::{Needs, ways};
 use super::plans::Planner;
 use super::progress::bytes;
-use super::recipe::{Recipe, Recompute};
+use super::recipe::{Recipe, Recompute, StageConfig};
 use crate::device::Device;
 use crate::error::{Error, Result};
 
@@ -201,14 +201,19 @@ pub fn fit(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>) -> Re
 /// Errors: `Value` that names what would make it fit; as [`fit`] where nothing would.
 pub fn check(planner: &mut Planner, recipe: &Recipe, budget: Budget, first: usize) -> Result<()> {
     let fitted = fit_from(planner, recipe, Some(budget), first)?;
-    let changed = recipe.stages.iter().zip(&fitted.stages).find(|(_, fit)| !fit.changes.is_empty());
-    let Some((stage, fit)) = changed else { return Ok(()) };
-    let sets: Vec<_> = fit.changes.iter().map(|c| format!("--set stage.{}.{}={}", stage.name, c.key, c.is)).collect();
-    let message = format!(
+    let changed = || recipe.stages.iter().zip(&fitted.stages).filter(|(_, fit)| !fit.changes.is_empty());
+    let Some((stage, fit)) = changed().max_by_key(|(_, fit)| fit.unchanged_bytes) else { return Ok(()) };
+    let of = |(stage, fit): (&StageConfig, &StageFit)| {
+        fit.changes.iter().map(|c| format!("--set stage.{}.{}={}", stage.name, c.key, c.is)).collect::<Vec<_>>()
+    };
+    let mut message = format!(
         "needs {}, {budget}, and a run goes on as it began: leave --memory out, or add {}",
         bytes(fit.unchanged_bytes),
-        sets.join(" ")
+        changed().flat_map(of).collect::<Vec<_>>().join(" ")
     );
+    if changed().any(|(_, fit)| fit.changes.iter().any(|c| c.key == "micro_batch")) {
+        message += " (another micro_batch is another recipe: its result is not that of the run that began)";
+    }
     Err(Error::value(format!("stage {}", stage.name), message))
 }
 

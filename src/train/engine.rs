@@ -466,14 +466,25 @@ impl Engine {
         Ok(())
     }
 
+    /// Name of the first number that must not be saved as it is: of a parameter, or of a gradient unless f16 may overflow in it, when the
+    /// optimizer has skipped the step.
+    pub fn first_spoilt(&self) -> Result<Option<String>> {
+        let may_overflow = self.stage.as_ref().is_some_and(|stage| stage.loss_scale.is_some());
+        self.find_non_finite(!may_overflow)
+    }
+
     /// Name of the first parameter or gradient that is not finite.
     pub fn first_non_finite(&self) -> Result<Option<String>> {
+        self.find_non_finite(true)
+    }
+
+    fn find_non_finite(&self, gradients: bool) -> Result<Option<String>> {
         let bad = |t: &Tensor| Ok(t.read::<f32>()?.iter().any(|v| !v.is_finite()));
         for p in self.store.all() {
             if bad(&p.value())? {
                 return Ok(Some(format!("parameter {}", p.name())));
             }
-            if p.grad().as_ref().map(bad).transpose()?.unwrap_or(false) {
+            if gradients && p.grad().as_ref().map(bad).transpose()?.unwrap_or(false) {
                 return Ok(Some(format!("gradient of {}", p.name())));
             }
         }

@@ -112,7 +112,7 @@ impl Run<'_> {
     }
 
     pub(super) fn save(&mut self, engine: &Engine, name: &str) -> Result<()> {
-        if let Some(name) = engine.first_non_finite()? {
+        if let Some(name) = engine.first_spoilt()? {
             return Err(Error::non_finite(self.meta.global_step, name, f32::NAN));
         }
         self.meta.time_s = self.clock.now();

@@ -12,11 +12,12 @@ use super::budget::{self, Budget, Fitted, StageBudget};
 use super::data::RunData;
 use super::engine::{Bucket, PersistentBytes};
 use super::plans::{Planner, StageContext, StagePlans};
-use super::progress::{bytes, duration};
+use super::progress::{bytes, duration, short};
 use super::rates::{Rate, Rates};
 use super::recipe::{BatchNormMode, Recipe, Recompute, StageConfig};
 use crate::device::{Device, LiveAtPeak, StepPlan, Target};
 use crate::error::Result;
+use crate::tensor::DType;
 
 /// Groups of a step that are printed; the others are summed up.
 const GROUPS_SHOWN: usize = 8;
@@ -192,6 +193,12 @@ impl PlanReport {
         for ((index, stage), fit) in fitted.stages.iter().enumerate().zip(fits) {
             let (context, plans) = planner.stage(&fitted, index)?;
             let mut report = StageReport::new(stage, &context, &plans, has_batch_norm);
+            if device.target() == Target::Cpu
+                && context.setup.dtype != DType::F32
+                && report.recompute == Recompute::Norms
+            {
+                report.recompute = Recompute::None; // ops of 16 bits keep their inputs there, and nothing else
+            }
             if let Some(budget) = budget {
                 let largest = budget::largest(&mut planner, recipe, index, budget)?;
                 report.budget = Some(StageBudget { bytes: budget.bytes(), fit, largest });
@@ -424,8 +431,13 @@ impl fmt::Display for StageReport {
 impl fmt::Display for ExpectedTime {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Rate { images_per_s, run, device, threads } = &self.rate;
-        write!(f, "training steps take about {}, at {images_per_s:.1} images/s as in ", duration(self.training_s))?;
-        write!(f, "{} ({device}, {threads} threads); evaluations come on top", run.display())
+        write!(
+            f,
+            "training steps take about {}, at {} images/s as in ",
+            duration(self.training_s),
+            short(*images_per_s)
+        )?;
+        write!(f, "{} ({device}, threads: {threads}); evaluations come on top", run.display())
     }
 }
 

@@ -3,6 +3,7 @@
 //! Main type: [`Rates`].
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -15,6 +16,8 @@ use crate::device::Target;
 
 /// Lines of the log before a rate is one: the first steps of a stage are slower.
 const FEWEST_LINES: usize = 3;
+/// Images a second that something may train at: what is not in here is a damaged log.
+const BELIEVABLE: RangeInclusive<f64> = 1e-6..=1e9;
 
 /// A speed that was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -39,16 +42,16 @@ pub struct Rates {
 struct Run {
     path: PathBuf,
     recipe: Recipe,
-    lines: Vec<Line>,
+    measured: Measured,
 }
 
-/// A line of a log about training.
-#[derive(Clone, Debug)]
-struct Line {
-    stage: String,
-    images_per_s: f64,
+/// What a log says of training since the run began, or went on for the last time: the recipe of its folder is of that time.
+#[derive(Clone, Debug, Default)]
+struct Measured {
     device: String,
     threads: usize,
+    /// Name of a stage, and images a second.
+    lines: Vec<(String, f64)>,
 }
 
 impl Rates {
@@ -78,33 +81,27 @@ impl Run {
     fn read(path: &Path) -> Option<(SystemTime, Run)> {
         let dir = RunDir::at(path);
         let recipe = Recipe::read(dir.recipe(), &[]).ok()?;
+        let meta = fs::metadata(dir.log()).ok().filter(fs::Metadata::is_file)?;
         let log = fs::read(dir.log()).ok()?;
-        let written = fs::metadata(dir.log()).and_then(|meta| meta.modified()).ok()?;
-        let lines = training_lines(&String::from_utf8_lossy(&log));
-        Some((written, Run { path: path.to_path_buf(), recipe, lines }))
+        let measured = Measured::of(&String::from_utf8_lossy(&log));
+        Some((meta.modified().ok()?, Run { path: path.to_path_buf(), recipe, measured }))
     }
 
     fn rate(&self, recipe: &Recipe, stage: &StageConfig, target: Target, threads: usize) -> Option<Rate> {
+        let Measured { device, threads: measured_with, lines } = &self.measured;
+        if kind(device) != target || (target != Target::Cuda && *measured_with != threads) {
+            return None;
+        }
         let alike = |other: &&StageConfig| is_same_work((recipe, stage), (&self.recipe, other));
         let other = self.recipe.stages.iter().find(alike)?;
-        let fits = |line: &&Line| {
-            let cpu = target != Target::Cuda;
-            line.stage == other.name && kind(&line.device) == target && (!cpu || line.threads == threads)
-        };
-        // A run may have gone on elsewhere: the device of the last line counts.
-        let last = self.lines.iter().rev().find(fits)?;
-        let here = self.lines.iter().filter(fits).filter(|line| line.device == last.device);
-        let mut rates: Vec<f64> = here.map(|line| line.images_per_s).filter(|rate| *rate > 0.0).collect();
+        let here = lines.iter().filter(|(stage, _)| *stage == other.name).map(|(_, rate)| *rate);
+        let mut rates: Vec<f64> = here.filter(|rate| BELIEVABLE.contains(rate)).collect();
         if rates.len() < FEWEST_LINES {
             return None;
         }
         rates.sort_by(f64::total_cmp);
-        Some(Rate {
-            images_per_s: rates[rates.len() / 2],
-            run: self.path.clone(),
-            device: last.device.clone(),
-            threads: last.threads,
-        })
+        let images_per_s = rates[rates.len() / 2];
+        Some(Rate { images_per_s, run: self.path.clone(), device: device.clone(), threads: *measured_with })
     }
 }
 
@@ -117,19 +114,20 @@ fn kind(device: &str) -> Target {
     }
 }
 
-fn training_lines(log: &str) -> Vec<Line> {
-    let (mut device, mut threads) = (String::new(), 0);
-    let mut lines = Vec::new();
-    for event in log.lines().filter_map(|line| serde_json::from_str(line).ok()) {
-        match event {
-            Event::Start(start) => (device, threads) = (start.device, start.threads),
-            Event::Train(t) => {
-                lines.push(Line { stage: t.stage, images_per_s: t.images_per_s, device: device.clone(), threads });
+impl Measured {
+    fn of(log: &str) -> Measured {
+        let mut measured = Measured::default();
+        for event in log.lines().filter_map(|line| serde_json::from_str(line).ok()) {
+            match event {
+                Event::Start(start) => {
+                    measured = Measured { device: start.device, threads: start.threads, lines: Vec::new() };
+                }
+                Event::Train(train) => measured.lines.push((train.stage, train.images_per_s)),
+                _ => {}
             }
-            _ => {}
         }
+        measured
     }
-    lines
 }
 
 /// Whether an image costs the same in both.
@@ -213,11 +211,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut lines = run_of(["1.0", "2.0", "3.0"]);
         lines.push(start("cuda:0 (A GPU)"));
-        lines.extend(["null", "700.0", "800.0", "900.0"].map(|rate| train("pretrain", rate)));
+        lines.extend(["null", "-5.0", "1e300", "700.0", "800.0", "900.0"].map(|rate| train("pretrain", rate)));
         lines.push("{\"event\":\"tra".into()); // cut off
         write(&folder.path().join("a"), &recipe(&[]), &lines);
         let rates = Rates::in_folder(folder.path());
-        assert_eq!(rate(&rates, &recipe(&[]), Target::Cpu, 2), Some(2.0));
+        assert_eq!(rate(&rates, &recipe(&[]), Target::Cpu, 2), None, "the recipe of that time is gone");
         let gpu = rates.of(&recipe(&[]), &recipe(&[]).stages[0], Target::Cuda, 64).expect("threads are the CPU's");
         assert_eq!((gpu.images_per_s, &*gpu.device), (800.0, "cuda:0 (A GPU)"));
     }

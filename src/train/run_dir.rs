@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 /// Where runs go that are not told where.
 const DEFAULT_PARENT: &str = "runs";
 
+/// Held by the process that trains in the folder.
+const LOCK: &str = ".lock";
+
 /// The folder of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunDir {
@@ -56,7 +59,7 @@ impl RunDir {
     ///
     /// Errors: `Value` if another one does.
     pub fn lock(&self) -> Result<File> {
-        let path = self.root.join(".lock");
+        let path = self.root.join(LOCK);
         let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => {
@@ -82,6 +85,10 @@ impl RunDir {
             return Err(nothing(format!("{} has no recipe.toml: it is not the folder of a run", root.display())));
         }
         if !run.last().is_file() {
+            // A file that is there: asking must not make one.
+            if run.root.join(LOCK).is_file() {
+                run.lock()?;
+            }
             let text = format!(
                 "{} has no checkpoints/last.safetensors: the run ended before its first checkpoint; start it anew",
                 root.display()

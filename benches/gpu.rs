@@ -263,7 +263,7 @@ impl Bench {
             let each = values.iter_mut().zip(&*grads).zip(momenta);
             let mut params: Vec<_> =
                 each.map(|((value, grad), momentum)| SgdParam { value, grad, momentum, weight_decay: 1e-4 }).collect();
-            sgd(&mut params, &s[0], &s[1], 0.9, false)
+            sgd(&mut params, &s[0], &s[1], 0.9, false, None)
         })?;
         let make = |dev: &Device| {
             let correction = Tensor::from_slice(dev, &[2], &[0.1f32, 0.001])?;
@@ -274,7 +274,7 @@ impl Bench {
             let mut params: Vec<_> = each
                 .map(|(((value, grad), mean), square)| AdamWParam { value, grad, mean, square, weight_decay: 0.05 })
                 .collect();
-            adamw(&mut params, &s[0], &s[1], &s[2], AdamWRule { betas: [0.9, 0.999], eps: 1e-8 })
+            adamw(&mut params, &s[0], &s[1], &s[2], AdamWRule { betas: [0.9, 0.999], eps: 1e-8 }, None)
         })?;
         self.time("grad_norm", 4 * total, flat, |dev, grads| {
             grad_norm(dev, &grads.iter().collect::<Vec<_>>()).map(drop)

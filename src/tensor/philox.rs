@@ -27,6 +27,8 @@ pub enum Purpose {
     Colour = 10,
     /// Residual branches that a step leaves out.
     DropPath = 11,
+    /// Stochastic rounding of optimizer state.
+    StateRounding = 12,
     /// Tests.
     Test = 255,
 }
@@ -68,6 +70,14 @@ impl Stream {
         }
     }
 
+    /// The stream of image `n` of a pass, or of tensor `n` of an optimizer step, whose key is a tensor as [`key`] makes it.
+    pub(crate) fn of_key(key: &[i32], n: u32, purpose: Purpose) -> Self {
+        let [seed_lo, seed_hi, stage, step_lo, step_hi, first] = std::array::from_fn(|i| key[i] as u32);
+        let seed = u64::from(seed_hi) << 32 | u64::from(seed_lo);
+        let step = u64::from(step_hi) << 32 | u64::from(step_lo);
+        Self::new(seed, stage as u8, step, first.wrapping_add(n), purpose)
+    }
+
     /// 128 bits of block `index`.
     #[inline]
     pub fn block(&self, index: u32) -> [u32; 4] {
@@ -79,6 +89,11 @@ impl Stream {
     pub fn rng(self) -> Rng {
         Rng { stream: self, next: 0, block: [0; 4] }
     }
+}
+
+/// The key of a step's random numbers as ops read it, i32 `[6]`: seed (low, high), stage, step (low, high), first image.
+pub fn key(seed: u64, stage: u8, step: u64, first: u32) -> [i32; 6] {
+    [seed as u32, (seed >> 32) as u32, u32::from(stage), step as u32, (step >> 32) as u32, first].map(|v| v as i32)
 }
 
 /// Reads a [`Stream`] in order.
@@ -153,6 +168,13 @@ mod tests {
         ] {
             assert_ne!(base.block(0), other.block(0));
         }
+    }
+
+    #[test]
+    fn a_key_is_the_stream_that_it_names() {
+        let (seed, step) = (0x8765_4321_0FED_CBA9, 0xABCD_1234_5678);
+        let got = Stream::of_key(&key(seed, 200, step, u32::MAX), 3, Purpose::DropPath);
+        assert_eq!(got, Stream::new(seed, 200, step, 2, Purpose::DropPath));
     }
 
     #[test]

@@ -499,7 +499,7 @@ fn optimize(
             let mut rows: Vec<SgdParam<'_>> = rows
                 .map(|(((value, grad), weight_decay), momentum)| SgdParam { value, grad, momentum, weight_decay })
                 .collect();
-            sgd(&mut rows, lr, scale, cfg.momentum, cfg.nesterov)
+            sgd(&mut rows, lr, scale, cfg.momentum, cfg.nesterov, None)
         }
         (OptimizerKind::Adamw, [(_, means), (_, squares)]) => {
             let rows = each.zip(means.iter_mut().zip(squares));
@@ -512,7 +512,7 @@ fn optimize(
                     weight_decay,
                 })
                 .collect();
-            adamw(&mut rows, lr, scale, correction, AdamWRule { betas: cfg.betas, eps: cfg.eps })
+            adamw(&mut rows, lr, scale, correction, AdamWRule { betas: cfg.betas, eps: cfg.eps }, None)
         }
         _ => unreachable!("engine: enter_stage makes the state of its optimizer"),
     }

@@ -14,7 +14,7 @@ use upres::train::data::pixel_stats;
 use upres::train::engine::{Bucket, Engine, StageSetup};
 use upres::train::plan_report::{LiveKind, PlanReport, StepKind};
 use upres::train::plans::{Planner, StagePlans};
-use upres::train::recipe::{OptimizerKind, Recipe};
+use upres::train::recipe::{OptimizerKind, Recipe, StatePrecision};
 
 /// `train RECIPE --plan …`
 fn plan(recipe: &Path, more: &[&str]) -> String {
@@ -115,6 +115,12 @@ fn every_recipe_is_accounted_for() {
             assert_eq!(parts.total(), plans.persistent_bytes, "{what}: {parts:?}");
             let states = if stage.optimizer.kind == OptimizerKind::Sgd { 1 } else { 2 };
             assert_eq!(parts.optimizer_state, states * parts.gradients, "{what}");
+            let mut half = StageSetup { train: Vec::new(), eval: Vec::new(), ..setup.clone() };
+            half.optimizer.state = StatePrecision::Bf16;
+            let half = StagePlans::trace(&mut engine, &half).unwrap();
+            assert_eq!(half.persistent.total(), half.persistent_bytes, "{what}: {:?}", half.persistent);
+            let rounded_up = 64 * states * engine.store.trainable().count(); // where a tensor may begin
+            assert!(2 * half.persistent.optimizer_state - parts.optimizer_state <= rounded_up, "{what}");
             assert!(parts.parameters > 0 && parts.inputs > 0 && parts.anchors > 0 && parts.outputs > 0, "{what}");
             assert_eq!(parts.running_average > 0, stage.ema > 0.0, "{what}");
             for plan in plans.train.iter().chain(&plans.eval) {

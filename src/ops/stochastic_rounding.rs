@@ -23,6 +23,12 @@ pub(crate) fn round(v: f32, random: u16) -> bf16 {
     bf16::from_bits(if magnitude > INFINITY { 0x7FFF } else { finite as u16 })
 }
 
+/// `v` in bf16 to the nearest; what is finite stays finite.
+pub(crate) fn round_to_nearest(v: f32) -> bf16 {
+    let nearest = bf16::from_f32(v);
+    if v.is_finite() && nearest.is_infinite() { bf16::MAX.copysign(nearest) } else { nearest }
+}
+
 /// Random numbers of one tensor: element i has word i % 4 of block i / 4 of its stream.
 #[derive(Clone, Copy)]
 pub(super) struct Draws(Stream);
@@ -79,6 +85,8 @@ mod tests {
                 let got = round(v.to_f32(), random);
                 assert!(got.to_bits() == bits || (v.is_nan() && got.is_nan()), "{bits:x} {random}: {got:?}");
             }
+            let nearest = round_to_nearest(v.to_f32());
+            assert!(nearest.to_bits() == bits || (v.is_nan() && nearest.is_nan()));
         }
     }
 
@@ -113,6 +121,8 @@ mod tests {
             }
             assert_eq!(round(-0.0, random).to_bits(), 0x8000);
         }
+        assert_eq!((round_to_nearest(f32::MAX), round_to_nearest(f32::MIN)), (bf16::MAX, bf16::MIN));
+        assert!(round_to_nearest(f32::INFINITY).is_infinite() && round_to_nearest(f32::NAN).is_nan());
     }
 
     #[test]

@@ -58,6 +58,7 @@ fn a_stage_takes_what_its_report_says() {
     let classes = planner.data.train.dataset().categories.len();
     for (index, said) in report.stages.iter().enumerate() {
         let (context, plans) = planner.stage(&recipe, index).unwrap();
+        assert_eq!(usize::from(context.setup.index), index);
         let device = Device::cpu();
         let mut engine = Engine::new(&device, &recipe.model, classes, pixel_stats(&recipe.data), 0).unwrap();
         engine.enter_stage(&context.setup).unwrap();
@@ -170,6 +171,9 @@ fn the_text_says_what_decides() {
     }
     let said: Value = serde_json::from_str(&plan(&file, &["--json"])).unwrap();
     assert_eq!((&said["data"]["max_objects"], &said["data"]["max_objects_image"]), (&objects.into(), &name.into()));
+    assert_eq!(said["stages"][0]["state_precision"], "f32");
+    let half = plan(&file, &["--set", "stage.0.optimizer.state=bf16"]);
+    assert!(half.contains(" of 2 each; f32; optimizer state in bf16; batch norm: "), "{half}");
     let last = format!("in all ({} bytes), in stage pretrain", said["needed_bytes"]);
     assert!(text.lines().last().unwrap().ends_with(&last), "{last}: {text}");
     assert!(!text.contains("cuDNN"));

@@ -209,6 +209,28 @@ fn state_in_bf16_is_half_of_it_and_ends_together() {
     }
 }
 
+/// Each step, stage and run rounds by numbers of its own, and a step that is taken again by the same.
+#[test]
+fn rounding_follows_seed_stage_and_step() {
+    let device = Device::cpu();
+    let velocities = |seed: u64, index: u8, step: u64| {
+        let mut s = StageSetup { index, ..setup_with(OptimizerKind::Sgd, StatePrecision::Bf16) };
+        s.optimizer.weight_decay = 0.0; // the gradients are zero: what is there decays
+        let plans = plans_of(&small(), &device, &s);
+        let mut e = Engine::new(&device, &small(), CLASSES, PIXELS, seed).unwrap();
+        e.enter_stage(&s).unwrap();
+        e.load_optimizer(|_| true, 0, |_, n| Ok(vec![1.0; n])).unwrap();
+        e.update(Some(&plans.update), 0.01, step).unwrap();
+        let state = e.state().into_iter().filter(|(name, _)| name.starts_with("momentum."));
+        state.flat_map(|(_, t)| floats(&t)).collect::<Vec<f32>>()
+    };
+    let first = velocities(7, 0, 1);
+    assert!(first == velocities(7, 0, 1));
+    for (seed, index, step) in [(8, 0, 1), (7 << 32 | 7, 0, 1), (7, 1, 1), (7, 0, 2), (7, 0, 1 << 32 | 1)] {
+        assert!(first != velocities(seed, index, step), "seed {seed}, stage {index}, step {step}");
+    }
+}
+
 /// Through checkpoints: f32 to bf16 is rounded to the nearest, and everything else is exact.
 #[test]
 fn state_is_converted_to_what_the_stage_stores() {

@@ -25,7 +25,7 @@ use upres::ops::top_k::top_k;
 use upres::ops::upsample_add::upsample_add;
 use upres::tape::{Param, Role, Tape};
 use upres::tensor::philox::{Purpose, Stream};
-use upres::tensor::{DType, Tensor};
+use upres::tensor::{DType, Tensor, philox};
 use upres::{Error, Result};
 
 /// Bytes of all sets of inputs together: several times the L2 cache of any GPU.
@@ -256,26 +256,30 @@ impl Bench {
         let shapes: Vec<Vec<usize>> = sizes.iter().map(|&n| vec![n]).collect();
         let flat = |dev: &Device| Tensor::flat(dev, &shapes, DType::F32);
         let scalar = |dev: &Device, v: f32| Tensor::from_slice(dev, &[1], &[v]);
-        let make = |dev: &Device| {
-            Ok([flat(dev)?, flat(dev)?, flat(dev)?, flat(dev)?, vec![scalar(dev, 0.1)?, scalar(dev, 1.0)?]])
-        };
-        self.time("sgd", 20 * total, make, |_, [values, grads, momenta, _, s]| {
-            let each = values.iter_mut().zip(&*grads).zip(momenta);
-            let mut params: Vec<_> =
-                each.map(|((value, grad), momentum)| SgdParam { value, grad, momentum, weight_decay: 1e-4 }).collect();
-            sgd(&mut params, &s[0], &s[1], 0.9, false)
-        })?;
-        let make = |dev: &Device| {
-            let correction = Tensor::from_slice(dev, &[2], &[0.1f32, 0.001])?;
-            Ok([flat(dev)?, flat(dev)?, flat(dev)?, flat(dev)?, vec![scalar(dev, 0.1)?, scalar(dev, 1.0)?, correction]])
-        };
-        self.time("adamw", 28 * total, make, |_, [values, grads, means, squares, s]| {
-            let each = values.iter_mut().zip(&*grads).zip(means).zip(squares);
-            let mut params: Vec<_> = each
-                .map(|(((value, grad), mean), square)| AdamWParam { value, grad, mean, square, weight_decay: 0.05 })
-                .collect();
-            adamw(&mut params, &s[0], &s[1], &s[2], AdamWRule { betas: [0.9, 0.999], eps: 1e-8 })
-        })?;
+        for (names, state) in [(["sgd", "adamw"], DType::F32), (["sgd, bf16 state", "adamw, bf16 state"], DType::BF16)]
+        {
+            let zeros = |dev: &Device| Tensor::flat(dev, &shapes, state);
+            let make = |dev: &Device| {
+                let correction = Tensor::from_slice(dev, &[2], &[0.1f32, 0.001])?;
+                let key = Tensor::from_slice(dev, &[6], &philox::key(1, 0, 1, 0))?;
+                let scalars = vec![scalar(dev, 0.1)?, scalar(dev, 1.0)?, correction, key];
+                Ok([flat(dev)?, flat(dev)?, zeros(dev)?, zeros(dev)?, scalars])
+            };
+            let bytes = 2 * state.bytes(); // read and written
+            self.time(names[0], (12 + bytes) * total, make, |_, [values, grads, momenta, _, s]| {
+                let each = values.iter_mut().zip(&*grads).zip(momenta);
+                let row = |((value, grad), momentum)| SgdParam { value, grad, momentum, weight_decay: 1e-4 };
+                sgd(&mut each.map(row).collect::<Vec<_>>(), &s[0], &s[1], 0.9, false, Some(&s[3]))
+            })?;
+            self.time(names[1], (12 + 2 * bytes) * total, make, |_, [values, grads, means, squares, s]| {
+                let each = values.iter_mut().zip(&*grads).zip(means).zip(squares);
+                let mut params: Vec<_> = each
+                    .map(|(((value, grad), mean), square)| AdamWParam { value, grad, mean, square, weight_decay: 0.05 })
+                    .collect();
+                let rule = AdamWRule { betas: [0.9, 0.999], eps: 1e-8 };
+                adamw(&mut params, &s[0], &s[1], &s[2], rule, Some(&s[3]))
+            })?;
+        }
         self.time("grad_norm", 4 * total, flat, |dev, grads| {
             grad_norm(dev, &grads.iter().collect::<Vec<_>>()).map(drop)
         })?;

@@ -8,10 +8,11 @@ use std::path::Path;
 use serde_json::Value;
 use support::programs::{run as run_program, *};
 use upres::device::Device;
-use upres::train::budget::{Budget, Fitted, MemorySize, fit, largest};
+use upres::train::budget::{Budget, Fitted, MemorySize, check, fit, largest};
 use upres::train::event::{Event, Observer};
 use upres::train::plans::Planner;
 use upres::train::recipe::Recompute::{self, Blocks, None as Keep, Norms};
+use upres::train::recipe::StatePrecision::{self, Auto, Bf16, F32};
 use upres::train::recipe::{Recipe, Resize};
 use upres::train::trainer::{TrainOptions, train_on};
 
@@ -42,6 +43,13 @@ fn changed(recipe: &Recipe, index: usize, (micro_batch, again, eval_batch): Way)
     recipe
 }
 
+/// The same with optimizer state stored as `state`.
+fn with_state(recipe: &Recipe, index: usize, state: StatePrecision) -> Recipe {
+    let mut recipe = recipe.clone();
+    recipe.stages[index].optimizer.state = state;
+    recipe
+}
+
 /// What a stage needs, by planning the whole of it.
 fn needs(planner: &mut Planner, recipe: &Recipe, index: usize, way: Way) -> usize {
     planner.stage(&changed(recipe, index, way), index).unwrap().1.total_bytes()
@@ -52,38 +60,97 @@ fn way_of(fitted: &Fitted, index: usize) -> Way {
     (stage.micro_batch, stage.recompute, stage.eval_batch())
 }
 
+/// The bytes that an error names, in brackets.
+fn named_bytes(error: &str) -> Vec<usize> {
+    error.split('(').skip(1).filter_map(|rest| rest.split_once(" bytes)")?.0.parse().ok()).collect()
+}
+
 /// Holds [`fit`] of a one-stage recipe against a search through all ways by whole plans, at every budget where something
 /// changes. Returns the ways of training that were chosen, by falling budgets.
 fn climb(recipe: &Recipe, planner: &mut Planner, ladder: &[(usize, Recompute)]) -> Vec<(usize, Recompute)> {
-    let mut all: Vec<(Way, usize)> = Vec::new();
-    for &(micro, again) in ladder {
-        for eval in (1..=micro).rev() {
-            all.push(((micro, again, eval), needs(planner, recipe, 0, (micro, again, eval))));
-        }
+    climb_with_state(recipe, planner, ladder).into_iter().map(|(way, _)| way).collect()
+}
+
+/// As [`climb`], with what optimizer state is stored as.
+fn climb_with_state(
+    recipe: &Recipe,
+    planner: &mut Planner,
+    ladder: &[(usize, Recompute)],
+) -> Vec<((usize, Recompute), StatePrecision)> {
+    let written = recipe.stages[0].optimizer.state;
+    let mut all_with = |state| -> Vec<(Way, StatePrecision, usize)> {
+        let recipe = with_state(recipe, 0, state);
+        let ways = ladder.iter().flat_map(|&(micro, again)| (1..=micro).rev().map(move |eval| (micro, again, eval)));
+        ways.map(|way| (way, state, needs(planner, &recipe, 0, way))).collect()
+    };
+    let (mut all, in_bf16) = (all_with(written), all_with(Bf16));
+    let least_of = |ways: &[(Way, StatePrecision, usize)]| ways.iter().map(|(_, _, need)| *need).min().unwrap();
+    let least_in_bf16 = least_of(&in_bf16);
+    if written == Auto {
+        all.extend(in_bf16);
     }
-    let mut budgets: Vec<usize> = all.iter().flat_map(|(_, need)| [*need, need - 1]).collect();
+    let mut budgets: Vec<usize> = all.iter().flat_map(|(_, _, need)| [*need, need - 1]).collect();
+    budgets.extend([least_in_bf16, least_in_bf16 - 1]);
     budgets.sort_unstable_by(|a, b| b.cmp(a));
-    let least = all.iter().map(|(_, need)| *need).min().unwrap();
+    let least = least_of(&all);
     let mut chosen = Vec::new();
     for budget in budgets {
         let got = fit(planner, recipe, Some(Budget::Given(budget)));
-        let Some((way, need)) = all.iter().find(|(_, need)| *need <= budget) else {
+        let Some((way, state, need)) = all.iter().find(|(_, _, need)| *need <= budget) else {
             let error = got.unwrap_err().to_string();
-            assert!(budget < least && error.contains(&format!("({least} bytes)")), "{budget}: {error}");
+            let set = format!("--set stage.{}.optimizer.state=auto", recipe.stages[0].name);
+            let (named, hint) = match (written == F32, least_in_bf16 <= budget) {
+                (false, _) => (vec![least], !error.contains("--set")),
+                (true, true) => (vec![least], error.ends_with(&format!("; {set} would make it fit"))),
+                (true, false) => (vec![least, least_in_bf16], error.contains(&format!("; with {set} "))),
+            };
+            assert!(budget < least && named_bytes(&error) == named && hint, "{budget}: {error}");
             continue;
         };
         let got = got.unwrap();
         assert_eq!(way_of(&got, 0), *way, "{budget}: it needs {need}");
+        let stage = &got.recipe.stages[0];
+        assert_eq!(stage.optimizer.state, *state, "{budget}");
         let (_, plans) = planner.stage(&got.recipe, 0).unwrap();
         assert_eq!(plans.total_bytes(), *need, "what the run will reserve");
-        assert_eq!(got.stages[0].changes.is_empty(), *way == all[0].0);
-        let stage = &got.recipe.stages[0];
+        assert_eq!(got.stages[0].changes.is_empty(), (*way, *state) == (all[0].0, all[0].1));
         assert_eq!(stage.images_per_step, recipe.stages[0].images_per_step);
         assert_eq!(stage.effective_lr(), recipe.stages[0].effective_lr());
-        chosen.push((way.0, way.1));
+        chosen.push(((way.0, way.1), *state));
     }
     chosen.dedup();
     chosen
+}
+
+/// Every way in f32 comes before any in bf16; and with bf16 in the recipe there is nothing else.
+#[test]
+fn state_in_bf16_is_the_last_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let ladder = [4, 2, 1].map(|n| [(n, Keep), (n, Norms), (n, Blocks)]).concat();
+    let edit = |state| move |r: &mut Recipe| (one_stage(r), r.stages[0].optimizer.state = state).0;
+    let (recipe, mut planner) = planned(dir.path(), edit(Auto), &[]);
+    let chosen = climb_with_state(&recipe, &mut planner, &ladder);
+    let in_f32: Vec<_> = ladder.iter().map(|way| (*way, Auto)).collect();
+    assert_eq!(chosen[..in_f32.len()], in_f32, "every rung in f32");
+    assert!(chosen[in_f32.len()..].iter().all(|(_, state)| *state == Bf16), "{chosen:?}");
+    assert_eq!(chosen.last(), Some(&((1, Blocks), Bf16)), "{chosen:?}");
+    // What was chosen goes on; what was written is told of it.
+    let f32_least = needs(&mut planner, &recipe, 0, (1, Blocks, 1));
+    let budget = Budget::Given(f32_least - 1);
+    let fitted = fit(&mut planner, &recipe, Some(budget)).unwrap();
+    let stage = &fitted.stages[0];
+    let change = stage.changes.last().unwrap();
+    assert_eq!((change.key, &*change.was, &*change.is), ("optimizer.state", "auto", "bf16"));
+    assert!(stage.why[0].contains("; optimizer.state = \"bf16\", was \"auto\": it needs "), "{stage:?}");
+    let last = stage.why.last().unwrap();
+    assert!(last.contains("rounded to bf16") && last.ends_with("the result is not that of f32"), "{last}");
+    check(&mut planner, &fitted.recipe, budget, 0).unwrap();
+    let error = check(&mut planner, &recipe, budget, 0).unwrap_err().to_string();
+    assert!(error.contains("--set stage.pretrain.optimizer.state=bf16"), "{error}");
+    assert_eq!(Recipe::parse(&fitted.recipe.to_toml(), "r.toml", &[]).unwrap(), fitted.recipe);
+
+    let (recipe, mut planner) = planned(dir.path(), edit(Bf16), &[]);
+    assert_eq!(climb_with_state(&recipe, &mut planner, &ladder), ladder.iter().map(|w| (*w, Bf16)).collect::<Vec<_>>());
 }
 
 #[test]
@@ -176,14 +243,19 @@ fn the_smallest_budget_is_named() {
     let refused =
         |planner: &mut Planner, bytes| fit(planner, &recipe, Some(Budget::Given(bytes))).unwrap_err().to_string();
     let error = refused(&mut planner, 1 << 20);
-    let least: usize = error.split(['(', ')']).nth(1).unwrap().trim_end_matches(" bytes").parse().unwrap();
+    let [least, with_auto] = named_bytes(&error)[..] else { panic!("{error}") };
     let stage = error.strip_prefix("stage ").and_then(|rest| rest.split_once(": needs at least ")).unwrap().0;
     assert!(error.contains("micro_batch = 1 with recompute = \"blocks\"; --memory gives 1.0 MiB"), "{error}");
-    assert!(error.contains(", less than the ") && error.ends_with("stay between steps"), "{error}");
+    assert!(error.contains(", less than the ") && error.contains("stay between steps; with --set stage."), "{error}");
     fit(&mut planner, &recipe, Some(Budget::Given(least))).unwrap();
     let error = refused(&mut planner, least - 1);
     assert!(error.starts_with(&format!("stage {stage}: needs at least")), "{error}");
     assert!(error.contains(&format!("({least} bytes)")) && !error.contains("between steps"), "{error}");
+    // With both stages as the error of the smaller budget says.
+    let auto = (0..2).fold(recipe, |recipe, index| with_state(&recipe, index, Auto));
+    assert!(with_auto < least);
+    fit(&mut planner, &auto, Some(Budget::Given(with_auto))).unwrap();
+    fit(&mut planner, &auto, Some(Budget::Given(with_auto - 1))).map(drop).unwrap_err();
 }
 
 #[test]
@@ -248,9 +320,11 @@ impl Observer for Notes {
 fn a_run_stays_within_its_budget() {
     let dir = tempfile::tempdir().unwrap();
     let (recipe, mut planner) = planned(dir.path(), one_stage, &[]);
+    let recipe = with_state(&recipe, 0, Auto);
     let mut used = Vec::new();
-    for way in [(4, Keep, 4), (4, Norms, 4), (4, Blocks, 4), (2, Keep, 2), (1, Blocks, 1)] {
-        let budget = needs(&mut planner, &recipe, 0, way);
+    let ways = [(4, Keep, 4), (4, Norms, 4), (4, Blocks, 4), (2, Keep, 2), (1, Blocks, 1)].map(|way| (way, Auto));
+    for (way, state) in ways.into_iter().chain([((1, Blocks, 1), Bf16)]) {
+        let budget = needs(&mut planner, &with_state(&recipe, 0, state), 0, way);
         let fitted = fit(&mut planner, &recipe, Some(Budget::Given(budget))).unwrap();
         let kept = planner.stage(&fitted.recipe, 0).unwrap().1.persistent_bytes;
         let device = Device::cpu();

@@ -4,13 +4,13 @@
 mod support;
 
 use support::small::*;
-use support::tensors::gpus;
+use support::tensors::{floats, gpus};
 use upres::device::gpu::Grid;
 use upres::device::{Device, Target};
 use upres::models::config::ModelConfig;
 use upres::models::{HostBatch, Sampling};
 use upres::tensor::{DType, Tensor};
-use upres::train::recipe::BatchNormMode;
+use upres::train::recipe::{BatchNormMode, OptimizerKind, StatePrecision};
 
 /// What a device does in some steps of training: losses and norms; then the number of detections of each image.
 #[derive(PartialEq)]
@@ -121,6 +121,38 @@ fn training_repeats_itself() {
         let [first, again] = [0, 1].map(|i| train(&devices[i], BatchNormMode::Train, 4, 1));
         assert_eq!(first.steps, again.steps, "{name}");
         assert_eq!(first.detections, again.detections, "{name}");
+    }
+}
+
+/// State in bf16 takes the same bits as on the CPU, whether a step is run, recorded or replayed: each has its own random numbers.
+/// The gradients are zero: decay, and state that is there before, move the weights.
+#[test]
+fn state_in_bf16_is_that_of_the_cpu() {
+    let run = |device: &Device, kind: OptimizerKind| {
+        let mut s = setup(2, BatchNormMode::Train);
+        (s.index, s.optimizer.kind, s.optimizer.state) = (1, kind, StatePrecision::Bf16);
+        s.optimizer.weight_decay = 0.1;
+        let plans = plans_for(device, &s);
+        let mut e = engine(device, &s);
+        let some = |n: usize| (0..n).map(|i| (1 + i % 7) as f32 * 0.0123).collect::<Vec<f32>>();
+        e.load_optimizer(|_| true, 0, |_, n| Ok(some(n))).unwrap();
+        let mut after = Vec::new();
+        for step in 1..=5 {
+            e.update(Some(&plans.update), 0.01, step).unwrap();
+            after.push(e.state().into_iter().map(|(name, t)| (name, floats(&t))).collect::<Vec<_>>());
+        }
+        after
+    };
+    for kind in [OptimizerKind::Sgd, OptimizerKind::Adamw] {
+        let want = run(&Device::cpu(), kind);
+        for (name, devices) in gpus() {
+            let got = run(&devices[0], kind);
+            for (step, (got, want)) in got.iter().zip(&want).enumerate() {
+                for ((tensor, got), (_, want)) in got.iter().zip(want) {
+                    assert!(got == want, "{name}, {kind:?}, step {step}: {tensor}");
+                }
+            }
+        }
     }
 }
 

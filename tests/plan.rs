@@ -15,7 +15,7 @@ use upres::train::engine::{Bucket, Engine, StageSetup};
 use upres::train::plan_report::{LiveKind, PlanReport, StepKind};
 use upres::train::plans::{Planner, StagePlans};
 use upres::train::rates::Rates;
-use upres::train::recipe::{OptimizerKind, Recipe};
+use upres::train::recipe::{OptimizerKind, Recipe, StatePrecision};
 use upres::train::run_dir::RunDir;
 
 /// `train RECIPE --plan …`
@@ -61,6 +61,7 @@ fn a_stage_takes_what_its_report_says() {
     let classes = planner.data.train.dataset().categories.len();
     for (index, said) in report.stages.iter().enumerate() {
         let (context, plans) = planner.stage(&recipe, index).unwrap();
+        assert_eq!(usize::from(context.setup.index), index);
         let device = Device::cpu();
         let mut engine = Engine::new(&device, &recipe.model, classes, pixel_stats(&recipe.data), 0).unwrap();
         engine.enter_stage(&context.setup).unwrap();
@@ -118,6 +119,12 @@ fn every_recipe_is_accounted_for() {
             assert_eq!(parts.total(), plans.persistent_bytes, "{what}: {parts:?}");
             let states = if stage.optimizer.kind == OptimizerKind::Sgd { 1 } else { 2 };
             assert_eq!(parts.optimizer_state, states * parts.gradients, "{what}");
+            let mut half = StageSetup { train: Vec::new(), eval: Vec::new(), ..setup.clone() };
+            half.optimizer.state = StatePrecision::Bf16;
+            let half = StagePlans::trace(&mut engine, &half).unwrap();
+            assert_eq!(half.persistent.total(), half.persistent_bytes, "{what}: {:?}", half.persistent);
+            let rounded_up = 64 * states * engine.store.trainable().count(); // where a tensor may begin
+            assert!(2 * half.persistent.optimizer_state - parts.optimizer_state <= rounded_up, "{what}");
             assert!(parts.parameters > 0 && parts.inputs > 0 && parts.anchors > 0 && parts.outputs > 0, "{what}");
             assert_eq!(parts.running_average > 0, stage.ema > 0.0, "{what}");
             for plan in plans.train.iter().chain(&plans.eval) {
@@ -167,6 +174,9 @@ fn the_text_says_what_decides() {
     }
     let said: Value = serde_json::from_str(&plan(&file, &["--json"])).unwrap();
     assert_eq!((&said["data"]["max_objects"], &said["data"]["max_objects_image"]), (&objects.into(), &name.into()));
+    assert_eq!(said["stages"][0]["state_precision"], "f32");
+    let half = plan(&file, &["--set", "stage.0.optimizer.state=bf16"]);
+    assert!(half.contains(" of 2 each; f32; optimizer state in bf16; batch norm: "), "{half}");
     let last = format!("in all ({} bytes), in stage pretrain", said["needed_bytes"]);
     assert!(text.lines().last().unwrap().ends_with(&last), "{last}: {text}");
     assert!(!text.contains("cuDNN"));

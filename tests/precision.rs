@@ -7,16 +7,18 @@ use std::fs;
 use std::path::Path;
 use std::rc::Rc;
 
+use half::bf16;
 use support::programs::*;
 use support::small::*;
-use support::tensors::gpus;
+use support::tensors::{floats, gpus};
 use upres::device::{Device, StepPlan};
 use upres::models::Sampling;
 use upres::models::config::{BackboneKind, Detector, ModelConfig};
 use upres::tape::{Param, Role, watch};
 use upres::tensor::DType;
+use upres::train::checkpoint::{self, Checkpoint, Meta};
 use upres::train::engine::{Engine, StageSetup};
-use upres::train::recipe::{BatchNormMode, OptimizerKind, Recompute};
+use upres::train::recipe::{BatchNormMode, OptimizerKind, Recompute, StatePrecision};
 
 const HALVES: [DType; 2] = [DType::F16, DType::BF16];
 
@@ -161,10 +163,11 @@ fn steps_in(model: &ModelConfig, s: &StageSetup, steps: u64) -> f32 {
     let plans = plans_of(model, &device, s);
     let mut e = engine_of(model, &device, s);
     let p = pictures(4);
+    let lr = if s.optimizer.kind == OptimizerKind::Sgd { 0.02 } else { 0.002 };
     for step in 0..steps {
         load(&mut e, &p, step);
         e.train_pass(Some(&plans.pass), 0, 1.0, true, Sampling::Random).unwrap();
-        e.update(Some(&plans.update), 0.02 * (1.0 - step as f64 / steps as f64), step + 1).unwrap();
+        e.update(Some(&plans.update), lr * (1.0 - step as f64 / steps as f64), step + 1).unwrap();
     }
     e.losses().unwrap().iter().sum()
 }
@@ -179,6 +182,97 @@ fn two_hundred_steps_end_together() {
         // From about 2 at the start: seeds differ as much in f32 alone.
         assert!((half - whole).abs() < 0.15, "{}: loss {half}, in f32 {whole}", dtype.name());
     }
+}
+
+/// [`setup`] with an optimizer whose state is stored so.
+fn setup_with(kind: OptimizerKind, state: StatePrecision) -> StageSetup {
+    let mut s = setup(4, BatchNormMode::Train);
+    (s.optimizer.kind, s.optimizer.state) = (kind, state);
+    s
+}
+
+/// State of half the bytes: the plan says so, memory in use is the plan, and four pictures are learnt by heart as in f32.
+#[test]
+fn state_in_bf16_is_half_of_it_and_ends_together() {
+    for kind in [OptimizerKind::Sgd, OptimizerKind::Adamw] {
+        let of = |state, steps| {
+            let (s, device) = (setup_with(kind, state), Device::cpu());
+            let planned = plans_of(&small(), &device, &s).persistent;
+            let parts = engine_of(&small(), &device, &s).persistent_parts();
+            assert_eq!(parts.total(), planned, "{kind:?}, {state:?}");
+            (parts.optimizer_state, steps_in(&small(), &s, steps))
+        };
+        let ((bytes, loss), (half, loss_bf16)) = (of(StatePrecision::F32, 100), of(StatePrecision::Bf16, 100));
+        assert!(half < bytes / 2 + bytes / 50, "{half} of {bytes}"); // tensors begin at multiples of 64 bytes
+        eprintln!("{kind:?}: loss {loss_bf16}, with state in f32 {loss}");
+        assert!((loss_bf16 - loss).abs() < 0.15, "{kind:?}: loss {loss_bf16}, with state in f32 {loss}");
+        let three = [StatePrecision::F32, StatePrecision::Auto, StatePrecision::Bf16].map(|state| of(state, 3));
+        assert!(three[0] == three[1] && three[1].1 != three[2].1, "auto is f32, to the bit: {three:?}");
+    }
+}
+
+/// Each step, stage and run rounds by numbers of its own, and a step that is taken again by the same.
+#[test]
+fn rounding_follows_seed_stage_and_step() {
+    let device = Device::cpu();
+    let velocities = |seed: u64, index: u8, step: u64| {
+        let mut s = StageSetup { index, ..setup_with(OptimizerKind::Sgd, StatePrecision::Bf16) };
+        s.optimizer.weight_decay = 0.0; // the gradients are zero: what is there decays
+        let plans = plans_of(&small(), &device, &s);
+        let mut e = Engine::new(&device, &small(), CLASSES, PIXELS, seed).unwrap();
+        e.enter_stage(&s).unwrap();
+        e.load_optimizer(|_| true, 0, |_, n| Ok(vec![1.0; n])).unwrap();
+        e.update(Some(&plans.update), 0.01, step).unwrap();
+        let state = e.state().into_iter().filter(|(name, _)| name.starts_with("momentum."));
+        state.flat_map(|(_, t)| floats(&t)).collect::<Vec<f32>>()
+    };
+    let first = velocities(7, 0, 1);
+    assert!(first == velocities(7, 0, 1));
+    for (seed, index, step) in [(8, 0, 1), (7 << 32 | 7, 0, 1), (7, 1, 1), (7, 0, 2), (7, 0, 1 << 32 | 1)] {
+        assert!(first != velocities(seed, index, step), "seed {seed}, stage {index}, step {step}");
+    }
+}
+
+/// Through checkpoints: f32 to bf16 is rounded to the nearest, and everything else is exact.
+#[test]
+fn state_is_converted_to_what_the_stage_stores() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, device) = (dir.path().join("c.safetensors"), Device::cpu());
+    for kind in [OptimizerKind::Sgd, OptimizerKind::Adamw] {
+        let engine = |state| engine_of(&small(), &device, &setup_with(kind, state));
+        let state = |e: &Engine| {
+            let all =
+                e.state().into_iter().filter(|(name, _)| name.starts_with("momentum.") || name.starts_with("exp_avg"));
+            all.map(|(_, t)| floats(&t)).collect::<Vec<_>>()
+        };
+        let through_a_file = |from: &Engine, to| {
+            checkpoint::save(&file, &Meta::new(String::new(), Vec::new(), Vec::new()), &from.state()).unwrap();
+            let (c, mut e) = (Checkpoint::load(&file).unwrap(), engine(to));
+            e.load_optimizer(|name| c.has(name), 3, |name, n| c.values(name, n)).unwrap();
+            e
+        };
+        let plans = plans_of(&small(), &device, &setup_with(kind, StatePrecision::F32));
+        let mut whole = engine(StatePrecision::F32);
+        load(&mut whole, &pictures(4), 0);
+        for step in 1..=3 {
+            whole.train_pass(Some(&plans.pass), 0, 1.0, true, Sampling::Random).unwrap();
+            whole.update(Some(&plans.update), 0.01, step).unwrap();
+        }
+        let half = through_a_file(&whole, StatePrecision::Bf16);
+        let rounded = |list: Vec<f32>| list.into_iter().map(|v| bf16::from_f32(v).to_f32()).collect::<Vec<_>>();
+        let want: Vec<_> = state(&whole).into_iter().map(rounded).collect();
+        assert!(want.iter().flatten().any(|v| *v != 0.0) && want != state(&whole));
+        assert!(state(&half) == want, "{kind:?}: to the nearest");
+        for to in [StatePrecision::F32, StatePrecision::Bf16, StatePrecision::Auto] {
+            assert!(state(&through_a_file(&half, to)) == want, "{kind:?}: {to:?} is exact");
+        }
+    }
+    // The largest of f32 is no infinity.
+    let mut e = engine_of(&small(), &device, &setup_with(OptimizerKind::Sgd, StatePrecision::Bf16));
+    e.load_optimizer(|_| true, 0, |name, n| Ok(vec![if name.starts_with("momentum.") { f32::MAX } else { 0.0 }; n]))
+        .unwrap();
+    let (_, t) = e.state().into_iter().find(|(name, _)| name.starts_with("momentum.")).unwrap();
+    assert!(floats(&t).iter().all(|v| *v == bf16::MAX.to_f32()));
 }
 
 struct Scaled {
@@ -321,4 +415,30 @@ fn a_checkpoint_on_a_skipped_step() {
     let other = dir.path().join("whole");
     train(&recipe, &other, &[&overflows[..], &["--stop-after", "12"]].concat()).done();
     assert!(tensor_bytes(&out) == tensor_bytes(&other), "goes on to the bit");
+}
+
+/// A run with state in bf16 that was stopped goes on bit-exactly, into the next stage too; and one goes on with state of the other type.
+#[test]
+fn a_run_is_resumed_with_its_state_in_bf16() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(dir.path(), shapes());
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    let keys = ["stage.pretrain.optimizer.state=bf16", "stage.finetune.optimizer.state=bf16", "stage.pretrain.steps=6"];
+    let sets = keys.map(|key| ["--set", key]).concat();
+    train(&recipe, &whole, &[&sets[..], &["--stop-after", "9"]].concat()).done();
+    train(&recipe, &parts, &[&sets[..], &["--stop-after", "3"]].concat()).done();
+    let resume = |more: &[&str]| run("train", [&["--resume", parts.to_str().unwrap()], more].concat()).done();
+    let read = |run: &std::path::Path| {
+        let file = std::fs::read(last(run)).unwrap();
+        let n = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        (String::from_utf8_lossy(&file[8..n]).matches("\"BF16\"").count(), file[n..].to_vec())
+    };
+    assert!(read(&parts).0 > 0, "AdamW's state is bf16 in the file");
+    resume(&["--stop-after", "8"]);
+    resume(&["--stop-after", "9"]);
+    assert!(read(&whole).0 > 0 && read(&whole) == read(&parts), "stopped and resumed is not stopped");
+    for (state, stop) in [("f32", "10"), ("bf16", "11"), ("auto", "12")] {
+        resume(&["--set", &format!("stage.finetune.optimizer.state={state}"), "--stop-after", stop]);
+        assert_eq!(read(&parts).0 > 0, state == "bf16", "{state}");
+    }
 }

@@ -1,7 +1,7 @@
 //! Recipes as users meet them: the shipped files, overrides, and every complaint.
 
 use upres::models::config::{BackboneKind, BoxHeadKind, ModelConfig};
-use upres::train::recipe::{BatchNormMode, Recipe, Resize, ScheduleKind};
+use upres::train::recipe::{BatchNormMode, Recipe, Resize, ScheduleKind, StatePrecision};
 use upres::train::recipe_read::Override;
 use upres::train::schedule::Schedule;
 
@@ -195,6 +195,17 @@ fn optimizers_have_their_own_keys() {
     complains(MINIMAL, &[kind, "stage.one.optimizer.nesterov=true"], &["stage.one.optimizer.nesterov", "sgd", "adamw"]);
     complains(MINIMAL, &["stage.one.optimizer.kind=adam"], &["adam", "adamw"]);
     complains(MINIMAL, &[kind, "stage.one.optimizer.betas=[0.9, 1.0]"], &["stage.one.optimizer.betas"]);
+    // Both have this one.
+    assert_eq!(recipe.stages.iter().map(|s| s.optimizer.state).collect::<Vec<_>>(), [StatePrecision::F32; 2]);
+    for (word, state) in [("bf16", StatePrecision::Bf16), ("auto", StatePrecision::Auto)] {
+        let set = [kind, &format!("stage.one.optimizer.state={word}"), &format!("stage.two.optimizer.state={word}")];
+        let recipe = parse(MINIMAL, &set).unwrap();
+        assert!(recipe.stages.iter().all(|s| s.optimizer.state == state));
+        assert_eq!(parse(&recipe.to_toml(), &[]).unwrap(), recipe);
+    }
+    let want = ["stage.one.optimizer.state", "\"f32\", \"bf16\", \"auto\"", "f16"];
+    complains(MINIMAL, &["stage.one.optimizer.state=f16"], &want);
+    complains(MINIMAL, &["stage.one.optimizer.state=16"], &want[..2]);
 }
 
 #[test]

@@ -12,9 +12,11 @@ struct MultiTensor {
     uint32_t end[64];      // chunks of this tensor and those before it
     float decay[64];       // of the tensor, where the kernel has one
     uint32_t tensors;
-    uint32_t first_chunk;  // chunks of the launches before
+    uint32_t first_chunk;   // chunks of the launches before
+    uint32_t first_tensor;  // tensors of the launches before
+    uint32_t unused;
 };
-static_assert(sizeof(MultiTensor) == 3080, "mirror of src/ops/multi_tensor.rs");
+static_assert(sizeof(MultiTensor) == 3088, "mirror of src/ops/multi_tensor.rs");
 
 // What a block works on.
 struct Chunk {

@@ -20,6 +20,7 @@ inline float bits_float(uint32_t bits) {
 }
 }  // namespace sim
 
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { return {bits}; }
 inline float __bfloat162float(__nv_bfloat16 v) { return sim::bits_float(uint32_t(v.bits) << 16); }
 inline __nv_bfloat16 __float2bfloat16_rn(float v) {
     const uint32_t bits = sim::float_bits(v);

@@ -73,6 +73,8 @@ struct Args {
     /// Bytes that a stage may take, such as 11GiB: computes activations again, or takes fewer images at a time, where it must
     /// [default: what a GPU has free, less a margin; on the CPU no limit].
     ///
+    /// Where the recipe has optimizer.state = "auto", it may come down to optimizer state in bf16.
+    ///
     /// What is changed is said, and is in the run's recipe.toml; steps keep their images and learning rates. With --resume the run's
     /// recipe must fit as it is. --plan without it shows the recipe as it is.
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]

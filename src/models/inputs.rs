@@ -4,7 +4,7 @@ use crate::detection::anchors::{self, Anchors};
 use crate::device::Device;
 use crate::error::Result;
 use crate::ops::match_boxes::{Matcher, match_boxes};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Tensor, philox};
 
 /// Inputs of one shape bucket.
 pub struct Inputs {
@@ -114,7 +114,6 @@ impl Inputs {
 
     /// Sets the key of the pass's random numbers.
     pub fn set_key(&mut self, seed: u64, stage: u8, step: u64, first_image: u32) -> Result<()> {
-        let parts = [seed as u32, (seed >> 32) as u32, u32::from(stage), step as u32, (step >> 32) as u32, first_image];
-        self.key.write(&parts.map(|v| v as i32))
+        self.key.write(&philox::key(seed, stage, step, first_image))
     }
 }

@@ -43,6 +43,7 @@ pub mod smooth_l1;
 pub mod softmax;
 pub mod softmax_ce;
 pub mod space_to_depth;
+pub(crate) mod stochastic_rounding;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod top_k;

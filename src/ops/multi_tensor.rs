@@ -30,6 +30,8 @@ pub(crate) struct MultiTensor {
     decay: [f32; TENSORS],
     tensors: u32,
     first_chunk: u32,
+    first_tensor: u32,
+    unused: u32,
 }
 
 /// Tensors of one size that belong together, in the order of the kernel's lists.
@@ -64,18 +66,19 @@ impl Entry {
     }
 }
 
-/// Calls `launch` with the entries, as many at a time as one launch takes, and the grid for them. Tensors without elements are
-/// left out.
+/// Calls `launch` with the entries, as many at a time as one launch takes, and the grid for them. Tensors without elements have no
+/// block, but their number.
 pub(crate) fn launches(
     entries: impl IntoIterator<Item = Entry>,
     mut launch: impl FnMut(&MultiTensor, Grid) -> Result<()>,
 ) -> Result<()> {
     let mut list: MultiTensor = bytemuck::Zeroable::zeroed();
     let mut end = 0;
-    for e in entries.into_iter().filter(|e| e.elements > 0) {
+    for e in entries {
         if list.tensors as usize == TENSORS {
             launch(&list, Grid::blocks(end, THREADS))?;
-            list = MultiTensor { first_chunk: dim_u32("multi_tensor", list.first_chunk as usize + end)?, ..list };
+            list.first_chunk = dim_u32("multi_tensor", list.first_chunk as usize + end)?;
+            list.first_tensor += list.tensors;
             (list.tensors, end) = (0, 0);
         }
         let i = list.tensors as usize;
@@ -101,6 +104,7 @@ mod tests {
             let n = list.tensors as usize;
             assert_eq!(grid.blocks[0], list.end[n - 1], "a block a chunk");
             assert_eq!(list.first_chunk as usize, seen.iter().map(|&n| chunks(n)).sum::<usize>());
+            assert_eq!(list.first_tensor as usize, seen.len());
             for i in 0..n {
                 let begin = if i == 0 { 0 } else { list.end[i - 1] };
                 assert_eq!((list.end[i] - begin) as usize, chunks(list.elements[i] as usize));
@@ -110,7 +114,7 @@ mod tests {
             Ok(())
         })
         .unwrap();
-        assert!(seen.into_iter().eq(sizes.filter(|&n| n > 0)));
+        assert!(seen.into_iter().eq(sizes));
         launches([], |_, grid| {
             assert!(grid.is_empty());
             Ok(())

@@ -27,22 +27,25 @@ pub enum Purpose {
     Colour = 10,
     /// Residual branches that a step leaves out.
     DropPath = 11,
+    /// Stochastic rounding of optimizer state.
+    StateRounding = 12,
     /// Tests.
     Test = 255,
 }
 
+/// Factors of a round.
+const M: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+/// What a round adds to the key: golden ratio, sqrt(3) - 1.
+const W: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+
 /// Ten rounds of Philox4x32: 128 random bits for a counter and a key.
 #[inline]
 pub fn philox4x32_10(mut c: [u32; 4], mut k: [u32; 2]) -> [u32; 4] {
-    const M0: u32 = 0xD251_1F53;
-    const M1: u32 = 0xCD9E_8D57;
-    const W0: u32 = 0x9E37_79B9; // golden ratio
-    const W1: u32 = 0xBB67_AE85; // sqrt(3) - 1
     for _ in 0..10 {
-        let p0 = u64::from(M0) * u64::from(c[0]);
-        let p1 = u64::from(M1) * u64::from(c[2]);
+        let p0 = u64::from(M[0]) * u64::from(c[0]);
+        let p1 = u64::from(M[1]) * u64::from(c[2]);
         c = [(p1 >> 32) as u32 ^ c[1] ^ k[0], p1 as u32, (p0 >> 32) as u32 ^ c[3] ^ k[1], p0 as u32];
-        k = [k[0].wrapping_add(W0), k[1].wrapping_add(W1)];
+        k = [k[0].wrapping_add(W[0]), k[1].wrapping_add(W[1])];
     }
     c
 }
@@ -68,6 +71,14 @@ impl Stream {
         }
     }
 
+    /// The stream of image `n` of a pass, or of tensor `n` of an optimizer step, whose key is a tensor as [`key`] makes it.
+    pub(crate) fn of_key(key: &[i32], n: u32, purpose: Purpose) -> Self {
+        let [seed_lo, seed_hi, stage, step_lo, step_hi, first] = std::array::from_fn(|i| key[i] as u32);
+        let seed = u64::from(seed_hi) << 32 | u64::from(seed_lo);
+        let step = u64::from(step_hi) << 32 | u64::from(step_lo);
+        Self::new(seed, stage as u8, step, first.wrapping_add(n), purpose)
+    }
+
     /// 128 bits of block `index`.
     #[inline]
     pub fn block(&self, index: u32) -> [u32; 4] {
@@ -75,10 +86,36 @@ impl Stream {
         philox4x32_10([index, self.image, self.step as u32, c3], self.key)
     }
 
+    /// Blocks `first` and up, in order: as [`Stream::block`] gives them, several at a time.
+    #[inline]
+    pub(crate) fn blocks<const N: usize>(&self, first: u32) -> [[u32; 4]; N] {
+        let last = self.stage_purpose | (self.step >> 32) as u32 & 0xFFFF;
+        let mut c = [[0; N], [self.image; N], [self.step as u32; N], [last; N]];
+        for (i, c0) in c[0].iter_mut().enumerate() {
+            *c0 = first.wrapping_add(i as u32);
+        }
+        let mut k = self.key;
+        for _ in 0..10 {
+            let [c0, c1, c2, c3] = &mut c;
+            for i in 0..N {
+                let (p0, p1) = (u64::from(M[0]) * u64::from(c0[i]), u64::from(M[1]) * u64::from(c2[i]));
+                (c0[i], c2[i]) = ((p1 >> 32) as u32 ^ c1[i] ^ k[0], (p0 >> 32) as u32 ^ c3[i] ^ k[1]);
+                (c1[i], c3[i]) = (p1 as u32, p0 as u32);
+            }
+            k = [k[0].wrapping_add(W[0]), k[1].wrapping_add(W[1])];
+        }
+        std::array::from_fn(|i| [c[0][i], c[1][i], c[2][i], c[3][i]])
+    }
+
     /// A sequential reader.
     pub fn rng(self) -> Rng {
         Rng { stream: self, next: 0, block: [0; 4] }
     }
+}
+
+/// The key of a step's random numbers as ops read it, i32 `[6]`: seed (low, high), stage, step (low, high), first image.
+pub fn key(seed: u64, stage: u8, step: u64, first: u32) -> [i32; 6] {
+    [seed as u32, (seed >> 32) as u32, u32::from(stage), step as u32, (step >> 32) as u32, first].map(|v| v as i32)
 }
 
 /// Reads a [`Stream`] in order.
@@ -156,11 +193,20 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_the_stream_that_it_names() {
+        let (seed, step) = (0x8765_4321_0FED_CBA9, 0xABCD_1234_5678);
+        let got = Stream::of_key(&key(seed, 200, step, u32::MAX), 3, Purpose::DropPath);
+        assert_eq!(got, Stream::new(seed, 200, step, 2, Purpose::DropPath));
+    }
+
+    #[test]
     fn sequential_and_random_access_agree() {
         let s = Stream::new(3, 1, 2, 3, Purpose::Test);
         let mut r = s.rng();
         for i in 0..11 {
             assert_eq!(r.next_u32(), s.block(i / 4)[i as usize % 4]);
         }
+        let many = s.blocks::<8>(u32::MAX - 3);
+        assert!((0..8).all(|i| many[i] == s.block((u32::MAX - 3).wrapping_add(i as u32))));
     }
 }

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use self::needs::{Needs, ways};
+use self::needs::{Needs, TooLittle, ways};
 use super::plans::Planner;
 use super::progress::bytes;
 use super::recipe::{Recipe, Recompute, StageConfig};
@@ -130,7 +130,7 @@ pub struct StageFit {
 /// A key of a stage with another value.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Change {
-    /// The key: `micro_batch`, `recompute` or `eval_batch`.
+    /// The key: `micro_batch`, `recompute`, `eval_batch` or `optimizer.state`.
     pub key: &'static str,
     /// What the recipe says.
     pub was: String,
@@ -184,13 +184,16 @@ impl fmt::Display for StageBudget {
 ///    gives the same bits too, for a fifth to a third more time; then each smaller divisor of `images_per_step` as `micro_batch`,
 ///    largest first, with each `recompute`, so that batch norm sees as many images as fit;
 /// 5. else: the smaller `micro_batch`es, which cost next to no time, without and then with "norms"; then the recipe's, and the
-///    smaller ones again, with "blocks".
+///    smaller ones again, with "blocks";
+/// 6. where the recipe says `optimizer.state = "auto"`: all of these again, in their order, with "bf16", which is last because it
+///    gives another result wherever it is.
 ///
 /// `recompute` is never less than the recipe's.
 /// `images_per_step` and learning rates stay. A smaller `micro_batch` is another recipe to the bit: losses are means over a pass, and
 /// passes of pictures of many shapes are put together otherwise. Without a budget nothing is changed.
 ///
-/// Errors: `Value` if a stage fits in no way. It names the smallest budget with which every stage fits.
+/// Errors: `Value` if a stage fits in no way. It names the smallest budget with which every stage fits, and a smaller one that
+/// `optimizer.state = "auto"` would do with.
 pub fn fit(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>) -> Result<Fitted> {
     fit_from(planner, recipe, budget, 0)
 }
@@ -220,7 +223,7 @@ pub fn check(planner: &mut Planner, recipe: &Recipe, budget: Budget, first: usiz
 fn fit_from(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>, first: usize) -> Result<Fitted> {
     let mut fitted = Fitted { recipe: recipe.clone(), stages: vec![StageFit::default(); recipe.stages.len()] };
     let Some(budget) = budget else { return Ok(fitted) };
-    let mut worst: Option<(usize, Error)> = None;
+    let mut too_little: Vec<TooLittle> = Vec::new();
     for (index, stage) in recipe.stages.iter().enumerate().skip(first) {
         let mut needs = Needs::new(planner, recipe, index);
         let ways = ways(stage, needs.sees_batch(stage));
@@ -229,15 +232,10 @@ fn fit_from(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>, firs
                 fitted.stages[index] = needs.explain(stage, way, budget)?;
                 way.apply(&mut fitted.recipe.stages[index]);
             }
-            None => {
-                let (least, error) = needs.too_little(stage, &ways, budget)?;
-                if worst.as_ref().is_none_or(|(most, _)| least > *most) {
-                    worst = Some((least, error));
-                }
-            }
+            None => too_little.push(needs.too_little(stage, &ways, budget)?),
         }
     }
-    worst.map_or(Ok(fitted), |(_, error)| Err(error))
+    TooLittle::error(&too_little, budget.bytes()).map_or(Ok(fitted), Err)
 }
 
 /// The largest passes of stage `index` that fit a budget, where evaluations may be as small as one image.

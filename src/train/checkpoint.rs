@@ -1,22 +1,27 @@
 //! Checkpoints: safetensors files that hold everything a run needs to go on bit-exactly, written atomically.
 //!
 //! Tensors: parameters under their names, `momentum.<name>` (AdamW: `exp_avg.<name>`, `exp_avg_sq.<name>`),
-//! `ema.<name>`. The metadata holds [`Meta`] as JSON, and a checksum of it and of the tensors' bytes.
+//! `ema.<name>`. All are F32, but for optimizer state in bf16, which is BF16 and comes last, so that every tensor begins where its
+//! elements may. The metadata holds [`Meta`] as JSON, and a checksum of it and of the tensors' bytes.
 
+use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use safetensors::SafeTensors;
+use half::bf16;
+use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::atomic::write_atomic;
+use super::engine::is_state;
 use super::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::nn::ParamStore;
 use crate::tape::Param;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use crate::weights;
 
 /// Version of the format: raised when an older program could not read it.
@@ -88,15 +93,18 @@ pub fn save(path: &Path, meta: &Meta, tensors: &[(String, Tensor)]) -> Result<()
 fn write_to(out: &mut impl Write, meta: &Meta, tensors: &[(String, Tensor)]) -> std::io::Result<()> {
     let mut header = serde_json::Map::new();
     let text = serde_json::to_string(meta).map_err(std::io::Error::other)?;
+    let mut tensors: Vec<&(String, Tensor)> = tensors.iter().collect();
+    tensors.sort_by_key(|(_, t)| Reverse(t.dtype().bytes()));
     let mut sum = crc32c::crc32c(text.as_bytes());
-    for (_, t) in tensors {
-        sum = crc32c::crc32c_append(sum, bytemuck::cast_slice(&t.read::<f32>().map_err(std::io::Error::other)?));
+    for (_, t) in &tensors {
+        sum = crc32c::crc32c_append(sum, &content(t)?);
     }
     header.insert("__metadata__".into(), serde_json::json!({ META_KEY: text, CHECKSUM_KEY: format!("{sum:08x}") }));
     let mut offset = 0;
-    for (name, t) in tensors {
+    for (name, t) in &tensors {
         let end = offset + t.bytes();
-        let entry = serde_json::json!({ "dtype": "F32", "shape": t.shape(), "data_offsets": [offset, end] });
+        let dtype = t.dtype().name().to_uppercase();
+        let entry = serde_json::json!({ "dtype": dtype, "shape": t.shape(), "data_offsets": [offset, end] });
         header.insert(name.clone(), entry);
         offset = end;
     }
@@ -105,9 +113,25 @@ fn write_to(out: &mut impl Write, meta: &Meta, tensors: &[(String, Tensor)]) -> 
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
     for (_, t) in tensors {
-        out.write_all(bytemuck::cast_slice(&t.read::<f32>().map_err(std::io::Error::other)?))?;
+        out.write_all(&content(t)?)?;
     }
     out.flush()
+}
+
+/// The bytes of a tensor of f32 or bf16: nothing else is saved.
+fn content(t: &Tensor) -> std::io::Result<Cow<'_, [u8]>> {
+    let bytes = match t.dtype() {
+        DType::BF16 => t.read::<bf16>().map(as_bytes),
+        _ => t.read::<f32>().map(as_bytes),
+    };
+    bytes.map_err(std::io::Error::other)
+}
+
+fn as_bytes<T: bytemuck::Pod>(elements: Cow<'_, [T]>) -> Cow<'_, [u8]> {
+    match elements {
+        Cow::Borrowed(elements) => Cow::Borrowed(bytemuck::cast_slice(elements)),
+        Cow::Owned(elements) => Cow::Owned(bytemuck::pod_collect_to_vec(&elements)),
+    }
 }
 
 impl Checkpoint {
@@ -140,10 +164,14 @@ impl Checkpoint {
         }
         let mut tensors = BTreeMap::new();
         for (name, view) in file.tensors() {
-            if view.dtype() != safetensors::Dtype::F32 {
-                return Err(Error::checkpoint(path, format!("{name}: want F32, got {:?}", view.dtype())));
-            }
-            tensors.insert(name, (view.shape().to_vec(), bytemuck::pod_collect_to_vec(view.data())));
+            let values = match view.dtype() {
+                Dtype::F32 => bytemuck::pod_collect_to_vec(view.data()),
+                Dtype::BF16 if is_state(&name) => {
+                    bytemuck::pod_collect_to_vec::<u8, bf16>(view.data()).into_iter().map(bf16::to_f32).collect()
+                }
+                other => return Err(Error::checkpoint(path, format!("{name}: want F32, got {other:?}"))),
+            };
+            tensors.insert(name, (view.shape().to_vec(), values));
         }
         Ok(Checkpoint { path: path.to_path_buf(), meta, tensors })
     }
@@ -272,6 +300,43 @@ mod tests {
             assert_eq!(bits(a), bits(b));
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    /// To the bit, of sizes that leave the next tensor at odd places; and nothing else may be bf16.
+    #[test]
+    fn state_in_bf16_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        let device = Device::cpu();
+        let numbers = [0x0001, 0x8000, 0x3F81, 0x7F7F, 0x0080].map(bf16::from_bits);
+        let flat = |n: usize| Tensor::from_slice(&device, &[n], &numbers[..n]).unwrap();
+        let weight = Tensor::from_slice(&device, &[3], &[0.1f32, -7.0, 1.0e-42]).unwrap();
+        let mut tensors: Vec<(String, Tensor)> = ["momentum.a", "exp_avg.a", "exp_avg_sq.a"]
+            .into_iter()
+            .zip([5, 3, 1])
+            .map(|(name, n)| (name.into(), flat(n)))
+            .collect();
+        tensors.push(("ema.a".into(), weight.clone()));
+        save(&path, &meta(), &tensors).unwrap();
+        let c = Checkpoint::load(&path).unwrap();
+        for (name, t) in &tensors[..3] {
+            let want: Vec<f32> = t.slice::<bf16>().iter().map(|v| v.to_f32()).collect();
+            assert_eq!(c.values(name, t.numel()).unwrap(), want);
+        }
+        assert_eq!(c.values("ema.a", 3).unwrap(), weight.f32s());
+        let bytes = fs::read(&path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        for (name, view) in file.tensors() {
+            let want = if name == "ema.a" { Dtype::F32 } else { Dtype::BF16 };
+            assert_eq!(view.dtype(), want, "{name}");
+            let at = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
+            assert!(at.is_multiple_of(want.bitsize() / 8), "{name} begins at {at}");
+        }
+        for name in ["a", "ema.a", "momentum", "exp_avg_sqa"] {
+            save(&path, &meta(), &[(name.into(), flat(5))]).unwrap();
+            let error = Checkpoint::load(&path).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(&format!("{name}: want F32, got BF16")), "{error}");
+        }
     }
 
     #[test]

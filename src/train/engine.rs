@@ -2,25 +2,27 @@
 //! inputs at fixed addresses. The same code on the plan device gives the memory plan of each step.
 
 mod memory;
+mod optimizer;
 
 use std::rc::Rc;
 
 pub use memory::PersistentBytes;
+use optimizer::OptimizerState;
+pub(super) use optimizer::is_state;
 
-use super::recipe::{BatchNormMode, OptimizerConfig, OptimizerKind, Recompute, StageConfig};
+use super::recipe::{BatchNormMode, OptimizerConfig, Recompute, StageConfig};
 use super::recordings::{Recordings, Step};
 use crate::detection::anchors::Anchors;
 use crate::device::{Device, StepPlan};
 use crate::error::{Error, Result};
 use crate::models::{BackboneMode, Detections, Inputs, Model, ModelConfig, PixelStats, Sampling};
 use crate::nn::{NormMode, ParamStore};
-use crate::ops::adamw::{AdamWParam, AdamWRule, adamw, bias_correction};
+use crate::ops::adamw::bias_correction;
 use crate::ops::elementwise;
 use crate::ops::ema::ema;
 use crate::ops::grad_norm::{clip_scale, grad_norm};
 use crate::ops::loss_scale::{INITIAL_SCALE, LossScaleRule, initial_state, loss_scale, scaled_seed};
-use crate::ops::sgd::{SgdParam, sgd};
-use crate::tape::{Param, Role, Tape, watch};
+use crate::tape::{Param, Tape, watch};
 use crate::tensor::{DType, Tensor};
 
 /// Name of the loss scale's state in checkpoints.
@@ -38,6 +40,8 @@ pub struct Bucket {
 /// What an engine prepares for a stage.
 #[derive(Clone, Debug)]
 pub struct StageSetup {
+    /// Index of the stage, in the keys of its random numbers.
+    pub index: u8,
     /// Shapes of training passes.
     pub train: Vec<Bucket>,
     /// Shapes of evaluation passes.
@@ -67,9 +71,10 @@ pub struct StageSetup {
 }
 
 impl StageSetup {
-    /// From a recipe's stage and the shapes found in the data; activations are f32.
+    /// From a recipe's stage and the shapes found in the data, as the first stage; activations are f32.
     pub fn new(stage: &StageConfig, train: Vec<Bucket>, eval: Vec<Bucket>, max_gt: usize) -> StageSetup {
         StageSetup {
+            index: 0,
             train,
             eval,
             micro_batch: stage.micro_batch,
@@ -123,6 +128,7 @@ pub struct Engine {
     /// The network.
     pub model: Model,
     model_config: ModelConfig,
+    seed: u64,
     stage: Option<Stage>,
     lr: Tensor,
     /// AdamW's bias correction of the step.
@@ -135,8 +141,7 @@ pub struct Engine {
 
 struct Stage {
     setup: StageSetup,
-    /// Optimizer state: a name and a tensor for each trained parameter.
-    state: Vec<(&'static str, Vec<Tensor>)>,
+    optimizer: OptimizerState,
     average: Vec<Tensor>,
     train: Vec<Inputs>,
     eval: Vec<Inputs>,
@@ -149,7 +154,7 @@ struct Stage {
 }
 
 impl Engine {
-    /// Initial weights from `seed`.
+    /// Initial weights from `seed`, which is the optimizer's too.
     pub fn new(device: &Device, model: &ModelConfig, classes: usize, pixels: PixelStats, seed: u64) -> Result<Engine> {
         let mut store = ParamStore::new(device);
         let net = Model::new(&mut store.builder(seed), model, classes, pixels)?;
@@ -160,6 +165,7 @@ impl Engine {
             store,
             model: net,
             model_config: model.clone(),
+            seed,
             stage: None,
             lr: Tensor::zeros(device, &[1], DType::F32)?,
             correction: Tensor::zeros(device, &[2], DType::F32)?,
@@ -193,12 +199,7 @@ impl Engine {
         let backbone = &self.model.backbone;
         self.store.set_trainable(|p| training && backbone.trains(p, setup.mode()))?;
         let shapes: Vec<Vec<usize>> = self.store.trainable().map(Param::shape).collect();
-        let names: &[&str] = match setup.optimizer.kind {
-            OptimizerKind::Sgd => &["momentum"],
-            OptimizerKind::Adamw => &["exp_avg", "exp_avg_sq"],
-        };
-        let flat = |name: &&'static str| Ok((*name, Tensor::flat(&self.device, &shapes, DType::F32)?));
-        let state = names.iter().map(flat).collect::<Result<Vec<_>>>()?;
+        let optimizer = OptimizerState::new(&self.device, &setup.optimizer, &shapes)?;
         let mut average = Vec::new();
         if setup.ema > 0.0 {
             let shapes: Vec<Vec<usize>> = self.store.all().iter().map(Param::shape).collect();
@@ -232,7 +233,7 @@ impl Engine {
         let loss_scale = scaled.then(|| initial_state(&self.device, INITIAL_SCALE)).transpose()?;
         self.stage = Some(Stage {
             setup: setup.clone(),
-            state,
+            optimizer,
             average,
             train,
             eval,
@@ -330,9 +331,10 @@ impl Engine {
         if stage.loss_scale.is_none() {
             self.correction.write(&bias_correction(stage.setup.optimizer.betas, step))?; // else the device counts the steps
         }
+        stage.optimizer.set_key(self.seed, stage.setup.index, step)?;
         let (store, norm, lr, share) = (&self.store, &mut self.norm, &self.lr, &self.ema_share);
         let correction = &mut self.correction;
-        let Stage { setup, state, average, recordings, loss_scale: scaling, .. } = stage;
+        let Stage { setup, optimizer, average, recordings, loss_scale: scaling, .. } = stage;
         recordings.run(&device, store, Step::Update, plan, || {
             let params: Vec<&Param> = store.trainable().collect();
             params.iter().try_for_each(|p| p.finish_grad())?;
@@ -348,7 +350,7 @@ impl Engine {
                 }
                 None => clip_scale(&total, limit)?,
             };
-            optimize(&setup.optimizer, &params, &grads, state, lr, correction, &scale)?;
+            optimizer.step(&setup.optimizer, &params, &grads, [lr, correction, &scale])?;
             if !average.is_empty() {
                 let values: Vec<Tensor> = store.all().iter().map(Param::value).collect();
                 let mut pairs: Vec<_> = average.iter_mut().zip(&values).collect();
@@ -430,7 +432,7 @@ impl Engine {
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut v: Vec<_> = self.store.all().iter().map(|p| (p.name().to_string(), p.value())).collect();
         if let Some(stage) = &self.stage {
-            for (kind, tensors) in &stage.state {
+            for (kind, tensors) in stage.optimizer.lists() {
                 v.extend(self.store.trainable().zip(tensors).map(|(p, t)| (format!("{kind}.{}", p.name()), t.clone())));
             }
             v.extend(
@@ -441,8 +443,8 @@ impl Engine {
         v
     }
 
-    /// Overwrites optimizer state and averages from a checkpoint: `find` gives the values of a name. Err names the first
-    /// that is missing; but a loss scale may be missing, of a checkpoint that was trained in another precision: it begins anew, after the `steps`
+    /// Overwrites optimizer state and averages from a checkpoint: `find` gives the values of a name, whatever they are stored as there.
+    /// Err names the first that is missing; but a loss scale may be missing, of a checkpoint that was trained in another precision: it begins anew, after the `steps`
     /// that the stage has taken.
     pub fn load_optimizer(
         &mut self,
@@ -451,11 +453,8 @@ impl Engine {
         find: impl Fn(&str, usize) -> Result<Vec<f32>>,
     ) -> Result<()> {
         let Some(stage) = self.stage.as_mut() else { return Ok(()) };
-        for (kind, tensors) in &mut stage.state {
-            for (p, t) in self.store.trainable().zip(tensors) {
-                t.write(&find(&format!("{kind}.{}", p.name()), t.numel())?)?;
-            }
-        }
+        let names: Vec<&str> = self.store.trainable().map(Param::name).collect();
+        stage.optimizer.load(|kind, i, n| find(&format!("{kind}.{}", names[i]), n))?;
         for (p, t) in self.store.all().iter().zip(stage.average.iter_mut()) {
             t.write(&find(&format!("ema.{}", p.name()), t.numel())?)?;
         }
@@ -490,51 +489,4 @@ impl Engine {
         }
         Ok(None)
     }
-}
-
-/// One step of the stage's optimizer on all trained parameters.
-fn optimize(
-    cfg: &OptimizerConfig,
-    params: &[&Param],
-    grads: &[&Tensor],
-    state: &mut [(&'static str, Vec<Tensor>)],
-    lr: &Tensor,
-    correction: &Tensor,
-    scale: &Tensor,
-) -> Result<()> {
-    let mut values: Vec<_> = params.iter().map(|p| p.value_mut()).collect();
-    let each = values.iter_mut().zip(grads).zip(params.iter().map(|p| decay_of(cfg, p.role())));
-    match (cfg.kind, state) {
-        (OptimizerKind::Sgd, [(_, momentum)]) => {
-            let rows = each.zip(momentum);
-            let mut rows: Vec<SgdParam<'_>> = rows
-                .map(|(((value, grad), weight_decay), momentum)| SgdParam { value, grad, momentum, weight_decay })
-                .collect();
-            sgd(&mut rows, lr, scale, cfg.momentum, cfg.nesterov)
-        }
-        (OptimizerKind::Adamw, [(_, means), (_, squares)]) => {
-            let rows = each.zip(means.iter_mut().zip(squares));
-            let mut rows: Vec<AdamWParam<'_>> = rows
-                .map(|(((value, grad), weight_decay), (mean, square))| AdamWParam {
-                    value,
-                    grad,
-                    mean,
-                    square,
-                    weight_decay,
-                })
-                .collect();
-            adamw(&mut rows, lr, scale, correction, AdamWRule { betas: cfg.betas, eps: cfg.eps })
-        }
-        _ => unreachable!("engine: enter_stage makes the state of its optimizer"),
-    }
-}
-
-fn decay_of(cfg: &OptimizerConfig, role: Role) -> f32 {
-    let decays = match role {
-        Role::Weight => true,
-        Role::Bias => cfg.bias_decay,
-        Role::Norm => cfg.norm_decay,
-        Role::Position | Role::Statistic => false,
-    };
-    if decays { cfg.weight_decay } else { 0.0 }
 }

@@ -84,6 +84,8 @@ pub struct StageReport {
     pub passes_per_step: usize,
     /// Storage of activations in training, `auto` resolved.
     pub precision: &'static str,
+    /// Storage of optimizer state, `auto` resolved.
+    pub state_precision: &'static str,
     /// What of the backbone is computed again in the backward pass.
     pub recompute: Recompute,
     /// What batch norm does; none in a model without.
@@ -269,6 +271,7 @@ impl StageReport {
             micro_batch: stage.micro_batch,
             passes_per_step: stage.accumulate(),
             precision: setup.dtype.name(),
+            state_precision: setup.optimizer.state.dtype().name(),
             recompute: setup.recompute,
             batch_norm,
             batch_norm_images: batch_norm.filter(|m| *m == BatchNormMode::Train).map(|_| stage.micro_batch),
@@ -399,6 +402,9 @@ impl fmt::Display for StageReport {
             passes => write!(f, "in {passes} passes of {pass} each")?,
         }
         write!(f, "; {}; ", self.precision)?;
+        if self.state_precision != DType::F32.name() {
+            write!(f, "optimizer state in {}; ", self.state_precision)?;
+        }
         match self.recompute {
             Recompute::None => {}
             Recompute::Norms => write!(f, "outputs of batch norm made twice; ")?,

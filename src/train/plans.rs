@@ -75,7 +75,8 @@ pub fn stage_context(recipe: &Recipe, data: &RunData, index: usize, device: &Dev
         }
     }
     let setup = StageSetup::new(stage, buckets(&shapes), buckets(&eval_shapes), data.max_gt);
-    let setup = StageSetup { mask_runs: options.mask_runs, dtype: stage.precision.on(device)?, ..setup };
+    let dtype = stage.precision.on(device)?;
+    let setup = StageSetup { index: index as u8, mask_runs: options.mask_runs, dtype, ..setup };
     Ok(StageContext { setup, schedule, eval_shapes })
 }
 

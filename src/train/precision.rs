@@ -1,4 +1,4 @@
-//! What a stage's activations are stored in.
+//! What a stage's activations and the state of its optimizer are stored in.
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,37 @@ impl Precision {
                 message: "has no bf16, which needs compute capability 8.0: set precision = \"f16\" or \"auto\"".into(),
             }),
             Precision::Bf16 => Ok(DType::BF16),
+        }
+    }
+}
+
+/// Storage type of optimizer state: momentum, or AdamW's running means. It is computed in f32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StatePrecision {
+    /// 32-bit.
+    F32,
+    /// bfloat16, rounded stochastically: f32's range, so that squares of gradients do not underflow.
+    Bf16,
+    /// 32-bit, unless a budget of memory leaves no other way.
+    Auto,
+}
+
+impl StatePrecision {
+    /// The type of the tensors.
+    pub fn dtype(self) -> DType {
+        match self {
+            StatePrecision::F32 | StatePrecision::Auto => DType::F32,
+            StatePrecision::Bf16 => DType::BF16,
+        }
+    }
+
+    /// As in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            StatePrecision::F32 => "f32",
+            StatePrecision::Bf16 => "bf16",
+            StatePrecision::Auto => "auto",
         }
     }
 }

@@ -134,8 +134,8 @@ impl Measured {
 fn is_same_work((recipe, a): (&Recipe, &StageConfig), (other, b): (&Recipe, &StageConfig)) -> bool {
     let same_step = (a.images_per_step, a.micro_batch, a.precision, a.recompute)
         == (b.images_per_step, b.micro_batch, b.precision, b.recompute);
-    let same_training = (a.batch_norm, a.frozen_stages, a.optimizer.kind, a.ema > 0.0)
-        == (b.batch_norm, b.frozen_stages, b.optimizer.kind, b.ema > 0.0);
+    let same_training = (a.batch_norm, a.frozen_stages, a.optimizer.kind, a.optimizer.state, a.ema > 0.0)
+        == (b.batch_norm, b.frozen_stages, b.optimizer.kind, b.optimizer.state, b.ema > 0.0);
     same_step
         && same_training
         && a.resize == b.resize

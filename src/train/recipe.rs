@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::precision::Precision;
+pub use super::precision::{Precision, StatePrecision};
 use crate::models::config::ModelConfig;
 
 /// One training run, resolved: what is not in the file has its default.
@@ -419,6 +419,8 @@ pub struct OptimizerConfig {
     pub norm_decay: bool,
     /// Decay the biases of convolutions and linear layers.
     pub bias_decay: bool,
+    /// Storage of momentum, or of the running means.
+    pub state: StatePrecision,
 }
 
 impl Default for OptimizerConfig {
@@ -434,6 +436,7 @@ impl Default for OptimizerConfig {
             weight_decay: 1e-4,
             norm_decay: true,
             bias_decay: true,
+            state: StatePrecision::F32,
         }
     }
 }

@@ -126,10 +126,10 @@ impl Trained {
         let [a, velocity, b, mean, square] = &mut self.lists;
         let each = a.iter_mut().zip(grads).zip(velocity);
         let row = |((value, grad), momentum)| SgdParam { value, grad, momentum, weight_decay: 0.1 };
-        sgd(&mut each.map(row).collect::<Vec<_>>(), &lr, grad_scale, 0.9, false)?;
+        sgd(&mut each.map(row).collect::<Vec<_>>(), &lr, grad_scale, 0.9, false, None)?;
         let each = b.iter_mut().zip(grads).zip(mean.iter_mut().zip(square));
         let row = |((value, grad), (mean, square))| AdamWParam { value, grad, mean, square, weight_decay: 0.1 };
-        adamw(&mut each.map(row).collect::<Vec<_>>(), &lr, grad_scale, correction, RULE)
+        adamw(&mut each.map(row).collect::<Vec<_>>(), &lr, grad_scale, correction, RULE, None)
     }
 
     /// Appends everything as it is now.

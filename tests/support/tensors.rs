@@ -92,10 +92,11 @@ pub struct Output {
 }
 
 impl Output {
-    /// Copies a tensor of f32 or i32.
+    /// Copies a tensor of f32, bf16 or i32.
     pub fn of(t: &Tensor) -> Output {
         let bytes = match t.dtype() {
             DType::F32 => bytemuck::cast_slice(&t.read::<f32>().expect("f32")).to_vec(),
+            DType::BF16 => bytemuck::cast_slice(&t.read::<bf16>().expect("bf16")).to_vec(),
             DType::I32 => bytemuck::cast_slice(&t.read::<i32>().expect("i32")).to_vec(),
             other => panic!("no test reads {other:?}"),
         };
@@ -107,9 +108,17 @@ impl Output {
         &self.shape
     }
 
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// As f32.
     pub fn f32s(&self) -> Vec<f32> {
-        bytemuck::pod_collect_to_vec(&self.bytes)
+        match self.dtype {
+            DType::BF16 => bytemuck::pod_collect_to_vec::<u8, bf16>(&self.bytes).iter().map(|v| v.to_f32()).collect(),
+            _ => bytemuck::pod_collect_to_vec(&self.bytes),
+        }
     }
 
     /// As i32.
@@ -122,7 +131,7 @@ impl Output {
 /// outside a step; under a plan traced on the plan device, in memory that an earlier step left full of NaN; with 1 and with
 /// 3 threads. All must agree to the bit. On every GPU of this build (the simulated device under three orders of its threads)
 /// it runs outside a step and under a plan too: these agree to the bit with each other, and with the CPU within 1e-5 of a
-/// number's size plus 1e-6 of its tensor's largest (sums run in other orders), integers to the bit. Returns the CPU's outputs.
+/// number's size plus 1e-6 of its tensor's largest (sums run in other orders), integers and bf16 to the bit. Returns the CPU's outputs.
 #[track_caller]
 pub fn everywhere(f: impl Fn(&Device) -> Result<Vec<Tensor>> + Sync) -> Vec<Output> {
     everywhere_within(1e-5, 1e-6, f)

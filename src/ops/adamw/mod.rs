@@ -1,8 +1,11 @@
 //! Adam with decoupled weight decay on a list of parameters.
+//!
+//! State may be stored in bf16, never in f16: squares of gradients underflow there.
 
 mod cpu;
 mod cuda;
 
+use super::stochastic_rounding::{Draws, state_dtype};
 use super::{Gradient, OpInfo};
 use crate::error::Result;
 use crate::on_device;
@@ -45,11 +48,16 @@ pub fn bias_correction(betas: [f64; 2], step: u64) -> [f32; 2] {
 ///
 /// A `grad_scale` that is not finite (`clip_scale` of a norm that is not) skips the step: nothing changes.
 ///
-/// Shapes: value, grad, mean, square of a parameter alike, f32; lr, grad_scale `[1]`, correction `[2]` f32, read on the device.
+/// State in bf16 is computed in f32, moves the value as such, and is then rounded stochastically. To the nearest, `s` would never
+/// fall: with β2 = 0.999 it does so by at most a thousandth of itself a step, less than half a unit of bf16. The random numbers are those of the key, of the parameter's place in
+/// the list and of the element; the largest of bf16 stands for what would round to infinity.
+///
+/// Shapes: value, grad, mean, square of a parameter alike, f32; all means and squares f32, or all bf16; lr, grad_scale `[1]`,
+/// correction `[2]` f32, and key i32 `[6]` ([`philox::key`](crate::tensor::philox::key)), needed for bf16 alone, read on the device.
 /// Saves: nothing.
 /// Gradient: none: it comes after the backward pass.
 /// Cost: reads four, writes three values a parameter; memory-bound.
-/// Errors: `Shape`, `Dtype`, naming the place in the list.
+/// Errors: `Shape`, `Dtype`, naming the place in the list; `Value` for state in bf16 without a key.
 /// Reference: torch.optim.AdamW (Loshchilov and Hutter, arXiv 1711.05101).
 pub fn adamw(
     params: &mut [AdamWParam<'_>],
@@ -57,6 +65,7 @@ pub fn adamw(
     grad_scale: &Tensor,
     correction: &Tensor,
     rule: AdamWRule,
+    key: Option<&Tensor>,
 ) -> Result<()> {
     let _op = lr.device().enter("adamw");
     for (what, t, n) in
@@ -65,17 +74,22 @@ pub fn adamw(
         t.expect_shape(what, &[n])?;
         t.expect_dtype(what, DType::F32)?;
     }
+    let largest = params.iter().map(|p| p.value.numel()).max().unwrap_or(0);
+    let state = state_dtype("adamw", params.first().map(|p| &*p.mean), largest, key)?;
     for (i, p) in params.iter().enumerate() {
         p.grad.expect_shape(&format!("adamw: gradient {i}"), p.value.shape())?;
         p.mean.expect_shape(&format!("adamw: mean {i}"), p.value.shape())?;
         p.square.expect_shape(&format!("adamw: square {i}"), p.value.shape())?;
-        for t in [&*p.value, p.grad, &*p.mean, &*p.square] {
+        for t in [&*p.value, p.grad] {
             t.expect_dtype(&format!("adamw: parameter {i}"), DType::F32)?;
+        }
+        for t in [&*p.mean, &*p.square] {
+            t.expect_dtype(&format!("adamw: state {i}"), state)?;
         }
     }
     on_device!(
         lr.device(),
-        cpu => for p in params {
+        cpu => for (i, p) in params.iter_mut().enumerate() {
             if !grad_scale.f32s()[0].is_finite() {
                 continue;
             }
@@ -87,9 +101,16 @@ pub fn adamw(
                 rule,
                 weight_decay: p.weight_decay,
             };
-            cpu::step(p.value.f32s_mut(), p.grad.f32s(), p.mean.f32s_mut(), p.square.f32s_mut(), rates);
+            let (value, grad) = (p.value.f32s_mut(), p.grad.f32s());
+            match key.filter(|_| state == DType::BF16) {
+                None => cpu::step(value, grad, p.mean.f32s_mut(), p.square.f32s_mut(), rates),
+                Some(key) => {
+                    let draws = Draws::new(key.i32s(), i);
+                    cpu::step_bf16(value, grad, p.mean.slice_mut(), p.square.slice_mut(), rates, draws);
+                }
+            }
         },
-        cuda => cuda::step(params, lr, grad_scale, correction, rule),
+        cuda => cuda::step(params, lr, grad_scale, correction, rule, state, key),
     );
     Ok(())
 }

@@ -9,10 +9,7 @@ use crate::tensor::philox::{Purpose, Stream};
 
 /// The branch's factor in sample `n`.
 fn factor(key: &[i32], n: usize, draw: Draw) -> f32 {
-    let [seed_lo, seed_hi, stage, step_lo, step_hi, first] = std::array::from_fn(|i| key[i] as u32);
-    let seed = u64::from(seed_hi) << 32 | u64::from(seed_lo);
-    let step = u64::from(step_hi) << 32 | u64::from(step_lo);
-    let stream = Stream::new(seed, stage as u8, step, first.wrapping_add(n as u32), Purpose::DropPath);
+    let stream = Stream::of_key(key, n as u32, Purpose::DropPath);
     if stream.block(draw.layer)[0] >> 8 < draw.drops { 0.0 } else { draw.scale }
 }
 

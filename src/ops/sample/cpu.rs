@@ -16,9 +16,6 @@ pub(super) fn sample(
     s: &Sampler,
     key: &[i32],
 ) {
-    let [seed_lo, seed_hi, stage, step_lo, step_hi, first] = std::array::from_fn(|i| key[i] as u32);
-    let seed = u64::from(seed_hi) << 32 | u64::from(seed_lo);
-    let step = u64::from(step_hi) << 32 | u64::from(step_lo);
     let ws: &mut [u64] = bytemuck::cast_slice_mut(ws);
     if s.num == 0 {
         counts.fill(0);
@@ -36,9 +33,7 @@ pub(super) fn sample(
             let assigned = &assigned[image * n..][..n];
             let stream = match s.mode {
                 SampleMode::Strided => None,
-                SampleMode::Random(purpose) => {
-                    Some(Stream::new(seed, stage as u8, step, first + image as u32, purpose))
-                }
+                SampleMode::Random(purpose) => Some(Stream::of_key(key, image as u32, purpose)),
             };
             idx.fill(-1);
             gt.fill(-1);

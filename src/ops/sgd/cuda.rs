@@ -3,6 +3,7 @@
 use super::SgdParam;
 use crate::error::Result;
 use crate::ops::multi_tensor::{Entry, launches};
+use crate::tensor::philox::Purpose;
 use crate::tensor::{DType, Tensor};
 
 /// Mirror of the kernel's SgdParams.
@@ -11,6 +12,7 @@ use crate::tensor::{DType, Tensor};
 struct Params {
     momentum: f32,
     nesterov: u32,
+    purpose: u32,
 }
 
 pub(super) fn step(
@@ -19,16 +21,18 @@ pub(super) fn step(
     grad_scale: &Tensor,
     momentum: f32,
     nesterov: bool,
+    state: DType,
+    key: Option<&Tensor>,
 ) -> Result<()> {
     let device = lr.device().clone();
     let entries = params
         .iter_mut()
         .map(|p| Entry::new(p.value.numel(), p.weight_decay).out(&mut *p.value).arg(p.grad).out(&mut *p.momentum));
     launches(entries, |list, grid| {
-        let shared = Params { momentum, nesterov: u32::from(nesterov) };
-        let k = device.gpu().kernel("sgd", DType::F32).arg(lr).arg(grad_scale).params(list).params(&shared);
-        // SAFETY: sgd(lr, grad_scale, list, params): lists of value, grad and velocity, of one size each (checked in mod.rs),
-        // lr and grad_scale of one element.
+        let shared = Params { momentum, nesterov: u32::from(nesterov), purpose: Purpose::StateRounding as u32 };
+        let k = device.gpu().kernel("sgd", state).arg(lr).arg(grad_scale).opt(key).params(list).params(&shared);
+        // SAFETY: sgd(lr, grad_scale, key, list, params): lists of value and grad in f32, velocity of the kernel's type, of one size
+        // each, lr and grad_scale of one element, key of six, or null for f32 (checked in mod.rs).
         unsafe { k.launch(grid) }
     })
 }

@@ -70,7 +70,8 @@ impl Engine {
             ..PersistentBytes::default()
         };
         if let Some(stage) = stage {
-            parts.optimizer_state = sum(stage.state.iter().map(|(_, tensors)| flat(tensors.iter().map(Tensor::bytes))));
+            let (state, key) = stage.optimizer.bytes();
+            parts.optimizer_state = state;
             parts.running_average = flat(stage.average.iter().map(Tensor::bytes));
             for inputs in stage.train.iter().chain(&stage.eval) {
                 let (batch, anchors) = input_bytes(inputs);
@@ -79,7 +80,7 @@ impl Engine {
             }
             // Taken apart: a new field is asked for here.
             let Detections { boxes, scores, classes, masks, rescaled: _ } = &stage.outputs;
-            parts.scalars += stage.loss_scale.as_ref().map_or(0, Tensor::bytes);
+            parts.scalars += key + stage.loss_scale.as_ref().map_or(0, Tensor::bytes);
             parts.outputs = sum([boxes, scores, classes].into_iter().chain(masks).map(Tensor::bytes));
         }
         parts

@@ -1,0 +1,122 @@
+//! The optimizer of a stage: its state, and its step on all trained parameters. Main type: [`OptimizerState`].
+
+use crate::device::{ALIGN_BYTES, Device};
+use crate::error::Result;
+use crate::ops::adamw::{AdamWParam, AdamWRule, adamw};
+use crate::ops::sgd::{SgdParam, sgd};
+use crate::ops::stochastic_rounding::round_to_nearest;
+use crate::tape::{Param, Role};
+use crate::tensor::{DType, Tensor, philox};
+use crate::train::recipe::{OptimizerConfig, OptimizerKind};
+
+/// What SGD keeps.
+const SGD: &[&str] = &["momentum"];
+/// What AdamW keeps.
+const ADAMW: &[&str] = &["exp_avg", "exp_avg_sq"];
+
+/// Whether a tensor of a checkpoint is optimizer state, which may be bf16.
+pub(in crate::train) fn is_state(name: &str) -> bool {
+    SGD.iter().chain(ADAMW).any(|kind| name.strip_prefix(kind).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// What an optimizer keeps between steps.
+pub(super) struct OptimizerState {
+    /// A name and a tensor for each trained parameter.
+    lists: Vec<(&'static str, Vec<Tensor>)>,
+    /// Key of the step's random numbers, where state is rounded by them.
+    key: Option<Tensor>,
+}
+
+impl OptimizerState {
+    /// Zeros for parameters of these shapes.
+    pub(super) fn new(device: &Device, cfg: &OptimizerConfig, shapes: &[Vec<usize>]) -> Result<OptimizerState> {
+        let dtype = cfg.state.dtype();
+        let names = match cfg.kind {
+            OptimizerKind::Sgd => SGD,
+            OptimizerKind::Adamw => ADAMW,
+        };
+        let flat = |name: &&'static str| Ok((*name, Tensor::flat(device, shapes, dtype)?));
+        let lists = names.iter().map(flat).collect::<Result<_>>()?;
+        let key = (dtype == DType::BF16).then(|| Tensor::zeros(device, &[6], DType::I32)).transpose()?;
+        Ok(OptimizerState { lists, key })
+    }
+
+    /// Its lists: a name, and a tensor for each trained parameter.
+    pub(super) fn lists(&self) -> impl Iterator<Item = (&'static str, &[Tensor])> {
+        self.lists.iter().map(|(name, tensors)| (*name, tensors.as_slice()))
+    }
+
+    /// Overwrites a list's tensors, in order, with what `find` gives by the list's name and the tensor's place and elements. What is
+    /// stored in bf16 is rounded to the nearest, so that what was stored so before comes back as it was.
+    pub(super) fn load(&mut self, find: impl Fn(&str, usize, usize) -> Result<Vec<f32>>) -> Result<()> {
+        for (name, tensors) in &mut self.lists {
+            for (i, t) in tensors.iter_mut().enumerate() {
+                let values = find(name, i, t.numel())?;
+                match t.dtype() {
+                    DType::BF16 => t.write(&values.into_iter().map(round_to_nearest).collect::<Vec<_>>())?,
+                    _ => t.write(&values)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the key of the step that follows.
+    pub(super) fn set_key(&mut self, seed: u64, stage: u8, step: u64) -> Result<()> {
+        self.key.as_mut().map_or(Ok(()), |key| key.write(&philox::key(seed, stage, step, 0)))
+    }
+
+    /// Bytes of the state, and of the key.
+    pub(super) fn bytes(&self) -> (usize, usize) {
+        let tensors = self.lists.iter().flat_map(|(_, tensors)| tensors);
+        // As `Tensor::flat` lays them out.
+        let state = tensors.map(|t| t.bytes().next_multiple_of(ALIGN_BYTES)).sum();
+        (state, self.key.as_ref().map_or(0, Tensor::bytes))
+    }
+
+    /// One step on all trained parameters.
+    pub(super) fn step(
+        &mut self,
+        cfg: &OptimizerConfig,
+        params: &[&Param],
+        grads: &[&Tensor],
+        [lr, correction, scale]: [&Tensor; 3],
+    ) -> Result<()> {
+        let mut values: Vec<_> = params.iter().map(|p| p.value_mut()).collect();
+        let each = values.iter_mut().zip(grads).zip(params.iter().map(|p| decay_of(cfg, p.role())));
+        let key = self.key.as_ref();
+        match (cfg.kind, &mut self.lists[..]) {
+            (OptimizerKind::Sgd, [(_, momentum)]) => {
+                let rows = each.zip(momentum);
+                let mut rows: Vec<SgdParam<'_>> = rows
+                    .map(|(((value, grad), weight_decay), momentum)| SgdParam { value, grad, momentum, weight_decay })
+                    .collect();
+                sgd(&mut rows, lr, scale, cfg.momentum, cfg.nesterov, key)
+            }
+            (OptimizerKind::Adamw, [(_, means), (_, squares)]) => {
+                let rows = each.zip(means.iter_mut().zip(squares));
+                let mut rows: Vec<AdamWParam<'_>> = rows
+                    .map(|(((value, grad), weight_decay), (mean, square))| AdamWParam {
+                        value,
+                        grad,
+                        mean,
+                        square,
+                        weight_decay,
+                    })
+                    .collect();
+                adamw(&mut rows, lr, scale, correction, AdamWRule { betas: cfg.betas, eps: cfg.eps }, key)
+            }
+            _ => unreachable!("engine: enter_stage makes the state of its optimizer"),
+        }
+    }
+}
+
+fn decay_of(cfg: &OptimizerConfig, role: Role) -> f32 {
+    let decays = match role {
+        Role::Weight => true,
+        Role::Bias => cfg.bias_decay,
+        Role::Norm => cfg.norm_decay,
+        Role::Position | Role::Statistic => false,
+    };
+    if decays { cfg.weight_decay } else { 0.0 }
+}

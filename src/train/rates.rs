@@ -194,7 +194,9 @@ mod tests {
         ] {
             assert_eq!(rate(&rates, &other, Target::Cpu, 2), Some(20.0), "{why}");
         }
-        for key in ["precision=f16", "micro_batch=4", "recompute=blocks", "batch_norm=eval", "ema=0.9"] {
+        for key in
+            ["precision=f16", "micro_batch=4", "recompute=blocks", "optimizer.state=bf16", "resize.size=96", "ema=0.9"]
+        {
             let other = recipe(&[&format!("stage.pretrain.{key}")]);
             assert_eq!(rate(&rates, &other, Target::Cpu, 2), None, "{key}");
         }

@@ -128,6 +128,42 @@ fn annotation_files() {
     c.train(|t| t, &[]).complains(&["annotations/val.json"]);
 }
 
+/// What is left out of a data set is said by each program that reads it, and is in the log; clean data is silent.
+#[test]
+fn annotations_that_are_not_used() {
+    let c = Case::new();
+    let stop = &["--stop-after", "1"][..];
+    let (plan, json) = (&["--plan"][..], &["--plan", "--json"][..]);
+    let log = |c: &Case| fs::read_to_string(c.path("run/log.jsonl")).unwrap();
+    let ran = c.train(|t| t, stop).done();
+    assert!(!ran.err.contains(" not ") && !log(&c).contains("left_out"), "{ran:?}");
+    let notes = |ran: Ran| serde_json::from_str::<serde_json::Value>(&ran.out).unwrap()["notes"].clone();
+    let clean = notes(c.train(|t| t, json).done());
+
+    c.annotations("train", |text| {
+        let mut file: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let first = file["images"][0]["id"].clone();
+        let all = file["annotations"].as_array_mut().unwrap();
+        all.iter_mut().filter(|a| a["image_id"] != first).for_each(|a| a["bbox"][2] = (-9).into());
+        file.to_string()
+    });
+    c.annotations("val", |t| t.replacen("{\"id\":13,\"file_name\"", "{\"id\":\"x13\",\"file_name\"", 1));
+    let ran = c.train(|t| t, stop).done();
+    let lines: Vec<&str> = ran.err.lines().filter(|l| l.starts_with("train: ") || l.starts_with("val: ")).collect();
+    assert!(lines.len() == 2, "one line for each split: {ran:?}");
+    let log = log(&c);
+    for (line, split, what) in [(lines[0], "train", "11 of 12 images are not used"), (lines[1], "val", "1 of 6 images")]
+    {
+        let hint = format!("`dataset check {}", c.path(&format!("data/annotations/{split}.json")).display());
+        assert!(line.starts_with(split) && line.contains(what) && line.contains(&hint), "{line}");
+        assert!(log.contains(line), "{line}: {log}");
+        assert!(c.train(|t| t, plan).done().out.lines().any(|l| l == line), "{line}");
+    }
+    let all = notes(c.train(|t| t, json).done());
+    let (all, clean) = (all.as_array().unwrap(), clean.as_array().unwrap());
+    assert!(all[0] == lines[0] && all[1] == lines[1] && all[2..] == clean[..], "{all:?}");
+}
+
 #[test]
 fn pictures() {
     let fail = |t: String| t.replace("[data]\n", "[data]\nbad_images = \"fail\"\n");

@@ -170,6 +170,27 @@ fn ground_truth_without_masks() {
     assert!(ran.out.contains("masks:"));
 }
 
+/// Boxes that nothing can match, and boxes that are none.
+#[test]
+fn ground_truth_that_is_not_measured() {
+    let dir = folder_with_data();
+    let (data, file) = (dir.path().join("data"), dir.path().join("data/annotations/val.json"));
+    let mut truth = json(&file);
+    let n = truth["annotations"].as_array().unwrap().len();
+    truth["annotations"][0]["bbox"][2] = serde_json::json!(-5);
+    truth["annotations"][1]["bbox"] = serde_json::json!([1, 2, null, 4]);
+    fs::write(&file, truth.to_string()).unwrap();
+    let ran = evaluate_on(&data, &[]).done();
+    let want = format!(
+        "note: ground truth: 1 of {n} annotations is not measured (1 × box with NaN, infinity or a number beyond ±1e9); 1 of \
+         {n} annotations counts as missed whatever is detected (1 × box of negative width or height): `dataset \
+         check {} --images {}` names them\n",
+        file.display(),
+        data.join("images/val").display()
+    );
+    assert_eq!(ran.err, want);
+}
+
 #[test]
 fn wrong_usage_is_said_clearly() {
     for (args, part) in [

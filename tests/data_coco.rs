@@ -1,27 +1,11 @@
 //! Annotation files, good and bad: what is read, what is dropped and counted, what is refused, and in which words.
 
-use std::path::Path;
-use std::process::{Command, Output};
+mod support;
 
 use serde_json::{Value, json};
+use support::annotations::good;
 use tempfile::TempDir;
 use upres::data::{Dataset, FindingKind, Masks, ReadOptions, Severity, TrainFilter};
-
-/// A good file with two images of 100×80 and three annotations.
-fn good() -> Value {
-    json!({
-        "images": [
-            {"id": 1, "file_name": "a.png", "width": 100, "height": 80},
-            {"id": 2, "file_name": "b.png", "width": 100, "height": 80}
-        ],
-        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
-        "annotations": [
-            {"id": 11, "image_id": 1, "category_id": 3, "bbox": [10, 20, 30, 40], "area": 1200, "iscrowd": 0},
-            {"id": 12, "image_id": 1, "category_id": 7, "bbox": [0.5, 0, 20, 20], "area": 400, "iscrowd": 0},
-            {"id": 13, "image_id": 2, "category_id": 7, "bbox": [50, 40, 50, 40], "area": 2000, "iscrowd": 0}
-        ]
-    })
-}
 
 fn write(dir: &TempDir, text: impl AsRef<[u8]>) -> std::path::PathBuf {
     let path = dir.path().join("a.json");
@@ -177,12 +161,14 @@ fn bad_boxes_are_dropped_one_by_one() {
         (json!([10, 500, 20, 20]), OutsideBox),
         (json!([10, 10, 0.5, 20]), SmallBox),
         (json!([99.5, 10, 20, 20]), SmallBox),
+        (json!([5, 5, 1e-20, 1e-20]), SmallBox),
         (json!([10, 10, 20]), BadBox),
         (json!([10, 10, 20, 20, 1]), BadBox),
         (json!("10 10 20 20"), BadBox),
         (json!(null), BadBox),
         (json!([10, 10, null, 20]), NonFiniteBox),
         (json!([10, 10, 1e300, 20]), NonFiniteBox),
+        (json!([10, 10, 1e30, 20]), NonFiniteBox),
     ] {
         let words = dropped(with(bbox.clone()), kind);
         assert!(words.starts_with("annotation 99, image 2 (b.png)"), "{bbox}: {words}");
@@ -291,14 +277,15 @@ fn bad_entries_of_images_and_categories() {
         file["images"][1][key] = value;
         let d = read(&file);
         assert_eq!((d.images.len(), d.findings.count(BadImageEntry)), (1, 1));
-        assert!(d.findings.to_string().contains("images[1]: id"), "{}", d.findings);
+        let text = d.findings.to_string();
+        assert!(text.contains("images[1]: id") && text.contains("want a whole number as `id`, and a"), "{text}");
     }
     let mut file = good();
     file["images"][1].as_object_mut().unwrap().remove("width");
     let d = read(&file);
     let text = d.findings.to_string();
     assert!(text.contains("image 2 (b.png): width none, height 80, and the file does not tell"), "{text}");
-    assert_eq!(d.findings.count(UnknownImageId), 0, "its annotations go with it");
+    assert_eq!((d.findings.count(UnknownImageId), d.findings.count(UnknownSize)), (0, 1), "its annotations go with it");
 
     let mut file = good();
     file["images"][1]["file_name"] = json!("a.png");
@@ -331,6 +318,13 @@ fn sizes_come_from_the_file_where_the_json_has_none() {
     assert_eq!((d.images[0].width, d.images[0].height), (60, 44));
     assert_eq!(d.findings.count(FindingKind::MissingSize), 2);
     assert_eq!(FindingKind::MissingSize.severity(), Severity::Warning);
+    for wrong in [json!(0), json!(-5), json!(4_000_000_000u64), json!(2.5), json!("wide")] {
+        file["images"][0]["width"] = wrong.clone();
+        let d = Dataset::load(write(&dir, file.to_string()), dir.path()).unwrap();
+        assert_eq!((d.images[0].width, d.findings.count(FindingKind::BadSize)), (60, 1), "{}", d.findings);
+        let words = format!("image 1 (a.png): width {wrong}, height 80, the file has 60 × 44");
+        assert!(d.findings.to_string().contains(&words), "{}", d.findings);
+    }
 
     let files = [dir.path().join("a.png"), dir.path().join("b.png")];
     let d = Dataset::from_files(&files, Vec::new()).unwrap();
@@ -338,70 +332,70 @@ fn sizes_come_from_the_file_where_the_json_has_none() {
     assert!(Dataset::from_files(&[dir.path().join("c.png")], Vec::new()).is_err());
 }
 
-fn dataset(args: &[&str], dir: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_dataset")).args(args).current_dir(dir).output().unwrap()
+/// What training and evaluation say of the good file with these annotations, and with more changes.
+fn notes(edit: impl FnOnce(&mut Value)) -> [Option<String>; 2] {
+    let mut file = good();
+    edit(&mut file);
+    let d = read(&file);
+    let tail = format!(": `dataset check {} --images {}` names them", d.path.display(), d.images_dir.display());
+    [d.training_note(TrainFilter::default()), d.evaluation_note()]
+        .map(|note| note.map(|n| n.strip_suffix(&tail).unwrap_or_else(|| panic!("{n}: want {tail}")).to_string()))
 }
 
 #[test]
-fn the_command_line() {
-    let dir = TempDir::new().unwrap();
-    let save = |name: &str, w: u32, h: u32| {
-        let path = dir.path().join(name);
-        image::save_buffer(path, &vec![9; (w * h * 3) as usize], w, h, image::ColorType::Rgb8).unwrap();
+fn what_is_left_out_is_told_in_one_line() {
+    let told = |edit: &dyn Fn(&mut Value), train: &str, eval: &str| {
+        let want = [train, eval].map(|text| (!text.is_empty()).then(|| text.to_string()));
+        assert_eq!(notes(edit), want);
     };
-    save("a.png", 100, 80);
-    save("b.png", 100, 80);
-    write(&dir, good().to_string());
-    let out = dataset(&["check", "a.json", "--images", "."], dir.path());
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(
-        out.status.success() && text.contains("2 of 2 image files are good") && text.contains("ready to train"),
-        "{text}"
+    // Nothing, and what is left out by design.
+    told(&|_| (), "", "");
+    told(&|f| f["annotations"][2]["iscrowd"] = json!(1), "", "");
+    told(&|f| f["annotations"][0]["ignore"] = json!(1), "", "");
+    told(&|f| f["annotations"] = json!([]), "", "");
+    told(&|f| f["annotations"][1] = f["annotations"][0].clone(), "", "");
+    // One annotation, its image stays; an image's only one.
+    let (one, negative) = ("1 of 3 annotations", "1 × box of negative width or height");
+    let missed = format!("1 of 3 annotations counts as missed whatever is detected ({negative})");
+    told(&|f| f["annotations"][0]["bbox"][2] = json!(-1), &format!("{one} is not used ({negative})"), &missed);
+    let both = format!("{one} and 1 of 2 images are not used ({negative})");
+    told(&|f| f["annotations"][2]["bbox"][2] = json!(-1), &both, &missed);
+    let nan = "1 × box with NaN, infinity or a number beyond ±1e9";
+    let edit = |f: &mut Value| f["annotations"][2]["bbox"][2] = json!(null);
+    told(&edit, &format!("{one} and 1 of 2 images are not used ({nan})"), &format!("{one} is not measured ({nan})"));
+    let edit = |f: &mut Value| {
+        f["annotations"][0]["bbox"][2] = json!(-1);
+        f["annotations"][0].as_object_mut().unwrap().remove("area");
+    };
+    told(&edit, &format!("{one} is not used ({negative})"), &format!("{one} is not measured ({negative})"));
+    told(&|f| f["annotations"][0]["area"] = json!(0), &format!("{one} is not used (1 × `area` not above 0)"), "");
+    // An image that is no image, by the names that its annotations have for it.
+    let what = "1 of 3 annotations and 1 of 2 images are not";
+    let why = "1 × unusable entry in `images`, 1 × annotation of an unknown image";
+    let of = |what: &str, why: &str| [format!("{what} used ({why})"), format!("{what} measured ({why})")];
+    let [train, eval] = of(what, why);
+    told(&|f| f["images"][1]["id"] = json!("abc"), &train, &eval);
+    let [train, eval] = of(what, "1 × image of unknown size, 1 × annotation of such an image");
+    told(&|f| f["images"][1]["width"] = json!(4_000_000_000u64), &train, &eval);
+    // Several reasons, each annotation counted once.
+    let edit = |f: &mut Value| {
+        f["annotations"][0]["category_id"] = json!(99);
+        f["annotations"][1]["bbox"] = json!([200, 5, 20, 20]);
+        f["annotations"][2]["bbox"] = json!([5, 5, 20]);
+    };
+    let [unknown, four] = ["1 × annotation of an unknown category", "1 × `bbox` is not four numbers"];
+    let outside = "1 × box outside its image";
+    told(
+        &edit,
+        &format!("3 of 3 annotations and 2 of 2 images are not used ({unknown}, {four}, {outside})"),
+        &format!("2 of 3 annotations are not measured ({unknown}, {four}); {}", missed.replace(negative, outside)),
     );
-
-    let out = dataset(&["stats", "a.json", "--long", "320", "--short", "240"], dir.path());
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    for words in ["2 (2 to train on), 3 boxes", "100×80 (2)", "cat", "max_gt        8", "256×320 (2)"] {
-        assert!(text.contains(words), "{words} in\n{text}");
-    }
-
-    save("b.png", 80, 100);
-    std::fs::write(dir.path().join("a.png"), "no picture").unwrap();
-    let out = dataset(&["check", "a.json", "--images", "."], dir.path());
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert_eq!(out.status.code(), Some(1));
-    for words in [
-        "does not decode",
-        "image 1: ./a.png: neither JPEG nor PNG",
-        "b.png: image 2: the file has 80 × 100",
-        "2 fatal",
-    ] {
-        assert!(text.contains(words), "{words} in\n{text}");
-    }
-    std::fs::remove_file(dir.path().join("a.png")).unwrap();
-    let out = dataset(&["check", "a.json", "--images", "."], dir.path());
-    assert!(String::from_utf8_lossy(&out.stdout).contains("image file missing"));
-
-    let out = dataset(&["check", "nothing.json", "--images", "."], dir.path());
-    let text = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert_eq!(out.status.code(), Some(1));
-    assert_eq!(text, "error: nothing.json: annotation file not found: check the path\n");
-    assert_eq!(dataset(&["check"], dir.path()).status.code(), Some(2));
-}
-
-#[test]
-fn shapes_are_made_checked_and_drawn() {
-    let dir = TempDir::new().unwrap();
-    let size = ["--size", "96x64", "--train", "4", "--val", "2"];
-    let made = dataset(&[&["shapes", "--out", "s"], size.as_slice()].concat(), dir.path());
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    assert!(String::from_utf8_lossy(&made.stdout).contains("s/annotations/train.json: 4 images in s/images/train"));
-    let checked = dataset(&["check", "s/annotations/val.json", "--images", "s/images/val"], dir.path());
-    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
-    let draw = ["draw", "s/annotations/train.json", "--images", "s/images/train", "--out", "drawn", "--count", "3"];
-    let drawn = dataset(&draw, dir.path());
-    assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
-    assert_eq!(std::fs::read_dir(dir.path().join("drawn")).unwrap().count(), 4, "three copies and the sheet");
-    let size = dataset(&["shapes", "--out", "t", "--size", "5x5"], dir.path());
-    assert_eq!(size.status.code(), Some(1));
+    // Images without objects that are kept are used.
+    let d = read(&{
+        let mut file = good();
+        file["annotations"][2]["bbox"][2] = json!(0);
+        file
+    });
+    let note = d.training_note(TrainFilter { empty_gt: false, ..TrainFilter::default() }).unwrap();
+    assert!(note.starts_with("1 of 3 annotations is not used (1 × box of zero width or height): "), "{note}");
 }

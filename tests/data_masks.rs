@@ -9,7 +9,7 @@ use upres::data::check::check;
 use upres::data::shapes::{ShapesOptions, generate};
 use upres::data::{
     BadImages, Batch, Dataset, EvalLoader, FindingKind, Geometry, ImageStore, Loader, LoaderOptions, Masks, Pipeline,
-    ReadOptions, Severity, run_capacity,
+    ReadOptions, Severity, TrainFilter, run_capacity,
 };
 
 /// Colour of class `k`'s objects; the background is another.
@@ -243,6 +243,45 @@ fn bad_masks_are_found_and_left_out_of_mask_training_only() {
     let text = trained.summary().to_string();
     assert!(text.contains("annotation without `segmentation` (first: annotation 9, image 14 (4.png))"), "{text}");
     assert!(text.contains("not used where masks are trained"), "{text}");
+    let note = trained.training_note(TrainFilter::default()).unwrap();
+    let want = "7 of 12 annotations and 2 of 6 images are not used (2 × annotation without `segmentation`, 1 × ";
+    assert!(note.starts_with(want) && note.contains(", 2 others): `dataset check"), "{note}");
+    let read = load(dir.path(), &file, Masks::Read).unwrap();
+    assert_eq!((read.training_note(TrainFilter::default()), read.evaluation_note()), (None, None), "boxes are there");
+    assert!(read.mask_note().unwrap().starts_with("7 of 12 objects have no usable mask"));
+}
+
+/// A polygon far from its box, another that no canvas holds, run lengths beside their box: each named, none a good one.
+#[test]
+fn masks_that_are_elsewhere_are_found() {
+    use FindingKind::*;
+    let dir = TempDir::new().unwrap();
+    let whole = make(dir.path(), 6);
+    let found = |index: usize, key: &str, value: Value| {
+        let mut file = whole.clone();
+        file["annotations"][index][key] = value;
+        std::fs::write(dir.path().join("a.json"), file.to_string()).unwrap();
+        let report = check(&dir.path().join("a.json"), dir.path(), 5).unwrap();
+        let text = report.to_string();
+        assert!(
+            text.contains(&format!("annotation {}, image", index + 1)) && text.contains("usable: 1 warn"),
+            "{text}"
+        );
+        (report.dataset.findings.groups().map(|(k, g)| (k, g.count)).collect::<Vec<_>>(), text)
+    };
+    let triangle = |x: f64| json!([[x, 16, 46, 16, 46, 30], [26, 40, 44, 40, 44, 16]]);
+    let (kinds, text) = found(1, "segmentation", json!([[1, 1, 9, 1, 9, 9]]));
+    assert_eq!(kinds, [(MaskOutsideBox, 1)]);
+    assert!(text.contains("from (1, 1) to (9, 9), bbox [26.0, 16.0, 18.0, 24.0]"), "{text}");
+    assert_eq!(found(1, "segmentation", triangle(45.5)).0, [(MaskOutsideBox, 1)], "one of two polygons");
+    let (kinds, text) = found(1, "segmentation", triangle(1e300));
+    assert_eq!(kinds, [(NonFinitePolygon, 1)]);
+    assert!(text.contains("coordinate 1e300"), "{text}");
+    assert_eq!(found(0, "bbox", json!([40, 30, 5, 5])).0, [(MaskOutsideBox, 1)], "run lengths");
+    // An object that is dropped has no mask to train on either.
+    let (kinds, text) = found(1, "bbox", json!([26, 16, -18, 24]));
+    assert_eq!(kinds, [(NegativeBox, 1)]);
+    assert!(text.contains("11 boxes to train on") && text.contains("11 masks: 5 of polygons, 6 of"), "{text}");
 }
 
 #[test]

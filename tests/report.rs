@@ -24,6 +24,7 @@ fn write_run(dir: &Path, stages: &[(&str, u64)], seed: u64, pace: f64) {
         classes: Class::ALL.map(|c| c.name().to_string()).to_vec(),
         parameters: 1_500_000,
         resumed_at: None,
+        left_out: Vec::new(),
     };
     let mut events = vec![Event::Start(start)];
     let (mut global_step, mut time_s, mut last) = (0, 0.0, None);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use upres::data::check::check;
+use upres::data::check::{check, expect_folder};
 use upres::data::draw_set::{draw_dataset, pictures, read_picture};
 use upres::data::shapes::{Class, ShapesOptions, generate};
 use upres::data::stats::Stats;
@@ -128,6 +128,7 @@ fn run_stats(args: &StatsArgs) -> upres::Result<ExitCode> {
 }
 
 fn run_draw(args: &DrawArgs) -> upres::Result<ExitCode> {
+    expect_folder(&args.images)?;
     let options = ReadOptions { masks: Masks::Read, ..ReadOptions::default() };
     let dataset = Dataset::load_with(&args.annotations, &args.images, options)?;
     let files =

@@ -92,6 +92,7 @@ fn run(args: &Cli) -> Result<()> {
     let options = ReadOptions { masks, ..ReadOptions::default() };
     let dataset = Arc::new(Dataset::load_with(&args.annotations, &args.images, options)?);
     let classes = detector.match_classes(&dataset)?;
+    dataset.evaluation_note().iter().for_each(|note| eprintln!("note: ground truth: {note}"));
     let evaluator = evaluator(&detector, &dataset);
     let views = args.tta.as_ref().map_or(&[View::PLAIN][..], |tta| &tta.views);
     let cache = if views.len() > 1 { CACHE_BYTES } else { 0 };
@@ -151,15 +152,7 @@ fn evaluator(detector: &Detector, dataset: &Dataset) -> Evaluator {
             return Evaluator::new(dataset);
         }
     };
-    let objects = || dataset.annotations.iter().flatten().filter(|a| !a.iscrowd);
-    let without = objects().filter(|a| a.segmentation.is_none()).count();
-    if without > 0 {
-        eprintln!(
-            "note: {without} of {} objects have no usable mask, and are left out where masks are measured: `dataset check` \
-             tells why",
-            objects().count()
-        );
-    }
+    dataset.mask_note().iter().for_each(|note| eprintln!("note: {note}"));
     evaluator
 }
 

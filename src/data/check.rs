@@ -11,7 +11,7 @@ use super::decode::decode_file;
 use super::findings::{FindingKind, Findings, Severity};
 use super::segmentation::Segmentation;
 use super::store::check_size;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What [`check`] found.
 #[derive(Debug)]
@@ -25,8 +25,9 @@ pub struct CheckReport {
 }
 
 /// Reads `annotations` with their masks, decodes every image in `images` on all cores, and keeps `examples` of each kind of finding.
-/// An error only if the annotation file cannot be read at all.
+/// An error only if there is no such folder, or if the annotation file cannot be read at all.
 pub fn check(annotations: &Path, images: &Path, examples: usize) -> Result<CheckReport> {
+    expect_folder(images)?;
     let mut dataset = Dataset::read(annotations, images, ReadOptions { examples, masks: Masks::Read })?;
     let start = Instant::now();
     let outcomes: Vec<Option<(FindingKind, String)>> =
@@ -34,11 +35,30 @@ pub fn check(annotations: &Path, images: &Path, examples: usize) -> Result<Check
     let took = start.elapsed();
     let decoded = outcomes.iter().filter(|o| o.is_none()).count();
     let mut findings = std::mem::replace(&mut dataset.findings, Findings::new(examples));
+    if !dataset.images.is_empty() && dataset.annotations.iter().flatten().all(|a| !a.usable) {
+        let listed = dataset.left_out.listed_annotations;
+        findings.add(FindingKind::NoBoxes, || match listed {
+            0 => "`annotations` is empty".into(),
+            n => format!("of {n} annotations, none is ground truth"),
+        });
+    }
     for (kind, text) in outcomes.into_iter().flatten() {
         findings.add(kind, || text);
     }
     dataset.findings = findings;
     Ok(CheckReport { dataset, decoded, took })
+}
+
+/// An error if the folder of the images is not there: one line, and not one for each image.
+pub fn expect_folder(images: &Path) -> Result<()> {
+    let message = match std::fs::metadata(images) {
+        _ if images.as_os_str().is_empty() => return Ok(()), // names in the annotation file are whole paths
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => "is a file, not the image folder: name the folder that the file names are relative to".into(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => "image folder not found: check the path".into(),
+        Err(e) => format!("image folder cannot be read: {e}"),
+    };
+    Err(Error::data(images, message))
 }
 
 /// What is wrong with the file of an image.
@@ -70,7 +90,7 @@ impl fmt::Display for CheckReport {
         let (n, classes) = (d.images.len(), d.categories.len());
         writeln!(f, "{}: {n} images, {classes} classes, {boxes} boxes to train on", d.path.display())?;
         let masks: Vec<&Segmentation> =
-            d.annotations.iter().flatten().filter_map(|a| a.segmentation.as_ref()).collect();
+            (0..n).flat_map(|i| d.ground_truth(i)).filter_map(|a| a.segmentation.as_ref()).collect();
         if !masks.is_empty() {
             let polygons = masks.iter().filter(|m| m.is_polygons()).count();
             let kib = masks.iter().map(|m| m.bytes()).sum::<usize>() / 1024;

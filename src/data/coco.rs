@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::decode;
 use super::findings::{EXAMPLES, Findings};
+use super::left_out::LeftOut;
 use super::raw;
 use super::reader::Reader;
 use super::segmentation::Segmentation;
@@ -117,6 +118,8 @@ pub struct Dataset {
     pub annotations: Vec<Vec<Annotation>>,
     /// What was dropped, repaired or odd.
     pub findings: Findings,
+    /// How much of the file is not used, and why.
+    pub left_out: LeftOut,
 }
 
 impl Dataset {
@@ -150,6 +153,7 @@ impl Dataset {
             categories: Vec::new(),
             annotations: Vec::new(),
             findings: Findings::new(options.examples),
+            left_out: LeftOut::default(),
         };
         Ok(Reader::new(empty, options).read(file))
     }
@@ -179,6 +183,7 @@ impl Dataset {
             images,
             categories,
             findings: Findings::default(),
+            left_out: LeftOut::default(),
         })
     }
 

@@ -31,6 +31,8 @@ pub enum FindingKind {
     NoImages,
     /// `categories` is an empty list, or none of its entries can be used.
     NoCategories,
+    /// Of all annotations, none is ground truth.
+    NoBoxes,
     /// Two entries of `images` with one id.
     DuplicateImageId,
     /// Two entries of `categories` with one id and different names.
@@ -43,8 +45,12 @@ pub enum FindingKind {
     SizeMismatch,
     /// An entry of `images` without a usable `id` or `file_name`.
     BadImageEntry,
+    /// An image whose size neither the annotation file nor its own file tells.
+    UnknownSize,
     /// An image without `width` and `height`, taken from the file instead.
     MissingSize,
+    /// An image whose `width` and `height` are no size, taken from the file instead.
+    BadSize,
     /// An entry of `categories` without a usable `id`, or a repeated one.
     BadCategoryEntry,
     /// An annotation without `image_id` or `category_id`.
@@ -55,7 +61,7 @@ pub enum FindingKind {
     UnknownCategoryId,
     /// No `bbox`, or one that is not four numbers.
     BadBox,
-    /// A box with NaN or an infinity.
+    /// A box with NaN, an infinity or a number beyond [`MAX_COORDINATE`].
     NonFiniteBox,
     /// A box of negative width or height.
     NegativeBox,
@@ -77,7 +83,7 @@ pub enum FindingKind {
     BadMask,
     /// A polygon of fewer than three points or of an odd number of coordinates.
     ShortPolygon,
-    /// A polygon with NaN or an infinity.
+    /// A polygon with NaN, an infinity or a number beyond [`MAX_COORDINATE`].
     NonFinitePolygon,
     /// An RLE of another size than its image.
     MaskSize,
@@ -85,6 +91,8 @@ pub enum FindingKind {
     BadRle,
     /// A mask without a pixel inside its image.
     EmptyMask,
+    /// A mask, or a polygon of one, wholly outside its own box.
+    MaskOutsideBox,
     /// An annotation that is there twice, word for word.
     RepeatedAnnotation,
     /// Two different annotations with one id.
@@ -112,11 +120,28 @@ impl FindingKind {
     pub fn severity(self) -> Severity {
         use FindingKind::*;
         match self {
-            NoImages | NoCategories | DuplicateImageId | DuplicateCategoryId | MissingFile | UnreadableFile
-            | SizeMismatch => Severity::Fatal,
+            NoImages | NoCategories | NoBoxes | DuplicateImageId | DuplicateCategoryId | MissingFile
+            | UnreadableFile | SizeMismatch => Severity::Fatal,
             NoMasks | DuplicateBox | IgnoreFlag | Crowd | CrowdOnly | NoGroundTruth | SmallImage => Severity::Info,
             _ => Severity::Warning,
         }
+    }
+
+    /// Whether it is about a mask, and boxes are used nevertheless.
+    pub(super) fn is_of_mask(self) -> bool {
+        use FindingKind::*;
+        matches!(
+            self,
+            NoMasks
+                | MissingMask
+                | BadMask
+                | ShortPolygon
+                | NonFinitePolygon
+                | MaskSize
+                | BadRle
+                | EmptyMask
+                | MaskOutsideBox
+        )
     }
 
     /// What was found, and what becomes of it or what to do.
@@ -125,6 +150,10 @@ impl FindingKind {
         match self {
             NoImages => ("no usable image", "list at least one in `images`"),
             NoCategories => ("no usable category", "list at least one in `categories`"),
+            NoBoxes => (
+                "nothing to train on",
+                "training refuses a set without ground truth: add objects, or mend what the lines below name",
+            ),
             DuplicateImageId => ("image id used twice", "give every image its own id"),
             DuplicateCategoryId => ("category id used for two names", "give every category its own id"),
             MissingFile => {
@@ -138,18 +167,29 @@ impl FindingKind {
                 "image file of another size than annotated",
                 "correct width and height, or the file: boxes would not fit",
             ),
-            BadImageEntry => {
-                ("unusable entry in `images`", "dropped with its annotations: it needs `id` and `file_name`")
-            }
+            BadImageEntry => (
+                "unusable entry in `images`",
+                "dropped with its annotations: want a whole number as `id`, and a `file_name`",
+            ),
+            UnknownSize => (
+                "image of unknown size",
+                "dropped with its annotations: want whole numbers from 1 to 1000000 as `width` and `height`, or a file that tells",
+            ),
             MissingSize => ("image without `width` and `height`", "taken from the file"),
-            BadCategoryEntry => ("unusable entry in `categories`", "dropped: it needs an `id` of its own"),
-            BadAnnotationEntry => ("unusable entry in `annotations`", "dropped: it needs `image_id` and `category_id`"),
+            BadSize => (
+                "image with a `width` or `height` that is no size",
+                "taken from the file: want whole numbers from 1 to 1000000",
+            ),
+            BadCategoryEntry => ("unusable entry in `categories`", "dropped: want a whole number of its own as `id`"),
+            BadAnnotationEntry => {
+                ("unusable entry in `annotations`", "dropped: want whole numbers as `image_id` and `category_id`")
+            }
             UnknownImageId => ("annotation of an unknown image", "dropped: list the image or delete the annotation"),
             UnknownCategoryId => {
                 ("annotation of an unknown category", "dropped: list the category or delete the annotation")
             }
             BadBox => ("`bbox` is not four numbers", "dropped: want [x, y, width, height]"),
-            NonFiniteBox => ("box with NaN or infinity", "dropped: correct the numbers"),
+            NonFiniteBox => ("box with NaN, infinity or a number beyond ±1e9", "dropped: correct the numbers"),
             NegativeBox => {
                 ("box of negative width or height", "dropped: is it [x0, y0, x1, y1]? COCO wants [x, y, width, height]")
             }
@@ -169,7 +209,7 @@ impl FindingKind {
                 "that polygon is dropped; an object that has no other is not used where masks are trained",
             ),
             NonFinitePolygon => (
-                "polygon with NaN or infinity",
+                "polygon with NaN, infinity or a number beyond ±1e9",
                 "that polygon is dropped; an object that has no other is not used where masks are trained",
             ),
             MaskSize => (
@@ -184,6 +224,9 @@ impl FindingKind {
                 "mask without a pixel inside its image",
                 "used with its box and an empty mask, as mmdetection does: correct or delete it",
             ),
+            MaskOutsideBox => {
+                ("polygon or mask outside its own box", "used as it is: correct `bbox` or `segmentation`")
+            }
             RepeatedAnnotation => ("annotation repeated word for word", "used once"),
             DuplicateAnnotationId => ("annotation id used twice", "both used: give every annotation its own id"),
             DuplicateBox => ("same class and box twice in an image", "both used"),
@@ -197,6 +240,9 @@ impl FindingKind {
         }
     }
 }
+
+/// No box and no polygon has a larger number.
+pub const MAX_COORDINATE: f64 = 1e9;
 
 /// How many examples of a kind are kept unless told.
 pub const EXAMPLES: usize = 5;

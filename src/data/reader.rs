@@ -6,18 +6,21 @@ use rayon::prelude::*;
 
 use super::coco::{Annotation, Category, Dataset, ImageInfo, Masks, ReadOptions, TrainFilter};
 use super::decode;
-use super::findings::FindingKind;
+use super::findings::{FindingKind, MAX_COORDINATE};
 use super::masks::MaskScratch;
-use super::raw::{RawAnnotation, RawBox, RawCategory, RawFile, RawImage};
+use super::raw::{Loose, RawAnnotation, RawBox, RawCategory, RawFile, RawImage};
 use super::segmentation::{self, Parsed};
+
+/// Why an annotation is not used, and the index of its image, if that is known.
+type Lost = (FindingKind, Option<usize>);
 
 /// State of [`Dataset::read`].
 pub(super) struct Reader {
     options: ReadOptions,
     dataset: Dataset,
     image_index: HashMap<i64, usize>,
-    /// Ids of images that were dropped: their annotations are dropped without a finding of their own.
-    dropped_images: HashMap<i64, ()>,
+    /// Ids of images that were dropped, and why: their annotations are dropped without a finding of their own.
+    dropped_images: HashMap<i64, FindingKind>,
     class_of: HashMap<i64, u32>,
     /// Annotation ids seen, with image and place in its list.
     annotation_ids: HashMap<i64, (usize, usize)>,
@@ -36,9 +39,12 @@ impl Reader {
         self.images(file.images.unwrap_or_default());
         self.categories(file.categories.unwrap_or_default());
         let annotations = file.annotations.unwrap_or_default();
+        self.dataset.left_out.listed_annotations = annotations.len();
         let masks = self.masks(&annotations).into_iter().chain(std::iter::repeat_with(Parsed::default));
         for ((i, a), mask) in annotations.into_iter().enumerate().zip(masks) {
-            self.annotation(i, a, mask);
+            if let Some((kind, index)) = self.annotation(i, a, mask) {
+                self.dataset.left_out.add_annotation(kind, index);
+            }
         }
         self.finish()
     }
@@ -46,15 +52,18 @@ impl Reader {
     fn images(&mut self, list: Vec<RawImage>) {
         use FindingKind::*;
         let mut names: HashMap<String, i64> = HashMap::with_capacity(list.len());
+        self.dataset.left_out.listed_images = list.len();
         for (i, raw) in list.into_iter().enumerate() {
             let d = &mut self.dataset;
             let (Some(id), Some(file_name)) = (raw.id.id(), raw.file_name.text().filter(|t| !t.is_empty())) else {
                 d.findings.add(BadImageEntry, || format!("images[{i}]: id {}, file_name {}", raw.id, raw.file_name));
-                raw.id.id().map(|id| self.dropped_images.insert(id, ()));
+                d.left_out.add_image(BadImageEntry);
+                raw.id.id().map(|id| self.dropped_images.insert(id, BadImageEntry));
                 continue;
             };
             if let Some(&first) = self.image_index.get(&id) {
                 let other = &d.images[first].file_name;
+                d.left_out.add_image(DuplicateImageId);
                 d.findings.add(DuplicateImageId, || format!("image {id}: {other} and {file_name}"));
                 continue;
             }
@@ -65,16 +74,23 @@ impl Reader {
             let (width, height) = match size {
                 Ok(size) => size,
                 Err(e) => {
-                    d.findings.add(BadImageEntry, || {
+                    d.left_out.add_image(UnknownSize);
+                    d.findings.add(UnknownSize, || {
                         let (w, h) = (&raw.width, &raw.height);
                         format!("image {id} ({file_name}): width {w}, height {h}, and the file does not tell: {e}")
                     });
-                    self.dropped_images.insert(id, ());
+                    self.dropped_images.insert(id, UnknownSize);
                     continue;
                 }
             };
-            if raw.width.size().is_none() || raw.height.size().is_none() {
+            let sides = [&raw.width, &raw.height];
+            if sides.contains(&&Loose::None) {
                 d.findings.add(MissingSize, || format!("image {id} ({file_name}): {width} × {height}"));
+            } else if sides.iter().any(|side| side.size().is_none()) {
+                d.findings.add(BadSize, || {
+                    let [w, h] = sides;
+                    format!("image {id} ({file_name}): width {w}, height {h}, the file has {width} × {height}")
+                });
             }
             if let Some(other) = names.insert(file_name.clone(), id) {
                 d.findings.add(DuplicateFileName, || format!("{file_name}: images {other} and {id}"));
@@ -126,41 +142,49 @@ impl Reader {
         let read = |scratch: &mut MaskScratch, raw: &RawAnnotation| {
             let index = raw.image_id.id().and_then(|id| self.image_index.get(&id));
             let Some(image) = index.map(|&i| &self.dataset.images[i]) else { return Parsed::default() };
-            segmentation::parse(raw.segmentation.map(|s| s.get()), (image.width, image.height), scratch)
+            let bbox = match raw.bbox {
+                RawBox::Four(b) if is_finite(b) && b[2] > 0.0 && b[3] > 0.0 => Some(b),
+                _ => None,
+            };
+            segmentation::parse(raw.segmentation.map(|s| s.get()), (image.width, image.height), bbox, scratch)
         };
         annotations.par_iter().map_init(MaskScratch::default, read).collect()
     }
 
-    fn annotation(&mut self, i: usize, raw: RawAnnotation, mask: Parsed) {
+    fn annotation(&mut self, i: usize, raw: RawAnnotation, mask: Parsed) -> Option<Lost> {
         use FindingKind::*;
         let findings = &mut self.dataset.findings;
+        let mut lose = |kind, index, example: &dyn Fn() -> String| {
+            findings.add(kind, example);
+            Some((kind, index))
+        };
         let who = || match raw.id.id() {
             Some(id) => format!("annotation {id}"),
             None => format!("annotations[{i}]"),
         };
         let (Some(image_id), Some(category_id)) = (raw.image_id.id(), raw.category_id.id()) else {
-            return findings.add(BadAnnotationEntry, || {
+            return lose(BadAnnotationEntry, None, &|| {
                 format!("{}: image_id {}, category_id {}", who(), raw.image_id, raw.category_id)
             });
         };
         let Some(&index) = self.image_index.get(&image_id) else {
-            if !self.dropped_images.contains_key(&image_id) {
-                findings.add(UnknownImageId, || format!("{}: image_id {image_id}", who()));
-            }
-            return;
+            return match self.dropped_images.get(&image_id) {
+                Some(kind) => Some((*kind, None)),
+                None => lose(UnknownImageId, None, &|| format!("{}: image_id {image_id}", who())),
+            };
         };
-        let image = &self.dataset.images[index];
+        let (at, image) = (Some(index), &self.dataset.images[index]);
         let place = || format!("{}, image {image_id} ({})", who(), image.file_name);
         let Some(&class) = self.class_of.get(&category_id) else {
-            return findings.add(UnknownCategoryId, || format!("{}: category_id {category_id}", place()));
+            return lose(UnknownCategoryId, at, &|| format!("{}: category_id {category_id}", place()));
         };
         let bbox = match raw.bbox {
             RawBox::Four(b) => b,
-            RawBox::Missing => return findings.add(BadBox, || format!("{}: no bbox", place())),
-            RawBox::Other(n) => return findings.add(BadBox, || format!("{}: bbox of {n} elements", place())),
+            RawBox::Missing => return lose(BadBox, at, &|| format!("{}: no bbox", place())),
+            RawBox::Other(n) => return lose(BadBox, at, &|| format!("{}: bbox of {n} elements", place())),
         };
-        if bbox.iter().any(|v| !v.is_finite() || v.abs() > 1e9) {
-            return findings.add(NonFiniteBox, || format!("{}: bbox {bbox:?}", place()));
+        if !is_finite(bbox) {
+            return lose(NonFiniteBox, at, &|| format!("{}: bbox {bbox:?}", place()));
         }
         let area = raw.area.number();
         let id = raw.id.id().unwrap_or(-1);
@@ -178,20 +202,24 @@ impl Reader {
         if let Some(&(other, at)) = self.annotation_ids.get(&id).filter(|_| id >= 0) {
             let first = &self.dataset.annotations[other][at];
             if other == index && first.class == class && first.bbox == bbox && first.iscrowd == annotation.iscrowd {
-                return findings.add(RepeatedAnnotation, place);
+                findings.add(RepeatedAnnotation, place);
+                return None; // it is there once
             }
             findings.add(DuplicateAnnotationId, place);
+        }
+        let mut lost = None;
+        if self.options.masks == Masks::Train && annotation.segmentation.is_none() {
+            annotation.usable = false;
+            lost = mask.findings.first().map(|(kind, _)| *kind);
         }
         for (kind, detail) in mask.findings {
             let space = if detail.is_empty() { "" } else { ": " };
             findings.add(kind, || format!("{}{space}{detail}", place()));
         }
-        if self.options.masks == Masks::Train && annotation.segmentation.is_none() {
-            annotation.usable = false;
-        }
         let dropped = unusable(&annotation, image, raw.ignore.flag(), area);
         if let Some(kind) = dropped {
             annotation.usable = false;
+            lost = Some(kind);
             findings.add(kind, || match kind {
                 BadArea => format!("{}: area {}", place(), raw.area),
                 OutsideBox => format!("{}: bbox {bbox:?}, image {} × {}", place(), image.width, image.height),
@@ -205,7 +233,10 @@ impl Reader {
             }
         }
         self.annotation_ids.insert(id, (index, self.dataset.annotations[index].len()));
+        let lost = lost.filter(|kind| !annotation.iscrowd && *kind != IgnoreFlag);
+        lost.filter(|_| annotation.area < 0.0).iter().for_each(|kind| self.dataset.left_out.ignore(*kind));
         self.dataset.annotations[index].push(annotation);
+        lost.map(|kind| (kind, at))
     }
 
     fn finish(self) -> Dataset {
@@ -234,6 +265,11 @@ impl Reader {
     }
 }
 
+/// Whether all numbers of a box are such that one can reckon with them.
+fn is_finite(bbox: [f64; 4]) -> bool {
+    bbox.iter().all(|v| v.abs() <= MAX_COORDINATE)
+}
+
 /// The corners of a box, clipped to its image.
 fn clip(bbox: [f64; 4], image: &ImageInfo) -> [f32; 4] {
     let (w, h) = (f64::from(image.width), f64::from(image.height));
@@ -248,13 +284,14 @@ fn clip(bbox: [f64; 4], image: &ImageInfo) -> [f32; 4] {
 fn unusable(a: &Annotation, image: &ImageInfo, ignore: bool, area: Option<f64>) -> Option<FindingKind> {
     use FindingKind::*;
     let [x, y, w, h] = a.bbox;
-    let inside_w = (x + w).min(f64::from(image.width)) - x.max(0.0);
-    let inside_h = (y + h).min(f64::from(image.height)) - y.max(0.0);
+    let (width, height) = (f64::from(image.width), f64::from(image.height));
+    let inside_w = (x + w).min(width) - x.max(0.0);
+    let inside_h = (y + h).min(height) - y.max(0.0);
     if w < 0.0 || h < 0.0 {
         Some(NegativeBox)
     } else if w == 0.0 || h == 0.0 {
         Some(EmptyBox)
-    } else if inside_w <= 0.0 || inside_h <= 0.0 {
+    } else if x >= width || y >= height || x + w <= 0.0 || y + h <= 0.0 {
         Some(OutsideBox)
     } else if inside_w < 1.0 || inside_h < 1.0 {
         Some(SmallBox)

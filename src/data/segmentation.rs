@@ -3,7 +3,7 @@
 //! Polygons are kept as that rasteriser rounds them, to fifths of a pixel, so that it makes exactly the same masks of them
 //! as of the file's numbers; differences of neighbouring points mostly take one byte. Main type: [`Segmentation`].
 
-use super::findings::FindingKind;
+use super::findings::{FindingKind, MAX_COORDINATE};
 use super::masks::MaskScratch;
 use super::raw::{RawCounts, RawSegmentation};
 
@@ -179,10 +179,11 @@ fn take(bytes: &mut &[u8]) -> u32 {
     v
 }
 
-/// Reads the text of a `segmentation` for an image of `size` (width, height).
-pub(super) fn parse(text: Option<&str>, size: (u32, u32), scratch: &mut MaskScratch) -> Parsed {
+/// Reads the text of a `segmentation` for an image of `size` (width, height). `bbox` is that of its annotation, if it has a good one.
+pub(super) fn parse(text: Option<&str>, size: (u32, u32), bbox: Option<[f64; 4]>, scratch: &mut MaskScratch) -> Parsed {
     use FindingKind::*;
     let mut out = Parsed::default();
+    let mut outside = None;
     let mut add = |kind, text: String| out.findings.push((kind, text));
     if u64::from(size.0) * u64::from(size.1) > u64::from(u32::MAX) {
         add(BadMask, "image of 2³² pixels or more".to_string());
@@ -194,8 +195,8 @@ pub(super) fn parse(text: Option<&str>, size: (u32, u32), scratch: &mut MaskScra
         RawSegmentation::Other => add(BadMask, excerpt(text.unwrap_or_default())),
         RawSegmentation::Polygons(mut polygons) => {
             polygons.retain(|p| {
-                if p.iter().any(|v| !v.is_finite()) {
-                    add(NonFinitePolygon, String::new());
+                if let Some(v) = p.iter().find(|v| v.is_nan() || v.abs() > MAX_COORDINATE) {
+                    add(NonFinitePolygon, format!("coordinate {v:?}"));
                 } else if p.len() < 6 || p.len() % 2 == 1 {
                     add(ShortPolygon, format!("{} numbers", p.len()));
                 } else {
@@ -204,6 +205,7 @@ pub(super) fn parse(text: Option<&str>, size: (u32, u32), scratch: &mut MaskScra
                 false
             });
             if !polygons.is_empty() {
+                outside = polygons.iter().map(|p| extent(p)).find_map(|e| disjoint(e, bbox?));
                 out.mask = Segmentation::from_polygons(&polygons, size, scratch);
             }
         }
@@ -230,10 +232,33 @@ pub(super) fn parse(text: Option<&str>, size: (u32, u32), scratch: &mut MaskScra
             }
         }
     }
-    if out.mask.as_ref().is_some_and(Segmentation::is_empty) {
-        out.findings.push((EmptyMask, String::new()));
+    match &out.mask {
+        Some(mask) if mask.is_empty() => out.findings.push((EmptyMask, String::new())),
+        Some(mask) => {
+            let of_runs = || {
+                let bbox = bbox.filter(|_| !mask.is_polygons())?;
+                let [x, y, w, h] = hotcoco::mask::to_bbox(&mask.rle(size));
+                disjoint([x, y, x + w, y + h], bbox)
+            };
+            out.findings.extend(outside.or_else(of_runs).map(|text| (MaskOutsideBox, text)));
+        }
+        None => {}
     }
     out
+}
+
+/// x0, y0, x1, y1 around the points of a polygon.
+fn extent(polygon: &[f64]) -> [f64; 4] {
+    let start = [f64::INFINITY, f64::INFINITY, f64::NEG_INFINITY, f64::NEG_INFINITY];
+    let points = polygon.as_chunks::<2>().0;
+    points.iter().fold(start, |e, [x, y]| [e[0].min(*x), e[1].min(*y), e[2].max(*x), e[3].max(*y)])
+}
+
+/// In words, if a mask with this extent lies wholly outside its box and more than a pixel, which rounding may make, away.
+fn disjoint(extent: [f64; 4], bbox: [f64; 4]) -> Option<String> {
+    let ([x0, y0, x1, y1], [x, y, w, h]) = (extent, bbox);
+    let apart = x0 > x + w + 1.0 || x1 < x - 1.0 || y0 > y + h + 1.0 || y1 < y - 1.0;
+    apart.then(|| format!("from ({x0}, {y0}) to ({x1}, {y1}), bbox {bbox:?}"))
 }
 
 /// The beginning of a text.
@@ -253,7 +278,7 @@ mod tests {
     const SIZE: (u32, u32) = (30, 20);
 
     fn read(text: &str) -> (Option<Segmentation>, Vec<FindingKind>) {
-        let p = parse(Some(text), SIZE, &mut MaskScratch::default());
+        let p = parse(Some(text), SIZE, Some([0.0, 0.0, 30.0, 20.0]), &mut MaskScratch::default());
         (p.mask, p.findings.into_iter().map(|f| f.0).collect())
     }
 
@@ -323,6 +348,9 @@ mod tests {
             ("[[1,2,3,4,5,6,7]]", vec![ShortPolygon], false),
             ("[[1,1,9,1,9,9],[1,2],[1,1,\"N\",9,9,9]]", vec![ShortPolygon, NonFinitePolygon], true),
             ("[[1,1,null,1,9,9]]", vec![NonFinitePolygon], false),
+            ("[[1,1,1e300,1,9,9]]", vec![NonFinitePolygon], false),
+            ("[[1,1,9,1,9,9],[70,1,80,1,80,9]]", vec![MaskOutsideBox], true),
+            ("[[1,1,9,1,9,9],[25,15,30.9,15,30.9,20]]", vec![], true),
             ("[[-9,-9,-1,-9,-1,-1]]", vec![EmptyMask], true),
             ("[[5,5,9,9,5,5]]", vec![EmptyMask], true),
             ("[1,2,3,4,5,6]", vec![BadMask], false),
@@ -344,9 +372,9 @@ mod tests {
             let (mask, kinds) = read(text);
             assert_eq!((mask.is_some(), kinds), (usable, want), "{text}");
         }
-        let p = parse(None, SIZE, &mut MaskScratch::default());
+        let p = parse(None, SIZE, None, &mut MaskScratch::default());
         assert_eq!(p.findings[0].0, MissingMask);
-        let p = parse(Some("[[1,1,9,1,9,9]]"), (1 << 17, 1 << 17), &mut MaskScratch::default());
+        let p = parse(Some("[[1,1,9,1,9,9]]"), (1 << 17, 1 << 17), None, &mut MaskScratch::default());
         assert!(p.mask.is_none() && p.findings[0].0 == BadMask);
     }
 }

@@ -96,7 +96,11 @@ impl ShapesOptions {
         if least < 1 || least > most || most > 1000 {
             return Err(Error::value("shapes: objects", format!("{least} to {most}: want 1 <= least <= most <= 1000")));
         }
-        if self.train + self.val + self.test > 1_000_000 {
+        let pictures = self.train.saturating_add(self.val).saturating_add(self.test);
+        if pictures == 0 {
+            return Err(Error::value("shapes: train, val, test", "no picture at all: ask for at least one"));
+        }
+        if pictures > 1_000_000 {
             return Err(Error::value("shapes: train, val, test", "more than a million pictures; ask for fewer"));
         }
         Ok(())

@@ -39,6 +39,8 @@ pub struct Stats {
     pub buckets: Vec<(Shape, usize)>,
     /// Share of the pixels of batches that is padding.
     pub waste: f64,
+    /// What of the file is not counted here, in words ([`Dataset::training_note`]).
+    pub left_out: Option<String>,
 }
 
 impl Stats {
@@ -83,6 +85,7 @@ impl Stats {
             resize: (long, short),
             waste: buckets.waste(&resized),
             buckets: members(&buckets),
+            left_out: dataset.training_note(TrainFilter::default()),
         }
     }
 }
@@ -151,10 +154,14 @@ impl fmt::Display for Stats {
             write!(f, " {name}: {:.0} %", share(n))?;
         }
         writeln!(f, "\nmax_gt        {} (boxes that each image of a batch is padded to)", self.max_gt)?;
-        write!(f, "buckets       long {}, short {}:", self.resize.0, self.resize.1)?;
-        for (shape, n) in &self.buckets {
-            write!(f, " {shape} ({n})")?;
+        write!(f, "buckets       ")?;
+        if self.buckets.is_empty() {
+            write!(f, "none: there is no image to train on")?;
+        } else {
+            write!(f, "long {}, short {}:", self.resize.0, self.resize.1)?;
+            self.buckets.iter().try_for_each(|(shape, n)| write!(f, " {shape} ({n})"))?;
+            write!(f, ", {:.1} % padding", self.waste * 100.0)?;
         }
-        write!(f, ", {:.1} % padding", self.waste * 100.0)
+        self.left_out.iter().try_for_each(|line| write!(f, "\nleft out      {line}"))
     }
 }

@@ -378,6 +378,39 @@ mod tests {
         assert_eq!([m["segm_ap_small"].round(), m["segm_ap_medium"].round()], [1.0, -1.0]);
     }
 
+    /// What [`Dataset::evaluation_note`] says of a box of negative width: missed by its area, ignored without one.
+    #[test]
+    fn boxes_that_nothing_can_match() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        let ap = |area: &str| {
+            let text = format!(
+                r#"{{"images": [{{"id": 1, "file_name": "b.png", "width": 99, "height": 99}}],
+                "categories": [{{"id": 1, "name": "x"}}],
+                "annotations": [{{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 40], "area": 1600}},
+                                {{"id": 2, "image_id": 1, "category_id": 1, "bbox": [90, 50, -40, 40]{area}}}]}}"#
+            );
+            std::fs::write(&path, text).unwrap();
+            let dataset = Dataset::load(&path, "").unwrap();
+            let found = |x: f64, y: f64| ResultBox {
+                image_id: 1,
+                category_id: 1,
+                bbox: [x, y, 40.0, 40.0],
+                score: 0.5,
+                segmentation: None,
+            };
+            let ap = Evaluator::new(&dataset).evaluate(&[found(0.0, 0.0), found(50.0, 50.0)]).unwrap().ap();
+            (ap, dataset.evaluation_note().unwrap())
+        };
+        let (half, note) = ap(r#", "area": 1600"#);
+        assert!(
+            (half - 51.0 / 101.0).abs() < 1e-9 && note.contains("1 of 2 annotations counts as missed"),
+            "{half}: {note}"
+        );
+        let (all, note) = ap("");
+        assert!((all - 1.0).abs() < 1e-9 && note.contains("1 of 2 annotations is not measured"), "{all}: {note}");
+    }
+
     #[test]
     fn crowds_are_ignored_as_pycocotools_does() {
         check("crowd1_gt.json", "crowd1_dt.json", "crowd1_bbox");

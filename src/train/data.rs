@@ -68,6 +68,19 @@ impl RunData {
         Ok(RunData { max_gt, val, test, train, filter, masks })
     }
 
+    /// A line for each split that is not used as its file has it, and none for clean data: what is left out, and why.
+    pub fn notes(&self) -> Vec<String> {
+        let of_train = self.train.dataset().training_note(self.filter).map(|note| format!("train: {note}"));
+        let others = [("val", &self.val), ("test", &self.test)];
+        let others = others.into_iter().filter_map(|(split, store)| {
+            let dataset = store.as_ref()?.dataset();
+            let masks = if self.masks { dataset.mask_note() } else { None };
+            let notes: Vec<String> = dataset.evaluation_note().into_iter().chain(masks).collect();
+            (!notes.is_empty()).then(|| format!("{split}: {}", notes.join("; ")))
+        });
+        of_train.into_iter().chain(others).collect()
+    }
+
     /// Run ends of masks that an image of a batch has room for in a stage ([`run_capacity`]); 0 without masks.
     pub fn mask_runs(&self, pipeline: &Pipeline) -> usize {
         if self.masks { run_capacity(self.train.dataset(), pipeline) } else { 0 }

@@ -41,6 +41,9 @@ pub struct Start {
     pub parameters: usize,
     /// Global step that a resumed run goes on from.
     pub resumed_at: Option<u64>,
+    /// What of the data is not used, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
 }
 
 /// See [`Event::Stage`].

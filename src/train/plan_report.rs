@@ -37,7 +37,7 @@ pub struct PlanReport {
     pub stages: Vec<StageReport>,
     /// Of the stage that needs most.
     pub needed_bytes: usize,
-    /// What is in these numbers and what is not, in words.
+    /// What of the data is left out, what is in these numbers and what is not, in words.
     pub notes: Vec<String>,
 }
 
@@ -222,7 +222,7 @@ impl PlanReport {
             budget_bytes: budget.map(Budget::bytes),
             data: DataReport::new(&planner.data, &stages)?,
             needed_bytes: stages.iter().map(|s| s.total_bytes).max().unwrap_or(0),
-            notes: notes(device.target()),
+            notes: planner.data.notes().into_iter().chain(notes(device.target())).collect(),
             stages,
         })
     }

@@ -132,6 +132,8 @@ pub fn train_on(
         };
         evaluators.insert(split, of);
     }
+    let left_out = data.notes();
+    left_out.iter().for_each(|note| observer.note(note));
     observer.event(&Event::Start(event::Start {
         version: env!("CARGO_PKG_VERSION").into(),
         recipe: recipe.name.clone(),
@@ -141,6 +143,7 @@ pub fn train_on(
         classes,
         parameters: engine.store.all().iter().map(|p| p.numel()).sum(),
         resumed_at: resumed.as_ref().map(|c| c.meta.global_step),
+        left_out,
     }))?;
     let mut run = Run {
         recipe,

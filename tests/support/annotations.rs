@@ -1,0 +1,19 @@
+//! An annotation file to spoil.
+
+use serde_json::{Value, json};
+
+/// A good file with two images of 100×80 and three annotations.
+pub fn good() -> Value {
+    json!({
+        "images": [
+            {"id": 1, "file_name": "a.png", "width": 100, "height": 80},
+            {"id": 2, "file_name": "b.png", "width": 100, "height": 80}
+        ],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
+        "annotations": [
+            {"id": 11, "image_id": 1, "category_id": 3, "bbox": [10, 20, 30, 40], "area": 1200, "iscrowd": 0},
+            {"id": 12, "image_id": 1, "category_id": 7, "bbox": [0.5, 0, 20, 20], "area": 400, "iscrowd": 0},
+            {"id": 13, "image_id": 2, "category_id": 7, "bbox": [50, 40, 50, 40], "area": 2000, "iscrowd": 0}
+        ]
+    })
+}

@@ -189,19 +189,20 @@ fn the_text_says_what_decides() {
 fn a_measured_rate_gives_the_time() {
     let dir = tempfile::tempdir().unwrap();
     let file = write_recipe(dir.path(), shapes());
-    let recipe = Recipe::read(&file, &[]).unwrap();
+    let recipe = Recipe::read(&file, &["threads=1".parse().unwrap()]).unwrap();
     let (before, next) = (dir.path().join("runs/before"), dir.path().join("runs/next"));
     let run = RunDir::create(Some(&before), &recipe).unwrap();
-    let start = r#"{"event":"start","version":"0","recipe":"tiny","seed":0,"device":"cpu","threads":1,"classes":[],"parameters":1,"resumed_at":null}"#;
+    let start = r#"{"event":"start","version":"0","recipe":"tiny","seed":0,"device":"cpu","threads":1,"classes":[],"parameters":1,"resumed_at":null,"recipe_crc32c":CRC}"#;
+    let start = start.replace("CRC", &recipe.crc32c().to_string());
     let step = r#"{"event":"train","stage":"pretrain","stage_index":0,"step":1,"global_step":1,"epoch":0.1,"lr":0.1,"losses":{},"grad_norm":1.0,"images_per_s":8.0,"data_wait":0.0,"time_s":1.0,"memory_bytes":1}"#;
-    fs::write(run.log(), [start, step, step, step].join("\n")).unwrap();
+    fs::write(run.log(), [&[&*start], &[step; 20][..]].concat().join("\n")).unwrap();
     let asked = |more: &[&str]| {
         let out = ["--set", "threads=1", "--out", next.to_str().unwrap()];
         plan(&file, &[&out, more].concat())
     };
     let text = asked(&[]);
     let line = format!(
-        "training steps take about 1m00s, at 8 images/s as in {} (cpu, threads: 1); evaluations come on top",
+        "its training steps take about 1m00s, at 8 images/s as in {} (cpu, threads: 1); evaluations come on top",
         before.display()
     );
     assert!(text.contains(&line), "want {line} in\n{text}");

@@ -16,6 +16,7 @@ fn write_run(dir: &Path, stages: &[(&str, u64)], seed: u64, pace: f64) {
     fs::create_dir_all(dir).unwrap();
     let mut rng = Stream::new(seed, 0, 0, 0, Purpose::Test).rng();
     let start = Start {
+        recipe_crc32c: 0,
         version: "0.1.0".into(),
         recipe: "shapes".into(),
         seed,

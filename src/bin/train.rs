@@ -148,7 +148,6 @@ fn run(args: &Args) -> Result<()> {
         Some(dir) => {
             lock = dir.lock()?;
             dir.clear_half_written()?;
-            dir.write_recipe(&recipe)?;
             dir
         }
         None => {

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use self::needs::{Needs, TooLittle, ways};
+use self::needs::{Needs, STATE, TooLittle, ways};
 use super::plans::Planner;
 use super::progress::bytes;
 use super::recipe::{Recipe, Recompute, StageConfig};
@@ -195,7 +195,7 @@ impl fmt::Display for StageBudget {
 /// Errors: `Value` if a stage fits in no way. It names the smallest budget with which every stage fits, and a smaller one that
 /// `optimizer.state = "auto"` would do with.
 pub fn fit(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>) -> Result<Fitted> {
-    fit_from(planner, recipe, budget, 0)
+    fit_from(planner, recipe, budget, None)
 }
 
 /// For a run that goes on in stage `first`: Err if a stage from there on does not fit as the recipe has it. A run goes on as it
@@ -203,7 +203,7 @@ pub fn fit(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>) -> Re
 ///
 /// Errors: `Value` that names what would make it fit; as [`fit`] where nothing would.
 pub fn check(planner: &mut Planner, recipe: &Recipe, budget: Budget, first: usize) -> Result<()> {
-    let fitted = fit_from(planner, recipe, Some(budget), first)?;
+    let fitted = fit_from(planner, recipe, Some(budget), Some(first))?;
     let changed = || recipe.stages.iter().zip(&fitted.stages).filter(|(_, fit)| !fit.changes.is_empty());
     let Some((stage, fit)) = changed().max_by_key(|(_, fit)| fit.unchanged_bytes) else { return Ok(()) };
     let of = |(stage, fit): (&StageConfig, &StageFit)| {
@@ -214,17 +214,19 @@ pub fn check(planner: &mut Planner, recipe: &Recipe, budget: Budget, first: usiz
         bytes(fit.unchanged_bytes),
         changed().flat_map(of).collect::<Vec<_>>().join(" ")
     );
-    if changed().any(|(_, fit)| fit.changes.iter().any(|c| c.key == "micro_batch")) {
-        message += " (another micro_batch is another recipe: its result is not that of the run that began)";
+    let other = |key| changed().any(|(_, fit)| fit.changes.iter().any(|c| c.key == key));
+    for key in ["micro_batch", STATE].into_iter().filter(|key| other(*key)) {
+        message += &format!(" (another {key} is another recipe: its result is not that of the run that began)");
     }
     Err(Error::value(format!("stage {}", stage.name), message))
 }
 
-fn fit_from(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>, first: usize) -> Result<Fitted> {
+/// `resumed`: the stage that a run goes on in.
+fn fit_from(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>, resumed: Option<usize>) -> Result<Fitted> {
     let mut fitted = Fitted { recipe: recipe.clone(), stages: vec![StageFit::default(); recipe.stages.len()] };
     let Some(budget) = budget else { return Ok(fitted) };
     let mut too_little: Vec<TooLittle> = Vec::new();
-    for (index, stage) in recipe.stages.iter().enumerate().skip(first) {
+    for (index, stage) in recipe.stages.iter().enumerate().skip(resumed.unwrap_or(0)) {
         let mut needs = Needs::new(planner, recipe, index);
         let ways = ways(stage, needs.sees_batch(stage));
         match needs.first_that_fits(&ways, budget.bytes())? {
@@ -235,7 +237,9 @@ fn fit_from(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>, firs
             None => too_little.push(needs.too_little(stage, &ways, budget)?),
         }
     }
-    TooLittle::error(&too_little, budget.bytes()).map_or(Ok(fitted), Err)
+    // A run that goes on is not told of another recipe that would fit: it would be refused that as well.
+    let hints = resumed.is_none();
+    TooLittle::error(&too_little, hints.then_some(budget.bytes())).map_or(Ok(fitted), Err)
 }
 
 /// The largest passes of stage `index` that fit a budget, where evaluations may be as small as one image.

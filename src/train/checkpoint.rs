@@ -24,8 +24,8 @@ use crate::tape::Param;
 use crate::tensor::{DType, Tensor};
 use crate::weights;
 
-/// Version of the format: raised when an older program could not read it.
-const FORMAT: u32 = 1;
+/// Version of the format: raised when an older program could not read it. A file without tensors in bf16 is of version 1.
+const FORMAT: u32 = 2;
 /// Key of [`Meta`] in the safetensors metadata.
 const META_KEY: &str = weights::OURS;
 /// Key of the CRC-32C (hexadecimal) of the metadata's text followed by the tensors' bytes.
@@ -61,7 +61,7 @@ impl Meta {
     /// Of a run that has not begun.
     pub fn new(recipe: String, classes: Vec<String>, category_ids: Vec<i64>) -> Meta {
         Meta {
-            format: FORMAT,
+            format: 1,
             recipe,
             classes,
             category_ids,
@@ -92,7 +92,8 @@ pub fn save(path: &Path, meta: &Meta, tensors: &[(String, Tensor)]) -> Result<()
 /// The file's bytes: length of the header, header, tensors.
 fn write_to(out: &mut impl Write, meta: &Meta, tensors: &[(String, Tensor)]) -> std::io::Result<()> {
     let mut header = serde_json::Map::new();
-    let text = serde_json::to_string(meta).map_err(std::io::Error::other)?;
+    let format = if tensors.iter().any(|(_, t)| t.dtype() == DType::BF16) { FORMAT } else { 1 };
+    let text = serde_json::to_string(&Meta { format, ..meta.clone() }).map_err(std::io::Error::other)?;
     let mut tensors: Vec<&(String, Tensor)> = tensors.iter().collect();
     tensors.sort_by_key(|(_, t)| Reverse(t.dtype().bytes()));
     let mut sum = crc32c::crc32c(text.as_bytes());

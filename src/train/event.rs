@@ -39,6 +39,9 @@ pub struct Start {
     pub classes: Vec<String>,
     /// Number of parameters.
     pub parameters: usize,
+    /// CRC-32C of the resolved recipe: what follows is of it.
+    #[serde(default)]
+    pub recipe_crc32c: u32,
     /// Global step that a resumed run goes on from.
     pub resumed_at: Option<u64>,
     /// What of the data is not used, in words.

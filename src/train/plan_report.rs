@@ -194,15 +194,11 @@ impl PlanReport {
         let mut stages = Vec::with_capacity(recipe.stages.len());
         for ((index, stage), fit) in fitted.stages.iter().enumerate().zip(fits) {
             let (context, plans) = planner.stage(&fitted, index)?;
-            let mut report = StageReport::new(stage, &context, &plans, has_batch_norm);
-            if device.target() == Target::Cpu
-                && context.setup.dtype != DType::F32
-                && report.recompute == Recompute::Norms
-            {
-                report.recompute = Recompute::None; // ops of 16 bits keep their inputs there, and nothing else
-            }
+            let mut report = StageReport::new(stage, &context, &plans, has_batch_norm, device.target());
             if let Some(budget) = budget {
-                let largest = budget::largest(&mut planner, recipe, index, budget)?;
+                let mut asked = recipe.clone();
+                asked.stages[index].optimizer.state = stage.optimizer.state;
+                let largest = budget::largest(&mut planner, &asked, index, budget)?;
                 report.budget = Some(StageBudget { bytes: budget.bytes(), fit, largest });
             }
             let rate = rates.of(&fitted, stage, device.target(), rayon::current_num_threads());
@@ -255,7 +251,13 @@ impl DataReport {
 
 impl StageReport {
     /// What the plans of a stage say.
-    pub fn new(stage: &StageConfig, context: &StageContext, plans: &StagePlans, has_batch_norm: bool) -> StageReport {
+    pub fn new(
+        stage: &StageConfig,
+        context: &StageContext,
+        plans: &StagePlans,
+        has_batch_norm: bool,
+        target: Target,
+    ) -> StageReport {
         let setup = &context.setup;
         let of = |step, images, buckets: &[Bucket], plans: &[std::rc::Rc<StepPlan>]| -> Vec<StepReport> {
             buckets.iter().zip(plans).map(|(&b, plan)| StepReport::new(step, Some((images, b)), plan)).collect()
@@ -272,7 +274,11 @@ impl StageReport {
             passes_per_step: stage.accumulate(),
             precision: setup.dtype.name(),
             state_precision: setup.optimizer.state.dtype().name(),
-            recompute: setup.recompute,
+            recompute: match setup.recompute {
+                // Ops of 16 bits keep their inputs there, and nothing else.
+                Recompute::Norms if target == Target::Cpu && setup.dtype != DType::F32 => Recompute::None,
+                how => how,
+            },
             batch_norm,
             batch_norm_images: batch_norm.filter(|m| *m == BatchNormMode::Train).map(|_| stage.micro_batch),
             mask_runs: setup.mask_runs,
@@ -439,7 +445,7 @@ impl fmt::Display for ExpectedTime {
         let Rate { images_per_s, run, device, threads } = &self.rate;
         write!(
             f,
-            "training steps take about {}, at {} images/s as in ",
+            "its training steps take about {}, at {} images/s as in ",
             duration(self.training_s),
             short(*images_per_s)
         )?;

@@ -14,8 +14,10 @@ use super::recipe::{Recipe, StageConfig};
 use super::run_dir::RunDir;
 use crate::device::Target;
 
-/// Lines of the log before a rate is one: the first steps of a stage are slower.
-const FEWEST_LINES: usize = 3;
+/// Lines of the log, a second each, that are left out where a stage begins or goes on: caches are cold, and a GPU chooses its algorithms.
+const COLD_LINES: usize = 5;
+/// Lines behind them before a rate is one.
+const FEWEST_LINES: usize = 10;
 /// Images a second that something may train at: what is not in here is a damaged log.
 const BELIEVABLE: RangeInclusive<f64> = 1e-6..=1e9;
 
@@ -45,7 +47,7 @@ struct Run {
     measured: Measured,
 }
 
-/// What a log says of training since the run began, or went on for the last time: the recipe of its folder is of that time.
+/// What a log says of training by the recipe of its folder: a run that goes on may have another from there on.
 #[derive(Clone, Debug, Default)]
 struct Measured {
     device: String,
@@ -83,7 +85,7 @@ impl Run {
         let recipe = Recipe::read(dir.recipe(), &[]).ok()?;
         let meta = fs::metadata(dir.log()).ok().filter(fs::Metadata::is_file)?;
         let log = fs::read(dir.log()).ok()?;
-        let measured = Measured::of(&String::from_utf8_lossy(&log));
+        let measured = Measured::of(&String::from_utf8_lossy(&log), recipe.crc32c());
         Some((meta.modified().ok()?, Run { path: path.to_path_buf(), recipe, measured }))
     }
 
@@ -115,13 +117,21 @@ fn kind(device: &str) -> Target {
 }
 
 impl Measured {
-    fn of(log: &str) -> Measured {
-        let mut measured = Measured::default();
+    /// Of the parts of a log by this recipe those on the device of the last.
+    fn of(log: &str, recipe: u32) -> Measured {
+        let (mut measured, mut is_of_recipe, mut cold) = (Measured::default(), false, 0);
         for event in log.lines().filter_map(|line| serde_json::from_str(line).ok()) {
             match event {
                 Event::Start(start) => {
-                    measured = Measured { device: start.device, threads: start.threads, lines: Vec::new() };
+                    is_of_recipe = start.recipe_crc32c == recipe;
+                    cold = COLD_LINES;
+                    if is_of_recipe && (&measured.device, measured.threads) != (&start.device, start.threads) {
+                        measured = Measured { device: start.device, threads: start.threads, lines: Vec::new() };
+                    }
                 }
+                Event::Stage(_) => cold = COLD_LINES,
+                Event::Train(_) if !is_of_recipe => {}
+                Event::Train(_) if cold > 0 => cold -= 1,
                 Event::Train(train) => measured.lines.push((train.stage, train.images_per_s)),
                 _ => {}
             }
@@ -132,15 +142,17 @@ impl Measured {
 
 /// Whether an image costs the same in both.
 fn is_same_work((recipe, a): (&Recipe, &StageConfig), (other, b): (&Recipe, &StageConfig)) -> bool {
-    let same_step = (a.images_per_step, a.micro_batch, a.precision, a.recompute)
-        == (b.images_per_step, b.micro_batch, b.precision, b.recompute);
-    let same_training = (a.batch_norm, a.frozen_stages, a.optimizer.kind, a.optimizer.state, a.ema > 0.0)
-        == (b.batch_norm, b.frozen_stages, b.optimizer.kind, b.optimizer.state, b.ema > 0.0);
-    same_step
-        && same_training
-        && a.resize == b.resize
+    let step = |s: &StageConfig| (s.images_per_step, s.micro_batch, s.precision, s.recompute, s.batch_norm);
+    let update = |s: &StageConfig| (s.frozen_stages, s.optimizer.kind, s.optimizer.state.dtype(), s.ema > 0.0);
+    let images = |s: &StageConfig| (s.resize.clone(), s.colour_jitter);
+    let loader = |r: &Recipe| (r.data.workers, r.data.prefetch, r.data.cache_mib);
+    let data = |r: &Recipe| (r.data.train.clone(), r.data.shapes.clone());
+    step(a) == step(b)
+        && update(a) == update(b)
+        && images(a) == images(b)
+        && loader(recipe) == loader(other)
+        && data(recipe) == data(other)
         && recipe.model == other.model
-        && (&recipe.data.train, &recipe.data.shapes) == (&other.data.train, &other.data.shapes)
 }
 
 #[cfg(test)]
@@ -148,10 +160,10 @@ mod tests {
     use super::*;
 
     const START: &str = r#"{"event":"start","version":"0","recipe":"r","seed":0,"device":"DEVICE","threads":2,"classes":[],
-        "parameters":1,"resumed_at":null}"#;
+        "parameters":1,"resumed_at":null,"recipe_crc32c":CRC}"#;
 
-    fn start(device: &str) -> String {
-        START.replace('\n', " ").replace("DEVICE", device)
+    fn start(device: &str, recipe: &Recipe) -> String {
+        START.replace('\n', " ").replace("DEVICE", device).replace("CRC", &recipe.crc32c().to_string())
     }
 
     fn train(stage: &str, images_per_s: &str) -> String {
@@ -175,9 +187,15 @@ mod tests {
         rates.of(recipe, &recipe.stages[0], target, threads).map(|rate| rate.images_per_s)
     }
 
-    /// A run of three lines a rate on the CPU.
+    /// Cold lines, and then each rate five times.
+    fn lines_of(images_per_s: &[&str]) -> Vec<String> {
+        let warm = images_per_s.iter().flat_map(|rate| [*rate; 5]);
+        ["1e5"; COLD_LINES].into_iter().chain(warm).map(|rate| train("pretrain", rate)).collect()
+    }
+
+    /// A run on the CPU.
     fn run_of(images_per_s: [&str; 3]) -> Vec<String> {
-        [start("cpu")].into_iter().chain(images_per_s.map(|rate| train("pretrain", rate))).collect()
+        [start("cpu", &recipe(&[]))].into_iter().chain(lines_of(&images_per_s)).collect()
     }
 
     #[test]
@@ -212,12 +230,22 @@ mod tests {
     fn a_run_that_went_on_elsewhere() {
         let folder = tempfile::tempdir().unwrap();
         let mut lines = run_of(["1.0", "2.0", "3.0"]);
-        lines.push(start("cuda:0 (A GPU)"));
-        lines.extend(["null", "-5.0", "1e300", "700.0", "800.0", "900.0"].map(|rate| train("pretrain", rate)));
+        let other = recipe(&["stage.pretrain.precision=f16"]);
+        lines.push(start("cpu", &other));
+        lines.extend(lines_of(&["500.0", "500.0", "500.0"]));
+        lines.push(start("cpu", &recipe(&[])));
+        lines.extend(lines_of(&["2.0"]));
+        write(&folder.path().join("cpu"), &recipe(&[]), &lines);
+        let rates = Rates::in_folder(folder.path());
+        assert_eq!(rate(&rates, &recipe(&[]), Target::Cpu, 2), Some(2.0));
+        assert_eq!(rate(&rates, &other, Target::Cpu, 2), None, "the folder has another recipe");
+        fs::remove_dir_all(folder.path().join("cpu")).unwrap();
+        lines.push(start("cuda:0 (A GPU)", &recipe(&[])));
+        lines.extend(lines_of(&["null", "-5.0", "1e300", "700.0", "800.0", "900.0"]));
         lines.push("{\"event\":\"tra".into()); // cut off
         write(&folder.path().join("a"), &recipe(&[]), &lines);
         let rates = Rates::in_folder(folder.path());
-        assert_eq!(rate(&rates, &recipe(&[]), Target::Cpu, 2), None, "the recipe of that time is gone");
+        assert_eq!(rate(&rates, &recipe(&[]), Target::Cpu, 2), None, "the last device counts");
         let gpu = rates.of(&recipe(&[]), &recipe(&[]).stages[0], Target::Cuda, 64).expect("threads are the CPU's");
         assert_eq!((gpu.images_per_s, &*gpu.device), (800.0, "cuda:0 (A GPU)"));
     }

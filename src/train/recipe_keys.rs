@@ -271,7 +271,7 @@ pub const KEYS: &[Key] = &[
     key("stage.*.optimizer.weight_decay", Real(0.0, INF), "weight decay", PAPER),
     key("stage.*.optimizer.norm_decay", Flag, "decay the scale and bias of norms (the paper's pre-training does not)", PAPER),
     key("stage.*.optimizer.bias_decay", Flag, "decay the biases of convolutions and linear layers", PAPER),
-    key("stage.*.optimizer.state", OneOf(&["f32", "bf16", "auto"]), "storage of momentum, or of AdamW's two running means: `bf16` is half the memory, rounded stochastically (docs/numerics.md), and another result; `auto`: f32, unless a stage fits `--memory` in no other way", OURS),
+    key("stage.*.optimizer.state", OneOf(&["f32", "bf16", "auto"]), "storage of momentum, or of AdamW's two running means: `bf16` is half the memory, rounded stochastically (docs/numerics.md), and another result; `auto`: f32, unless a stage fits `--memory`, or what a GPU has free, in no other way", OURS),
     key("stage.*.schedule.kind", OneOf(&["constant", "step", "cosine"]), "shape after warm-up", PAPER),
     key("stage.*.schedule.warmup_steps", Whole(0, i64::MAX), "linear warm-up over so many steps; 0: none", PAPER),
     key("stage.*.schedule.warmup_ratio", Real(0.0, 1.0), "share of the rate at step 0", PAPER),

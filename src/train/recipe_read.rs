@@ -99,6 +99,11 @@ impl Recipe {
         toml::to_string(&table).expect("a table is TOML")
     }
 
+    /// CRC-32C of [`Recipe::to_toml`]: which recipe a part of a log is of.
+    pub fn crc32c(&self) -> u32 {
+        crc32c::crc32c(self.to_toml().as_bytes())
+    }
+
     /// Keys whose values differ, as `stage.0.epochs: 3, was 2`. For a run that is continued with another recipe.
     pub fn differences(&self, was: &Recipe) -> Vec<String> {
         let leaves = |recipe: &Recipe| {

@@ -71,6 +71,12 @@ impl RunDir {
         }
     }
 
+    /// Whether another process trains in the folder, without disturbing it.
+    fn is_locked(&self) -> bool {
+        let file = File::open(self.root.join(LOCK));
+        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
     /// A run to go on with: needs its recipe and its last checkpoint.
     pub fn resume(root: &Path) -> Result<RunDir> {
         let run = RunDir::at(root);
@@ -85,9 +91,9 @@ impl RunDir {
             return Err(nothing(format!("{} has no recipe.toml: it is not the folder of a run", root.display())));
         }
         if !run.last().is_file() {
-            // A file that is there: asking must not make one.
-            if run.root.join(LOCK).is_file() {
-                run.lock()?;
+            if run.is_locked() {
+                let text = format!("another process trains in {}: wait for its first checkpoint", root.display());
+                return Err(nothing(text));
             }
             let text = format!(
                 "{} has no checkpoints/last.safetensors: the run ended before its first checkpoint; start it anew",
@@ -332,6 +338,9 @@ mod tests {
         let run = RunDir::create(Some(&out), &recipe()).unwrap();
         refuses(&out, "before its first checkpoint");
         refuses(&run.recipe(), "is a file");
+        let lock = run.lock().unwrap();
+        refuses(&out, "wait for its first checkpoint");
+        drop(lock);
         fs::write(run.last(), "x").unwrap();
         fs::write(run.checkpoints().join(".last.safetensors.tmp"), "half").unwrap();
         assert_eq!(RunDir::resume(&out).unwrap(), run);

@@ -139,6 +139,7 @@ pub fn train_on(
         recipe: recipe.name.clone(),
         seed: recipe.seed,
         device: format!("{device:?}"),
+        recipe_crc32c: recipe.crc32c(),
         threads: rayon::current_num_threads(),
         classes,
         parameters: engine.store.all().iter().map(|p| p.numel()).sum(),

@@ -47,7 +47,7 @@ impl fmt::Display for Way {
 }
 
 /// The key of [`Way::state`].
-const STATE: &str = "optimizer.state";
+pub(super) const STATE: &str = "optimizer.state";
 
 /// Ways to train a stage, cheapest first ([`super::fit`]), each with the largest evaluation batch that may go with it.
 pub(super) fn ways(stage: &StageConfig, sees_batch: bool) -> Vec<Way> {
@@ -93,12 +93,13 @@ pub(super) struct TooLittle {
 }
 
 impl TooLittle {
-    /// The error of the stage that needs most of `all` that do not fit, where the others fit the budget: what would be enough for all.
-    pub(super) fn error(all: &[TooLittle], budget: usize) -> Option<Error> {
+    /// The error of the stage that needs most of `all` that do not fit, where the others fit the budget: what would be enough for all. With a `budget`, also
+    /// whether `optimizer.state = "auto"` would need less.
+    pub(super) fn error(all: &[TooLittle], budget: Option<usize>) -> Option<Error> {
         let worst = all.iter().rev().max_by_key(|stage| stage.least)?;
         let mut message = worst.message.clone();
         let auto = all.iter().map(|stage| stage.auto.unwrap_or(stage.least)).max()?;
-        if auto < worst.least {
+        if let Some(budget) = budget.filter(|_| auto < worst.least) {
             let stages = all.iter().filter(|stage| stage.auto.is_some());
             let sets: Vec<_> = stages.map(|s| format!("--set stage.{}.{STATE}=auto", s.stage)).collect();
             message += &match auto <= budget {

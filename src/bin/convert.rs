@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 use upres::device::use_threads;
+use upres::output::{counted, ended, print, tell};
 use upres::train::convert::{from_foreign, to_foreign};
 use upres::train::recipe::Recipe;
 use upres::train::recipe_read::Override;
@@ -21,7 +22,7 @@ struct Cli {
     /// With --to a checkpoint that `train` wrote (its running average is taken where it has one), with --from weights of the other
     /// program, as safetensors
     input: PathBuf,
-    /// File to write
+    /// File to write: one that is not there yet, in a folder that is
     output: PathBuf,
     /// Write weights for torchvision or mmdetection
     #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["recipe", "overrides", "classes"])]
@@ -50,13 +51,7 @@ const EXAMPLE: &str = "Examples:
 docs/interchange.md says what can be exchanged. Exit code: 0 done; 1 failed, with one line on the error output; 2 wrong usage.";
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    ended(run(&Cli::parse()).map(|()| ExitCode::SUCCESS))
 }
 
 fn run(args: &Cli) -> Result<()> {
@@ -70,10 +65,10 @@ fn run(args: &Cli) -> Result<()> {
         _ => unreachable!("convert: the arguments' rules"),
     };
     for note in &done.notes {
-        eprintln!("note: {note}");
+        tell(format_args!("note: {note}"));
     }
-    println!("{}: {} tensors, {} weights", args.output.display(), done.tensors, done.parameters);
-    Ok(())
+    let (tensors, weights) = (counted(done.tensors, "tensor"), counted(done.parameters, "weight"));
+    print("convert", format_args!("{}: {tensors}, {weights}", args.output.display()))
 }
 
 /// Class names: the lines of a file of that name, or else what the commas separate.

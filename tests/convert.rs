@@ -200,6 +200,12 @@ fn bad_input() {
     from(&weights, "torchvision", "a,b", &out, &[])
         .complains(&["torchvision.safetensors", "it has 6 classes, and 2 are named"]);
     from(&weights, "torchvision", "a,b,c,d,e,a", &out, &[]).complains(&["--classes", "\"a\" is named twice"]);
+    // A file that is not there is no class.
+    for names in ["nmaes.txt", "no/names", "a,NAMES.JSON", "no\\names"] {
+        from(&weights, "torchvision", names, &out, &[]).complains(&["--classes", "no such file", "one name a line"]);
+    }
+    from(&weights, "torchvision", "a/b,c.d,N/A,e f,g,h", &out, &[]).done();
+    fs::remove_file(&out).unwrap();
     from(&weights, "torchvision", "-,-", &out, &[]).complains(&["--classes", "at least one"]);
     from(&weights, "mmdetection", &all, &out, &[]).complains(&["torchvision.safetensors", "not of mmdetection"]);
     from(&good, "mmdetection", &all, &out, &[]).complains(&["last.safetensors", "a checkpoint already"]);

@@ -123,3 +123,19 @@ fn evaluate_keeps_its_inputs() {
     evaluate(&["--json", text(&new)]).done();
     evaluate(&["--json", text(&new)]).done(); // its own result is made anew
 }
+
+/// A folder of which nothing could be shown is no run.
+#[test]
+fn only_runs_are_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(dir.path(), shapes());
+    let (run, other) = (dir.path().join("run"), dir.path().join("other"));
+    let compare = || train(&recipe, &run, &["--stop-after", "1", "--compare", text(&other)]);
+    compare().complains(&["other", "--compare: no such run directory"]);
+    fs::create_dir(&other).unwrap();
+    compare().complains(&["other", "--compare: no run", "log.jsonl"]);
+    assert!(!run.exists());
+    fs::copy(finished_run().join("log.jsonl"), other.join("log.jsonl")).unwrap();
+    compare().done();
+    assert!(fs::read_to_string(run.join("report.html")).unwrap().contains("other"));
+}

@@ -11,6 +11,7 @@ use upres::device::Device;
 use upres::device::choice::{DeviceChoice, doctor as doctor_lines};
 use upres::device::use_threads;
 use upres::output::{counted, ended, print, tell};
+use upres::report::compare;
 use upres::train::budget::{self, Budget, MemorySize};
 use upres::train::checkpoint::{Checkpoint, Meta};
 use upres::train::data::RunData;
@@ -103,11 +104,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let mut overrides = args.overrides.clone();
     overrides.extend(args.seed.map(|s| Override { key: "seed".into(), value: s.to_string() }));
-    for dir in &args.compare {
-        if !dir.is_dir() {
-            return Err(Error::data(dir, "--compare: no such run directory"));
-        }
-    }
+    compare::check(&args.compare)?;
     let resumed = args.resume.as_deref().map(RunDir::resume).transpose()?;
     let (recipe, file) = match (&resumed, &args.recipe) {
         (Some(dir), _) => (dir.read_recipe(&overrides)?, dir.recipe()),

@@ -59,7 +59,7 @@ struct Args {
     /// Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N, or sim (the simulated device, for tests).
     #[arg(long, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
-    /// Overrides a key of the recipe; may be given again.
+    /// Overrides a key of the recipe, or, with no value (KEY=), removes it; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<Override>,
     /// Goes on with the run in this folder.

@@ -15,6 +15,7 @@ use super::atomic::write_atomic;
 use super::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::nn::ParamStore;
+use crate::output::counted;
 use crate::tape::Param;
 use crate::tensor::Tensor;
 use crate::weights;
@@ -204,7 +205,7 @@ impl Checkpoint {
         let cause = match store.all().iter().find(|p| p.name().ends_with("fc_cls.bias")) {
             Some(p) if heads => {
                 let (have, want) = (self.meta.classes.len(), p.numel() - 1);
-                format!("of another class count: the checkpoint has {have} classes, the recipe {want}")
+                format!("of another class count: the checkpoint has {}, the recipe {want}", counted(have, "class"))
             }
             _ => "of another model".into(),
         };

@@ -1,6 +1,7 @@
 //! upres trains object detectors from scratch by direct detection pre-training (arXiv 2106.03112).
 //!
-//! Dependencies flow one way: `bin → train, eval, report → weights → models → detection, nn → ops → tape → device → tensor`.
+//! Dependencies flow one way: `bin → train, eval, report → weights → models → detection, nn → ops → tape → device → tensor`;
+//! `error` and `output` are used by all.
 //! Start reading at docs/architecture.md.
 
 pub mod data;
@@ -11,6 +12,7 @@ pub mod eval;
 pub mod models;
 pub mod nn;
 pub mod ops;
+pub mod output;
 pub mod report;
 pub mod tape;
 pub mod tensor;

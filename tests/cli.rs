@@ -186,7 +186,15 @@ fn detect_writes_boxes_and_pictures() {
     for _ in 0..2 {
         run_program("detect", [last(run), one.clone(), "--out".into(), own.clone()]).done();
     }
-    assert!(own.join(format!("{stem}-2.png")).is_file());
+    assert!(own.join(format!("{stem}-2.png")).is_file() && !own.join(format!("{stem}-3.png")).exists());
+    assert_eq!(fs::read_to_string(own.join(format!("{stem}.png"))).unwrap(), "mine", "nor in a second call");
+    fs::write(own.join("detections.json"), "[{\"image_id\": 1}]").unwrap();
+    run_program("detect", [last(run), one.clone(), "--out".into(), own.clone()]).complains(&[
+        "--out",
+        "detections.json is not of an earlier `detect`",
+        "another folder",
+    ]);
+    assert_eq!(fs::read_to_string(own.join("detections.json")).unwrap(), "[{\"image_id\": 1}]");
     let own = dir.path().join("own");
     fs::create_dir(&own).unwrap();
     fs::copy(&one, own.join("a.png")).unwrap();

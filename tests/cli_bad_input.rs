@@ -211,7 +211,13 @@ fn run_folders() {
     train(&recipe, run, &["--stop-after", "1"]).complains(&[run.to_str().unwrap(), "--resume"]);
     assert_eq!(fs::read(last(run)).unwrap(), before);
     fs::write(c.path("file"), "x").unwrap();
-    train(&recipe, &c.path("file"), &[]).complains(&["file"]);
+    for out in ["file", "file/run"] {
+        train(&recipe, &c.path(out), &[]).complains(&["--out", "file is a file: name a folder"]);
+    }
+    if Path::new("/proc/self").is_dir() {
+        train(&recipe, Path::new("/proc/x"), &[])
+            .complains(&["--out: /proc/x", "name a folder in which you may write"]);
+    }
     assert_eq!(fs::read_to_string(c.path("file")).unwrap(), "x");
     // An override that does not fit the checkpoint is refused, and forgotten.
     c.train(|t| t, &["--stop-after", "2"]).done();
@@ -310,23 +316,6 @@ fn evaluation() {
     with(&|t| t);
     fs::remove_file(c.picture()).unwrap();
     evaluate(&c, "train").complains(&[&first_picture()]);
-    // The detections cannot be written: the numbers are printed nevertheless.
-    let (annotations, images) = (c.path("data/annotations/val.json"), c.path("data/images/val"));
-    let out = c.path("none/out.json");
-    let ran = run_program(
-        "evaluate",
-        [
-            &checkpoint,
-            Path::new("--annotations"),
-            &annotations,
-            Path::new("--images"),
-            &images,
-            Path::new("--detections"),
-            &out,
-        ],
-    );
-    assert!(ran.out.contains("Average Precision"), "{ran:?}");
-    ran.complains(&["none/out.json"]);
 }
 
 #[test]
@@ -340,7 +329,7 @@ fn detection() {
     detect(&c.path("empty"), &out).complains(&["empty", "no .jpg"]);
     assert!(!out.exists(), "nothing is left behind");
     fs::write(c.path("file"), "x").unwrap();
-    detect(&c.picture(), &c.path("file")).complains(&["file"]);
+    detect(&c.picture(), &c.path("file")).complains(&["--out", "file is a file: name a folder"]);
     // A picture whose header is whole and whose pixels are not.
     let bytes = fs::read(c.picture()).unwrap();
     fs::write(c.path("cut.png"), &bytes[..bytes.len() / 2]).unwrap();

@@ -205,11 +205,18 @@ fn wrong_usage_is_said_clearly() {
         let ran = evaluate_on(shapes(), args);
         assert!(ran.code == Some(2) && ran.err.contains(part), "{args:?}: {ran:?}");
     }
-    // Files that cannot be written: the numbers are printed nevertheless.
-    for option in ["--json", "--confusion"] {
+    // Files that cannot be written are found before the work; where one fails in the end, everything else is there.
+    for option in ["--json", "--confusion", "--detections"] {
         let ran = evaluate_on(shapes(), &[option, "none/out.json"]);
-        assert!(ran.out.contains("Average Precision"), "{ran:?}");
-        ran.complains(&["none/out.json"]);
+        assert_eq!(ran.out, "", "nothing was measured");
+        ran.complains(&[option, "none/out.json", "no folder none", "make it"]);
+    }
+    if Path::new("/dev/full").exists() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = dir.path().join("found.json");
+        let ran = evaluate_on(shapes(), &["--json", "/dev/full", "--detections", found.to_str().unwrap()]);
+        assert!(ran.out.contains("Average Precision") && read_results(&found).is_ok(), "{ran:?}");
+        ran.complains(&["/dev/full"]);
     }
     let help = run_program("evaluate", ["--help"]).done().out;
     assert!(["--tta", "not averaged", "--tide", "--confusion", "--json"].iter().all(|word| help.contains(word)));

@@ -170,9 +170,22 @@ fn bad_input() {
     let weights = exported(dir.path(), "torchvision");
     to(&weights, "mmdetection").complains(&["torchvision.safetensors", "no upres metadata", "convert --from"]);
     convert(&[text(&good), "--to", "mmdetection", text(&good)]).complains(&["last.safetensors", "is the input"]);
+    let same = path("link.safetensors");
+    fs::hard_link(&good, &same).unwrap();
+    convert(&[text(&good), "--to", "mmdetection", text(&same)]).complains(&["link.safetensors", "is the input"]);
     assert_eq!(fs::read(&good).unwrap(), bytes);
     let nowhere = path("no/folder/out.safetensors");
-    convert(&[text(&good), "--to", "mmdetection", text(&nowhere)]).complains(&["out.safetensors", "not written"]);
+    convert(&[text(&good), "--to", "mmdetection", text(&nowhere)]).complains(&[
+        "OUTPUT",
+        "out.safetensors",
+        "no folder",
+        "make it",
+    ]);
+    // What is there stays.
+    fs::write(&out, "mine").unwrap();
+    to(&good, "mmdetection").complains(&["out.safetensors exists already: name another file, or remove it"]);
+    assert_eq!(fs::read_to_string(&out).unwrap(), "mine");
+    fs::remove_file(&out).unwrap();
 
     // A detector that torchvision does not have.
     let recipe = write_recipe(dir.path(), shapes());
@@ -187,6 +200,12 @@ fn bad_input() {
     from(&weights, "torchvision", "a,b", &out, &[])
         .complains(&["torchvision.safetensors", "it has 6 classes, and 2 are named"]);
     from(&weights, "torchvision", "a,b,c,d,e,a", &out, &[]).complains(&["--classes", "\"a\" is named twice"]);
+    // A file that is not there is no class.
+    for names in ["nmaes.txt", "no/names", "a,NAMES.JSON", "no\\names"] {
+        from(&weights, "torchvision", names, &out, &[]).complains(&["--classes", "no such file", "one name a line"]);
+    }
+    from(&weights, "torchvision", "a/b,c.d,N/A,e f,g,h", &out, &[]).done();
+    fs::remove_file(&out).unwrap();
     from(&weights, "torchvision", "-,-", &out, &[]).complains(&["--classes", "at least one"]);
     from(&weights, "mmdetection", &all, &out, &[]).complains(&["torchvision.safetensors", "not of mmdetection"]);
     from(&good, "mmdetection", &all, &out, &[]).complains(&["last.safetensors", "a checkpoint already"]);

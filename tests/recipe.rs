@@ -166,6 +166,36 @@ fn overrides() {
     let shapes = Recipe::built_in(&set(&["data.built_in=", "data.shapes=", "expect="])).unwrap();
     assert!(shapes.data.built_in.is_none() && shapes.data.shapes.is_none(), "tables go too");
     assert_eq!(shapes.expect, None);
+    // Whatever may be absent may be removed, there or not; what is needed may not, and an unknown key is one.
+    let nothing = [
+        "init=",
+        "init.weights=",
+        "data.shapes=",
+        "data.shapes.folder=",
+        "data.test=",
+        "data.test.images=",
+        "model.mask_head=",
+        "model.mask_head.pool=",
+        "model.rpn.nms_iou=",
+        "stage.two.eval_resize=",
+        "stage.two.eval_resize.size=",
+        "stage.1.schedule=",
+        "stage.one.steps=",
+        "expect=",
+        "expect.bbox_ap=",
+        "seed=",
+        "name=",
+    ];
+    assert_eq!(parse(MINIMAL, &nothing).unwrap(), parse(MINIMAL, &[]).unwrap());
+    assert_eq!(parse(MINIMAL, &["seed=3", "seed=", "stage.one.flip=0.1", "stage.one.flip="]).unwrap().seed, 0);
+    complains(MINIMAL, &["inti="], &["inti", "unknown key", "init"]);
+    complains(MINIMAL, &["init.wieghts="], &["init.wieghts", "unknown key", "init.weights"]);
+    complains(MINIMAL, &["model.mask_head.poool="], &["poool", "unknown key"]);
+    complains(MINIMAL, &["stage.one.name="], &["stage.one.name", "--set stage.one.name=", "cannot be left out"]);
+    complains(MINIMAL, &["data.train.images="], &["data.train.images", "cannot be left out"]);
+    complains(MINIMAL, &["data.train="], &["data.train"]);
+    complains(MINIMAL, &["stage="], &["stage"]);
+    complains(MINIMAL, &["stage.one="], &["cannot set a whole stage"]);
 
     let plain = parse(MINIMAL, &[]).unwrap();
     let seed = parse(MINIMAL, &["seed=11", "stage.two.flip=0.25"]).unwrap();

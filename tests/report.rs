@@ -228,7 +228,7 @@ fn what_is_missing_or_damaged_is_left_out() {
     fs::create_dir(dir.path().join("examples")).unwrap();
     fs::write(dir.path().join("examples/index.json"), r#"[{"file":"000.png","caption":"gone"}]"#).unwrap();
     let damaged = page(dir.path());
-    assert!(damaged.contains("last evaluation") && damaged.contains("lines of log.jsonl could not be read"));
+    assert!(damaged.contains("last evaluation") && damaged.contains("Left out, as not readable: 1 line of log.jsonl"));
     assert!(damaged.contains("<svg ") && !damaged.contains("<img"));
     fs::write(dir.path().join("log.jsonl"), [0xFF, 0xFE, b'\n', 0]).unwrap();
     page(dir.path());

@@ -206,6 +206,32 @@ fn the_program_makes_checks_and_draws_the_set() {
     let drawn = fs::read_dir(dir.path().join("d")).unwrap().count();
     assert_eq!(drawn, 3 + 1);
     assert!(image::open(dir.path().join("d/sheet.png")).unwrap().width() > 3 * 120);
+    // Nothing is overwritten: neither a data set, nor a file of the name of a drawing. Drawings are made anew.
+    let again = ["draw", "s/annotations/train.json", "--images", "s/images/train", "--out", "d", "--count", "3"];
+    assert_eq!(run(&again).0, Some(0));
+    for name in ["sheet.png", "drawn_000001.png"] {
+        let (mine, path) =
+            (fs::read(dir.path().join("s/images/train/000002.png")).unwrap(), dir.path().join("d").join(name));
+        fs::write(&path, &mine).unwrap();
+        let (code, text) = run(&again);
+        assert!(code == Some(1) && text.starts_with("error: --out: ") && text.contains(name), "{text}");
+        assert!(text.contains("exists already: name another file, or remove it"), "{text}");
+        assert_eq!(fs::read(&path).unwrap(), mine);
+        fs::remove_file(&path).unwrap();
+    }
+    let before = hashes(&dir.path().join("s"));
+    let (code, text) = run(&["shapes", "--out", "s", "--train", "1", "--val", "1"]);
+    assert!(
+        code == Some(1) && text.contains("annotations exists already: name another folder, or remove it"),
+        "{text}"
+    );
+    assert_eq!(hashes(&dir.path().join("s")), before);
+    fs::create_dir_all(dir.path().join("t/images")).unwrap();
+    assert_eq!(run(&["shapes", "--out", "t", "--train", "1"]).0, Some(1));
+    for command in [&["shapes", "--train", "1"][..], &again[..4]] {
+        let (code, text) = run(&[command, &["--out", "s/annotations/val.json/x"]].concat());
+        assert!(code == Some(1) && text.contains("val.json is a file: name a folder"), "{text}");
+    }
     for (args, code, words) in [
         (vec!["shapes", "--out", "s", "--size", "20x20"], 1, "shapes: size"),
         (vec!["shapes", "--out", "s", "--size", "20"], 2, "WIDTHxHEIGHT"),

@@ -265,6 +265,7 @@ def compare(ours, theirs, edge):
 def measure(name, checkpoint, program, folder, a):
     recipe, classes, ids = recipe_of(checkpoint)
     weights = a.work / f"{name}.out.safetensors"
+    weights.unlink(missing_ok=True)  # of an earlier call: `convert` replaces nothing
     notes = run(a.bin / "convert", checkpoint, "--to", program, weights)
     found = a.work / f"{name}.found"
     run(a.bin / "detect", checkpoint, folder, "--out", found, "--score-threshold", "0.05", "--device", "cpu")
@@ -298,6 +299,8 @@ def measure_backbone(kind, a):
         elif t.dim() == 1 and t.is_floating_point():
             t.normal_(0, 0.1)
     file, checkpoint, out = (a.work / f"{kind}{end}.safetensors" for end in ("", ".ours", ".out"))
+    for old in (checkpoint, out):
+        old.unlink(missing_ok=True)
     safetensors.torch.save_file({k: v.contiguous() for k, v in net.state_dict().items()}, file)
     recipe = ROOT / f"recipes/{'mask_rcnn_swin_t' if kind.startswith('swin') else 'faster_rcnn_r50'}_fpn.toml"
     run(a.bin / "convert", file, "--from", "torchvision", "--recipe", recipe, "--set", f"model.backbone.kind={kind}", "--classes", ",".join(CLASSES), checkpoint)

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 use upres::device::use_threads;
-use upres::train::convert::{from_foreign, to_foreign};
+use upres::output::{counted, ended, print, tell};
+use upres::train::convert::{from_foreign, is_left_out, to_foreign};
 use upres::train::recipe::Recipe;
 use upres::train::recipe_read::Override;
 use upres::weights::Format;
@@ -21,7 +22,7 @@ struct Cli {
     /// With --to a checkpoint that `train` wrote (its running average is taken where it has one), with --from weights of the other
     /// program, as safetensors
     input: PathBuf,
-    /// File to write
+    /// File to write: one that is not there yet, in a folder that is
     output: PathBuf,
     /// Write weights for torchvision or mmdetection
     #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["recipe", "overrides", "classes"])]
@@ -50,13 +51,7 @@ const EXAMPLE: &str = "Examples:
 docs/interchange.md says what can be exchanged. Exit code: 0 done; 1 failed, with one line on the error output; 2 wrong usage.";
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    ended(run(&Cli::parse()).map(|()| ExitCode::SUCCESS))
 }
 
 fn run(args: &Cli) -> Result<()> {
@@ -70,18 +65,31 @@ fn run(args: &Cli) -> Result<()> {
         _ => unreachable!("convert: the arguments' rules"),
     };
     for note in &done.notes {
-        eprintln!("note: {note}");
+        tell(format_args!("note: {note}"));
     }
-    println!("{}: {} tensors, {} weights", args.output.display(), done.tensors, done.parameters);
-    Ok(())
+    let (tensors, weights) = (counted(done.tensors, "tensor"), counted(done.parameters, "weight"));
+    print("convert", format_args!("{}: {tensors}, {weights}", args.output.display()))
 }
+
+/// What ends like this is meant as a file, also where there is none.
+const TEXT_FILES: [&str; 9] = ["txt", "json", "csv", "tsv", "names", "list", "yaml", "yml", "toml"];
 
 /// Class names: the lines of a file of that name, or else what the commas separate.
 fn names(classes: &str) -> Result<Vec<String>> {
     let trimmed = |s: &str| s.trim().to_string();
     let path = Path::new(classes);
     if !path.is_file() {
-        return Ok(classes.split(',').map(trimmed).collect());
+        let names: Vec<String> = classes.split(',').map(trimmed).collect();
+        let is_path = |name: &&String| {
+            let extension = Path::new(name.as_str()).extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+            let is_text = extension.is_some_and(|e| TEXT_FILES.contains(&e.as_str()));
+            is_text || (names.len() == 1 && name.contains(['/', '\\']) && !is_left_out(name))
+        };
+        if let Some(name) = names.iter().find(is_path) {
+            let text = format!("{name}: no such file; a class of such a name goes into a file with one name a line");
+            return Err(Error::value("--classes", text));
+        }
+        return Ok(names);
     }
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     Ok(text.trim_end().lines().map(trimmed).collect())

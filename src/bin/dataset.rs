@@ -9,6 +9,7 @@ use upres::data::draw_set::{draw_dataset, pictures, read_picture};
 use upres::data::shapes::{Class, ShapesOptions, generate};
 use upres::data::stats::Stats;
 use upres::data::{Dataset, Masks, ReadOptions};
+use upres::output::{counted, ended, make_folder, print, refuse_existing};
 
 /// Looks at and checks data sets in COCO's format, and makes the built-in one.
 #[derive(Parser)]
@@ -64,7 +65,7 @@ struct DrawArgs {
     /// Folder of the images
     #[arg(long)]
     images: PathBuf,
-    /// Folder for the drawn copies
+    /// Folder for the drawn copies and sheet.png. Those of an earlier call are replaced; another file of such a name is an error
     #[arg(long)]
     out: PathBuf,
     /// Pictures drawn, evenly spread over the data set
@@ -74,7 +75,7 @@ struct DrawArgs {
 
 #[derive(Args)]
 struct ShapesArgs {
-    /// Folder for `images/` and `annotations/`
+    /// Folder for `images/` and `annotations/`, which must not be there yet
     #[arg(long)]
     out: PathBuf,
     /// The same seed gives the same bytes
@@ -108,22 +109,19 @@ fn main() -> ExitCode {
         Command::Draw(args) => run_draw(&args),
         Command::Shapes(args) => run_shapes(&args),
     };
-    done.unwrap_or_else(|e| {
-        eprintln!("error: {e}");
-        ExitCode::FAILURE
-    })
+    ended(done)
 }
 
 fn run_check(args: &CheckArgs) -> upres::Result<ExitCode> {
     let report = check(&args.annotations, &args.images, args.max)?;
-    println!("{report}");
+    print("dataset check", &report)?;
     Ok(if report.is_fatal() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn run_stats(args: &StatsArgs) -> upres::Result<ExitCode> {
     let images = args.images.clone().unwrap_or_default();
     let dataset = Dataset::read(&args.annotations, images, ReadOptions::default())?;
-    println!("{}", Stats::new(&dataset, args.long, args.short));
+    print("dataset stats", Stats::new(&dataset, args.long, args.short))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -134,7 +132,8 @@ fn run_draw(args: &DrawArgs) -> upres::Result<ExitCode> {
     let files =
         draw_dataset(&pictures(&dataset, args.count as usize), &dataset.class_names(), &args.out, read_picture)?;
     for file in files.iter().rev().take(1) {
-        println!("{} pictures in {}, the first of them in {}", files.len() - 1, args.out.display(), file.display());
+        let (drawn, out) = (counted(files.len() - 1, "picture"), args.out.display());
+        print("dataset draw", format_args!("{drawn} in {out}, the first of them in {}", file.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -142,15 +141,16 @@ fn run_draw(args: &DrawArgs) -> upres::Result<ExitCode> {
 fn run_shapes(args: &ShapesArgs) -> upres::Result<ExitCode> {
     let (seed, train, val, test, size) = (args.seed, args.train, args.val, args.test, args.size);
     let options = ShapesOptions { seed, train, val, test, size, ..ShapesOptions::default() };
-    for part in generate(&args.out, &options)?.splits {
-        let counts = Class::ALL.iter().zip(part.instances).map(|(c, n)| format!("{n} {}", c.name()));
-        println!(
-            "{}: {} images in {}\n  {}",
-            part.annotations.display(),
-            part.images,
-            part.images_dir.display(),
-            counts.collect::<Vec<_>>().join(", ")
-        );
+    options.check()?;
+    for part in ["annotations", "images"] {
+        refuse_existing("--out", &args.out.join(part))?;
     }
+    make_folder("--out", &args.out)?;
+    let lines = generate(&args.out, &options)?.splits.into_iter().map(|part| {
+        let counts = Class::ALL.iter().zip(part.instances).map(|(c, n)| format!("{n} {}", c.name()));
+        let (images, counts) = (counted(part.images, "image"), counts.collect::<Vec<_>>().join(", "));
+        format!("{}: {images} in {}\n  {counts}", part.annotations.display(), part.images_dir.display())
+    });
+    print("dataset shapes", lines.collect::<Vec<_>>().join("\n"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,13 +9,14 @@ use clap::Parser;
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use upres::data::decode::image_size;
-use upres::data::draw::{annotated, write_png};
+use upres::data::draw::{annotated, is_drawn, write_png};
 use upres::data::{BadImages, Category, Dataset, ImageStore};
 use upres::device::choice::DeviceChoice;
 use upres::device::use_threads;
 use upres::eval::RleMask;
+use upres::output::{counted, ended, make_folder, print, tell};
 use upres::train::infer::{Detection, Detector, ImageDetections};
 use upres::train::tta::{Tta, View};
 use upres::{Error, Result};
@@ -31,7 +32,8 @@ struct Cli {
     /// JPEG and PNG files, and folders of them
     #[arg(required = true, value_name = "IMAGE|DIR")]
     inputs: Vec<PathBuf>,
-    /// Folder for the results; made if it is not there
+    /// Folder for the results; made if it is not there. Results of an earlier call in it are replaced, other files never: a copy of
+    /// the name of one becomes NAME-2.png, and a detections.json of something else is an error
     #[arg(long, value_name = "DIR", default_value = "detections")]
     out: PathBuf,
     /// Leave out what the detector is less sure of; the recipe's score_threshold is the lowest that has an effect
@@ -75,14 +77,8 @@ struct Found<'a> {
 const CACHE_BYTES: u64 = 1 << 30;
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE, // the pictures have been named
-        Err(e) => {
-            eprintln!("error: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    let code = |all_done| if all_done { ExitCode::SUCCESS } else { ExitCode::FAILURE }; // the pictures have been named
+    ended(run(&Cli::parse()).map(code))
 }
 
 /// True if every picture was done.
@@ -94,7 +90,9 @@ fn run(args: &Cli) -> Result<bool> {
     if files.is_empty() {
         return Ok(false); // each input has been named
     }
-    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
+    make_folder("--out", &args.out)?;
+    let json = args.out.join("detections.json");
+    refuse_other_json(&json)?;
 
     let ids = detector.classes().iter().zip(&detector.meta.category_ids);
     let categories: Vec<Category> = ids.map(|(name, &id)| Category { id, name: name.clone() }).collect();
@@ -111,17 +109,17 @@ fn run(args: &Cli) -> Result<bool> {
         image.found.retain(|d| d.score >= args.score_threshold);
     }
     for (_, message) in store.skipped() {
-        eprintln!("error: {message}");
+        tell(format_args!("error: {message}"));
         failed += 1;
     }
 
-    let json = args.out.join("detections.json");
-    let names = copy_names(&args.out, &files, json.exists());
+    let names = copy_names(&args.out, &files);
     write_json(&json, &found, &dataset)?;
     let classes = dataset.class_names();
     found.par_iter().try_for_each(|image| draw(&names[image.index], image, &store, &classes))?;
     let objects: usize = found.iter().map(|i| i.found.len()).sum();
-    println!("{objects} objects in {} pictures: {}", found.len(), args.out.display());
+    let (objects, pictures) = (counted(objects, "object"), counted(found.len(), "picture"));
+    print("detect", format_args!("{objects} in {pictures}: {}", args.out.display()))?;
     Ok(failed == 0)
 }
 
@@ -136,7 +134,7 @@ fn readable(inputs: &[PathBuf]) -> (Vec<PathBuf>, usize) {
             match result {
                 Ok(file) => files.push(file),
                 Err(e) => {
-                    eprintln!("error: {e}");
+                    tell(format_args!("error: {e}"));
                     failed += 1;
                 }
             }
@@ -179,15 +177,37 @@ fn write_json(path: &Path, found: &[ImageDetections], dataset: &Dataset) -> Resu
     std::fs::write(path, format!("[\n{}\n]\n", lines.join(",\n"))).map_err(|e| Error::io(path, e))
 }
 
-/// Where the annotated copies go: NAME.png, or NAME-2.png and so on where two pictures have the same name or the copy
-/// would replace one of the pictures, or, unless the folder is `ours` from an earlier call, any file.
-fn copy_names(out: &Path, files: &[PathBuf], ours: bool) -> Vec<PathBuf> {
+/// What was found earlier may be replaced, nothing else.
+fn refuse_other_json(path: &Path) -> Result<()> {
+    /// A line as [`write_json`] writes it.
+    #[derive(Deserialize)]
+    struct Line {
+        #[serde(rename = "file_name")]
+        _file_name: String,
+        #[serde(rename = "category")]
+        _category: String,
+    }
+    let is_ours = |bytes: &[u8]| serde_json::from_slice::<Vec<Line>>(bytes).is_ok();
+    match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Ok(bytes) if is_ours(&bytes) => Ok(()),
+        _ => {
+            let text = format!("{} is not of an earlier `detect`: name another folder", path.display());
+            Err(Error::value("--out", text))
+        }
+    }
+}
+
+/// Where the annotated copies go: NAME.png, or NAME-2.png and so on where two pictures have the same name or the copy would replace
+/// one of the pictures, or any file that is no copy of an earlier call.
+fn copy_names(out: &Path, files: &[PathBuf]) -> Vec<PathBuf> {
     let inputs: HashSet<PathBuf> = files.iter().filter_map(|f| f.canonicalize().ok()).collect();
     let mut taken = HashSet::new();
     let mut name = |file: &PathBuf| {
         let stem = file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         let candidates = (1..).map(|n| if n == 1 { format!("{stem}.png") } else { format!("{stem}-{n}.png") });
-        let is_kept = |p: &PathBuf| p.canonicalize().is_ok_and(|p| !ours || inputs.contains(&p));
+        let is_input = |p: &PathBuf| p.canonicalize().is_ok_and(|p| inputs.contains(&p));
+        let is_kept = |p: &PathBuf| p.symlink_metadata().is_ok() && (!is_drawn(p) || is_input(p));
         let mut free = candidates.map(|c| out.join(c)).filter(|p| !is_kept(p) && taken.insert(p.clone()));
         free.next().expect("there is always a larger number")
     };

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use upres::data::{Dataset, ImageStore, Masks, ReadOptions};
 use upres::device::choice::DeviceChoice;
 use upres::device::use_threads;
-use upres::eval::{Evaluator, Look, Measured, Overlap, per_class_json, write_results};
+use upres::eval::{Evaluator, Look, Measured, Overlap, ResultBox, per_class_json, write_results};
+use upres::output::{check_files, counted, ended, print, tell};
 use upres::train::infer::{Detector, to_results};
 use upres::train::tta::{Tta, View};
 use upres::{Error, Result};
@@ -65,7 +66,18 @@ const EXAMPLE: &str = "Example:
   evaluate last.safetensors --annotations val.json --images val \\
       --tide --confusion --tta flip --json numbers.json
 
+A file to write that exists is replaced, unless it is the checkpoint or the annotation file; all are written before anything is printed.
 Exit code: 0 done; 1 failed, with one line on the error output; 2 wrong usage.";
+
+impl Cli {
+    /// The files to write, with their options.
+    fn outputs(&self) -> Vec<(&str, &Path)> {
+        let confusion = self.confusion.as_ref().and_then(Option::as_ref);
+        let all =
+            [("--json", self.json.as_ref()), ("--detections", self.detections.as_ref()), ("--confusion", confusion)];
+        all.into_iter().filter_map(|(option, path)| Some((option, path?.as_path()))).collect()
+    }
+}
 
 /// Pictures held in memory from one view to the next; more are decoded again.
 const CACHE_BYTES: u64 = 1 << 30;
@@ -75,16 +87,12 @@ fn parse_score(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    ended(run(&Cli::parse()).map(|()| ExitCode::SUCCESS))
 }
 
 fn run(args: &Cli) -> Result<()> {
+    let inputs = [("the checkpoint", args.checkpoint.as_path()), ("the annotation file", &args.annotations)];
+    check_files(&args.outputs(), &inputs)?;
     use_threads(0)?;
     let device = args.device.open()?;
     let mut detector = Detector::load(&args.checkpoint, &device)?;
@@ -92,7 +100,7 @@ fn run(args: &Cli) -> Result<()> {
     let options = ReadOptions { masks, ..ReadOptions::default() };
     let dataset = Arc::new(Dataset::load_with(&args.annotations, &args.images, options)?);
     let classes = detector.match_classes(&dataset)?;
-    dataset.evaluation_note().iter().for_each(|note| eprintln!("note: ground truth: {note}"));
+    dataset.evaluation_note().iter().for_each(|note| tell(format_args!("note: ground truth: {note}")));
     let evaluator = evaluator(&detector, &dataset);
     let views = args.tta.as_ref().map_or(&[View::PLAIN][..], |tta| &tta.views);
     let cache = if views.len() > 1 { CACHE_BYTES } else { 0 };
@@ -112,32 +120,38 @@ fn run(args: &Cli) -> Result<()> {
     let boxes = evaluator.measure(&rows, Overlap::Boxes, Look { tide: args.tide, confusion })?;
     let look = Look { tide: args.tide, confusion: None };
     let masks = evaluator.has_masks().then(|| evaluator.measure(&rows, Overlap::Masks, look)).transpose()?;
-    show(&boxes, masks.as_ref());
     let skipped = store.skipped();
-    if let Some(path) = &args.detections {
-        write_results(path, &rows)?;
-    }
-    if let (Some(Some(path)), Some(confusion)) = (&args.confusion, &boxes.confusion) {
-        write_json(path, &confusion.json())?;
-    }
-    if let Some(path) = &args.json {
-        let views: Vec<Value> = views.iter().map(|v| json!({ "scale": v.scale, "flip": v.flip })).collect();
-        let mut all = numbers(&boxes, masks.as_ref());
-        all["checkpoint"] = json!(args.checkpoint.display().to_string());
-        all["annotations"] = json!(args.annotations.display().to_string());
-        all["images"] = json!(store.dataset().images.len());
-        all["skipped"] = json!(skipped.len());
-        all["detections"] = json!(rows.len());
-        all["views"] = json!(views);
-        write_json(path, &all)?;
-    }
     if let Some((_, first)) = skipped.first() {
-        eprintln!(
-            "warning: {} images were skipped, and count as images where nothing was found: {first}",
-            skipped.len()
-        );
+        let images = counted(skipped.len(), "image");
+        tell(format_args!("warning: {images} skipped, which count as images where nothing was found: {first}"));
     }
-    Ok(())
+    let more = json!({
+        "checkpoint": args.checkpoint.display().to_string(),
+        "annotations": args.annotations.display().to_string(),
+        "images": store.dataset().images.len(),
+        "skipped": skipped.len(),
+        "detections": rows.len(),
+        "views": views.iter().map(|v| json!({ "scale": v.scale, "flip": v.flip })).collect::<Vec<Value>>(),
+    });
+    // Whatever cannot be written, files or standard output, the rest is.
+    let written = write_files(args, &rows, &boxes, masks.as_ref(), more);
+    let printed = print("evaluate", shown(&boxes, masks.as_ref()));
+    written.and(printed)
+}
+
+/// All files that were asked for, also where one of them fails.
+fn write_files(args: &Cli, rows: &[ResultBox], boxes: &Measured, masks: Option<&Measured>, more: Value) -> Result<()> {
+    let json = args.json.as_ref().map_or(Ok(()), |path| {
+        let mut all = numbers(boxes, masks);
+        more.as_object().into_iter().flatten().for_each(|(key, value)| all[key] = value.clone());
+        write_json(path, &all)
+    });
+    let detections = args.detections.as_ref().map_or(Ok(()), |path| write_results(path, rows));
+    let confusion = match (&args.confusion, &boxes.confusion) {
+        (Some(Some(path)), Some(confusion)) => write_json(path, &confusion.json()),
+        _ => Ok(()),
+    };
+    json.and(detections).and(confusion)
 }
 
 /// For masks where detector and ground truth have them; says what is not measured.
@@ -148,26 +162,28 @@ fn evaluator(detector: &Detector, dataset: &Dataset) -> Evaluator {
     let evaluator = match Evaluator::with_masks(dataset) {
         Ok(evaluator) => evaluator,
         Err(why) => {
-            eprintln!("note: masks are not measured, only boxes: {why}");
+            tell(format_args!("note: masks are not measured, only boxes: {why}"));
             return Evaluator::new(dataset);
         }
     };
-    dataset.mask_note().iter().for_each(|note| eprintln!("note: {note}"));
+    dataset.mask_note().iter().for_each(|note| tell(format_args!("note: {note}")));
     evaluator
 }
 
-/// Prints everything that was measured.
-fn show(boxes: &Measured, masks: Option<&Measured>) {
+/// Everything that was measured, in words.
+fn shown(boxes: &Measured, masks: Option<&Measured>) -> String {
+    let mut text = String::new();
     for (i, m) in [Some(boxes), masks].into_iter().flatten().enumerate() {
         if i > 0 {
-            println!("\nmasks:");
+            text += "\n\nmasks:\n";
         } else if masks.is_some() {
-            println!("boxes:");
+            text += "boxes:\n";
         }
-        println!("{}", m.metrics);
-        m.tide.iter().for_each(|t| println!("\n{t}"));
-        m.confusion.iter().for_each(|c| println!("\n{c}"));
+        text += &m.metrics.to_string();
+        m.tide.iter().for_each(|t| text += &format!("\n\n{t}"));
+        m.confusion.iter().for_each(|c| text += &format!("\n\n{c}"));
     }
+    text
 }
 
 /// Every number, in the form of a run's metrics.json and more.

@@ -1,6 +1,6 @@
 //! `train`: trains a detector by a recipe, in as many stages as it has.
 
-use std::io::Write;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,6 +10,8 @@ use clap::Parser;
 use upres::device::Device;
 use upres::device::choice::{DeviceChoice, doctor as doctor_lines};
 use upres::device::use_threads;
+use upres::output::{counted, ended, print, tell};
+use upres::report::compare;
 use upres::train::budget::{self, Budget, MemorySize};
 use upres::train::checkpoint::{Checkpoint, Meta};
 use upres::train::data::RunData;
@@ -23,7 +25,7 @@ use upres::train::recipe::Recipe;
 use upres::train::recipe_read::Override;
 use upres::train::recorder::Recorder;
 use upres::train::run_dir::RunDir;
-use upres::train::trainer::{TrainOptions, train_on};
+use upres::train::trainer::{Outcome, TrainOptions, train_on};
 use upres::{Error, Result};
 
 /// Trains an object detector from scratch: low resolution first, then high (arXiv 2106.03112).
@@ -57,7 +59,7 @@ struct Args {
     /// Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N, or sim (the simulated device, for tests).
     #[arg(long, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
-    /// Overrides a key of the recipe; may be given again.
+    /// Overrides a key of the recipe, or, with no value (KEY=), removes it; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<Override>,
     /// Goes on with the run in this folder.
@@ -98,27 +100,14 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if args.doctor {
-        doctor();
-        return ExitCode::SUCCESS;
-    }
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    let done = if args.doctor { print("train", doctor()) } else { run(&args) };
+    ended(done.map(|()| ExitCode::SUCCESS))
 }
 
 fn run(args: &Args) -> Result<()> {
     let mut overrides = args.overrides.clone();
     overrides.extend(args.seed.map(|s| Override { key: "seed".into(), value: s.to_string() }));
-    for dir in &args.compare {
-        if !dir.is_dir() {
-            return Err(Error::data(dir, "--compare: no such run directory"));
-        }
-    }
+    compare::check(&args.compare)?;
     let resumed = args.resume.as_deref().map(RunDir::resume).transpose()?;
     let (recipe, file) = match (&resumed, &args.recipe) {
         (Some(dir), _) => (dir.read_recipe(&overrides)?, dir.recipe()),
@@ -139,7 +128,7 @@ fn run(args: &Args) -> Result<()> {
             budget::check(&mut Planner::new(&recipe, &file, &device)?, &recipe, given, meta.stage)?;
         }
         let report = PlanReport::new(&recipe, &file, &device, budget, &rates)?;
-        return print(if args.json { report.to_json() } else { report.to_string() });
+        return print("train", if args.json { report.to_json() } else { report.to_string() });
     }
     let device = args.device.open()?;
     let meta = resumed.as_ref().map(|dir| Checkpoint::load(&dir.last()).map(|c| c.meta)).transpose()?;
@@ -173,7 +162,7 @@ fn run(args: &Args) -> Result<()> {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(130); // asked twice: at once
         }
-        eprintln!("interrupted: a checkpoint after this step, or now in an evaluation; again: at once");
+        tell("interrupted: a checkpoint after this step, or now in an evaluation; again: at once");
     });
     handler.map_err(|e| Error::value("train", format!("cannot catch interrupts: {e}")))?;
     let options = TrainOptions {
@@ -185,27 +174,39 @@ fn run(args: &Args) -> Result<()> {
     let outcome = train_on(&recipe, &file, &data, &device, &options, &mut recorder);
     drop(recorder);
     let outcome = outcome.inspect_err(|_| undo())?;
+    // Files first, and the numbers also where one of them fails.
+    let finished = finish(&dir, &recipe, &outcome, &args.compare);
+    drop(lock);
+    let printed = print("train", summary(&dir, &recipe, &outcome));
+    finished.and(printed)
+}
+
+/// What a run came to, in words.
+fn summary(dir: &RunDir, recipe: &Recipe, outcome: &Outcome) -> String {
+    let mut text = String::new();
     match &outcome.metrics {
         Some((split, metrics)) => {
-            println!("\n{split} split, final weights\n{metrics}\n");
-            outcome.mask_metrics.iter().for_each(|masks| println!("masks\n{masks}\n"));
+            let _ = writeln!(text, "\n{split} split, final weights\n{metrics}\n");
+            if let Some(masks) = &outcome.mask_metrics {
+                let _ = writeln!(text, "masks\n{masks}\n");
+            }
         }
-        None => println!("{}: go on with `train --resume {}`", outcome.reason, dir.path().display()),
+        None => {
+            let _ = writeln!(text, "{}: go on with `train --resume {}`", outcome.reason, dir.path().display());
+        }
     }
-    finish(&dir, &recipe, &outcome, &args.compare)?;
-    drop(lock);
     if let (Some(_), Some(expect)) = (&outcome.metrics, &recipe.expect) {
         for line in expect.shortfalls(&outcome.numbers()) {
-            println!("below what the recipe expects: {line}");
+            let _ = writeln!(text, "below what the recipe expects: {line}");
         }
     }
-    println!("{:.0} s, report: {}", outcome.time_s, dir.report().display());
+    let _ = write!(text, "{:.0} s, report: {}", outcome.time_s, dir.report().display());
     if upres::device::profile_enabled() {
         for (name, t) in upres::device::op_times().iter().take(60) {
-            println!("{:10.1} ms {:8} {name}", t.total.as_secs_f64() * 1e3, t.calls);
+            let _ = write!(text, "\n{:10.1} ms {:8} {name}", t.total.as_secs_f64() * 1e3, t.calls);
         }
     }
-    Ok(())
+    text
 }
 
 /// What a run needs before it begins.
@@ -245,21 +246,12 @@ fn restore_recipe(dir: &RunDir) -> Result<()> {
     dir.write_recipe(&Recipe::parse(&checkpoint.meta.recipe, dir.recipe(), &[])?)
 }
 
-/// A reader that has seen enough (`| head`) is no failure.
-fn print(text: String) -> Result<()> {
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::value("train", format!("standard output: {e}")))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn doctor() {
-    println!("upres {}", env!("CARGO_PKG_VERSION"));
-    println!("build: {} {}", std::env::consts::ARCH, std::env::consts::OS);
-    println!("cpu: {} threads, {}", rayon::current_num_threads(), upres::device::simd_level());
-    for line in doctor_lines() {
-        println!("device {line}");
-    }
+/// What this build and machine have.
+fn doctor() -> String {
+    let (arch, os) = (std::env::consts::ARCH, std::env::consts::OS);
+    let threads = counted(rayon::current_num_threads(), "thread");
+    let mut text = format!("upres {}\nbuild: {arch} {os}", env!("CARGO_PKG_VERSION"));
+    let _ = write!(text, "\ncpu: {threads}, {}", upres::device::simd_level());
+    doctor_lines().iter().for_each(|line| text += &format!("\ndevice {line}"));
+    text
 }

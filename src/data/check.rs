@@ -12,6 +12,7 @@ use super::findings::{FindingKind, Findings, Severity};
 use super::segmentation::Segmentation;
 use super::store::check_size;
 use crate::error::{Error, Result};
+use crate::output::counted;
 
 /// What [`check`] found.
 #[derive(Debug)]
@@ -87,15 +88,17 @@ impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let d = &self.dataset;
         let boxes: usize = (0..d.images.len()).map(|i| d.ground_truth(i).count()).sum();
-        let (n, classes) = (d.images.len(), d.categories.len());
-        writeln!(f, "{}: {n} images, {classes} classes, {boxes} boxes to train on", d.path.display())?;
+        let n = d.images.len();
+        let (images, classes) = (counted(n, "image"), counted(d.categories.len(), "class"));
+        writeln!(f, "{}: {images}, {classes}, {} to train on", d.path.display(), counted(boxes, "box"))?;
         let masks: Vec<&Segmentation> =
             (0..n).flat_map(|i| d.ground_truth(i)).filter_map(|a| a.segmentation.as_ref()).collect();
         if !masks.is_empty() {
             let polygons = masks.iter().filter(|m| m.is_polygons()).count();
             let kib = masks.iter().map(|m| m.bytes()).sum::<usize>() / 1024;
             let runs = masks.len() - polygons;
-            writeln!(f, "{} masks: {polygons} of polygons, {runs} of run lengths ({kib} KiB in memory)", masks.len())?;
+            let masks = counted(masks.len(), "mask");
+            writeln!(f, "{masks}: {polygons} of polygons, {runs} of run lengths ({kib} KiB in memory)")?;
         }
         let rate = self.decoded as f64 / self.took.as_secs_f64().max(1e-9);
         writeln!(f, "{} of {n} image files are good ({rate:.0} decoded per second)", self.decoded)?;
@@ -105,8 +108,8 @@ impl fmt::Display for CheckReport {
         let (fatal, warnings) = (count(Severity::Fatal), count(Severity::Warning));
         match (fatal, warnings) {
             (0, 0) => write!(f, "good: ready to train"),
-            (0, w) => write!(f, "usable: {w} warnings"),
-            (n, w) => write!(f, "not usable as it is: {n} fatal, {w} warnings"),
+            (0, w) => write!(f, "usable: {}", counted(w, "warning")),
+            (n, w) => write!(f, "not usable as it is: {n} fatal, {}", counted(w, "warning")),
         }
     }
 }

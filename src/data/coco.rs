@@ -15,6 +15,7 @@ use super::raw;
 use super::reader::Reader;
 use super::segmentation::Segmentation;
 use crate::error::{Error, Result};
+use crate::output::counted;
 
 /// One entry of `images`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -244,10 +245,12 @@ impl fmt::Display for Summary<'_> {
         let used = (0..d.images.len()).map(|i| d.ground_truth(i).count()).sum::<usize>();
         writeln!(
             f,
-            "{}: {} images, {} classes, {used} boxes to train on ({all} readable annotations)",
+            "{}: {}, {}, {} to train on ({})",
             d.path.display(),
-            d.images.len(),
-            d.categories.len()
+            counted(d.images.len(), "image"),
+            counted(d.categories.len(), "class"),
+            counted(used, "box"),
+            counted(all, "readable annotation")
         )?;
         for (kind, group) in d.findings.groups() {
             let (what, action) = kind.text();

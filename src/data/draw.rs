@@ -3,6 +3,7 @@
 //!
 //! [`draw_objects`] is the main entry; `draw_set` writes annotated copies of a data set's pictures.
 
+use std::io::Read;
 use std::path::Path;
 
 use font8x8::UnicodeFonts;
@@ -301,9 +302,25 @@ pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
     super::shapes::encode_png(image.as_raw(), image.width() as usize, image.height() as usize)
 }
 
-/// Writes a PNG file; a reader never sees half of it.
+/// What [`write_png`] puts behind the header of its files, a text chunk: `Software`, `upres`.
+const DRAWN: &[u8] = b"\0\0\0\x0etEXtSoftware\0upres\x74\xac\xd6\xfb";
+
+/// Length of a PNG file's signature and of its first chunk, the header.
+const PNG_HEADER: usize = 8 + 25;
+
+/// Writes a PNG file that [`is_drawn`] knows again; a reader never sees half of it.
 pub fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
-    write_atomically(path, &encode_png(image)?)
+    let mut bytes = encode_png(image)?;
+    bytes.splice(PNG_HEADER..PNG_HEADER, DRAWN.iter().copied());
+    write_atomically(path, &bytes)
+}
+
+/// Whether a file was made by [`write_png`]: such a one may be made anew, another's may not.
+pub fn is_drawn(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let length = (PNG_HEADER + DRAWN.len()) as u64;
+    let read = std::fs::File::open(path).and_then(|file| file.take(length).read_to_end(&mut start));
+    read.is_ok() && start.get(PNG_HEADER..) == Some(DRAWN)
 }
 
 #[cfg(test)]
@@ -312,6 +329,22 @@ mod tests {
 
     fn blank(w: u32, h: u32) -> RgbImage {
         RgbImage::new(w, h)
+    }
+
+    #[test]
+    fn drawings_are_known_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        assert!(!is_drawn(&path));
+        write_png(&path, &blank(3, 2)).unwrap();
+        assert!(is_drawn(&path));
+        assert_eq!(image::open(&path).unwrap().to_rgb8(), blank(3, 2));
+        let (chunk, sum) = DRAWN[4..].split_at(DRAWN.len() - 8);
+        let bit = |crc: u32, _| (crc >> 1) ^ if crc & 1 == 1 { 0xEDB8_8320 } else { 0 };
+        let crc = !chunk.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), bit));
+        assert_eq!(crc.to_be_bytes(), sum);
+        std::fs::write(&path, encode_png(&blank(3, 2)).unwrap()).unwrap();
+        assert!(!is_drawn(&path), "a picture, but no drawing");
     }
 
     fn lit(image: &RgbImage) -> usize {

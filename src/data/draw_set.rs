@@ -8,10 +8,11 @@ use rayon::prelude::*;
 
 use super::coco::{Annotation, Dataset, ImageInfo};
 use super::decode::decode_file;
-use super::draw::{DrawnObject, annotated, contact_sheet, reduced, write_png};
+use super::draw::{DrawnObject, annotated, contact_sheet, is_drawn, reduced, write_png};
 use super::segmentation::Segmentation;
 use super::shapes::trace::Mask;
 use crate::error::{Error, Result};
+use crate::output::{make_folder, refuse_existing};
 
 /// A picture of a data set and what is known about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +27,8 @@ pub struct DatasetPicture {
 
 /// Writes to `out` a copy of each picture with its objects drawn, and `sheet.png` with the first twelve; returns the
 /// files, the sheet last. `read` reads a picture (upright, as the annotations mean it).
+///
+/// Errors: also `Value` if a file of such a name is there that was not drawn.
 pub fn draw_dataset(
     pictures: &[DatasetPicture],
     names: &[String],
@@ -34,7 +37,11 @@ pub fn draw_dataset(
 ) -> Result<Vec<PathBuf>> {
     const ON_SHEET: usize = 12;
     const CELL: u32 = 480; // pixels: a sheet must open quickly also where the pictures are photographs
-    std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+    make_folder("--out", out)?;
+    let names_here = pictures.iter().map(|p| copy_name(&p.file_name)).chain(["sheet.png".to_string()]);
+    for path in names_here.map(|name| out.join(name)).filter(|path| !is_drawn(path)) {
+        refuse_existing("--out", &path)?;
+    }
     let done = pictures
         .par_iter()
         .enumerate()

@@ -87,7 +87,8 @@ impl Default for ShapesOptions {
 }
 
 impl ShapesOptions {
-    fn check(&self) -> Result<()> {
+    /// Errors: `Value` for what cannot be made.
+    pub fn check(&self) -> Result<()> {
         let (w, h) = self.size;
         if !(48..=4096).contains(&w) || !(48..=4096).contains(&h) {
             return Err(Error::value("shapes: size", format!("{w}x{h}: want 48 to 4096 pixels in each direction")));
@@ -362,7 +363,7 @@ fn claim(dir: &Path) -> Result<()> {
     if !mark.exists() && entries.next().is_some() && !is_ours() {
         return Err(Error::data(dir, "this folder holds files that `dataset shapes` did not make: choose another one"));
     }
-    fs::write(&mark, "made by upres: `dataset shapes` may overwrite what is here\n").map_err(|e| Error::io(&mark, e))
+    fs::write(&mark, "made by upres: `train` may make what is here anew\n").map_err(|e| Error::io(&mark, e))
 }
 
 /// [`generate`], unless `dir` holds the complete set of the same options already.

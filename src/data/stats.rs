@@ -6,6 +6,7 @@ use std::fmt;
 use super::buckets::{Buckets, Shape};
 use super::coco::{Dataset, TrainFilter};
 use super::pipeline::{Geometry, Pipeline};
+use crate::output::counted;
 
 /// COCO's limits between small, medium and large, in square pixels.
 pub const AREA_LIMITS: [f64; 2] = [32.0 * 32.0, 96.0 * 96.0];
@@ -106,8 +107,11 @@ impl fmt::Display for Stats {
         let each = boxes as f64 / self.images.max(1) as f64;
         writeln!(
             f,
-            "images        {} ({} to train on), {boxes} boxes, {each:.1} an image, {} crowd regions",
-            self.images, self.training_images, self.crowd
+            "images        {} ({} to train on), {}, {each:.1} an image, {}",
+            self.images,
+            self.training_images,
+            counted(boxes, "box"),
+            counted(self.crowd, "crowd region")
         )?;
         write!(f, "sizes        ")?;
         for ((w, h), n) in self.sizes.iter().take(6) {

@@ -104,7 +104,7 @@ fn auto() -> Target {
     match cuda::unusable() {
         None => Target::Cuda,
         Some(why) => {
-            eprintln!("the CPU is used, because {why}");
+            crate::output::tell(format_args!("the CPU is used, because {why}"));
             Target::Cpu
         }
     }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::wrong;
 use super::{Metrics, Overlap};
 use crate::error::Result;
+use crate::output::counted;
 
 /// What to look at beside the metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -182,8 +183,9 @@ impl Confusion {
         let nothing: u64 = self.counts[k].iter().sum();
         write!(
             f,
-            "\n of {objects} objects {hits} found, {confused} found as another class, {missed} missed; {nothing} found \
-             where nothing is"
+            "\n of {} {hits} found, {confused} found as another class, {missed} missed; {nothing} found \
+             where nothing is",
+            counted(objects as usize, "object")
         )?;
         let name = |i: usize| self.classes[i].chars().count();
         let shown = &all[..all.len().min(LISTED)];

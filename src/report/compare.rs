@@ -43,6 +43,21 @@ impl Run {
     }
 }
 
+/// Checks folders that are to be compared with a run.
+///
+/// Errors: `Data` if one is no run, of which there would be nothing to show.
+pub fn check(dirs: &[PathBuf]) -> Result<()> {
+    for dir in dirs {
+        if !dir.is_dir() {
+            return Err(Error::data(dir, "--compare: no such run directory"));
+        }
+        if !["log.jsonl", "metrics.json"].iter().any(|name| dir.join(name).is_file()) {
+            return Err(Error::data(dir, "--compare: no run, as it has no log.jsonl: name the folder that holds one"));
+        }
+    }
+    Ok(())
+}
+
 /// Runs that differ only by their seed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Group {

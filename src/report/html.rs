@@ -10,6 +10,7 @@ use super::results::Results;
 use super::sections;
 use crate::data::shapes::write_atomically;
 use crate::error::Result;
+use crate::output::counted;
 
 const STYLE: &str = "
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2330;background:#f4f5f7;margin:0}
@@ -87,8 +88,8 @@ fn render(groups: &[Group], recipe: &str, examples: &[(Vec<u8>, String)]) -> Res
     if run.log.skipped > 0 {
         let _ = write!(
             body,
-            "<p class=\"warn\">{} lines of log.jsonl could not be read and are left out.</p>",
-            run.log.skipped
+            "<p class=\"warn\">Left out, as not readable: {} of log.jsonl.</p>",
+            counted(run.log.skipped, "line")
         );
     }
     Ok(format!(
@@ -107,7 +108,7 @@ fn head(body: &mut String, run: &Run, title: &str) {
         facts.push(format!("seed {}", s.seed));
         facts.push(match s.threads {
             0 => escape(&s.device),
-            n => format!("{}, {n} threads", escape(&s.device)),
+            n => format!("{}, {}", escape(&s.device), counted(n, "thread")),
         });
         if s.parameters > 0 {
             facts.push(format!("{:.2} million parameters", s.parameters as f64 / 1e6));

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::draw::{DrawnObject, annotated, contact_sheet, encode_png, reduced};
 use crate::data::shapes::write_atomically;
 use crate::error::{Error, Result};
+use crate::output::counted;
 
 /// Longer sides are reduced to this before drawing: a report of many megabytes opens slowly.
 const MAX_SIDE: u32 = 480;
@@ -48,7 +49,8 @@ pub fn save_examples(run_dir: &Path, examples: &[Example], names: &[String]) -> 
         let file = format!("{i:03}.png");
         let path = dir.join(&file);
         write_atomically(&path, &encode_png(&side_by_side(example, names))?)?;
-        let caption = format!("{}: {} objects, {} detections", example.name, example.truth.len(), example.found.len());
+        let (objects, detections) = (counted(example.truth.len(), "object"), counted(example.found.len(), "detection"));
+        let caption = format!("{}: {objects}, {detections}", example.name);
         entries.push(Entry { file, caption });
         paths.push(path);
     }
@@ -143,7 +145,7 @@ mod tests {
         let left = std::fs::read_dir(dir.path().join("examples")).unwrap().count();
         assert_eq!((files.len(), left), (1, 2));
         let back = read_examples(dir.path());
-        assert_eq!(back[0].1, "a.png: 1 objects, 2 detections");
+        assert_eq!(back[0].1, "a.png: 1 object, 2 detections");
         let sheet = image::load_from_memory(&back[0].0).unwrap();
         assert!(sheet.width() < 2 * MAX_SIDE + 40 && sheet.width() > 2 * MAX_SIDE);
         std::fs::write(dir.path().join("examples/index.json"), r#"[{"file":"../x.png","caption":""}]"#).unwrap();

@@ -37,7 +37,7 @@ pub(super) fn look(device: &Device, what: &str, t: &Tensor) {
     // A copy that fails is reported by the next op as well.
     if !is_finite(t).unwrap_or(true) {
         let name = format!("{what} of {}, {t:?}", current_scope());
-        eprintln!("first tensor that is not finite: {name}");
+        crate::output::tell(format_args!("first tensor that is not finite: {name}"));
         FOUND.with(|found| *found.borrow_mut() = Some(name));
     }
 }

@@ -20,6 +20,7 @@ use super::engine::is_state;
 use super::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::nn::ParamStore;
+use crate::output::counted;
 use crate::tape::Param;
 use crate::tensor::{DType, Tensor};
 use crate::weights;
@@ -233,7 +234,7 @@ impl Checkpoint {
         let cause = match store.all().iter().find(|p| p.name().ends_with("fc_cls.bias")) {
             Some(p) if heads => {
                 let (have, want) = (self.meta.classes.len(), p.numel() - 1);
-                format!("of another class count: the checkpoint has {have} classes, the recipe {want}")
+                format!("of another class count: the checkpoint has {}, the recipe {want}", counted(have, "class"))
             }
             _ => "of another model".into(),
         };

@@ -11,6 +11,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::ParamStore;
+use crate::output::{check_files, refuse_existing};
 use crate::weights::{self, Format, Origin};
 
 /// What has been written.
@@ -26,9 +27,10 @@ pub struct Converted {
 
 /// Writes a checkpoint's weights (their running averages, where it has them) for another program.
 ///
-/// Errors: `Checkpoint` if it cannot be read, or if its detector is none of the other program's.
+/// Errors: `Value` if `out` is there already, or cannot be written; `Checkpoint` if `checkpoint` cannot be read, or if its detector
+/// is none of the other program's.
 pub fn to_foreign(checkpoint: &Path, format: Format, out: &Path) -> Result<Converted> {
-    refuse_itself(checkpoint, out)?;
+    check_out(checkpoint, out)?;
     let file = Checkpoint::load(checkpoint)?;
     let recipe = file.recipe()?;
     let (store, _) = model(&Device::cpu().planner(), &recipe, file.meta.classes.len())?;
@@ -46,9 +48,9 @@ pub fn to_foreign(checkpoint: &Path, format: Format, out: &Path) -> Result<Conve
 /// Makes a checkpoint of the weights of another program. `classes` are the names of the file's classes, in its order and
 /// without background; those without a name ([`is_left_out`]) are left out.
 ///
-/// Errors: as [`weights::load`]; `Value` for class names that are none.
+/// Errors: as [`weights::load`]; `Value` if `out` is there already or cannot be written, and for class names that are none.
 pub fn from_foreign(file: &Path, format: Format, recipe: &Recipe, classes: &[String], out: &Path) -> Result<Converted> {
-    refuse_itself(file, out)?;
+    check_out(file, out)?;
     let keep: Vec<usize> = (0..classes.len()).filter(|&i| !is_left_out(&classes[i])).collect();
     let names: Vec<String> = keep.iter().map(|&i| classes[i].clone()).collect();
     let mut seen = BTreeSet::new();
@@ -84,7 +86,8 @@ fn model(device: &Device, recipe: &Recipe, classes: usize) -> Result<(ParamStore
     Ok((store, model))
 }
 
-fn refuse_itself(input: &Path, out: &Path) -> Result<()> {
-    let same = input.canonicalize().ok().zip(out.canonicalize().ok()).is_some_and(|(a, b)| a == b);
-    if same { Err(Error::value(out.display().to_string(), "is the input: name another file")) } else { Ok(()) }
+/// Weights are costly: none are overwritten.
+fn check_out(input: &Path, out: &Path) -> Result<()> {
+    check_files(&[("OUTPUT", out)], &[("the input", input)])?;
+    refuse_existing("OUTPUT", out)
 }

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::event::{Eval, Event, Observer, Stage, Train};
 use super::recipe::{Recipe, Resize};
 use crate::error::Result;
+use crate::output::{counted, tell};
 
 /// Plain lines of training steps come no faster than this.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
@@ -60,7 +61,7 @@ impl Progress {
     /// One line above the bar.
     fn say(&mut self, text: &str) {
         match &mut self.out {
-            Out::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
+            Out::Bar(bar) => bar.suspend(|| tell(text)),
             // A run does not end because nobody listens.
             Out::Plain(_, out) => drop(writeln!(out, "{text}").and_then(|()| out.flush())),
         }
@@ -72,8 +73,10 @@ impl Progress {
         let count =
             if stage.stages > 1 { format!(" ({} of {})", stage.stage_index + 1, stage.stages) } else { String::new() };
         self.say(&format!(
-            "stage {}{count}: {} steps, {} images, input {shapes} (height×width), memory {memory}",
-            stage.stage, stage.steps, stage.images
+            "stage {}{count}: {}, {}, input {shapes} (height×width), memory {memory}",
+            stage.stage,
+            counted(stage.steps as usize, "step"),
+            counted(stage.images, "image")
         ));
         if let Out::Bar(bar) = &self.out {
             bar.set_length(stage.steps);
@@ -118,13 +121,13 @@ impl Observer for Progress {
             Event::Start(start) => {
                 let resumed = start.resumed_at.map_or(String::new(), |step| format!(", goes on after step {step}"));
                 let text = format!(
-                    "upres {}: {}, {} classes, {:.1} M parameters, {} with {} threads, seed {}{resumed}",
+                    "upres {}: {}, {}, {:.1} M parameters, {} with {}, seed {}{resumed}",
                     start.version,
                     start.recipe,
-                    start.classes.len(),
+                    counted(start.classes.len(), "class"),
                     start.parameters as f64 / 1e6,
                     start.device,
-                    start.threads,
+                    counted(start.threads, "thread"),
                     start.seed
                 );
                 self.say(&text);
@@ -138,9 +141,9 @@ impl Observer for Progress {
                     bar.finish_and_clear();
                 }
                 let text = format!(
-                    "{} after {} steps in {}; {:.1} % of the time waited for data",
+                    "{} after {} in {}; {:.1} % of the time waited for data",
                     end.reason,
-                    end.global_step,
+                    counted(end.global_step as usize, "step"),
                     duration(end.time_s),
                     end.data_wait * 100.0
                 );

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::precision::{Precision, StatePrecision};
 use crate::models::config::ModelConfig;
+use crate::output::counted;
 
 /// One training run, resolved: what is not in the file has its default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
@@ -234,8 +235,9 @@ impl StageConfig {
         (batch != 0 && batch != images).then(|| {
             let scaled = short(self.effective_lr());
             format!(
-                "{}: learning rate {lr} is stated for steps of {batch} images; scaled to {scaled} for steps of {images}",
-                self.name
+                "{}: learning rate {lr} is stated for steps of {}; scaled to {scaled} for steps of {images}",
+                self.name,
+                counted(batch, "image")
             )
         })
     }

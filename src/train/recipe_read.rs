@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::recipe::Recipe;
 use super::recipe_keys::{Key, Need, Want};
-use super::recipe_schema::{Places, check, join, key_at, line};
+use super::recipe_schema::{Places, check, is_known, join, key_at, line};
 use crate::models::config::{Detector, ModelConfig};
 use crate::{Error, Result};
 
@@ -211,6 +211,17 @@ fn apply(file: &Path, root: &mut Table, places: &mut Places, given: &Override) -
     }
     let path = parts.join(".");
     let key = key_at(&path);
+    if given.value.is_empty() && is_known(&path) {
+        let inside = table_around(root, &parts);
+        let needed = key.is_some_and(|key| matches!(key.need, Need::Required | Need::RequiredInTable));
+        match inside {
+            Some((table, name)) if !(needed && table.contains_key(name)) => drop(table.remove(name)),
+            None => {} // nothing to remove
+            Some(_) => return error("it cannot be left out: give it a value".to_string()),
+        }
+        places.set(&path, &format!("{}=", given.key));
+        return Ok(());
+    }
     let value = parse_value(&given.value, key.map(|key| key.want));
     let Some((last, tables)) = parts.split_last() else { return Ok(()) };
 
@@ -236,17 +247,28 @@ fn apply(file: &Path, root: &mut Table, places: &mut Places, given: &Override) -
     if path.starts_with("stage.") && tables.len() == 2 && (last == "epochs" || last == "steps") {
         table.remove(if last == "epochs" { "steps" } else { "epochs" });
     }
-    let may_miss = key.map_or_else(|| table.get(last).is_some_and(Value::is_table), |key| key.need == Need::Optional);
-    if given.value.is_empty() && may_miss {
-        table.remove(last);
-    } else {
-        table.insert(last.clone(), value);
-    }
+    table.insert(last.clone(), value);
     if last == "kind" {
         remove_other_kinds(&tables.join("."), table); // what the file says for its own kind
     }
     places.set(&path, &format!("{}={}", given.key, given.value));
     Ok(())
+}
+
+/// The table that a key is in, if that is there, and the key's name in it.
+fn table_around<'a, 'b>(root: &'a mut Table, parts: &'b [String]) -> Option<(&'a mut Table, &'b String)> {
+    let (name, tables) = parts.split_last()?;
+    let (mut table, mut rest) = (root, tables);
+    if let [first, index, inner @ ..] = tables
+        && first == "stage"
+    {
+        let stages = table.get_mut("stage")?.as_array_mut()?;
+        (table, rest) = (stages.get_mut(index.parse::<usize>().ok()?)?.as_table_mut()?, inner);
+    }
+    for part in rest {
+        table = table.get_mut(part)?.as_table_mut()?;
+    }
+    Some((table, name))
 }
 
 fn stage_names(root: &Table) -> Vec<String> {

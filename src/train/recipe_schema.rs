@@ -218,12 +218,23 @@ fn is_inside(path: &str, table: &str) -> bool {
 
 /// What is known at a path of the tree: a key, or `None` for a table or nothing.
 pub(super) fn key_at(path: &str) -> Option<&'static Key> {
+    let spot = spot_at(path);
+    KEYS.iter().find(|key| key.path == spot.pattern)
+}
+
+fn spot_at(path: &str) -> Spot {
     let mut parts = path.split('.').collect::<Vec<_>>();
     if parts.len() > 1 && parts[0] == "stage" {
         parts[1] = "*";
     }
-    let spot = parts.iter().fold(Spot::default(), |spot, part| spot.child(part));
-    KEYS.iter().find(|key| key.path == spot.pattern)
+    parts.iter().fold(Spot::default(), |spot, part| spot.child(part))
+}
+
+/// Whether a path of the tree is that of a key or a table; stages are lists.
+pub(super) fn is_known(path: &str) -> bool {
+    let pattern = spot_at(path).pattern;
+    let is_list = matches!(pattern.as_str(), "stage" | "stage.*");
+    !is_list && KEYS.iter().any(|key| key.path == pattern || is_inside(key.path, &pattern))
 }
 
 fn real(value: &Value) -> Option<f64> {

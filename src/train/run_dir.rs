@@ -9,6 +9,7 @@ use super::atomic::{link_atomic, write_atomic};
 use super::recipe::Recipe;
 use super::recipe_read::Override;
 use crate::error::{Error, Result};
+use crate::output::make_folder;
 
 /// Where runs go that are not told where.
 const DEFAULT_PARENT: &str = "runs";
@@ -29,8 +30,8 @@ impl RunDir {
     pub fn create(out: Option<&Path>, recipe: &Recipe) -> Result<RunDir> {
         let root = match out {
             Some(out) => {
+                make_folder("--out", out)?;
                 refuse_used(out)?;
-                fs::create_dir_all(out).map_err(|error| Error::io(out, error))?;
                 out.to_path_buf()
             }
             None => next_free(Path::new(DEFAULT_PARENT), &recipe.name)?,
@@ -245,15 +246,13 @@ fn refuse_used(out: &Path) -> Result<()> {
             }
             Some(_) => refuse("is not empty: name another folder"),
         },
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(_) if out.is_file() => refuse("is a file: name a folder"),
         Err(error) => Err(Error::io(out, error)),
     }
 }
 
 /// Makes `parent/name-n` with the lowest `n` above all that are there, so that runs stay in the order of their numbers.
 fn next_free(parent: &Path, name: &str) -> Result<PathBuf> {
-    fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
+    make_folder("--out", parent)?;
     let entries = fs::read_dir(parent).map_err(|error| Error::io(parent, error))?;
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     let number = |entry: String| entry.strip_prefix(name)?.strip_prefix('-')?.parse::<u64>().ok();

@@ -12,6 +12,7 @@ use super::{Format, Predictor, Translator, file, fit};
 use crate::error::{Error, Result};
 use crate::models::config::{Detector, ModelConfig};
 use crate::nn::ParamStore;
+use crate::output::counted;
 use crate::tape::Param;
 
 /// Names in an error.
@@ -95,7 +96,10 @@ impl Reader<'_> {
         if let (Some((_, named)), Some(has)) = (origin.keep, self.classes())
             && named != has
         {
-            return Err(Error::checkpoint(self.path, format!("it has {has} classes, and {named} are named")));
+            return Err(Error::checkpoint(
+                self.path,
+                format!("it has {}, and {named} are named", counted(has, "class")),
+            ));
         }
         let mut all = Differences::default();
         let mut used = BTreeSet::new();

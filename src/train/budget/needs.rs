@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::{Budget, Change, MOST_IMAGES, StageFit};
 use crate::error::{Error, Result};
+use crate::output::counted;
 use crate::tensor::DType;
 use crate::train::engine::StageSetup;
 use crate::train::plans::{Planner, StagePlans};
@@ -284,8 +285,7 @@ impl Needs<'_> {
         let changes = changes.join("; ");
         fit.why.push(format!("{}: {changes}: it needs {after}, as written {before}; {budget}", stage.name));
         if micro_batch != stage.micro_batch && self.sees_batch(stage) {
-            let images = |n: usize| if n == 1 { "1 image".into() } else { format!("{n} images") };
-            let (sees, instead) = (images(micro_batch), stage.micro_batch);
+            let (sees, instead) = (counted(micro_batch, "image"), stage.micro_batch);
             fit.why.push(format!(
                 "{}: batch norm sees {sees} instead of {instead}: the result is not the recipe's",
                 stage.name

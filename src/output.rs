@@ -1,0 +1,198 @@
+//! What a program leaves behind: standard output, and the files and folders that its user names. These are checked before the work
+//! whose results they take: nothing is computed and then lost, and no file of the user's is lost to it.
+
+use std::fmt::Display;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::error::{Error, Result};
+
+/// Prints a text and a line break. A reader that has seen enough (`| head`) is no failure; files are written before.
+///
+/// Errors: `Value` where standard output cannot be written, on a full disk for one.
+pub fn print(program: &str, text: impl Display) -> Result<()> {
+    let mut out = io::stdout().lock();
+    // Formatted before: the writer gets whole lines.
+    match out.write_all(format!("{text}\n").as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::value(program, format!("standard output: {e}: send it elsewhere")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Says a line on the error output. A program does not end because nobody listens.
+pub fn tell(line: impl Display) {
+    let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+}
+
+/// How a program ends: of an error one line is said, and the exit code is 1.
+pub fn ended(done: Result<ExitCode>) -> ExitCode {
+    done.unwrap_or_else(|e| {
+        tell(format_args!("error: {e}"));
+        ExitCode::FAILURE
+    })
+}
+
+/// Checks files that a program will write, each with its option, against each other and against what it reads.
+///
+/// Errors: `Value` if one is an input or another output, is a folder, or cannot be written.
+pub fn check_files(files: &[(&str, &Path)], inputs: &[(&str, &Path)]) -> Result<()> {
+    for (i, (option, path)) in files.iter().enumerate() {
+        let refuse = |what: String| Err(Error::value(*option, format!("{} {what}: name another file", path.display())));
+        if let Some((what, _)) = inputs.iter().find(|(_, input)| is_same_file(input, path)) {
+            return refuse(format!("is {what}"));
+        }
+        if let Some((other, _)) = files[..i].iter().find(|(_, other)| is_same_file(other, path)) {
+            return refuse(format!("is that of {other} too"));
+        }
+        if let Err(why) = check_writable(path) {
+            return Err(Error::value(*option, format!("{}: {why}", path.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to write where something is.
+pub fn refuse_existing(option: &str, path: &Path) -> Result<()> {
+    if path.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let kind = if path.is_dir() { "folder" } else { "file" };
+    Err(Error::value(option, format!("{} exists already: name another {kind}, or remove it", path.display())))
+}
+
+/// Makes a folder that a program will write to, with those around it, unless it is there.
+///
+/// Errors: `Value` if a file is in the way, or nothing can be written there.
+pub fn make_folder(option: &str, folder: &Path) -> Result<()> {
+    let refuse = |what: String| Err(Error::value(option, format!("{}{what}", folder.display())));
+    if let Some(file) = folder.ancestors().find(|p| p.is_file()) {
+        let which = if file == folder { String::new() } else { format!(": {}", file.display()) };
+        return refuse(format!("{which} is a file: name a folder"));
+    }
+    match fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder)) {
+        Ok(_) => Ok(()),
+        Err(e) => refuse(format!(": cannot be written to ({e}): name a folder in which you may write")),
+    }
+}
+
+/// `1 class`, `2 classes`.
+pub fn counted(n: usize, noun: &str) -> String {
+    let ending = if noun.ends_with(['s', 'x']) { "es" } else { "s" };
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}{ending}") }
+}
+
+/// Why a file cannot be written, and what to do. Tried, not guessed; what is there stays as it is.
+fn check_writable(path: &Path) -> Result<(), String> {
+    let tried = match fs::metadata(path) {
+        Ok(found) if found.is_dir() => return Err("is a folder: name a file".into()),
+        Ok(found) if found.is_file() => OpenOptions::new().append(true).open(path).map(drop),
+        Ok(_) => Ok(()), // a device or a pipe: to open it may do something
+        Err(_) => {
+            let folder = folder_of(path);
+            if let Some(file) = folder.ancestors().find(|p| p.is_file()) {
+                return Err(format!("{} is a file, not a folder: name another place", file.display()));
+            }
+            if !folder.is_dir() {
+                return Err(format!("there is no folder {}: make it, or name another file", folder.display()));
+            }
+            let made = OpenOptions::new().write(true).create_new(true).open(path);
+            made.and_then(|_| fs::remove_file(path))
+        }
+    };
+    tried.map_err(|e| format!("cannot be written ({e}): name another file"))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// By name, links followed, also where it is not there yet; or by another link to it: checkpoints of a run share files.
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        if let (Ok(a), Ok(b)) = (fs::metadata(a), fs::metadata(b)) {
+            // Devices and pipes hold nothing that could be lost.
+            return a.is_file() && (a.dev(), a.ino()) == (b.dev(), b.ino());
+        }
+    }
+    full(a) == full(b)
+}
+
+fn full(path: &Path) -> PathBuf {
+    let by_folder = || Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(by_folder).unwrap_or_else(|| path.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_cannot_be_written_are_refused_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("folder")).unwrap();
+        fs::write(path("in"), "in").unwrap();
+        fs::write(path("old"), "old").unwrap();
+        fs::hard_link(path("in"), path("in-too")).unwrap();
+        let refused = |files: &[(&str, &str)]| {
+            let paths: Vec<_> = files.iter().map(|(_, name)| path(name)).collect();
+            let files: Vec<_> = files.iter().zip(&paths).map(|((option, _), p)| (*option, p.as_path())).collect();
+            check_files(&files, &[("the input", &path("in"))]).map_err(|e| e.to_string())
+        };
+        assert_eq!(refused(&[("--a", "old"), ("--b", "new"), ("--c", "folder/new")]), Ok(()));
+        assert!(!path("new").exists() && fs::read_to_string(path("old")).unwrap() == "old", "nothing is written");
+        for (files, text) in [
+            (&[("--a", "in")][..], "in is the input: name another file"),
+            (&[("--a", "folder/../in")], "in is the input: name another file"),
+            (&[("--a", "new"), ("--b", "folder/../new")], "new is that of --a too: name another file"),
+            (&[("--a", "old"), ("--b", "old")], "old is that of --a too: name another file"),
+            (&[("--a", "folder")], "folder: is a folder: name a file"),
+            (&[("--a", "none/new")], "none: make it, or name another file"),
+            (&[("--a", "old/new")], "old is a file, not a folder: name another place"),
+        ] {
+            let error = refused(files).unwrap_err();
+            let option = files.last().unwrap().0;
+            assert!(error.starts_with(&format!("{option}: ")) && error.ends_with(text), "{error}");
+        }
+        if cfg!(unix) {
+            assert!(refused(&[("--a", "in-too")]).unwrap_err().contains("is the input"), "another link to it");
+        }
+        if Path::new("/proc/self").is_dir() {
+            let error = check_files(&[("--a", Path::new("/proc/x"))], &[]).unwrap_err().to_string();
+            assert!(error.contains("cannot be written (") && error.ends_with("name another file"), "{error}");
+            check_files(&["--a", "--b"].map(|option| (option, Path::new("/dev/null"))), &[]).unwrap();
+        }
+    }
+
+    #[test]
+    fn folders_are_made_and_nothing_is_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        make_folder("--out", &path("a/b")).unwrap();
+        make_folder("--out", &path("a/b")).unwrap();
+        assert_eq!(fs::read_dir(path("a/b")).unwrap().count(), 0);
+        fs::write(path("file"), "").unwrap();
+        let refused = |p: &Path| make_folder("--out", p).unwrap_err().to_string();
+        assert!(refused(&path("file")).ends_with("file is a file: name a folder"), "{}", refused(&path("file")));
+        assert!(refused(&path("file/x")).ends_with("file is a file: name a folder"));
+        if Path::new("/proc/self").is_dir() {
+            assert!(refused(Path::new("/proc/x")).starts_with("--out: /proc/x: cannot be written to ("));
+        }
+        refuse_existing("OUT", &path("none")).unwrap();
+        let exists = |p: &Path| refuse_existing("OUT", p).unwrap_err().to_string();
+        assert!(exists(&path("file")).ends_with("exists already: name another file, or remove it"));
+        assert!(exists(&path("a")).ends_with("name another folder, or remove it"));
+    }
+
+    #[test]
+    fn numbers_and_nouns_agree() {
+        assert_eq!([0, 1, 2].map(|n| counted(n, "image")), ["0 images", "1 image", "2 images"]);
+        assert_eq!([counted(1, "class"), counted(3, "class"), counted(2, "box")], ["1 class", "3 classes", "2 boxes"]);
+    }
+}

@@ -262,7 +262,7 @@ mod tests {
         }
         fs::write(folder.path().join("file"), "").unwrap();
         fs::create_dir(folder.path().join("empty")).unwrap();
-        write(&folder.path().join("short"), &recipe(&[]), &run_of(["9.0", "9.0", "null"]));
+        write(&folder.path().join("short"), &recipe(&[]), &run_of(["9.0", "null", "null"]));
         let rates = Rates::in_folder(folder.path());
         assert_eq!(rate(&rates, &recipe(&[]), Target::Cpu, 2), Some(3.0));
         let rates = rates.after(&folder.path().join("a")).after(&folder.path().join("empty"));

@@ -172,8 +172,8 @@ fn odd_options_work_or_are_refused_in_one_line() {
     let tiny = ShapesOptions { size: (48, 48), objects: (1, 40), train: 2, val: 0, ..small() };
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(generate(dir.path(), &tiny).unwrap().splits.len(), 1);
-    assert!(generate(dir.path(), &ShapesOptions { train: 0, val: 0, ..small() }).unwrap().splits.is_empty());
     for wrong in [
+        ShapesOptions { train: 0, val: 0, ..small() },
         ShapesOptions { size: (0, 100), ..small() },
         ShapesOptions { size: (100, 5000), ..small() },
         ShapesOptions { objects: (5, 4), ..small() },

@@ -91,6 +91,9 @@ fn check_writable(path: &Path) -> Result<(), String> {
         Ok(found) if found.is_dir() => return Err("is a folder: name a file".into()),
         Ok(found) if found.is_file() => OpenOptions::new().append(true).open(path).map(drop),
         Ok(_) => Ok(()), // a device or a pipe: to open it may do something
+        // A link to a file that is not there yet: writing makes it.
+        Err(_) if path.symlink_metadata().is_ok() => Ok(()),
+        Err(e) if e.kind() != io::ErrorKind::NotFound && e.kind() != io::ErrorKind::NotADirectory => Err(e),
         Err(_) => {
             let folder = folder_of(path);
             if let Some(file) = folder.ancestors().find(|p| p.is_file()) {

@@ -129,13 +129,13 @@ fn evaluate_keeps_its_inputs() {
 fn only_runs_are_compared() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = write_recipe(dir.path(), shapes());
-    let (run, other) = (dir.path().join("run"), dir.path().join("other"));
+    let (run, other) = (dir.path().join("run"), dir.path().join("zebra"));
     let compare = || train(&recipe, &run, &["--stop-after", "1", "--compare", text(&other)]);
-    compare().complains(&["other", "--compare: no such run directory"]);
+    compare().complains(&["zebra", "--compare: no such run directory"]);
     fs::create_dir(&other).unwrap();
-    compare().complains(&["other", "--compare: no run", "log.jsonl"]);
+    compare().complains(&["zebra", "--compare: no run", "log.jsonl"]);
     assert!(!run.exists());
     fs::copy(finished_run().join("log.jsonl"), other.join("log.jsonl")).unwrap();
     compare().done();
-    assert!(fs::read_to_string(run.join("report.html")).unwrap().contains("other"));
+    assert!(fs::read_to_string(run.join("report.html")).unwrap().contains("zebra"));
 }

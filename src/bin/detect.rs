@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use upres::data::decode::image_size;
 use upres::data::draw::{annotated, is_drawn, write_png};
+use upres::data::shapes::write_atomically;
 use upres::data::{BadImages, Category, Dataset, ImageStore};
 use upres::device::choice::DeviceChoice;
 use upres::device::use_threads;
@@ -174,7 +175,7 @@ fn write_json(path: &Path, found: &[ImageDetections], dataset: &Dataset) -> Resu
     });
     let lines: Result<Vec<String>, _> = rows.map(|row| serde_json::to_string(&row)).collect();
     let lines = lines.map_err(|e| Error::data(path, e.to_string()))?;
-    std::fs::write(path, format!("[\n{}\n]\n", lines.join(",\n"))).map_err(|e| Error::io(path, e))
+    write_atomically(path, format!("[\n{}\n]\n", lines.join(",\n")).as_bytes())
 }
 
 /// What was found earlier may be replaced, nothing else.
@@ -190,7 +191,7 @@ fn refuse_other_json(path: &Path) -> Result<()> {
     let is_ours = |bytes: &[u8]| serde_json::from_slice::<Vec<Line>>(bytes).is_ok();
     match std::fs::read(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Ok(bytes) if is_ours(&bytes) => Ok(()),
+        Ok(bytes) if bytes.is_empty() || is_ours(&bytes) => Ok(()),
         _ => {
             let text = format!("{} is not of an earlier `detect`: name another folder", path.display());
             Err(Error::value("--out", text))

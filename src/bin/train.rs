@@ -127,7 +127,10 @@ fn run(args: &Args) -> Result<()> {
             let meta = Checkpoint::load(&dir.last())?.meta;
             budget::check(&mut Planner::new(&recipe, &file, &device)?, &recipe, given, meta.stage)?;
         }
-        let report = PlanReport::new(&recipe, &file, &device, budget, &rates)?;
+        let mut report = PlanReport::new(&recipe, &file, &device, budget, &rates)?;
+        if let (Some(size), Some(_)) = (args.memory, &resumed) {
+            report.notes.push(format!("the stages that are left fit {} bytes as they are", size.0));
+        }
         return print("train", if args.json { report.to_json() } else { report.to_string() });
     }
     let device = args.device.open()?;

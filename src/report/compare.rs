@@ -52,7 +52,10 @@ pub fn check(dirs: &[PathBuf]) -> Result<()> {
             return Err(Error::data(dir, "--compare: no such run directory"));
         }
         if !["log.jsonl", "metrics.json"].iter().any(|name| dir.join(name).is_file()) {
-            return Err(Error::data(dir, "--compare: no run, as it has no log.jsonl: name the folder that holds one"));
+            return Err(Error::data(
+                dir,
+                "--compare: no run, as it has neither log.jsonl nor metrics.json: name the folder that holds them",
+            ));
         }
     }
     Ok(())

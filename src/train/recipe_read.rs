@@ -217,7 +217,11 @@ fn apply(file: &Path, root: &mut Table, places: &mut Places, given: &Override) -
         match inside {
             Some((table, name)) if !(needed && table.contains_key(name)) => drop(table.remove(name)),
             None => {} // nothing to remove
-            Some(_) => return error("it cannot be left out: give it a value".to_string()),
+            Some(_) => {
+                let is_text = key.is_some_and(|key| matches!(key.want, Want::Path | Want::Text));
+                let empty = if is_text { "; an empty text is '\"\"'" } else { "" };
+                return error(format!("it cannot be left out: give it a value{empty}"));
+            }
         }
         places.set(&path, &format!("{}=", given.key));
         return Ok(());

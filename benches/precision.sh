@@ -46,6 +46,7 @@ job() { # CORE PRECISION SEED
 
 # Core i takes every n-th job, so that no two take the same.
 pids=()
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # where one core's job fails, the others end too
 for i in "${!cores[@]}"; do
     (
         n=0

@@ -27,8 +27,9 @@ fn plan(recipe: &Path, more: &[&str]) -> String {
 }
 
 fn report(file: &Path, target: Target) -> PlanReport {
-    PlanReport::new(&Recipe::read(file, &[]).unwrap(), file, &Device::plan_for(target), None, &Rates::default())
-        .unwrap()
+    let recipe = Recipe::read(file, &[]).unwrap();
+    let mut planner = Planner::new(&recipe, file, &Device::plan_for(target)).unwrap();
+    PlanReport::new(&mut planner, &recipe, None, &Rates::default()).unwrap()
 }
 
 #[test]

@@ -120,14 +120,14 @@ fn run(args: &Args) -> Result<()> {
         if let Some(run) = &args.resume {
             rates = rates.after(run);
         }
-        let device = args.device.planner();
+        let mut planner = Planner::new(&recipe, &file, &args.device.planner())?;
         let mut budget = args.memory.map(|size| Budget::Given(size.0));
         if let (Some(dir), Some(given)) = (&resumed, budget.take_if(|_| resumed.is_some())) {
             // As the run itself would: it goes on as it began, or not at all.
             let meta = Checkpoint::load(&dir.last())?.meta;
-            budget::check(&mut Planner::new(&recipe, &file, &device)?, &recipe, given, meta.stage)?;
+            budget::check(&mut planner, &recipe, given, meta.stage)?;
         }
-        let mut report = PlanReport::new(&recipe, &file, &device, budget, &rates)?;
+        let mut report = PlanReport::new(&mut planner, &recipe, budget, &rates)?;
         if let (Some(size), Some(_)) = (args.memory, &resumed) {
             report.notes.push(format!("the stages that are left fit {} bytes as they are", size.0));
         }

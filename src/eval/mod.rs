@@ -332,19 +332,26 @@ mod tests {
         assert!(want.len() > 50 && kinds.is_empty(), "{kinds:?}");
     }
 
+    /// A file of one picture and one class, and of objects of which the other keys are given.
+    fn write_truth(path: &Path, objects: &[&str]) {
+        let each = objects.iter().enumerate();
+        let each = each.map(|(i, keys)| format!(r#"{{"id": {}, "image_id": 1, "category_id": 1, {keys}}}"#, i + 1));
+        let text = format!(
+            r#"{{"images": [{{"id": 1, "file_name": "b.png", "width": 99, "height": 99}}],
+            "categories": [{{"id": 1, "name": "x"}}], "annotations": [{}]}}"#,
+            each.collect::<Vec<_>>().join(", ")
+        );
+        std::fs::write(path, text).unwrap();
+    }
+
     /// One object with a mask, one without: it is neither asked for nor held against.
     #[test]
     fn objects_without_masks_count_as_crowds() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
         let write = |first: &str| {
-            let text = format!(
-                r#"{{"images": [{{"id": 1, "file_name": "b.png", "width": 99, "height": 99}}],
-                "categories": [{{"id": 1, "name": "x"}}],
-                "annotations": [{{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 40], "area": 1600{first}}},
-                                {{"id": 2, "image_id": 1, "category_id": 1, "bbox": [50, 50, 40, 40], "area": 1600}}]}}"#
-            );
-            std::fs::write(&path, text).unwrap();
+            let first = format!(r#""bbox": [0, 0, 40, 40], "area": 1600{first}"#);
+            write_truth(&path, &[&first, r#""bbox": [50, 50, 40, 40], "area": 1600"#]);
         };
         write(r#", "segmentation": [[0, 0, 40, 0, 40, 40, 0, 40]]"#);
         let evaluator = mask_evaluator(&path).unwrap();
@@ -367,11 +374,7 @@ mod tests {
     fn sizes_without_areas_are_those_of_masks() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
-        let text = r#"{"images": [{"id": 1, "file_name": "b.png", "width": 99, "height": 99}],
-            "categories": [{"id": 1, "name": "x"}],
-            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 60, 60],
-                             "segmentation": [[0, 0, 20, 0, 20, 20, 0, 20]]}]}"#;
-        std::fs::write(&path, text).unwrap();
+        write_truth(&path, &[r#""bbox": [0, 0, 60, 60], "segmentation": [[0, 0, 20, 0, 20, 20, 0, 20]]"#]);
         let mask = RleMask::from_window((99, 99), [0, 0, 20, 20], |_, _| true).unwrap();
         let found = ResultBox { image_id: 1, category_id: 1, bbox: [0.0; 4], score: 0.5, segmentation: Some(mask) };
         let m = mask_evaluator(&path).unwrap().evaluate_masks(&[found]).unwrap().by_key();
@@ -384,13 +387,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
         let ap = |area: &str| {
-            let text = format!(
-                r#"{{"images": [{{"id": 1, "file_name": "b.png", "width": 99, "height": 99}}],
-                "categories": [{{"id": 1, "name": "x"}}],
-                "annotations": [{{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 40], "area": 1600}},
-                                {{"id": 2, "image_id": 1, "category_id": 1, "bbox": [90, 50, -40, 40]{area}}}]}}"#
-            );
-            std::fs::write(&path, text).unwrap();
+            let second = format!(r#""bbox": [90, 50, -40, 40]{area}"#);
+            write_truth(&path, &[r#""bbox": [0, 0, 40, 40], "area": 1600"#, &second]);
             let dataset = Dataset::load(&path, "").unwrap();
             let found = |x: f64, y: f64| ResultBox {
                 image_id: 1,

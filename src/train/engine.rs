@@ -444,8 +444,8 @@ impl Engine {
     }
 
     /// Overwrites optimizer state and averages from a checkpoint: `find` gives the values of a name, whatever they are stored as there.
-    /// Err names the first that is missing; but a loss scale may be missing, of a checkpoint that was trained in another precision: it begins anew, after the `steps`
-    /// that the stage has taken.
+    /// Err names the first that is missing; but a loss scale may be missing, of a checkpoint that was trained in another precision: it
+    /// begins anew, after the `steps` that the stage has taken.
     pub fn load_optimizer(
         &mut self,
         has: impl Fn(&str) -> bool,

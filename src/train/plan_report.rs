@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Formatter};
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -15,7 +14,7 @@ use super::plans::{Planner, StageContext, StagePlans};
 use super::progress::{bytes, duration, short};
 use super::rates::{Rate, Rates};
 use super::recipe::{BatchNormMode, Recipe, Recompute, StageConfig};
-use crate::device::{Device, LiveAtPeak, StepPlan, Target};
+use crate::device::{LiveAtPeak, StepPlan, Target};
 use crate::error::Result;
 use crate::tensor::DType;
 
@@ -179,29 +178,22 @@ pub struct LiveGroup {
 }
 
 impl PlanReport {
-    /// Plans every stage for the device that `device` plans for, changed to fit the budget if there is one, and expects of it what
-    /// `rates` say. `file` names the recipe in errors.
-    pub fn new(
-        recipe: &Recipe,
-        file: &Path,
-        device: &Device,
-        budget: Option<Budget>,
-        rates: &Rates,
-    ) -> Result<PlanReport> {
-        let mut planner = Planner::new(recipe, file, device)?;
+    /// Plans every stage as the planner's device needs it, changed to fit the budget if there is one, and expects of it what `rates` say.
+    pub fn new(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>, rates: &Rates) -> Result<PlanReport> {
+        let target = planner.target();
         let has_batch_norm = planner.has_batch_norm();
-        let Fitted { recipe: fitted, stages: fits } = budget::fit(&mut planner, recipe, budget)?;
+        let Fitted { recipe: fitted, stages: fits } = budget::fit(planner, recipe, budget)?;
         let mut stages = Vec::with_capacity(recipe.stages.len());
         for ((index, stage), fit) in fitted.stages.iter().enumerate().zip(fits) {
             let (context, plans) = planner.stage(&fitted, index)?;
-            let mut report = StageReport::new(stage, &context, &plans, has_batch_norm, device.target());
+            let mut report = StageReport::new(stage, &context, &plans, has_batch_norm, target);
             if let Some(budget) = budget {
                 let mut asked = recipe.clone();
                 asked.stages[index].optimizer.state = stage.optimizer.state;
-                let largest = budget::largest(&mut planner, &asked, index, budget)?;
+                let largest = budget::largest(planner, &asked, index, budget)?;
                 report.budget = Some(StageBudget { bytes: budget.bytes(), fit, largest });
             }
-            let rate = rates.of(&fitted, stage, device.target(), rayon::current_num_threads());
+            let rate = rates.of(&fitted, stage, target, rayon::current_num_threads());
             report.expected = rate.map(|rate| ExpectedTime {
                 training_s: (report.steps * report.images_per_step as u64) as f64 / rate.images_per_s,
                 rate,
@@ -210,7 +202,7 @@ impl PlanReport {
         }
         Ok(PlanReport {
             recipe: recipe.name.clone(),
-            device: match device.target() {
+            device: match target {
                 Target::Cpu => "cpu",
                 Target::Sim => "sim",
                 Target::Cuda => "cuda",
@@ -218,7 +210,7 @@ impl PlanReport {
             budget_bytes: budget.map(Budget::bytes),
             data: DataReport::new(&planner.data, &stages)?,
             needed_bytes: stages.iter().map(|s| s.total_bytes).max().unwrap_or(0),
-            notes: planner.data.notes().into_iter().chain(notes(device.target())).collect(),
+            notes: planner.data.notes().into_iter().chain(notes(target)).collect(),
             stages,
         })
     }

@@ -9,7 +9,7 @@ use super::recipe::{Recipe, StageConfig};
 use super::schedule::Schedule;
 use crate::data::loader::plan_batches;
 use crate::data::{ImageStore, LoaderOptions, Shape};
-use crate::device::{Device, StepPlan};
+use crate::device::{Device, StepPlan, Target};
 use crate::error::Result;
 use crate::models::Sampling;
 use crate::tape::Role;
@@ -125,6 +125,11 @@ impl Planner {
         let classes = data.train.dataset().categories.len();
         let engine = Engine::new(&device.planner(), &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)?;
         Ok(Planner { device: device.clone(), data, engine })
+    }
+
+    /// Whom it plans for.
+    pub fn target(&self) -> Target {
+        self.device.target()
     }
 
     /// Whether the detector has batch norm, whatever stages do with it.

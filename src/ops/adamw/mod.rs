@@ -49,8 +49,8 @@ pub fn bias_correction(betas: [f64; 2], step: u64) -> [f32; 2] {
 /// A `grad_scale` that is not finite (`clip_scale` of a norm that is not) skips the step: nothing changes.
 ///
 /// State in bf16 is computed in f32, moves the value as such, and is then rounded stochastically. To the nearest, `s` would never
-/// fall: with β2 = 0.999 it does so by at most a thousandth of itself a step, less than half a unit of bf16. The random numbers are those of the key, of the parameter's place in
-/// the list and of the element; the largest of bf16 stands for what would round to infinity.
+/// fall: with β2 = 0.999 it does so by at most a thousandth of itself a step, less than half a unit of bf16. The random
+/// numbers are those of the key, of the parameter's place in the list and of the element; the largest of bf16 stands for what would round to infinity.
 ///
 /// Shapes: value, grad, mean, square of a parameter alike, f32; all means and squares f32, or all bf16; lr, grad_scale `[1]`,
 /// correction `[2]` f32, and key i32 `[6]` ([`philox::key`](crate::tensor::philox::key)), needed for bf16 alone, read on the device.

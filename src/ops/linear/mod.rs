@@ -5,7 +5,7 @@ pub(super) mod cuda;
 
 use super::conv2d::Activation;
 use super::live::Live;
-use super::{Gradient, OpInfo, bias, wide};
+use super::{Gradient, OpInfo, bias, elementwise, wide};
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
@@ -26,7 +26,7 @@ pub const INFO: OpInfo = OpInfo { name: "linear", gradient: Gradient::Yes };
 /// `Dtype`.
 /// Reference: none needed.
 pub fn linear(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation: Activation) -> Result<Var> {
-    rows(tape, x, w, bias, activation, &x.shape()[..x.shape().len().min(1)])
+    rows(tape, x, w, bias, activation, &x.shape()[..x.shape().len().min(1)], true)
 }
 
 /// As [`linear`], over the last dimension: a token of every pixel.
@@ -34,7 +34,7 @@ pub fn linear(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation:
 /// Shapes: x `[..,C]`, w `[O,C]`, bias `[O]`, y `[..,O]`, floats of one type, bias f32.
 pub fn linear_last(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation: Activation) -> Result<Var> {
     let rank = x.shape().len();
-    rows(tape, x, w, bias, activation, &x.shape()[..rank.saturating_sub(1)])
+    rows(tape, x, w, bias, activation, &x.shape()[..rank.saturating_sub(1)], true)
 }
 
 /// Everything behind the leading dimensions is a row.
@@ -45,6 +45,7 @@ fn rows(
     bias: Option<&Var>,
     activation: Activation,
     leading: &[usize],
+    is_read: bool,
 ) -> Result<Var> {
     let device = x.device().clone();
     let _op = device.enter("linear");
@@ -61,14 +62,16 @@ fn rows(
     }
     if wide::needed(x) {
         let (inputs, depth): (Vec<&Var>, _) = ([x, w].into_iter().chain(bias).collect(), leading.len());
-        return wide::run(tape, &inputs, move |tape, v| {
-            rows(tape, &v[0], &v[1], v.get(2), activation, &v[0].shape()[..depth])
+        return wide::run_product(tape, &inputs, move |tape, v, is_read| {
+            rows(tape, &v[0], &v[1], v.get(2), activation, &v[0].shape()[..depth], is_read)
         });
     }
     let relu = activation == Activation::Relu;
     let mut y = Tensor::empty(&device, &[leading, &[o]].concat(), x.value().dtype())?;
     let s = LinearShape { m, n: o, k: c };
-    {
+    if !is_read && !relu {
+        elementwise::fill(&mut y, 0.0)?; // the rule wants x and w alone
+    } else {
         let mut ws =
             Tensor::empty(&device, &[cuda::workspace(device.target(), || cpu::forward_workspace(&s))], DType::F32)?;
         let (x, w, b) = (x.value(), w.value(), bias.map(Var::value));

@@ -94,8 +94,8 @@ pub(super) struct TooLittle {
 }
 
 impl TooLittle {
-    /// The error of the stage that needs most of `all` that do not fit, where the others fit the budget: what would be enough for all. With a `budget`, also
-    /// whether `optimizer.state = "auto"` would need less.
+    /// The error of the stage that needs most of `all` that do not fit, where the others fit the budget: what would be enough for
+    /// all. With a `budget`, also whether `optimizer.state = "auto"` would need less.
     pub(super) fn error(all: &[TooLittle], budget: Option<usize>) -> Option<Error> {
         let worst = all.iter().rev().max_by_key(|stage| stage.least)?;
         let mut message = worst.message.clone();

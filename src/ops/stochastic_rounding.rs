@@ -134,4 +134,44 @@ mod tests {
         assert_eq!(all[100..], later[..TILE - 100]);
         assert_ne!(all[..8], Draws::new(&key, 3).tile(0)[..8]);
     }
+
+    /// Error of a running mean of `f(gradient)` that is stored in bf16, beside one in f32, after 5000 steps with gaussian gradients: rms
+    /// and mean, in parts of the rms of the one in f32; rounded stochastically, then to the nearest.
+    fn errors(decay: f32, f: impl Fn(f32) -> f32) -> [[f64; 2]; 2] {
+        const N: usize = 4096;
+        let (mut exact, mut stored) = (vec![0.0f32; N], vec![[bf16::ZERO; 2]; N]);
+        for step in 1..=5000 {
+            let mut gradients = Stream::new(1, 0, step, 0, Purpose::Test).rng();
+            let draws = Draws::new(&crate::tensor::philox::key(1, 0, step, 0), 0);
+            for first in (0..N).step_by(TILE) {
+                for (i, word) in (first..).zip(draws.tile(first)) {
+                    let radius = (-2.0 * (1.0 - gradients.uniform()).ln()).sqrt();
+                    let g = f(radius * (std::f32::consts::TAU * gradients.uniform()).cos());
+                    let next = |v: f32| decay * v + (1.0 - decay) * g;
+                    exact[i] = next(exact[i]);
+                    let [stochastic, nearest] = stored[i].map(|v| next(v.to_f32()));
+                    stored[i] = [round(stochastic, (word >> 16) as u16), round_to_nearest(nearest)];
+                }
+            }
+        }
+        let rms = (exact.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / N as f64).sqrt();
+        std::array::from_fn(|k| {
+            let off = || exact.iter().zip(&stored).map(|(&want, got)| got[k].to_f64() - f64::from(want));
+            [(off().map(|d| d * d).sum::<f64>() / N as f64).sqrt() / rms, off().sum::<f64>() / N as f64 / rms]
+        })
+    }
+
+    /// The table of docs/numerics.md, which `--nocapture` prints. The bounds are a fifth around it, for the sampling of 4096 elements.
+    #[test]
+    fn running_means_in_bf16() {
+        let ([stochastic, nearest], [short, short_nearest]) = (errors(0.999, |g| g * g), errors(0.9, |g| g));
+        println!("decay 0.999: {stochastic:.4?}, to the nearest {nearest:.4?}");
+        println!("decay 0.9: {short:.4?}, to the nearest {short_nearest:.4?}");
+        assert!((0.033..0.05).contains(&stochastic[0]) && stochastic[1].abs() < 0.004, "{stochastic:?}");
+        assert!(nearest[0] > 0.5 && nearest[1] > 0.5, "{nearest:?}");
+        assert!(
+            short[0] < 0.006 && short[1].abs() < 0.0006 && short_nearest[0] < 0.006,
+            "{short:?}, {short_nearest:?}"
+        );
+    }
 }

@@ -197,7 +197,9 @@ fn smaller_batches_come_first_where_batch_norm_does_not_see_them() {
     let (recipe, mut planner) = planned(dir.path(), one_stage, &swin);
     let batches = [4, 2, 1];
     let ladder = [batches.map(|n| [(n, Keep), (n, Norms)]).concat(), batches.map(|n| (n, Blocks)).to_vec()].concat();
-    assert_eq!(climb(&recipe, &mut planner, &ladder)[..3], batches.map(|n| (n, Keep)));
+    // Layer norm and GELU can be made again. Of 4 images, blocks that are computed again need more than what is above them.
+    let chosen = climb(&recipe, &mut planner, &ladder);
+    assert_eq!(chosen, ladder.into_iter().filter(|way| *way != (4, Blocks)).collect::<Vec<_>>());
 }
 
 #[test]

@@ -10,6 +10,7 @@ use support::programs::*;
 use support::small::PIXELS;
 use upres::device::{Device, LiveAtPeak, Target};
 use upres::models::Sampling;
+use upres::tensor::DType;
 use upres::train::data::pixel_stats;
 use upres::train::engine::{Bucket, Engine, StageSetup};
 use upres::train::plan_report::{LiveKind, PlanReport, StepKind};
@@ -138,6 +139,22 @@ fn every_recipe_is_accounted_for() {
             }
         }
     }
+}
+
+/// The largest map of a ResNet, after its first convolution: pooling keeps no copy, and the ReLU needs none.
+#[test]
+fn a_stem_keeps_one_map() {
+    let file = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/faster_rcnn_r50_fpn.toml"));
+    let recipe = Recipe::read(file, &[]).unwrap();
+    let mut engine = Engine::new(&Device::plan(), &recipe.model, 6, PIXELS, 0).unwrap();
+    let setup = StageSetup::new(&recipe.stages[0], vec![Bucket { h: 256, w: 320 }], Vec::new(), 8);
+    let setup = StageSetup { dtype: DType::F32, ..setup };
+    let plans = StagePlans::trace(&mut engine, &setup).unwrap();
+    let map = setup.micro_batch * 128 * 160 * 64 * setup.dtype.bytes();
+    let rows = plans.train[0].live_at_peak();
+    let maps: Vec<_> =
+        rows.iter().filter(|r| &*r.module == "backbone/stem" && !r.workspace && r.bytes >= map).collect();
+    assert!(maps.len() == 1 && maps[0].bytes < 2 * map && maps[0].scope.ends_with("conv2d"), "{maps:?}");
 }
 
 #[test]

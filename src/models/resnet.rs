@@ -90,7 +90,8 @@ impl ResNet {
 impl Stem {
     fn forward(&self, tape: &mut Tape, image: &Var, norm: NormMode) -> Result<Var> {
         let x = self.conv1.forward(tape, image, Activation::None)?;
-        let x = self.bn1.forward(tape, &x, None, true, norm)?;
+        // Pooling keeps places and not its input, the largest map of the network: only the ReLU would.
+        let x = tape.keeping_less(|tape| self.bn1.forward(tape, &x, None, true, norm))?;
         max_pool(tape, &x, 3, 2, 1)
     }
 }

@@ -72,6 +72,14 @@ impl Tape {
         self.keeps_less = true;
     }
 
+    /// Runs `f` as after [`Tape::keep_less`]: a part with an output that the next op does not keep, as pooling.
+    pub fn keeping_less<R>(&mut self, f: impl FnOnce(&mut Tape) -> R) -> R {
+        let before = std::mem::replace(&mut self.keeps_less, true);
+        let out = f(self);
+        self.keeps_less = before;
+        out
+    }
+
     /// Whether [`Tape::keep_less`] was asked for, and rules are kept at all.
     pub fn keeps_less(&self) -> bool {
         self.keeps_less && self.recording

@@ -367,7 +367,7 @@ pub enum BatchNormMode {
 pub enum Recompute {
     /// All are kept.
     None,
-    /// The outputs of batch norm that only the next convolution needs are made again from its inputs.
+    /// Outputs of batch norm, layer norm and GELU that only the next product needs are made again from their inputs.
     Norms,
     /// Of each block, and of ResNet's stem, only the input is kept; the backward pass runs it again.
     Blocks,

@@ -18,6 +18,7 @@ mod gather_rows;
 mod gelu;
 mod grad_norm;
 mod image_normalize;
+mod keep_less;
 mod layer_norm;
 mod linear;
 mod loss_scale;

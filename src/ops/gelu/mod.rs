@@ -6,7 +6,7 @@ mod cuda;
 use super::{Gradient, OpInfo, wide};
 use crate::error::Result;
 use crate::on_device;
-use crate::tape::{Backward, Sink, Tape, Var};
+use crate::tape::{Backward, Remade, Sink, Tape, Var};
 use crate::tensor::Tensor;
 
 /// Registry entry.
@@ -15,7 +15,7 @@ pub const INFO: OpInfo = OpInfo { name: "gelu", gradient: Gradient::Yes };
 /// `y = x Φ(x)`, with `Φ` the normal distribution's cumulative function; `Φ` is within 1.5e-7. At -∞ it is 0 within 1e-31.
 ///
 /// Shapes: x, y of any one shape, floats of one type.
-/// Saves: x.
+/// Saves: x. On a tape that keeps less ([`Tape::keep_less`]) y is made again for the next op.
 /// Gradient: x; written over the incoming gradient where nobody else holds it.
 /// Cost: one pass each way, about 20 operations an element; memory-bound.
 /// Errors: `Dtype`.
@@ -27,13 +27,27 @@ pub fn gelu(tape: &mut Tape, x: &Var) -> Result<Var> {
     if wide::needed(x) {
         return wide::run(tape, &[x], move |tape, v| gelu(tape, &v[0]));
     }
-    let mut y = Tensor::empty(device, x.shape(), x.value().dtype())?;
+    let y = forward(x.value())?;
+    let rule = GeluBwd { x: x.value().clone() };
+    if tape.keeps_less() && tape.will_record(&[x]) {
+        let x_value = x.value().clone();
+        let remade = Remade::new(&y, move || {
+            let _op = x_value.device().enter("gelu");
+            forward(&x_value)
+        });
+        return Ok(tape.record_remade(&[x], y, remade, rule));
+    }
+    Ok(tape.record([x], y, rule))
+}
+
+fn forward(x: &Tensor) -> Result<Tensor> {
+    let mut y = Tensor::empty(x.device(), x.shape(), x.dtype())?;
     on_device!(
-        device,
-        cpu => cpu::forward(y.f32s_mut(), x.value().f32s()),
-        cuda => cuda::forward(&mut y, x.value()),
+        x.device(),
+        cpu => cpu::forward(y.f32s_mut(), x.f32s()),
+        cuda => cuda::forward(&mut y, x),
     );
-    Ok(tape.record([x], y, GeluBwd { x: x.value().clone() }))
+    Ok(y)
 }
 
 struct GeluBwd {

@@ -9,7 +9,7 @@ use super::{Gradient, OpInfo, bias, elementwise, wide};
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
-use crate::tape::{Backward, Sink, Tape, Var};
+use crate::tape::{Backward, Saved, Sink, Tape, Var};
 use crate::tensor::{DType, Tensor};
 use cpu::LinearShape;
 
@@ -81,7 +81,8 @@ fn rows(
             cuda => cuda::forward(&mut y, x, w, b, relu, &mut ws, &s),
         );
     }
-    let rule = LinearBwd { x: x.value().clone(), w: w.value().clone(), y: relu.then(|| y.clone()), s };
+    let rule =
+        LinearBwd { x: x.saved(), shape: x.shape().to_vec(), w: w.value().clone(), y: relu.then(|| y.clone()), s };
     Ok(match bias {
         Some(b) => tape.record([x, w, b], y, rule),
         None => tape.record([x, w], y, rule),
@@ -89,7 +90,9 @@ fn rows(
 }
 
 struct LinearBwd {
-    x: Tensor,
+    x: Saved,
+    /// Of x.
+    shape: Vec<usize>,
     w: Tensor,
     y: Option<Tensor>,
     s: LinearShape,
@@ -103,12 +106,13 @@ impl Backward for LinearBwd {
         self.x.bytes() + self.w.bytes() + self.y.as_ref().map_or(0, Tensor::bytes)
     }
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let LinearBwd { x, w, y, s } = *self;
+        let LinearBwd { x, shape, w, y, s } = *self;
         let device = dy.device().clone();
         let live = Live::all(s.m);
         let dy = super::relu_gradient(dy, y, &live)?;
         bias::write_gradient(sink, 2, &dy, s.m, s.n, &live)?;
         sink.write(1, &device, &[s.n, s.k], w.dtype(), |dw, accumulate| {
+            let x = x.get()?;
             let mut ws = Tensor::empty(
                 &device,
                 &[cuda::workspace(device.target(), || cpu::backward_weights_workspace(&s))],
@@ -121,9 +125,8 @@ impl Backward for LinearBwd {
             );
             Ok(())
         })?;
-        let (shape, dtype) = (x.shape().to_vec(), x.dtype());
-        drop(x);
-        sink.write(0, &device, &shape, dtype, |dx, _| {
+        // x is gone, or was not wanted: its memory can serve dx.
+        sink.write(0, &device, &shape, w.dtype(), |dx, _| {
             let mut ws = Tensor::empty(
                 &device,
                 &[cuda::workspace(device.target(), || cpu::backward_data_workspace(&s))],

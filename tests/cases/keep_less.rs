@@ -1,0 +1,104 @@
+//! Ops whose output is made again for the next one on a tape that keeps less: the same bits, and a map less in memory.
+
+use crate::support::tensors::*;
+use upres::Result;
+use upres::device::Device;
+use upres::ops::batch_norm_relu::{BnMode, batch_norm_relu};
+use upres::ops::conv2d::{Activation, conv2d};
+use upres::ops::gelu::gelu;
+use upres::ops::layer_norm::layer_norm;
+use upres::ops::linear::linear_last;
+use upres::ops::max_pool::max_pool;
+use upres::tape::{Param, Role, Tape, Var};
+use upres::tensor::{DType, Tensor};
+
+/// N, H, W, C of the map that is made again: sizes that fill no vector.
+const SHAPE: [usize; 4] = [2, 9, 7, 5];
+const ELEMENTS: usize = 2 * 9 * 7 * 5;
+
+fn param(dev: &Device, seed: u64, shape: &[usize]) -> Result<Param> {
+    let p = Param::new(
+        format!("p{seed}"),
+        Role::Weight,
+        tensor(dev, shape, &uniform(seed, shape.iter().product(), 0.2, 1.0)),
+    );
+    p.set_grad(Some(Tensor::zeros(dev, shape, DType::F32)?))?;
+    Ok(p)
+}
+
+/// What follows a norm or an activation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Next {
+    Conv,
+    Linear,
+    Pool,
+}
+
+/// An op on a map, with some of the parameters.
+type Op = fn(&mut Tape, &Var, &[Param; 4]) -> Result<Var>;
+
+const OPS: [(&str, Op, Next); 4] = [
+    ("batch norm, convolution", batch_norm, Next::Conv),
+    ("batch norm, pooling", batch_norm, Next::Pool),
+    ("layer norm, linear", norm, Next::Linear),
+    ("gelu, linear", |tape, x, _| gelu(tape, x), Next::Linear),
+];
+
+fn batch_norm(tape: &mut Tape, x: &Var, [gamma, beta, mean, var]: &[Param; 4]) -> Result<Var> {
+    let (g, b) = (tape.param(gamma), tape.param(beta));
+    batch_norm_relu(tape, x, &g, &b, (mean, var), BnMode::Train { momentum: 0.1 }, 1e-5, None, true)
+}
+
+fn norm(tape: &mut Tape, x: &Var, [gamma, beta, ..]: &[Param; 4]) -> Result<Var> {
+    let (g, b) = (tape.param(gamma), tape.param(beta));
+    layer_norm(tape, x, &g, &b, 1e-5)
+}
+
+/// Output, all gradients and the statistics; and what the tape has kept.
+fn run(dev: &Device, op: Op, next: Next, less: bool) -> Result<(Vec<Tensor>, usize)> {
+    let each = [param(dev, 1, &[5])?, param(dev, 2, &[5])?, param(dev, 3, &[5])?, param(dev, 4, &[5])?];
+    let w = param(dev, 5, if next == Next::Conv { &[3, 3, 3, 5] } else { &[3, 5] })?;
+    let mut tape = Tape::new(dev);
+    let x = tape.leaf(tensor(dev, &SHAPE, &uniform(6, ELEMENTS, -3.0, 3.0)));
+    let y = if less { tape.keeping_less(|tape| op(tape, &x, &each))? } else { op(&mut tape, &x, &each)? };
+    assert!(!tape.keeps_less(), "only that part");
+    let wv = tape.param(&w);
+    let z = match next {
+        Next::Conv => conv2d(&mut tape, &y, &wv, None, 1, 1, Activation::None)?,
+        Next::Linear => linear_last(&mut tape, &y, &wv, None, Activation::None)?,
+        Next::Pool => max_pool(&mut tape, &y, 3, 2, 1)?,
+    };
+    drop(y);
+    let kept = tape.saved_bytes();
+    let dz = tensor(dev, z.shape(), &uniform(7, z.value().numel(), -1.0, 1.0));
+    let mut out = vec![z.value().clone()];
+    out.extend(tape.backward(vec![(z, dz)])?.get(&x).cloned());
+    let params = each.iter().chain([&w]);
+    params.clone().try_for_each(Param::finish_grad)?; // of those without a gradient: zeros
+    out.extend(params.filter_map(|p| p.grad().clone()));
+    out.extend(each.iter().map(Param::value).map(|v| v.clone()));
+    Ok((out, kept))
+}
+
+#[test]
+fn what_is_made_again_is_what_was_kept() {
+    for (name, op, next) in OPS {
+        let both = |dev: &Device| {
+            let ((mut kept, _), (less, _)) = (run(dev, op, next, false)?, run(dev, op, next, true)?);
+            if dev.has_data() {
+                assert_eq!(kept.len(), less.len());
+                for (i, (a, b)) in kept.iter().zip(&less).enumerate() {
+                    let bits = |t: &Tensor| floats(t).iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                    assert!(bits(a) == bits(b), "{name}, {dev:?}: output {i}");
+                }
+            }
+            kept.extend(less);
+            Ok(kept)
+        };
+        everywhere(both);
+        let kept = |less| run(&Device::cpu(), op, next, less).unwrap().1;
+        // The next op's copy and, of a ReLU, the op's own are counted apart.
+        let copies = if next == Next::Conv { 2 } else { 1 };
+        assert_eq!(kept(false) - kept(true), copies * 4 * ELEMENTS, "{name}");
+    }
+}

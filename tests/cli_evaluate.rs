@@ -189,6 +189,9 @@ fn ground_truth_that_is_not_measured() {
         data.join("images/val").display()
     );
     assert_eq!(ran.err, want);
+    let numbers = dir.path().join("numbers.json");
+    evaluate_on(&data, &["--json", numbers.to_str().unwrap()]).done();
+    assert_eq!(want, format!("note: ground truth: {}\n", json(&numbers)["left_out"].as_str().unwrap()));
 }
 
 #[test]

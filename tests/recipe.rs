@@ -268,6 +268,7 @@ fn wrong_types_and_ranges_name_key_line_and_both_sides() {
         ("epochs = 2", "epochs = \"two\"", &["stage.one.epochs: line 7", "a whole number", "\"two\" (a text)"]),
         ("epochs = 2", "epochs = 2.5", &["stage.one.epochs", "a whole number", "2.5 (a number)"]),
         ("epochs = 2", "epochs = 0", &["stage.one.epochs", "at least 1", "found 0"]),
+        ("epochs = 2", "epochs = 5000000000", &["stage.one.epochs", "found 5000000000", "it is at most 4294967295"]),
         ("epochs = 2", "epochs = 2\nflip = 2", &["stage.one.flip: line 8", "from 0 to 1"]),
         ("epochs = 2", "epochs = 2\nflip = nan", &["stage.one.flip", "nan"]),
         (

@@ -100,7 +100,8 @@ fn run(args: &Cli) -> Result<()> {
     let options = ReadOptions { masks, ..ReadOptions::default() };
     let dataset = Arc::new(Dataset::load_with(&args.annotations, &args.images, options)?);
     let classes = detector.match_classes(&dataset)?;
-    dataset.evaluation_note().iter().for_each(|note| tell(format_args!("note: ground truth: {note}")));
+    let left_out = dataset.evaluation_note();
+    left_out.iter().for_each(|note| tell(format_args!("note: ground truth: {note}")));
     let evaluator = evaluator(&detector, &dataset);
     let views = args.tta.as_ref().map_or(&[View::PLAIN][..], |tta| &tta.views);
     let cache = if views.len() > 1 { CACHE_BYTES } else { 0 };
@@ -130,6 +131,7 @@ fn run(args: &Cli) -> Result<()> {
         "annotations": args.annotations.display().to_string(),
         "images": store.dataset().images.len(),
         "skipped": skipped.len(),
+        "left_out": left_out,
         "detections": rows.len(),
         "views": views.iter().map(|v| json!({ "scale": v.scale, "flip": v.flip })).collect::<Vec<Value>>(),
     });

@@ -17,6 +17,7 @@ use upres::train::checkpoint::{Checkpoint, Meta};
 use upres::train::data::RunData;
 use upres::train::event::Observer;
 use upres::train::finish::finish;
+use upres::train::initial_weights::load_initial_weights;
 use upres::train::plan_report::PlanReport;
 use upres::train::plans::Planner;
 use upres::train::progress::Progress;
@@ -121,16 +122,25 @@ fn run(args: &Args) -> Result<()> {
             rates = rates.after(run);
         }
         let mut planner = Planner::new(&recipe, &file, &args.device.planner())?;
+        let mut notes = Vec::new();
+        if resumed.is_none() {
+            // Memory does not depend on them: whoever plans on another machine need not have them.
+            let classes = planner.data.train.dataset().class_names();
+            let looked_at = load_initial_weights(&recipe, &classes, &planner.engine.store);
+            notes = looked_at
+                .unwrap_or_else(|why| vec![format!("init.weights cannot be used, a run would end with: {why}")]);
+        }
         let mut budget = args.memory.map(|size| Budget::Given(size.0));
         if let (Some(dir), Some(given)) = (&resumed, budget.take_if(|_| resumed.is_some())) {
             // As the run itself would: it goes on as it began, or not at all.
             let meta = Checkpoint::load(&dir.last())?.meta;
             budget::check(&mut planner, &recipe, given, meta.stage)?;
         }
-        let mut report = PlanReport::new(&mut planner, &recipe, budget, &rates)?;
         if let (Some(size), Some(_)) = (args.memory, &resumed) {
-            report.notes.push(format!("the stages that are left fit {} bytes as they are", size.0));
+            notes.push(format!("the stages that are left fit {} bytes as they are", size.0));
         }
+        let mut report = PlanReport::new(&mut planner, &recipe, budget, &rates)?;
+        report.notes.extend(notes);
         return print("train", if args.json { report.to_json() } else { report.to_string() });
     }
     let device = args.device.open()?;

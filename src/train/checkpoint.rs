@@ -189,7 +189,8 @@ impl Checkpoint {
 
     /// Overwrites a model's parameters. With `averaged`, running averages are taken where the checkpoint has them.
     ///
-    /// Errors: `Checkpoint` that names the first tensors that are missing or have another shape; nothing is changed then.
+    /// Errors: `Checkpoint` that names the first tensors that are missing or have another shape, or the first that is not finite; nothing
+    /// is changed then.
     pub fn load_model(&self, store: &ParamStore, averaged: bool) -> Result<()> {
         let values = self.model_values(store, averaged)?;
         store.all().iter().zip(values).try_for_each(|(p, values)| p.load(values))
@@ -201,13 +202,16 @@ impl Checkpoint {
             |p: &&Param| [".fc_cls.", ".fc_reg.", ".conv_logits.", ".retina_cls."].iter().any(|l| p.name().contains(l));
         let rest: Vec<&Param> = store.all().iter().filter(|p| !of_classes(p)).collect();
         let values = self.values_of(&rest, true).map_err(|wrong| self.mismatch(store, &wrong))?;
+        self.check_finite(&rest, &values)?;
         rest.iter().zip(values).try_for_each(|(p, values)| p.load(values))
     }
 
     /// The values of a model's parameters, in the store's order. Otherwise as [`Checkpoint::load_model`].
     pub fn model_values(&self, store: &ParamStore, averaged: bool) -> Result<Vec<&[f32]>> {
         let all: Vec<&Param> = store.all().iter().collect();
-        self.values_of(&all, averaged).map_err(|wrong| self.mismatch(store, &wrong))
+        let values = self.values_of(&all, averaged).map_err(|wrong| self.mismatch(store, &wrong))?;
+        self.check_finite(&all, &values)?;
+        Ok(values)
     }
 
     /// Err lists what is missing or has another shape.
@@ -227,6 +231,16 @@ impl Checkpoint {
             }
         }
         if wrong.is_empty() { Ok(all) } else { Err(wrong) }
+    }
+
+    /// The first of these parameters that holds a value that is not finite, as an error: nothing good can come of it.
+    fn check_finite(&self, params: &[&Param], values: &[&[f32]]) -> Result<()> {
+        let spoilt = |(_, values): &(&&Param, &&[f32])| values.iter().any(|v| !v.is_finite());
+        params.iter().zip(values).find(spoilt).map_or(Ok(()), |(p, values)| {
+            let value = values.iter().find(|v| !v.is_finite()).copied().unwrap_or_default();
+            let message = format!("{} holds {value}: take another checkpoint of the run", p.name());
+            Err(Error::checkpoint(&self.path, message))
+        })
     }
 
     fn mismatch(&self, store: &ParamStore, wrong: &[String]) -> Error {

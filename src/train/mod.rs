@@ -10,6 +10,7 @@ mod evaluation;
 pub mod event;
 pub mod finish;
 pub mod infer;
+pub mod initial_weights;
 pub mod log;
 mod meter;
 pub mod plan_report;

@@ -190,6 +190,15 @@ impl Checker<'_> {
             },
             _ => String::new(),
         };
+        // Limits that only a slip of the finger reaches are not in the words of `expected`.
+        let hint = match key.want {
+            Want::Whole(_, high) | Want::Wholes(_, high)
+                if expected(key.want).contains("at least") && exceeds(value, high) =>
+            {
+                format!(": it is at most {high}")
+            }
+            _ => hint,
+        };
         Err(self.error(spot, format!("want {}, found {}{hint}", expected(key.want), found(value))))
     }
 
@@ -275,6 +284,14 @@ fn range(low: f64, high: f64) -> String {
         (true, false) if low == f64::MIN_POSITIVE => " (more than 0)".to_string(),
         (true, false) => format!(" (at least {})", number(low)),
         _ => String::new(),
+    }
+}
+
+/// Whether a whole number, or one of a list, is above `high`.
+fn exceeds(value: &Value, high: i64) -> bool {
+    match value {
+        Value::Array(list) => list.iter().any(|item| exceeds(item, high)),
+        value => value.as_integer().is_some_and(|number| number > high),
     }
 }
 

@@ -11,6 +11,7 @@ use super::data::{RunData, host_batch, pixel_stats, train_pipeline};
 use super::engine::Engine;
 use super::evaluation::Evaluation;
 use super::event::{self, Event, Observer};
+use super::initial_weights::load_initial_weights;
 use super::meter::{Clock, Late, LateLosses, Meter};
 use super::plans::{StageContext, StagePlans, loader_options, stage_context};
 use super::recipe::Recipe;
@@ -20,7 +21,6 @@ use crate::error::{Error, Result};
 use crate::eval::{Evaluator, Metrics};
 use crate::models::Sampling;
 use crate::tensor::DType;
-use crate::weights::{self, Origin, is_foreign};
 
 /// Least time between two lines of the log.
 const LOG_EVERY: Duration = Duration::from_secs(1);
@@ -99,21 +99,8 @@ pub fn train_on(
         }
         c.load_model(&engine.store, false)?;
         meta = Meta { recipe: meta.recipe, category_ids: meta.category_ids, ..c.meta.clone() };
-    } else if let Some(file) = recipe.init.weights.as_ref().filter(|f| is_foreign(f).unwrap_or(false)) {
-        for note in weights::load(file, &recipe.model, &engine.store, Origin::default())?.notes {
-            observer.note(&format!("init.weights: {note}"));
-        }
-    } else if let Some(weights) = &recipe.init.weights {
-        let c = Checkpoint::load(weights)?;
-        if c.meta.classes == classes {
-            c.load_model(&engine.store, true)?;
-        } else {
-            c.load_all_but_classes(&engine.store)?;
-            let theirs = c.meta.classes.join(", ");
-            observer.note(&format!(
-                "init.weights: its classes ({theirs}) are others than the data's, or in another order: they are learnt anew"
-            ));
-        }
+    } else {
+        load_initial_weights(recipe, &classes, &engine.store)?.iter().for_each(|note| observer.note(note));
     }
     let stores = [("val", &data.val), ("test", &data.test)];
     let mut evaluators = BTreeMap::new();

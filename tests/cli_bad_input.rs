@@ -284,17 +284,17 @@ fn checkpoints() {
 
     // A value that is not finite, in a file that no checksum vouches for.
     let tensors = safetensors::SafeTensors::deserialize(&good).unwrap();
-    let at = tensors.tensor("backbone.conv1.weight").unwrap().data().as_ptr() as usize - good.as_ptr() as usize;
+    let at = tensors.tensor("ema.backbone.conv1.weight").unwrap().data().as_ptr() as usize - good.as_ptr() as usize;
     let mut spoilt = good.clone();
     spoilt[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     let checksum = spoilt.windows(8).position(|w| w == b"\"crc32c\"").unwrap();
     spoilt[checksum + 1..checksum + 7].copy_from_slice(b"nobody");
-    check("nan.safetensors", Some(&spoilt), &["backbone.conv1.weight holds NaN", "take another checkpoint"]);
+    check("nan.safetensors", Some(&spoilt), &["ema.backbone.conv1.weight holds NaN", "use another checkpoint"]);
 
     // A plan does not need them, and says what a run would say.
     let ran =
         c.train(|t| t, &["--plan", "--set", &format!("init.weights={}", c.path("nan.safetensors").display())]).done();
-    assert!(ran.out.contains("\ninit.weights cannot be used, a run would end with: "), "{ran:?}");
+    assert!(ran.out.contains("\ninit.weights cannot be used here, a run would end with: "), "{ran:?}");
     assert!(ran.out.contains("backbone.conv1.weight holds NaN") && ran.out.contains("needs "), "{ran:?}");
 
     // Of another model: training from it is refused and names what differs. Of other classes: what tells them apart is learnt anew.

@@ -126,7 +126,10 @@ fn half_precision_is_f32_but_for_rounding() {
                     let again = pass(device, dtype, how);
                     assert!(half.losses == again.losses && half.gradients == again.gradients, "{what}: {how:?}");
                     assert!(half.statistics == again.statistics, "{what}: {how:?}: statistics");
-                    assert!(again.planned <= half.planned, "{what}: {how:?}");
+                    let less = again.planned < half.planned;
+                    // On the CPU ops of 16 bits keep their inputs whatever is asked for.
+                    let same = how == Recompute::Norms && again.planned == half.planned && !device.runs_kernels();
+                    assert!(less || same, "{what}: {how:?}");
                 }
             }
         }

@@ -268,7 +268,11 @@ fn wrong_types_and_ranges_name_key_line_and_both_sides() {
         ("epochs = 2", "epochs = \"two\"", &["stage.one.epochs: line 7", "a whole number", "\"two\" (a text)"]),
         ("epochs = 2", "epochs = 2.5", &["stage.one.epochs", "a whole number", "2.5 (a number)"]),
         ("epochs = 2", "epochs = 0", &["stage.one.epochs", "at least 1", "found 0"]),
-        ("epochs = 2", "epochs = 5000000000", &["stage.one.epochs", "found 5000000000", "it is at most 4294967295"]),
+        (
+            "epochs = 2",
+            "epochs = 5000000000",
+            &["stage.one.epochs", "found 5000000000", "a whole number); at most 4294967295 is possible"],
+        ),
         ("epochs = 2", "epochs = 2\nflip = 2", &["stage.one.flip: line 8", "from 0 to 1"]),
         ("epochs = 2", "epochs = 2\nflip = nan", &["stage.one.flip", "nan"]),
         (
@@ -285,6 +289,11 @@ fn wrong_types_and_ranges_name_key_line_and_both_sides() {
         ("[data]", "[model.rpn]\nstds = [1, 2, 3, \"4\"]\n[data]", &["model.rpn.stds"]),
         ("[data]", "[model.rpn]\nanchor_scales = []\n[data]", &["model.rpn.anchor_scales", "at least one"]),
         ("[data]", "[model.rpn]\nstrides = [4.5]\n[data]", &["model.rpn.strides", "whole number"]),
+        (
+            "[data]",
+            "[model.rpn]\nstrides = [4, 5000]\n[data]",
+            &["model.rpn.strides", "from 1 to 1024, found [4, 5000] (a list)"],
+        ),
         ("[data]", "[data]\nkeep_empty = 1", &["data.keep_empty", "true or false"]),
         ("\"a.json\"", "\"\"", &["data.train.annotations", "a path in quotes"]),
         ("size = 64", "size = 8", &["stage.one.resize.size", "from 32 to 8192"]),
@@ -292,6 +301,8 @@ fn wrong_types_and_ranges_name_key_line_and_both_sides() {
     for (from, to, wanted) in cases {
         complains(&MINIMAL.replacen(from, to, 1), &[], wanted);
     }
+    let strides = MINIMAL.replacen("[data]", "[model.rpn]\nstrides = [4, 5000]\n[data]", 1);
+    assert!(parse(&strides, &[]).unwrap_err().ends_with("(a list)"), "a limit is said once");
     complains("stage = 3", &[], &["stage: line 1", "[[stage]] tables"]);
     complains("stage = [3]", &[], &["stage.0: line 1", "a [[stage]] table"]);
     complains("a = = 3", &[], &["line 1: not TOML"]);

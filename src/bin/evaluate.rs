@@ -100,9 +100,10 @@ fn run(args: &Cli) -> Result<()> {
     let options = ReadOptions { masks, ..ReadOptions::default() };
     let dataset = Arc::new(Dataset::load_with(&args.annotations, &args.images, options)?);
     let classes = detector.match_classes(&dataset)?;
-    let left_out = dataset.evaluation_note();
-    left_out.iter().for_each(|note| tell(format_args!("note: ground truth: {note}")));
-    let evaluator = evaluator(&detector, &dataset);
+    let mut left_out: Vec<String> =
+        dataset.evaluation_note().into_iter().map(|note| format!("ground truth: {note}")).collect();
+    let evaluator = evaluator(&detector, &dataset, &mut left_out);
+    left_out.iter().for_each(|note| tell(format_args!("note: {note}")));
     let views = args.tta.as_ref().map_or(&[View::PLAIN][..], |tta| &tta.views);
     let cache = if views.len() > 1 { CACHE_BYTES } else { 0 };
     let store = Arc::new(ImageStore::new(dataset, detector.bad_images(), cache));
@@ -156,19 +157,19 @@ fn write_files(args: &Cli, rows: &[ResultBox], boxes: &Measured, masks: Option<&
     json.and(detections).and(confusion)
 }
 
-/// For masks where detector and ground truth have them; says what is not measured.
-fn evaluator(detector: &Detector, dataset: &Dataset) -> Evaluator {
+/// For masks where detector and ground truth have them; adds what is not measured.
+fn evaluator(detector: &Detector, dataset: &Dataset, left_out: &mut Vec<String>) -> Evaluator {
     if !detector.has_masks() {
         return Evaluator::new(dataset);
     }
     let evaluator = match Evaluator::with_masks(dataset) {
         Ok(evaluator) => evaluator,
         Err(why) => {
-            tell(format_args!("note: masks are not measured, only boxes: {why}"));
+            left_out.push(format!("masks are not measured, only boxes: {why}"));
             return Evaluator::new(dataset);
         }
     };
-    dataset.mask_note().iter().for_each(|note| tell(format_args!("note: {note}")));
+    left_out.extend(dataset.mask_note());
     evaluator
 }
 

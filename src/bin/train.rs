@@ -128,7 +128,7 @@ fn run(args: &Args) -> Result<()> {
             let classes = planner.data.train.dataset().class_names();
             let looked_at = load_initial_weights(&recipe, &classes, &planner.engine.store);
             notes = looked_at
-                .unwrap_or_else(|why| vec![format!("init.weights cannot be used, a run would end with: {why}")]);
+                .unwrap_or_else(|why| vec![format!("init.weights cannot be used here, a run would end with: {why}")]);
         }
         let mut budget = args.memory.map(|size| Budget::Given(size.0));
         if let (Some(dir), Some(given)) = (&resumed, budget.take_if(|_| resumed.is_some())) {

@@ -213,7 +213,7 @@ impl Tape {
         f: impl FnOnce(&mut Tape, &[Var]) -> Result<(Vec<Var>, R)>,
     ) -> Result<(Vec<Var>, R)> {
         let Some(seed) = self.seed.clone().filter(|_| self.recording) else { return f(self, inputs) };
-        let mut tape = Tape::training(&self.device, seed.clone());
+        let mut tape = Tape { keeps_less: self.keeps_less, ..Tape::training(&self.device, seed.clone()) };
         let inner: Vec<Var> = inputs.iter().map(|v| tape.stand_in(v)).collect();
         let (losses, rest) = f(&mut tape, &inner)?;
         let roots = losses.iter().map(|loss| (loss.clone(), seed.clone())).collect();

@@ -72,7 +72,7 @@ impl Tape {
         self.keeps_less = true;
     }
 
-    /// Runs `f` as after [`Tape::keep_less`]: a part with an output that the next op does not keep, as pooling.
+    /// Runs `f` as after [`Tape::keep_less`]: for a part whose output the next op does not keep, as pooling.
     pub fn keeping_less<R>(&mut self, f: impl FnOnce(&mut Tape) -> R) -> R {
         let before = std::mem::replace(&mut self.keeps_less, true);
         let out = f(self);

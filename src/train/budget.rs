@@ -179,7 +179,7 @@ impl fmt::Display for StageBudget {
 /// 1. the recipe as it is;
 /// 2. smaller batches in evaluation, which change no result: tried with each of the following ways too, largest first, before
 ///    training is changed any further;
-/// 3. `recompute = "norms"`, one more pass over the outputs of batch norm, or of layer norm and GELU, and the same bits;
+/// 3. `recompute = "norms"`, one more pass over the outputs of batch norm, or of layer norm and GELU, for the same bits;
 /// 4. where batch norm takes the statistics of a pass (`batch_norm = "train"` in a model that has it): `recompute = "blocks"`, which
 ///    gives the same bits too, for a fifth to a third more time; then each smaller divisor of `images_per_step` as `micro_batch`,
 ///    largest first, with each `recompute`, so that batch norm sees as many images as fit;

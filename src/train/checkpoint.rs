@@ -201,22 +201,18 @@ impl Checkpoint {
         let of_classes =
             |p: &&Param| [".fc_cls.", ".fc_reg.", ".conv_logits.", ".retina_cls."].iter().any(|l| p.name().contains(l));
         let rest: Vec<&Param> = store.all().iter().filter(|p| !of_classes(p)).collect();
-        let values = self.values_of(&rest, true).map_err(|wrong| self.mismatch(store, &wrong))?;
-        self.check_finite(&rest, &values)?;
+        let values = self.values_of(store, &rest, true)?;
         rest.iter().zip(values).try_for_each(|(p, values)| p.load(values))
     }
 
     /// The values of a model's parameters, in the store's order. Otherwise as [`Checkpoint::load_model`].
     pub fn model_values(&self, store: &ParamStore, averaged: bool) -> Result<Vec<&[f32]>> {
-        let all: Vec<&Param> = store.all().iter().collect();
-        let values = self.values_of(&all, averaged).map_err(|wrong| self.mismatch(store, &wrong))?;
-        self.check_finite(&all, &values)?;
-        Ok(values)
+        self.values_of(store, &store.all().iter().collect::<Vec<_>>(), averaged)
     }
 
-    /// Err lists what is missing or has another shape.
-    fn values_of(&self, params: &[&Param], averaged: bool) -> Result<Vec<&[f32]>, Vec<String>> {
-        let mut wrong = Vec::new();
+    /// The values of some of the store's parameters.
+    fn values_of(&self, store: &ParamStore, params: &[&Param], averaged: bool) -> Result<Vec<&[f32]>> {
+        let (mut wrong, mut spoilt) = (Vec::new(), None);
         let mut all = Vec::with_capacity(params.len());
         for p in params {
             match self.tensors.get(p.name()) {
@@ -225,22 +221,20 @@ impl Checkpoint {
                     wrong.push(format!("{} is {shape:?}, the model wants {:?}", p.name(), p.shape()));
                 }
                 Some((_, values)) => {
-                    let average = averaged.then(|| self.tensors.get(&format!("ema.{}", p.name()))).flatten();
-                    all.push(average.map_or(values, |(_, v)| v).as_slice());
+                    let average = format!("ema.{}", p.name());
+                    let average = self.tensors.get_key_value(&average).filter(|_| averaged);
+                    let (name, values) = average.map_or((p.name(), values), |(name, (_, values))| (name, values));
+                    let bad = values.iter().find(|v| !v.is_finite());
+                    spoilt = spoilt.or(bad.map(|bad| format!("{name} holds {bad}: use another checkpoint")));
+                    all.push(values.as_slice());
                 }
             }
         }
-        if wrong.is_empty() { Ok(all) } else { Err(wrong) }
-    }
-
-    /// The first of these parameters that holds a value that is not finite, as an error: nothing good can come of it.
-    fn check_finite(&self, params: &[&Param], values: &[&[f32]]) -> Result<()> {
-        let spoilt = |(_, values): &(&&Param, &&[f32])| values.iter().any(|v| !v.is_finite());
-        params.iter().zip(values).find(spoilt).map_or(Ok(()), |(p, values)| {
-            let value = values.iter().find(|v| !v.is_finite()).copied().unwrap_or_default();
-            let message = format!("{} holds {value}: take another checkpoint of the run", p.name());
-            Err(Error::checkpoint(&self.path, message))
-        })
+        match spoilt {
+            _ if !wrong.is_empty() => Err(self.mismatch(store, &wrong)),
+            Some(message) => Err(Error::checkpoint(&self.path, message)),
+            None => Ok(all),
+        }
     }
 
     fn mismatch(&self, store: &ParamStore, wrong: &[String]) -> Error {
@@ -297,6 +291,31 @@ mod tests {
 
     fn state(s: &ParamStore) -> Vec<(String, Tensor)> {
         s.all().iter().map(|p| (p.name().to_string(), p.value())).collect()
+    }
+
+    /// The tensor that is read is named: the average where there is one.
+    #[test]
+    fn what_is_not_finite_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.safetensors");
+        for (weight, average, averaged, named) in [
+            (f32::NAN, 1.0, true, None),
+            (f32::NAN, 1.0, false, Some("conv.weight holds NaN")),
+            (1.0, f32::NEG_INFINITY, true, Some("ema.conv.weight holds -inf")),
+            (1.0, f32::NEG_INFINITY, false, None),
+        ] {
+            let s = store(2);
+            let mut tensors = state(&s);
+            let six = |v: f32| Tensor::from_slice(&Device::cpu(), &[2, 3], &[1.0, v, 1.0, 1.0, v, 1.0]).unwrap();
+            tensors[0].1 = six(weight);
+            tensors.push(("ema.conv.weight".into(), six(average)));
+            save(&path, &meta(), &tensors).unwrap();
+            let loaded = Checkpoint::load(&path).unwrap().load_model(&store(2), averaged);
+            match named {
+                None => loaded.unwrap(),
+                Some(named) => assert!(loaded.unwrap_err().to_string().contains(named), "{named}"),
+            }
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::weights::{self, Origin, is_foreign};
 /// Fills a detector of `classes` with `init.weights`, if the recipe has it: weights of another program, or a checkpoint, whose predictors
 /// are taken where its classes are these. Returns what the user should know. On the plan device the file is only looked at.
 ///
-/// Errors: `Io`; `Checkpoint` if the file is not of the recipe's model.
+/// Errors: `Io`; `Checkpoint` if the file is not of the recipe's model, or holds values that are not finite.
 pub fn load_initial_weights(recipe: &Recipe, classes: &[String], store: &ParamStore) -> Result<Vec<String>> {
     let Some(file) = &recipe.init.weights else { return Ok(Vec::new()) };
     let notes = if is_foreign(file).unwrap_or(false) {

@@ -405,7 +405,8 @@ impl fmt::Display for StageReport {
         }
         match self.recompute {
             Recompute::None => {}
-            Recompute::Norms => write!(f, "outputs of norms made twice; ")?,
+            Recompute::Norms if self.batch_norm.is_some() => write!(f, "outputs of batch norm made twice; ")?,
+            Recompute::Norms => write!(f, "outputs of layer norm and GELU made twice; ")?,
             Recompute::Blocks => write!(f, "blocks of the backbone computed twice; ")?,
         }
         write!(f, "batch norm: ")?;

@@ -190,12 +190,9 @@ impl Checker<'_> {
             },
             _ => String::new(),
         };
-        // Limits that only a slip of the finger reaches are not in the words of `expected`.
         let hint = match key.want {
-            Want::Whole(_, high) | Want::Wholes(_, high)
-                if expected(key.want).contains("at least") && exceeds(value, high) =>
-            {
-                format!(": it is at most {high}")
+            Want::Whole(_, high) | Want::Wholes(_, high) if !says_limit(high) && exceeds(value, high) => {
+                format!("; at most {high} is possible")
             }
             _ => hint,
         };
@@ -295,8 +292,13 @@ fn exceeds(value: &Value, high: i64) -> bool {
     }
 }
 
+/// Whether `whole_range` says the upper limit: not one that only a slip of the finger reaches.
+fn says_limit(high: i64) -> bool {
+    high < i64::from(u32::MAX)
+}
+
 fn whole_range(low: i64, high: i64) -> String {
-    if high >= i64::from(u32::MAX) { format!(" (at least {low})") } else { format!(" from {low} to {high}") }
+    if says_limit(high) { format!(" from {low} to {high}") } else { format!(" (at least {low})") }
 }
 
 /// What a key takes, in words.

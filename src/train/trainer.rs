@@ -98,6 +98,7 @@ pub fn train_on(
             return Err(Error::checkpoint(&c.path, message));
         }
         c.load_model(&engine.store, false)?;
+        c.model_values(&engine.store, true)?; // averages, too, must be finite
         meta = Meta { recipe: meta.recipe, category_ids: meta.category_ids, ..c.meta.clone() };
     } else {
         load_initial_weights(recipe, &classes, &engine.store)?.iter().for_each(|note| observer.note(note));

@@ -31,16 +31,23 @@ fn param(dev: &Device, seed: u64, shape: &[usize]) -> Result<Param> {
 enum Next {
     Conv,
     Linear,
+    /// Two linear layers: the first to run backward makes the map, the second takes it.
+    Two,
+    /// A linear layer that is not trained, and does not ask for the map.
+    Frozen,
     Pool,
 }
 
 /// An op on a map, with some of the parameters.
 type Op = fn(&mut Tape, &Var, &[Param; 4]) -> Result<Var>;
 
-const OPS: [(&str, Op, Next); 4] = [
+const OPS: [(&str, Op, Next); 7] = [
     ("batch norm, convolution", batch_norm, Next::Conv),
     ("batch norm, pooling", batch_norm, Next::Pool),
     ("layer norm, linear", norm, Next::Linear),
+    ("layer norm, two", norm, Next::Two),
+    ("layer norm, frozen", norm, Next::Frozen),
+    ("gelu, two", |tape, x, _| gelu(tape, x), Next::Two),
     ("gelu, linear", |tape, x, _| gelu(tape, x), Next::Linear),
 ];
 
@@ -58,21 +65,32 @@ fn norm(tape: &mut Tape, x: &Var, [gamma, beta, ..]: &[Param; 4]) -> Result<Var>
 fn run(dev: &Device, op: Op, next: Next, less: bool) -> Result<(Vec<Tensor>, usize)> {
     let each = [param(dev, 1, &[5])?, param(dev, 2, &[5])?, param(dev, 3, &[5])?, param(dev, 4, &[5])?];
     let w = param(dev, 5, if next == Next::Conv { &[3, 3, 3, 5] } else { &[3, 5] })?;
+    if next == Next::Frozen {
+        w.set_grad(None)?;
+    }
     let mut tape = Tape::new(dev);
-    let x = tape.leaf(tensor(dev, &SHAPE, &uniform(6, ELEMENTS, -3.0, 3.0)));
+    let leaf = tape.leaf(tensor(dev, &SHAPE, &uniform(6, ELEMENTS, -3.0, 3.0)));
+    let x = max_pool(&mut tape, &leaf, 1, 1, 0)?; // a copy that the op alone holds, once x is gone
     let y = if less { tape.keeping_less(|tape| op(tape, &x, &each))? } else { op(&mut tape, &x, &each)? };
     assert!(!tape.keeps_less(), "only that part");
     let wv = tape.param(&w);
-    let z = match next {
-        Next::Conv => conv2d(&mut tape, &y, &wv, None, 1, 1, Activation::None)?,
-        Next::Linear => linear_last(&mut tape, &y, &wv, None, Activation::None)?,
-        Next::Pool => max_pool(&mut tape, &y, 3, 2, 1)?,
+    let zs = match next {
+        Next::Conv => vec![conv2d(&mut tape, &y, &wv, None, 1, 1, Activation::None)?],
+        Next::Linear | Next::Frozen => vec![linear_last(&mut tape, &y, &wv, None, Activation::None)?],
+        Next::Two => vec![
+            linear_last(&mut tape, &y, &wv, None, Activation::Relu)?,
+            linear_last(&mut tape, &y, &wv, None, Activation::None)?,
+        ],
+        Next::Pool => vec![max_pool(&mut tape, &y, 3, 2, 1)?],
     };
-    drop(y);
+    drop((x, y));
     let kept = tape.saved_bytes();
-    let dz = tensor(dev, z.shape(), &uniform(7, z.value().numel(), -1.0, 1.0));
-    let mut out = vec![z.value().clone()];
-    out.extend(tape.backward(vec![(z, dz)])?.get(&x).cloned());
+    let mut out: Vec<Tensor> = zs.iter().map(|z| z.value().clone()).collect();
+    let seed = |z: Var| {
+        let dz = tensor(dev, z.shape(), &uniform(7, z.value().numel(), -1.0, 1.0));
+        (z, dz)
+    };
+    out.extend(tape.backward(zs.into_iter().map(seed).collect())?.get(&leaf).cloned());
     let params = each.iter().chain([&w]);
     params.clone().try_for_each(Param::finish_grad)?; // of those without a gradient: zeros
     out.extend(params.filter_map(|p| p.grad().clone()));
@@ -98,7 +116,7 @@ fn what_is_made_again_is_what_was_kept() {
         everywhere(both);
         let kept = |less| run(&Device::cpu(), op, next, less).unwrap().1;
         // The next op's copy and, of a ReLU, the op's own are counted apart.
-        let copies = if next == Next::Conv { 2 } else { 1 };
+        let copies = if matches!(next, Next::Conv | Next::Two) { 2 } else { 1 };
         assert_eq!(kept(false) - kept(true), copies * 4 * ELEMENTS, "{name}");
     }
 }

@@ -19,7 +19,7 @@ pub const INFO: OpInfo = OpInfo { name: "linear", gradient: Gradient::Yes };
 /// `y = act(x wᵀ + b)`.
 ///
 /// Shapes: x `[M, ...]` with `C` elements a row, w `[O,C]`, bias `[O]`, y `[M,O]`, floats of one type, bias f32.
-/// Saves: x, w, and y if there is a ReLU.
+/// Saves: x (or how to make it again), w, and y if there is a ReLU.
 /// Gradient: x, w, bias.
 /// Cost: 2·M·O·C flops each for y, dx and dw, as one GEMM each.
 /// Errors: `Shape` if a row of x has not as many elements as a row of w, or the bias another length than w has rows;

@@ -188,13 +188,10 @@ impl Checker<'_> {
                 Some(near) => format!("; did you mean {near:?}?"),
                 None => String::new(),
             },
-            _ => String::new(),
-        };
-        let hint = match key.want {
-            Want::Whole(_, high) | Want::Wholes(_, high) if !says_limit(high) && exceeds(value, high) => {
+            (Want::Whole(_, high) | Want::Wholes(_, high), _) if !says_limit(high) && exceeds(value, high) => {
                 format!("; at most {high} is possible")
             }
-            _ => hint,
+            _ => String::new(),
         };
         Err(self.error(spot, format!("want {}, found {}{hint}", expected(key.want), found(value))))
     }

@@ -94,7 +94,7 @@ fn run(dev: &Device, op: Op, next: Next, less: bool) -> Result<(Vec<Tensor>, usi
     let params = each.iter().chain([&w]);
     params.clone().try_for_each(Param::finish_grad)?; // of those without a gradient: zeros
     out.extend(params.filter_map(|p| p.grad().clone()));
-    out.extend(each.iter().map(Param::value).map(|v| v.clone()));
+    out.extend(each.iter().map(|p| Tensor::clone(&p.value())));
     Ok((out, kept))
 }
 

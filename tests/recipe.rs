@@ -73,6 +73,25 @@ fn shipped_recipes_read_and_their_resolved_text_reads_the_same() {
     assert_eq!(Recipe::built_in(&[]).unwrap(), Recipe::read(path, &[]).unwrap());
 }
 
+/// To the last bit, and in as few digits, whether they are stored in 32 bits (flip) or in 64 (lr).
+#[test]
+fn numbers_are_written_as_they_were_read() {
+    for number in
+        ["0.7", "0.1", "0.33", "0.123456789", "0.017320508075688773", "0.10000000149011612", "9.5367431640625e-7"]
+    {
+        let text = MINIMAL.replacen("lr = 0.01", &format!("lr = {number}"), 1);
+        let text = text.replacen("epochs = 2", &format!("epochs = 2\nflip = {number}"), 1);
+        let recipe = Recipe::parse(&text, "r.toml", &[]).unwrap();
+        let written = recipe.to_toml().parse::<toml::Table>().unwrap();
+        let stage = &written["stage"][0];
+        assert_eq!(stage["optimizer"]["lr"].as_float(), number.parse().ok());
+        let flip = stage["flip"].as_float().unwrap();
+        assert_eq!(flip as f32, number.parse::<f32>().unwrap());
+        assert!(flip.to_string().len() <= number.parse::<f32>().unwrap().to_string().len(), "{flip}");
+        assert_eq!(Recipe::parse(&recipe.to_toml(), "r.toml", &[]).unwrap(), recipe);
+    }
+}
+
 /// Shipped recipes show every number: nothing that acts comes from a default.
 #[test]
 fn shipped_recipes_show_every_number() {

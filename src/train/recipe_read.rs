@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::recipe::Recipe;
@@ -84,7 +84,7 @@ impl Recipe {
 
     /// The resolved recipe as TOML: every key with its value. Reading it again gives the same recipe.
     pub fn to_toml(&self) -> String {
-        let mut table = Table::try_from(self).expect("a recipe holds only what TOML can say");
+        let mut table = table_of(self);
         let stages = table.get_mut("stage").and_then(Value::as_array_mut).into_iter().flatten();
         for optimizer in stages.filter_map(|stage| stage.get_mut("optimizer")?.as_table_mut()) {
             remove_other_kinds("stage.0.optimizer", optimizer);
@@ -128,6 +128,30 @@ impl Recipe {
     }
 }
 
+/// What a recipe or a part of it says. By way of JSON, whose writer gives an f32 the shortest decimals that read as it: 0.7, and not
+/// 0.699999988079071, which is what it is as an f64.
+fn table_of(part: &impl Serialize) -> Table {
+    fn value(json: serde_json::Value) -> Option<Value> {
+        use serde_json::Value as Json;
+        Some(match json {
+            Json::Null => return None,
+            Json::Bool(flag) => Value::Boolean(flag),
+            Json::Number(number) => match number.as_i64() {
+                Some(whole) => Value::Integer(whole),
+                None => Value::Float(number.as_f64()?),
+            },
+            Json::String(text) => Value::String(text),
+            Json::Array(list) => Value::Array(list.into_iter().filter_map(value).collect()),
+            Json::Object(all) => {
+                Value::Table(all.into_iter().filter_map(|(key, json)| Some((key, value(json)?))).collect())
+            }
+        })
+    }
+    let text = serde_json::to_string(part).expect("a recipe holds only what JSON can say");
+    let json = serde_json::from_str(&text).expect("JSON that was just written");
+    value(json).and_then(|value| value.try_into().ok()).expect("a recipe is a table")
+}
+
 /// All leaves of a tree with their dotted paths; lists of plain values are leaves.
 pub(super) fn flatten(path: &str, value: &Value, leaves: &mut Vec<(String, String)>) {
     match value {
@@ -157,7 +181,7 @@ fn complete_model(file: &Path, root: &mut Table) -> Result<()> {
             format!("belongs to {owners}, but model.detector = {word:?}: remove the table, or change the detector");
         return Err(Error::recipe(file, format!("model.{name}"), text));
     }
-    let defaults = Table::try_from(ModelConfig::paper(detector)).expect("a recipe holds only what TOML can say");
+    let defaults = table_of(&ModelConfig::paper(detector));
     fill(model, &defaults);
     Ok(())
 }

@@ -393,6 +393,29 @@ fn one_process_a_folder() {
     run_program("train", ["--resume", run.to_str().unwrap(), "--stop-after", "2"]).done();
 }
 
+/// What a resumed run does otherwise is said, by the names of stages; and nothing of numbers that an older program wrote with all of
+/// the digits that 32 bits have in 64.
+#[test]
+fn a_resumed_run_says_what_has_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (recipe, run) = (write_recipe(dir.path(), shapes()), dir.path().join("run"));
+    train(&recipe, &run, &["--stop-after", "1"]).done();
+    let file = run.join("recipe.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("nms_iou = 0.7\n"), "{text}");
+    fs::write(&file, text.replace("nms_iou = 0.7\n", "nms_iou = 0.699999988079071\n")).unwrap();
+    let resume = |steps: &str, more: &[&str]| {
+        let args = [&["--resume", run.to_str().unwrap(), "--stop-after", steps], more].concat();
+        run_program("train", args).done().err
+    };
+    assert!(!resume("2", &[]).contains("from here on"));
+    let said = resume("3", &["--set", "stage.1.flip=0.25"]);
+    assert_eq!(
+        said.lines().find(|l| l.contains("from here on")),
+        Some("from here on stage.finetune.flip: 0.25, was 0.5")
+    );
+}
+
 /// Another order of the categories would give every output another meaning.
 #[test]
 fn a_resumed_run_has_its_classes() {

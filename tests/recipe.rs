@@ -218,7 +218,7 @@ fn overrides() {
 
     let plain = parse(MINIMAL, &[]).unwrap();
     let seed = parse(MINIMAL, &["seed=11", "stage.two.flip=0.25"]).unwrap();
-    assert_eq!(seed.differences(&plain), ["seed: 11, was 0", "stage.1.flip: 0.25, was 0.5"]);
+    assert_eq!(seed.differences(&plain), ["seed: 11, was 0", "stage.two.flip: 0.25, was 0.5"]);
 
     complains(MINIMAL, &["stage.0.epoch=7"], &["stage.one.epoch", "--set stage.0.epoch=7", "stage.one.epochs"]);
     complains(MINIMAL, &["stage.three.epochs=7"], &["stage.three.epochs", "no stage \"three\"", "one, two"]);

@@ -104,7 +104,7 @@ impl Recipe {
         crc32c::crc32c(self.to_toml().as_bytes())
     }
 
-    /// Keys whose values differ, as `stage.0.epochs: 3, was 2`. For a run that is continued with another recipe.
+    /// Keys whose values differ, as `stage.finetune.epochs: 3, was 2`. For a run that is continued with another recipe.
     pub fn differences(&self, was: &Recipe) -> Vec<String> {
         let leaves = |recipe: &Recipe| {
             let mut all = Vec::new();
@@ -115,15 +115,20 @@ impl Recipe {
         let (now, was) = (leaves(self), leaves(was));
         let find = |list: &[(String, String)], path: &str| list.iter().find(|(p, _)| p == path).map(|(_, v)| v.clone());
         let none = || "none".to_string();
+        let named = |path: &str| {
+            let (index, key) = path.strip_prefix("stage.")?.split_once('.')?;
+            Some(format!("stage.{}.{key}", self.stages.get(index.parse::<usize>().ok()?)?.name))
+        };
+        let shown = |path: &String| named(path).unwrap_or_else(|| path.clone());
         let mut differences = Vec::new();
         for (path, value) in &now {
             let old = find(&was, path).unwrap_or_else(none);
             if old != *value {
-                differences.push(format!("{path}: {value}, was {old}"));
+                differences.push(format!("{}: {value}, was {old}", shown(path)));
             }
         }
         let gone = was.iter().filter(|(path, _)| find(&now, path).is_none());
-        differences.extend(gone.map(|(path, old)| format!("{path}: none, was {old}")));
+        differences.extend(gone.map(|(path, old)| format!("{}: none, was {old}", shown(path))));
         differences
     }
 }

@@ -111,7 +111,7 @@ impl Error {
     /// A loss or a norm that is not finite, at a step (from 0).
     pub(crate) fn non_finite(step: u64, tensor: String, value: f32) -> Error {
         let hint = "lower the learning rate, lengthen the warm-up or set clip_grad_norm; UPRES_CHECK_FINITE=1 names the \
-                    first tensor; the last checkpoint is intact";
+                    first tensor; checkpoints that were written are intact";
         Error::NonFinite { step, tensor, value, hint: hint.into() }
     }
 

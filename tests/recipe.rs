@@ -76,9 +76,16 @@ fn shipped_recipes_read_and_their_resolved_text_reads_the_same() {
 /// To the last bit, and in as few digits, whether they are stored in 32 bits (flip) or in 64 (lr).
 #[test]
 fn numbers_are_written_as_they_were_read() {
-    for number in
-        ["0.7", "0.1", "0.33", "0.123456789", "0.017320508075688773", "0.10000000149011612", "9.5367431640625e-7"]
-    {
+    for number in [
+        "0.7",
+        "0.1",
+        "0.33",
+        "0.123456789",
+        "0.017320508075688773",
+        "0.10000000149011612",
+        "9.5367431640625e-7",
+        "7.03853069e-26",
+    ] {
         let text = MINIMAL.replacen("lr = 0.01", &format!("lr = {number}"), 1);
         let text = text.replacen("epochs = 2", &format!("epochs = 2\nflip = {number}"), 1);
         let recipe = Recipe::parse(&text, "r.toml", &[]).unwrap();
@@ -86,8 +93,11 @@ fn numbers_are_written_as_they_were_read() {
         let stage = &written["stage"][0];
         assert_eq!(stage["optimizer"]["lr"].as_float(), number.parse().ok());
         let flip = stage["flip"].as_float().unwrap();
-        assert_eq!(flip as f32, number.parse::<f32>().unwrap());
-        assert!(flip.to_string().len() <= number.parse::<f32>().unwrap().to_string().len(), "{flip}");
+        let stored = number.parse::<f64>().unwrap() as f32;
+        assert_eq!(flip as f32, stored);
+        // The last of the list is rounded twice, as decimals and as an f64, on its way to an f32: such a number keeps its digits.
+        let short: f64 = stored.to_string().parse().unwrap();
+        assert!(flip == short || short as f32 != stored, "{number}: {flip}");
         assert_eq!(Recipe::parse(&recipe.to_toml(), "r.toml", &[]).unwrap(), recipe);
     }
 }
@@ -304,6 +314,9 @@ fn wrong_types_and_ranges_name_key_line_and_both_sides() {
         ("epochs = 2", "epochs = 2\neval_resize = 3", &["stage.one.eval_resize", "want a table"]),
         ("lr = 0.01", "lr = 0", &["stage.one.optimizer.lr", "more than 0"]),
         ("lr = 0.01", "lr = inf", &["stage.one.optimizer.lr", "inf"]),
+        ("lr = 0.01", "lr = 1e-60", &["stage.one.optimizer.lr", "from 1e-45 to 3.4e38"]),
+        ("epochs = 2", "epochs = 2\nclip_grad_norm = 1e39", &["stage.one.clip_grad_norm", "from 1e-45 to 3.4e38"]),
+        ("[data]", "[data]\nstd = [57, 57, 1e39]", &["data.std", "from 1e-45 to 3.4e38"]),
         ("[data]", "[model.rpn]\nstds = [1, 2, 3]\n[data]", &["model.rpn.stds: line 3", "a list of 4 numbers"]),
         ("[data]", "[model.rpn]\nstds = [1, 2, 3, \"4\"]\n[data]", &["model.rpn.stds"]),
         ("[data]", "[model.rpn]\nanchor_scales = []\n[data]", &["model.rpn.anchor_scales", "at least one"]),

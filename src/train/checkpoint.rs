@@ -256,8 +256,13 @@ impl Checkpoint {
     }
 
     /// The values of a tensor of `n` elements.
+    ///
+    /// Errors: `Checkpoint` if it is missing, has another number of elements, or holds NaN. (Squares may have overflowed.)
     pub fn values(&self, name: &str, n: usize) -> Result<Vec<f32>> {
         match self.tensors.get(name) {
+            Some((_, v)) if v.iter().any(|v| v.is_nan()) => {
+                Err(Error::checkpoint(&self.path, format!("{name} holds NaN: use another checkpoint")))
+            }
             Some((_, v)) if v.len() == n => Ok(v.clone()),
             Some((shape, _)) => Err(Error::checkpoint(&self.path, format!("{name} is {shape:?}, want {n} elements"))),
             None => Err(Error::checkpoint(&self.path, format!("{name} is missing: the stage's settings have changed"))),
@@ -359,6 +364,10 @@ mod tests {
             assert_eq!(c.values(name, t.numel()).unwrap(), want);
         }
         assert_eq!(c.values("ema.a", 3).unwrap(), weight.f32s());
+        tensors[1].1.slice_mut::<bf16>()[2] = bf16::NAN;
+        save(&path, &meta(), &tensors).unwrap();
+        let spoilt = Checkpoint::load(&path).unwrap().values("exp_avg.a", 3).unwrap_err().to_string();
+        assert!(spoilt.contains("exp_avg.a holds NaN"), "{spoilt}");
         let bytes = fs::read(&path).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         for (name, view) in file.tensors() {

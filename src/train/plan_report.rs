@@ -269,6 +269,8 @@ impl StageReport {
             recompute: match setup.recompute {
                 // Ops of 16 bits keep their inputs there, and nothing else.
                 Recompute::Norms if target == Target::Cpu && setup.dtype != DType::F32 => Recompute::None,
+                // Frozen batch norm keeps its output alone.
+                Recompute::Norms if batch_norm == Some(BatchNormMode::Frozen) => Recompute::None,
                 how => how,
             },
             batch_norm,

@@ -84,7 +84,16 @@ impl Recipe {
 
     /// The resolved recipe as TOML: every key with its value. Reading it again gives the same recipe.
     pub fn to_toml(&self) -> String {
-        let mut table = table_of(self);
+        self.resolved(table_of(self))
+    }
+
+    /// CRC-32C of what the recipe says, however it is written: which recipe a part of a log is of.
+    pub fn crc32c(&self) -> u32 {
+        crc32c::crc32c(self.resolved(exact_table(self)).as_bytes())
+    }
+
+    /// The recipe's table, without the keys that it has no use for, as text.
+    fn resolved(&self, mut table: Table) -> String {
         let stages = table.get_mut("stage").and_then(Value::as_array_mut).into_iter().flatten();
         for optimizer in stages.filter_map(|stage| stage.get_mut("optimizer")?.as_table_mut()) {
             remove_other_kinds("stage.0.optimizer", optimizer);
@@ -97,11 +106,6 @@ impl Recipe {
             }
         }
         toml::to_string(&table).expect("a table is TOML")
-    }
-
-    /// CRC-32C of [`Recipe::to_toml`]: which recipe a part of a log is of.
-    pub fn crc32c(&self) -> u32 {
-        crc32c::crc32c(self.to_toml().as_bytes())
     }
 
     /// Keys whose values differ, as `stage.finetune.epochs: 3, was 2`. For a run that is continued with another recipe.
@@ -133,28 +137,29 @@ impl Recipe {
     }
 }
 
-/// What a recipe or a part of it says. By way of JSON, whose writer gives an f32 the shortest decimals that read as it: 0.7, and not
-/// 0.699999988079071, which is what it is as an f64.
+/// What a recipe or a part of it says, an f32 as the f64 that it is: 0.699999988079071.
+fn exact_table(part: &impl Serialize) -> Table {
+    Table::try_from(part).expect("a recipe holds only what TOML can say")
+}
+
+/// The same with the shortest decimals that read as the f32, 0.7: those of JSON's writer, which knows what it is given.
 fn table_of(part: &impl Serialize) -> Table {
-    fn value(json: serde_json::Value) -> Option<Value> {
-        use serde_json::Value as Json;
-        Some(match json {
-            Json::Null => return None,
-            Json::Bool(flag) => Value::Boolean(flag),
-            Json::Number(number) => match number.as_i64() {
-                Some(whole) => Value::Integer(whole),
-                None => Value::Float(number.as_f64()?),
-            },
-            Json::String(text) => Value::String(text),
-            Json::Array(list) => Value::Array(list.into_iter().filter_map(value).collect()),
-            Json::Object(all) => {
-                Value::Table(all.into_iter().filter_map(|(key, json)| Some((key, value(json)?))).collect())
+    fn shorten(value: &mut Value, json: &serde_json::Value) {
+        match value {
+            Value::Float(exact) => {
+                let reads_same = |short: &f64| short == exact || f64::from(*short as f32) == *exact;
+                *exact = json.as_f64().filter(reads_same).unwrap_or(*exact);
             }
-        })
+            Value::Array(list) => list.iter_mut().enumerate().for_each(|(i, value)| shorten(value, &json[i])),
+            Value::Table(table) => table.iter_mut().for_each(|(key, value)| shorten(value, &json[key])),
+            _ => {}
+        }
     }
+    let mut table = exact_table(part);
     let text = serde_json::to_string(part).expect("a recipe holds only what JSON can say");
-    let json = serde_json::from_str(&text).expect("JSON that was just written");
-    value(json).and_then(|value| value.try_into().ok()).expect("a recipe is a table")
+    let json: serde_json::Value = serde_json::from_str(&text).expect("JSON that was just written");
+    table.iter_mut().for_each(|(key, value)| shorten(value, &json[key]));
+    table
 }
 
 /// All leaves of a tree with their dotted paths; lists of plain values are leaves.

@@ -191,6 +191,9 @@ impl Checker<'_> {
             (Want::Whole(_, high) | Want::Wholes(_, high), _) if !says_limit(high) && exceeds(value, high) => {
                 format!("; at most {high} is possible")
             }
+            (Want::Real(..) | Want::Reals(..) | Want::List(..), _) if is_beyond_f32(value) => {
+                "; other than 0, sizes from 1e-45 to 3.4e38 are possible".to_string()
+            }
             _ => String::new(),
         };
         Err(self.error(spot, format!("want {}, found {}{hint}", expected(key.want), found(value))))
@@ -247,7 +250,7 @@ fn real(value: &Value) -> Option<f64> {
 fn fits(want: Want, value: &Value) -> bool {
     let real_in = |value: &Value, low: f64, high: f64| {
         // Infinity is only a bound of the table, never a value; NaN is in no range.
-        real(value).is_some_and(|number| number.is_finite() && (low..=high).contains(&number))
+        real(value).is_some_and(|number| number.is_finite() && (low..=high).contains(&number)) && !is_beyond_f32(value)
     };
     let whole_in =
         |value: &Value, low: i64, high: i64| value.as_integer().is_some_and(|number| (low..=high).contains(&number));
@@ -278,6 +281,14 @@ fn range(low: f64, high: f64) -> String {
         (true, false) if low == f64::MIN_POSITIVE => " (more than 0)".to_string(),
         (true, false) => format!(" (at least {})", number(low)),
         _ => String::new(),
+    }
+}
+
+/// Whether a number, or one of a list, is infinite or 0 in the 32 bits that numbers are used in, and is neither.
+fn is_beyond_f32(value: &Value) -> bool {
+    match value {
+        Value::Array(list) => list.iter().any(is_beyond_f32),
+        value => real(value).is_some_and(|v| v.is_finite() && v != 0.0 && !((v as f32).is_finite() && v as f32 != 0.0)),
     }
 }
 

@@ -52,7 +52,8 @@ pub fn draw_dataset(
             let caption = format!("{} ({})", p.file_name, p.objects.len());
             Ok((path, (i < ON_SHEET).then(|| (reduced(&drawn, CELL).0, caption))))
         })
-        .collect::<Result<Vec<_>>>()?;
+        .collect::<Vec<Result<_>>>(); // all of them, so that the first in their order is told, not the first in time
+    let done = done.into_iter().collect::<Result<Vec<_>>>()?;
     let (mut paths, mut cells) = (Vec::new(), Vec::new());
     for (path, cell) in done {
         paths.push(path);

@@ -185,7 +185,8 @@ impl Evaluator {
                 ..Default::default()
             })
         };
-        let rows = detections.par_iter().map(row).collect::<Result<Vec<_>>>()?;
+        let rows = detections.par_iter().map(row).collect::<Vec<Result<_>>>(); // the first in their order that is wrong is told
+        let rows = rows.into_iter().collect::<Result<Vec<_>>>()?;
         let found = if rows.is_empty() { self.nothing(truth) } else { truth.load_res_anns(rows).map_err(wrong)? };
         Ok((truth, found))
     }

@@ -10,8 +10,8 @@ use font8x8::UnicodeFonts;
 use image::{Rgb, RgbImage};
 
 use super::shapes::raster::coverage;
-use super::shapes::write_atomically;
 use crate::error::Result;
+use crate::output::write_atomically;
 
 /// Pixels of a character of the font in each direction.
 const GLYPH: u32 = 8;

@@ -10,13 +10,13 @@ mod scene;
 pub(crate) mod trace;
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::output::write_atomically;
 use crate::tensor::philox::{Purpose, Stream};
 
 /// Part of the `info` of the annotation files: raised when the same options give other bytes than before.
@@ -430,21 +430,6 @@ pub(crate) fn encode_png(rgb: &[u8], width: usize, height: usize) -> Result<Vec<
         .write_image(rgb, width as u32, height as u32, ExtendedColorType::Rgb8)
         .map_err(|e| Error::value("png", format!("{width}x{height}: {e}")))?;
     Ok(bytes)
-}
-
-/// Writes next to `path` and renames, so that a reader never sees half a file.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io(dir, e))?;
-    file.write_all(bytes).map_err(|e| Error::io(path, e))?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt; // a temporary file is private; the data set need not be
-        let shared = fs::Permissions::from_mode(0o644);
-        file.as_file().set_permissions(shared).map_err(|e| Error::io(path, e))?;
-    }
-    file.persist(path).map_err(|e| Error::io(path, e.error))?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use super::compare::{Group, Run, groups};
 use super::pictures::{base64, read_examples};
 use super::results::Results;
 use super::sections;
-use crate::data::shapes::write_atomically;
 use crate::error::Result;
 use crate::output::counted;
+use crate::output::write_atomically;
 
 const STYLE: &str = "
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2330;background:#f4f5f7;margin:0}

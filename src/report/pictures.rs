@@ -7,9 +7,9 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use crate::data::draw::{DrawnObject, annotated, contact_sheet, encode_png, reduced};
-use crate::data::shapes::write_atomically;
 use crate::error::{Error, Result};
 use crate::output::counted;
+use crate::output::write_atomically;
 
 /// Longer sides are reduced to this before drawing: a report of many megabytes opens slowly.
 const MAX_SIDE: u32 = 480;

@@ -9,7 +9,8 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use upres::device::{Device, use_threads};
+use upres::cpu::use_threads;
+use upres::device::Device;
 use upres::ops::window_attention::{WindowAttention, window_attention};
 use upres::tape::Tape;
 use upres::tensor::Tensor;

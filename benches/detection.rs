@@ -9,8 +9,9 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use upres::cpu::use_threads;
 use upres::detection::anchors::{self, Anchors};
-use upres::device::{Device, use_threads};
+use upres::device::Device;
 use upres::models::config::RpnConfig;
 use upres::ops::match_boxes::{Matcher, match_boxes};
 use upres::ops::nms::{Nms, nms};

@@ -10,11 +10,12 @@ use std::io::Write;
 use std::time::Instant;
 
 use serde_json::json;
+use upres::cpu::use_threads;
+use upres::device::Device;
+use upres::device::Recording;
 use upres::device::choice::DeviceChoice;
-use upres::device::{Device, Recording, use_threads};
 use upres::ops::adamw::{AdamWParam, AdamWRule, adamw};
 use upres::ops::batch_norm_relu::{BnMode, batch_norm_relu};
-use upres::ops::elementwise;
 use upres::ops::grad_norm::grad_norm;
 use upres::ops::image_normalize::image_normalize;
 use upres::ops::max_pool::max_pool;
@@ -23,9 +24,12 @@ use upres::ops::roi_align::{RoiAlign, roi_align};
 use upres::ops::sgd::{SgdParam, sgd};
 use upres::ops::top_k::top_k;
 use upres::ops::upsample_add::upsample_add;
+use upres::philox;
+use upres::philox::{Purpose, Stream};
 use upres::tape::{Param, Role, Tape};
-use upres::tensor::philox::{Purpose, Stream};
-use upres::tensor::{DType, Tensor, philox};
+use upres::tensor::DType;
+use upres::tensor::Tensor;
+use upres::tensor::elementwise;
 use upres::{Error, Result};
 
 /// Bytes of all sets of inputs together: several times the L2 cache of any GPU.

@@ -6,14 +6,15 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use upres::device::{Device, use_threads};
+use upres::cpu::use_threads;
+use upres::device::Device;
 use upres::ops::drop_path::drop_path;
-use upres::ops::elementwise::copy;
 use upres::ops::gelu::gelu;
 use upres::ops::layer_norm::layer_norm;
 use upres::ops::space_to_depth::space_to_depth;
+use upres::philox::{Purpose, Stream};
 use upres::tape::{Param, Role, Tape, Var};
-use upres::tensor::philox::{Purpose, Stream};
+use upres::tensor::elementwise::copy;
 use upres::tensor::{DType, Tensor};
 use upres::{Error, Result};
 

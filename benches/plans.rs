@@ -11,11 +11,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use upres::device::{Device, Target};
+use upres::engine::{Bucket, Engine, StageSetup};
 use upres::models::PixelStats;
+use upres::plan::StagePlans;
+use upres::recipe::{Recipe, Recompute, Resize, StageConfig};
 use upres::tensor::DType;
-use upres::train::engine::{Bucket, Engine, StageSetup};
-use upres::train::plans::StagePlans;
-use upres::train::recipe::{Recipe, Recompute, Resize, StageConfig};
 
 const RECIPES: [&str; 5] =
     ["faster_rcnn_r50_fpn", "cascade_rcnn_r50_fpn", "mask_rcnn_r50_fpn", "retinanet_r50_fpn", "mask_rcnn_swin_t_fpn"];

@@ -10,12 +10,14 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::time::Instant;
 
+use upres::cpu::use_threads;
 use upres::device::choice::DeviceChoice;
-use upres::device::{op_times, reset_op_times, use_threads};
+use upres::device::op_times;
+use upres::device::reset_op_times;
+use upres::engine::{Bucket, Engine, StageSetup};
 use upres::models::config::{BoxHeadKind, Detector};
 use upres::models::{PixelStats, Sampling};
-use upres::train::engine::{Bucket, Engine, StageSetup};
-use upres::train::recipe::{Precision, Recipe, Recompute, StageConfig};
+use upres::recipe::{Precision, Recipe, Recompute, StageConfig};
 
 #[path = "step/inputs.rs"]
 mod inputs;

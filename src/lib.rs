@@ -4,16 +4,25 @@
 //! `error` and `output` are used by all.
 //! Start reading at docs/architecture.md.
 
+pub mod cpu;
 pub mod data;
+pub mod detect;
 pub mod detection;
 pub mod device;
+pub mod dtype;
+pub mod engine;
 pub mod error;
 pub mod eval;
+pub mod format;
 pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod output;
+pub mod philox;
+pub mod plan;
+pub mod recipe;
 pub mod report;
+pub mod run;
 pub mod tape;
 pub mod tensor;
 pub mod train;

@@ -79,12 +79,6 @@ pub fn make_folder(option: &str, folder: &Path) -> Result<()> {
     }
 }
 
-/// `1 class`, `2 classes`.
-pub fn counted(n: usize, noun: &str) -> String {
-    let ending = if noun.ends_with(['s', 'x']) { "es" } else { "s" };
-    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}{ending}") }
-}
-
 /// Why a file cannot be written, and what to do. Tried, not guessed; what is there stays as it is.
 fn check_writable(path: &Path) -> Result<(), String> {
     let tried = match fs::metadata(path) {
@@ -206,11 +200,5 @@ mod tests {
         let exists = |p: &Path| refuse_existing("OUT", p).unwrap_err().to_string();
         assert!(exists(&path("file")).ends_with("exists already: name another file, or remove it"));
         assert!(exists(&path("a")).ends_with("name another folder, or remove it"));
-    }
-
-    #[test]
-    fn numbers_and_nouns_agree() {
-        assert_eq!([0, 1, 2].map(|n| counted(n, "image")), ["0 images", "1 image", "2 images"]);
-        assert_eq!([counted(1, "class"), counted(3, "class"), counted(2, "box")], ["1 class", "3 classes", "2 boxes"]);
     }
 }

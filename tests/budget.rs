@@ -8,12 +8,12 @@ use std::path::Path;
 use serde_json::Value;
 use support::programs::{run as run_program, *};
 use upres::device::Device;
-use upres::train::budget::{Budget, Fitted, MemorySize, check, fit, largest};
-use upres::train::event::{Event, Observer};
-use upres::train::plans::Planner;
-use upres::train::recipe::Recompute::{self, Blocks, None as Keep, Norms};
-use upres::train::recipe::StatePrecision::{self, Auto, Bf16, F32};
-use upres::train::recipe::{Recipe, Resize};
+use upres::plan::Planner;
+use upres::plan::budget::{Budget, Fitted, MemorySize, check, fit, largest};
+use upres::recipe::Recompute::{self, Blocks, None as Keep, Norms};
+use upres::recipe::StatePrecision::{self, Auto, Bf16, F32};
+use upres::recipe::{Recipe, Resize};
+use upres::run::event::{Event, Observer};
 use upres::train::trainer::{TrainOptions, train_on};
 
 /// A way to run a stage: `micro_batch`, `recompute`, `eval_batch`.

@@ -9,10 +9,11 @@ use std::sync::{Arc, OnceLock};
 use serde_json::Value;
 use support::programs::{run as run_program, *};
 use upres::data::{BadImages, Category, Dataset, ImageStore, Masks, ReadOptions};
+use upres::detect::found::Detection;
+use upres::detect::infer::Detector;
+use upres::detect::tta::View;
 use upres::device::Device;
 use upres::eval::{Evaluator, RleMask, read_results};
-use upres::train::infer::{Detection, Detector};
-use upres::train::tta::View;
 
 /// A finished run of one short stage with masks.
 fn mask_run() -> &'static Path {

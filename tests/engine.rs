@@ -4,11 +4,11 @@ mod support;
 
 use support::small::*;
 use upres::device::Device;
+use upres::engine::{Engine, StageSetup};
 use upres::models::{HostBatch, Sampling};
+use upres::recipe::{BatchNormMode, Recompute};
 use upres::tape::Role;
 use upres::tensor::Tensor;
-use upres::train::engine::{Engine, StageSetup};
-use upres::train::recipe::{BatchNormMode, Recompute};
 
 #[test]
 fn memory_in_use_is_the_plan_to_the_byte() {

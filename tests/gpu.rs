@@ -9,8 +9,8 @@ use upres::device::gpu::Grid;
 use upres::device::{Device, Target};
 use upres::models::config::ModelConfig;
 use upres::models::{HostBatch, Sampling};
+use upres::recipe::{BatchNormMode, OptimizerKind, StatePrecision};
 use upres::tensor::{DType, Tensor};
-use upres::train::recipe::{BatchNormMode, OptimizerKind, StatePrecision};
 
 /// What a device does in some steps of training: losses and norms; then the number of detections of each image.
 #[derive(PartialEq)]

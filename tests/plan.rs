@@ -9,15 +9,15 @@ use serde_json::Value;
 use support::programs::*;
 use support::small::PIXELS;
 use upres::device::{Device, LiveAtPeak, Target};
+use upres::engine::feed::pixel_stats;
+use upres::engine::{Bucket, Engine, StageSetup};
 use upres::models::Sampling;
+use upres::plan::rates::Rates;
+use upres::plan::report::{LiveKind, PlanReport, StepKind};
+use upres::plan::{Planner, StagePlans};
+use upres::recipe::{OptimizerKind, Recipe, StatePrecision};
+use upres::run::dir::RunDir;
 use upres::tensor::DType;
-use upres::train::data::pixel_stats;
-use upres::train::engine::{Bucket, Engine, StageSetup};
-use upres::train::plan_report::{LiveKind, PlanReport, StepKind};
-use upres::train::plans::{Planner, StagePlans};
-use upres::train::rates::Rates;
-use upres::train::recipe::{OptimizerKind, Recipe, StatePrecision};
-use upres::train::run_dir::RunDir;
 
 /// `train RECIPE --plan …`
 fn plan(recipe: &Path, more: &[&str]) -> String {

@@ -12,14 +12,14 @@ use support::programs::*;
 use support::small::*;
 use support::tensors::{floats, gpus};
 use upres::device::{Device, StepPlan};
+use upres::engine::{Engine, StageSetup};
 use upres::models::Sampling;
 use upres::models::config::{BackboneKind, Detector, ModelConfig};
 use upres::ops::loss_scale::INITIAL_SCALE;
+use upres::recipe::{BatchNormMode, OptimizerKind, Recompute, StatePrecision};
+use upres::run::checkpoint::{self, Checkpoint, Meta};
 use upres::tape::{Param, Role, watch};
 use upres::tensor::DType;
-use upres::train::checkpoint::{self, Checkpoint, Meta};
-use upres::train::engine::{Engine, StageSetup};
-use upres::train::recipe::{BatchNormMode, OptimizerKind, Recompute, StatePrecision};
 
 const HALVES: [DType; 2] = [DType::F16, DType::BF16];
 

@@ -1,9 +1,9 @@
 //! Recipes as users meet them: the shipped files, overrides, and every complaint.
 
 use upres::models::config::{BackboneKind, BoxHeadKind, ModelConfig};
-use upres::train::recipe::{BatchNormMode, Recipe, Resize, ScheduleKind, StatePrecision};
-use upres::train::recipe_read::Override;
-use upres::train::schedule::Schedule;
+use upres::recipe::read::Override;
+use upres::recipe::schedule::Schedule;
+use upres::recipe::{BatchNormMode, Recipe, Resize, ScheduleKind, StatePrecision};
 
 const MINIMAL: &str = r#"
 [data]

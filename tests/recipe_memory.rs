@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use upres::device::{Device, StepPlan};
+use upres::engine::{Bucket, Engine, StageSetup};
 use upres::models::{HostBatch, PixelStats, Sampling};
-use upres::train::engine::{Bucket, Engine, StageSetup};
-use upres::train::plans::StagePlans;
-use upres::train::recipe::{Recipe, Resize, StageConfig};
+use upres::plan::StagePlans;
+use upres::recipe::{Recipe, Resize, StageConfig};
 
 /// Stages that the plan says need more are left out: machines that test have as much.
 const MOST_BYTES: usize = 8 << 30;

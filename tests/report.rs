@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use upres::data::draw::DrawnObject;
 use upres::data::shapes::{Class, ShapesOptions, Split, render};
+use upres::philox::{Purpose, Stream};
 use upres::report::pictures::{Example, save_examples};
 use upres::report::write_report;
-use upres::tensor::philox::{Purpose, Stream};
-use upres::train::event::{End, Eval, Event, Stage, Start, Train};
+use upres::run::event::{End, Eval, Event, Stage, Start, Train};
 
 /// A run of two stages (or one) as the training loop would leave it; `pace` is how fast AP rises.
 fn write_run(dir: &Path, stages: &[(&str, u64)], seed: u64, pace: f64) {

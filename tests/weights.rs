@@ -13,7 +13,7 @@ use upres::device::Device;
 use upres::models::config::{BackboneKind, BoxHeadKind, Detector, FpnExtra, ModelConfig};
 use upres::models::{Model, PixelStats};
 use upres::nn::ParamStore;
-use upres::train::recipe::Recipe;
+use upres::recipe::Recipe;
 use upres::weights::{ForeignData, ForeignTensor, Format, Loaded, Origin, Translator, export, is_foreign, load, write};
 
 const CLASSES: usize = 5;

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
-use upres::device::use_threads;
-use upres::output::{counted, ended, print, tell};
-use upres::train::convert::{from_foreign, is_left_out, to_foreign};
-use upres::train::recipe::Recipe;
-use upres::train::recipe_read::Override;
+use upres::cpu::use_threads;
+use upres::format::counted;
+use upres::output::{ended, print, tell};
+use upres::recipe::Recipe;
+use upres::recipe::read::Override;
+use upres::run::convert::{from_foreign, is_left_out, to_foreign};
 use upres::weights::Format;
 use upres::{Error, Result};
 

@@ -9,7 +9,8 @@ use upres::data::draw_set::{draw_dataset, pictures, read_picture};
 use upres::data::shapes::{Class, ShapesOptions, generate};
 use upres::data::stats::Stats;
 use upres::data::{Dataset, Masks, ReadOptions};
-use upres::output::{counted, ended, make_folder, print, refuse_existing};
+use upres::format::counted;
+use upres::output::{ended, make_folder, print, refuse_existing};
 
 /// Looks at and checks data sets in COCO's format, and makes the built-in one.
 #[derive(Parser)]

@@ -10,15 +10,17 @@ use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use upres::cpu::use_threads;
 use upres::data::decode::image_size;
 use upres::data::draw::{annotated, is_drawn, write_png};
 use upres::data::{BadImages, Category, Dataset, ImageStore};
+use upres::detect::found::{Detection, ImageDetections};
+use upres::detect::infer::Detector;
+use upres::detect::tta::{Tta, View};
 use upres::device::choice::DeviceChoice;
-use upres::device::use_threads;
 use upres::eval::RleMask;
-use upres::output::{counted, ended, make_folder, print, tell, write_atomically};
-use upres::train::infer::{Detection, Detector, ImageDetections};
-use upres::train::tta::{Tta, View};
+use upres::format::counted;
+use upres::output::{ended, make_folder, print, tell, write_atomically};
 use upres::{Error, Result};
 
 /// Finds objects in pictures: writes DIR/detections.json, and a copy DIR/NAME.png of each picture with boxes, class

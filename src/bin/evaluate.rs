@@ -7,13 +7,15 @@ use std::sync::Arc;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use upres::cpu::use_threads;
 use upres::data::{Dataset, ImageStore, Masks, ReadOptions};
+use upres::detect::found::to_results;
+use upres::detect::infer::Detector;
+use upres::detect::tta::{Tta, View};
 use upres::device::choice::DeviceChoice;
-use upres::device::use_threads;
 use upres::eval::{Evaluator, Look, Measured, Overlap, ResultBox, per_class_json, write_results};
-use upres::output::{check_files, counted, ended, print, tell};
-use upres::train::infer::{Detector, to_results};
-use upres::train::tta::{Tta, View};
+use upres::format::counted;
+use upres::output::{check_files, ended, print, tell};
 use upres::{Error, Result};
 
 /// Measures a checkpoint on a data set in COCO's format: the twelve COCO numbers, and of each class AP, AP50 and the AP of

@@ -7,25 +7,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
+use upres::cpu::use_threads;
 use upres::device::Device;
 use upres::device::choice::{DeviceChoice, doctor as doctor_lines};
-use upres::device::use_threads;
-use upres::output::{counted, ended, print, tell};
+use upres::engine::feed::RunData;
+use upres::format::counted;
+use upres::output::{ended, print, tell};
+use upres::plan::Planner;
+use upres::plan::budget::{self, Budget, MemorySize};
+use upres::plan::rates::Rates;
+use upres::plan::report::PlanReport;
+use upres::recipe::Recipe;
+use upres::recipe::read::Override;
 use upres::report::compare;
-use upres::train::budget::{self, Budget, MemorySize};
-use upres::train::checkpoint::{Checkpoint, Meta};
-use upres::train::data::RunData;
-use upres::train::event::Observer;
+use upres::run::checkpoint::{Checkpoint, Meta};
+use upres::run::dir::RunDir;
+use upres::run::event::Observer;
 use upres::train::finish::finish;
 use upres::train::initial_weights::load_initial_weights;
-use upres::train::plan_report::PlanReport;
-use upres::train::plans::Planner;
 use upres::train::progress::Progress;
-use upres::train::rates::Rates;
-use upres::train::recipe::Recipe;
-use upres::train::recipe_read::Override;
 use upres::train::recorder::Recorder;
-use upres::train::run_dir::RunDir;
 use upres::train::trainer::{Outcome, TrainOptions, train_on};
 use upres::{Error, Result};
 
@@ -264,7 +265,7 @@ fn doctor() -> String {
     let (arch, os) = (std::env::consts::ARCH, std::env::consts::OS);
     let threads = counted(rayon::current_num_threads(), "thread");
     let mut text = format!("upres {}\nbuild: {arch} {os}", env!("CARGO_PKG_VERSION"));
-    let _ = write!(text, "\ncpu: {threads}, {}", upres::device::simd_level());
+    let _ = write!(text, "\ncpu: {threads}, {}", upres::cpu::simd_level());
     doctor_lines().iter().for_each(|line| text += &format!("\ndevice {line}"));
     text
 }

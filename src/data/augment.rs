@@ -1,7 +1,7 @@
 //! Random changes of colour, as one affine map of RGB for each picture.
 
 use crate::error::{Error, Result};
-use crate::tensor::philox::Rng;
+use crate::philox::Rng;
 
 /// Each factor is drawn from 1 ± the value, hue from ± the value in turns; all zero is off.
 #[derive(Clone, Copy, Debug, PartialEq, Default)]

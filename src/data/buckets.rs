@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn thousands_of_sizes_are_covered_quickly_and_tightly() {
-        let mut rng = crate::tensor::philox::Stream::new(1, 0, 0, 0, crate::tensor::philox::Purpose::Test).rng();
+        let mut rng = crate::philox::Stream::new(1, 0, 0, 0, crate::philox::Purpose::Test).rng();
         let sizes: Vec<Shape> = (0..3000)
             .map(|_| {
                 let (a, b) = (200 + rng.below(600), 500 + rng.below(833));

@@ -12,7 +12,7 @@ use super::findings::{FindingKind, Findings, Severity};
 use super::segmentation::Segmentation;
 use super::store::check_size;
 use crate::error::{Error, Result};
-use crate::output::counted;
+use crate::format::counted;
 
 /// What [`check`] found.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use super::raw;
 use super::reader::Reader;
 use super::segmentation::Segmentation;
 use crate::error::{Error, Result};
-use crate::output::counted;
+use crate::format::counted;
 
 /// One entry of `images`.
 #[derive(Clone, Debug, PartialEq, Eq)]

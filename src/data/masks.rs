@@ -248,7 +248,7 @@ fn bound(all: u64, falls: u64, from: u64, to: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::philox::{Purpose, Rng, Stream};
+    use crate::philox::{Purpose, Rng, Stream};
 
     /// A mask by rows.
     #[derive(Clone, PartialEq, Debug)]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::buckets::Buckets;
-use crate::tensor::philox::{Purpose, Stream};
+use crate::philox::{Purpose, Stream};
 
 /// Order of training images. One epoch is `times` passes over all images, each in a new order. Images queue up by
 /// shape, and a batch leaves when its queue is long enough; at the end of the epoch, queues that are not empty are

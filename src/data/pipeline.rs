@@ -10,7 +10,7 @@ use super::coco::{Annotation, Dataset};
 use super::decode::Image;
 use super::resize::{Scratch, Window, resize_window};
 use crate::error::{Error, Result};
-use crate::tensor::philox::{Purpose, Rng, Stream};
+use crate::philox::{Purpose, Rng, Stream};
 
 /// How pictures come to the network's shapes.
 #[derive(Clone, Copy, Debug, PartialEq)]

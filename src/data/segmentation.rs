@@ -273,7 +273,7 @@ fn excerpt(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::philox::{Purpose, Stream};
+    use crate::philox::{Purpose, Stream};
 
     const SIZE: (u32, u32) = (30, 20);
 

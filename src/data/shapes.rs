@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::output::write_atomically;
-use crate::tensor::philox::{Purpose, Stream};
+use crate::philox::{Purpose, Stream};
 
 /// Part of the `info` of the annotation files: raised when the same options give other bytes than before.
 const VERSION: &str = "2";

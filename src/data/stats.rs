@@ -6,7 +6,7 @@ use std::fmt;
 use super::buckets::{Buckets, Shape};
 use super::coco::{Dataset, TrainFilter};
 use super::pipeline::{Geometry, Pipeline};
-use crate::output::counted;
+use crate::format::counted;
 
 /// COCO's limits between small, medium and large, in square pixels.
 pub const AREA_LIMITS: [f64; 2] = [32.0 * 32.0, 96.0 * 96.0];

@@ -7,37 +7,22 @@
 mod arena;
 pub mod choice;
 pub mod gpu;
-pub mod microkernel;
 mod plan;
 mod scope;
-pub mod simd;
 #[cfg(test)]
 mod tests;
-pub mod view;
-pub mod windows;
 
 use std::fmt;
 use std::rc::Rc;
 
+pub use crate::cpu::ALIGN_BYTES;
 pub use arena::Buf;
 pub use gpu::{Gpu, Target};
 pub use plan::{LiveAtPeak, StepPlan};
 pub use scope::{OpTime, Scope, checks_finite, current as current_scope, op_times, profile_enabled, reset_op_times};
-pub use simd::simd_level;
 
 use crate::error::{Error, Result};
 use crate::tensor::DType;
-
-/// Every buffer begins at a multiple of this: a cache line, and the widest vector.
-pub const ALIGN_BYTES: usize = 64;
-
-/// Sets up the threads of the CPU back end, once in a process, before anything else runs: `threads` of them, 0 for
-/// every core (or `RAYON_NUM_THREADS`). The calling thread becomes one of them: from any other thread each parallel loop
-/// would be handed over and waited for asleep, two switches of context for loops of some microseconds.
-pub fn use_threads(threads: usize) -> Result<()> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
-    pool.build_global().map_err(|error| Error::value("threads", error.to_string()))
-}
 
 /// A place for tensors.
 #[derive(Clone)]

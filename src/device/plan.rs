@@ -401,7 +401,7 @@ mod tests {
 
     #[test]
     fn random_plans_do_not_overlap_and_are_not_below_their_bound() {
-        use crate::tensor::philox::{Purpose, Stream};
+        use crate::philox::{Purpose, Stream};
         for seed in 0..20 {
             let mut r = Stream::new(seed, 0, 0, 0, Purpose::Test).rng();
             let (mut allocs, mut live) = (Vec::new(), Vec::new());

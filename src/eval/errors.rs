@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::wrong;
 use super::{Metrics, Overlap};
 use crate::error::Result;
-use crate::output::counted;
+use crate::format::counted;
 
 /// What to look at beside the metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

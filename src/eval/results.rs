@@ -181,7 +181,7 @@ pub fn read_results(path: &Path) -> Result<Vec<ResultBox>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::philox::{Purpose, Stream};
+    use crate::philox::{Purpose, Stream};
 
     #[test]
     fn results_survive_a_file() {

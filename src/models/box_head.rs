@@ -19,9 +19,9 @@ use crate::ops::sample::{Sampler, boxes_with_gt, sample, with_gt};
 use crate::ops::smooth_l1::smooth_l1;
 use crate::ops::softmax::softmax;
 use crate::ops::softmax_ce::{AvgFactor, avg_factor, softmax_ce};
+use crate::philox::Purpose;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
-use crate::tensor::philox::Purpose;
 
 /// The head.
 pub struct BoxHead {

@@ -12,8 +12,8 @@ use super::rpn::{Proposals, Rpn};
 use super::{Detections, Loss, Sampling, branch};
 use crate::error::Result;
 use crate::nn::Builder;
-use crate::ops::elementwise::mean;
 use crate::tape::{Tape, Var};
+use crate::tensor::elementwise::mean;
 
 /// Its heads.
 pub struct CascadeRcnn {

@@ -4,7 +4,9 @@ use crate::detection::anchors::{self, Anchors};
 use crate::device::Device;
 use crate::error::Result;
 use crate::ops::match_boxes::{Matcher, match_boxes};
-use crate::tensor::{DType, Tensor, philox};
+use crate::philox;
+use crate::tensor::DType;
+use crate::tensor::Tensor;
 
 /// Inputs of one shape bucket.
 pub struct Inputs {

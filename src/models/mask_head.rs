@@ -14,13 +14,13 @@ use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Deconv2x2, Init, SelectLinear};
 use crate::ops::bce::bce;
 use crate::ops::conv2d::Activation;
-use crate::ops::elementwise;
 use crate::ops::gather_rows::{take, take_i32};
 use crate::ops::mask_targets::mask_targets;
 use crate::ops::roi_align::{RoiAlign, roi_align};
 use crate::ops::sample::{count_rows, positives};
 use crate::ops::softmax_ce::{AvgFactor, avg_factor};
 use crate::tape::{Tape, Var};
+use crate::tensor::elementwise;
 use crate::tensor::{DType, Tensor};
 
 /// RoIs whose masks are trained at one time: as many as two images have by default. Enough to fill a GPU.

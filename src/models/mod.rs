@@ -23,8 +23,8 @@ pub use model::{Heads, Model, PixelStats};
 use crate::error::Result;
 use crate::ops::cast::cast;
 use crate::ops::sample::SampleMode;
+use crate::philox::Purpose;
 use crate::tape::{Tape, Var};
-use crate::tensor::philox::Purpose;
 use crate::tensor::{DType, Tensor};
 
 /// Final boxes, best first.

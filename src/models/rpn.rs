@@ -18,9 +18,9 @@ use crate::ops::sample::{Sampled, Sampler, sample};
 use crate::ops::smooth_l1::smooth_l1;
 use crate::ops::softmax_ce::{AvgFactor, avg_factor};
 use crate::ops::top_k::top_k;
+use crate::philox::Purpose;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
-use crate::tensor::philox::Purpose;
 
 /// The head, shared by all levels.
 pub struct Rpn {

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::tensor::philox::{Purpose, Stream};
+use crate::philox::{Purpose, Stream};
 
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]

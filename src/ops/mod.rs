@@ -15,7 +15,6 @@ pub mod concat_rows;
 pub mod conv2d;
 pub mod deconv2x2;
 pub mod drop_path;
-pub mod elementwise;
 pub mod ema;
 pub mod gather_rows;
 pub mod gelu;
@@ -53,7 +52,7 @@ pub mod window_attention;
 
 use crate::error::Result;
 use crate::on_device;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, elementwise};
 
 /// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
 #[derive(Clone, Copy, Debug)]

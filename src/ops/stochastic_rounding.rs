@@ -8,7 +8,7 @@ use half::bf16;
 
 use crate::device::gpu::dim_u32;
 use crate::error::{Error, Result};
-use crate::tensor::philox::{Purpose, Stream};
+use crate::philox::{Purpose, Stream};
 use crate::tensor::{DType, Tensor};
 
 /// `v` in bf16: the neighbour farther from zero where the 16 bits that are cut off and `random` carry, so that the mean is `v`. What
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn tiles_are_parts_of_one_sequence() {
-        let key = crate::tensor::philox::key(7, 1, 3, 0);
+        let key = crate::philox::key(7, 1, 3, 0);
         let (all, later) = (Draws::new(&key, 2).tile(0), Draws::new(&key, 2).tile(100));
         assert_eq!(all[100..], later[..TILE - 100]);
         assert_ne!(all[..8], Draws::new(&key, 3).tile(0)[..8]);
@@ -142,7 +142,7 @@ mod tests {
         let (mut exact, mut stored) = (vec![0.0f32; N], vec![[bf16::ZERO; 2]; N]);
         for step in 1..=5000 {
             let mut gradients = Stream::new(1, 0, step, 0, Purpose::Test).rng();
-            let draws = Draws::new(&crate::tensor::philox::key(1, 0, step, 0), 0);
+            let draws = Draws::new(&crate::philox::key(1, 0, step, 0), 0);
             for first in (0..N).step_by(TILE) {
                 for (i, word) in (first..).zip(draws.tile(first)) {
                     let radius = (-2.0 * (1.0 - gradients.uniform()).ln()).sqrt();

@@ -2,7 +2,7 @@
 
 use safetensors::{Dtype, SafeTensors};
 
-use crate::tensor::philox::{Purpose, Stream};
+use crate::philox::{Purpose, Stream};
 
 /// A file of tests/fixtures.
 pub(crate) struct Fixture {

@@ -9,7 +9,7 @@ use super::pictures::{base64, read_examples};
 use super::results::Results;
 use super::sections;
 use crate::error::Result;
-use crate::output::counted;
+use crate::format::counted;
 use crate::output::write_atomically;
 
 const STYLE: &str = "

@@ -1,4 +1,4 @@
-//! `log.jsonl` as the report reads it. The training loop writes [`crate::train::event::Event`]s, one a line; here is what
+//! `log.jsonl` as the report reads it. The training loop writes [`crate::run::event::Event`]s, one a line; here is what
 //! the report needs of them, forgiving: a file that was cut off, numbers that are not finite, keys and lines of another
 //! version. Main type: [`RunLog`].
 
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn what_the_training_loop_writes_is_read() {
-        use crate::train::event::{Event, Train};
+        use crate::run::event::{Event, Train};
         let wild = Train {
             stage: "a".into(),
             stage_index: 1,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::draw::{DrawnObject, annotated, contact_sheet, encode_png, reduced};
 use crate::error::{Error, Result};
-use crate::output::counted;
+use crate::format::counted;
 use crate::output::write_atomically;
 
 /// Longer sides are reduced to this before drawing: a report of many megabytes opens slowly.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
-use crate::train::event::{Event, Observer};
+use crate::run::event::{Event, Observer};
 
 /// Writes one event file. Each record reaches the system at once.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ pub use saved::Saved;
 use crate::device::Device;
 use crate::error::Result;
 use crate::ops::cast::cast;
-use crate::ops::elementwise;
+use crate::tensor::elementwise;
 use crate::tensor::{DType, Tensor};
 
 /// A tensor and its place on a tape, if it has one. Only [`Tape`] makes them.

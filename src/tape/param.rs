@@ -4,8 +4,8 @@ use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::rc::Rc;
 
 use crate::error::{Error, Result};
-use crate::ops::elementwise;
 use crate::tensor::Tensor;
+use crate::tensor::elementwise;
 
 /// What a parameter is: decides weight decay and initialisation, and whether it is trained at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

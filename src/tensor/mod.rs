@@ -2,14 +2,13 @@
 //!
 //! Not for arithmetic (that is `ops`). Main type: [`Tensor`].
 
-mod dtype;
-pub mod philox;
+pub mod elementwise;
 
 use std::borrow::Cow;
 use std::fmt;
 use std::rc::Rc;
 
-pub use dtype::{DType, Element};
+pub use crate::dtype::{DType, Element};
 
 use crate::device::{Buf, Device, gpu};
 use crate::error::{Error, Result};

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::checkpoint::save;
-use super::data::eval_pipeline;
-use super::engine::Engine;
-use super::event::{self, Event};
-use super::infer::{ImageDetections, detect_all, to_results};
-use super::plans::{StageContext, StagePlans, eval_buckets};
 use super::trainer::Run;
 use crate::data::{ImageStore, Shape};
+use crate::detect::found::{ImageDetections, to_results};
+use crate::detect::infer::detect_all;
+use crate::engine::Engine;
+use crate::engine::feed::eval_pipeline;
 use crate::error::{Error, Result};
 use crate::eval::Metrics;
+use crate::plan::{StageContext, StagePlans, eval_buckets};
+use crate::run::checkpoint::save;
+use crate::run::event::{self, Event};
 
 /// What an evaluation has found.
 pub(super) struct Evaluation {

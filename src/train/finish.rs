@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::infer::Detection;
-use super::recipe::Recipe;
-use super::run_dir::RunDir;
 use super::trainer::Outcome;
 use crate::data::draw_set::drawn;
+use crate::detect::found::Detection;
 use crate::error::Result;
 use crate::eval::per_class_json;
+use crate::recipe::Recipe;
 use crate::report::html::write_report;
 use crate::report::pictures::{Example, save_examples};
+use crate::run::dir::RunDir;
 
 /// Pictures shown in the report.
 const EXAMPLES: usize = 8;

@@ -1,9 +1,9 @@
 //! What a run starts from, where its recipe says so.
 
-use super::checkpoint::Checkpoint;
-use super::recipe::Recipe;
 use crate::error::Result;
 use crate::nn::ParamStore;
+use crate::recipe::Recipe;
+use crate::run::checkpoint::Checkpoint;
 use crate::weights::{self, Origin, is_foreign};
 
 /// Fills a detector of `classes` with `init.weights`, if the recipe has it: weights of another program, or a checkpoint, whose predictors

@@ -1,32 +1,12 @@
-//! Training: the recipe, its stages, the schedule, checkpoints, the run directory and the log.
+//! The training loop: the stages of a recipe one after the other, and what happens around each step.
+//!
+//! Not for what a step computes ([`crate::engine`]), what is wanted ([`crate::recipe`]) or what stays on disk ([`crate::run`]).
+//! Main function: [`trainer::train`].
 
-mod atomic;
-pub mod budget;
-pub mod checkpoint;
-pub mod convert;
-pub mod data;
-pub mod engine;
 mod evaluation;
-pub mod event;
 pub mod finish;
-pub mod infer;
 pub mod initial_weights;
-pub mod log;
 mod meter;
-pub mod plan_report;
-pub mod plans;
-pub mod precision;
 pub mod progress;
-pub mod rates;
-pub mod recipe;
-mod recipe_check;
-pub mod recipe_docs;
-pub mod recipe_keys;
-pub mod recipe_read;
-mod recipe_schema;
 pub mod recorder;
-mod recordings;
-pub mod run_dir;
-pub mod schedule;
 pub mod trainer;
-pub mod tta;

@@ -1,13 +1,13 @@
 //! Everything that listens to a run: its log, TensorBoard, the progress display, and the checkpoints kept by step.
 
-use super::checkpoint::Meta;
-use super::event::{Event, Observer};
-use super::log::LogFile;
 use super::progress::Progress;
-use super::recipe::Recipe;
-use super::run_dir::RunDir;
 use crate::error::Result;
+use crate::recipe::Recipe;
 use crate::report::tensorboard::EventWriter;
+use crate::run::checkpoint::Meta;
+use crate::run::dir::RunDir;
+use crate::run::event::{Event, Observer};
+use crate::run::log::LogFile;
 
 /// Writes what a run tells into its folder and to the user.
 pub struct Recorder {
@@ -67,9 +67,9 @@ impl Observer for Recorder {
 
 #[cfg(test)]
 mod tests {
-    use super::super::event::{CheckpointWritten, End};
     use super::*;
     use crate::report::log::RunLog;
+    use crate::run::event::{CheckpointWritten, End};
 
     #[test]
     fn a_run_and_its_resumption() {

@@ -6,20 +6,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::checkpoint::{Checkpoint, Meta};
-use super::data::{RunData, host_batch, pixel_stats, train_pipeline};
-use super::engine::Engine;
 use super::evaluation::Evaluation;
-use super::event::{self, Event, Observer};
 use super::initial_weights::load_initial_weights;
 use super::meter::{Clock, Late, LateLosses, Meter};
-use super::plans::{StageContext, StagePlans, loader_options, stage_context};
-use super::recipe::Recipe;
 use crate::data::{ImageStore, Loader};
 use crate::device::Device;
+use crate::engine::Engine;
+use crate::engine::feed::{RunData, host_batch, pixel_stats, train_pipeline};
 use crate::error::{Error, Result};
 use crate::eval::{Evaluator, Metrics};
 use crate::models::Sampling;
+use crate::plan::{StageContext, StagePlans, loader_options, stage_context};
+use crate::recipe::Recipe;
+use crate::run::checkpoint::{Checkpoint, Meta};
+use crate::run::event::{self, Event, Observer};
 use crate::tensor::DType;
 
 /// Least time between two lines of the log.
@@ -50,7 +50,7 @@ pub struct Outcome {
     /// The same of masks.
     pub mask_metrics: Option<Metrics>,
     /// Detections behind the metrics, for pictures.
-    pub detections: Vec<super::infer::ImageDetections>,
+    pub detections: Vec<crate::detect::found::ImageDetections>,
     /// The split behind the metrics.
     pub store: Option<Arc<ImageStore>>,
     /// Seconds of the run.

@@ -10,9 +10,9 @@ use safetensors::tensor::TensorView;
 use super::names::Dialect;
 use super::{Format, Predictor, Translator, file, fit};
 use crate::error::{Error, Result};
+use crate::format::counted;
 use crate::models::config::{Detector, ModelConfig};
 use crate::nn::ParamStore;
-use crate::output::counted;
 use crate::tape::Param;
 
 /// Names in an error.

@@ -3,8 +3,8 @@ use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
 use upres::ops::drop_path::drop_path;
+use upres::philox::{Purpose, Stream};
 use upres::tape::Tape;
-use upres::tensor::philox::{Purpose, Stream};
 use upres::tensor::{DType, Tensor};
 
 /// Any shape; the first dimension counts samples.

@@ -1,7 +1,7 @@
 use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
-use upres::ops::elementwise;
+use upres::tensor::elementwise;
 use upres::tensor::{DType, Tensor};
 
 fn run(device: &Device, n: usize) -> Result<Vec<Tensor>> {

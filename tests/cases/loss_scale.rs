@@ -4,10 +4,10 @@ use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
 use upres::ops::adamw::{AdamWParam, AdamWRule, adamw, bias_correction};
-use upres::ops::elementwise;
 use upres::ops::grad_norm::{clip_scale, grad_norm};
 use upres::ops::loss_scale::{INITIAL_SCALE, LossScaleRule, initial_state, loss_scale, scaled_seed};
 use upres::ops::sgd::{SgdParam, sgd};
+use upres::tensor::elementwise;
 use upres::tensor::{DType, Tensor};
 
 /// Steps, good steps and applied steps before the first, interval of growth, every how many steps one overflows (0: none).

@@ -4,7 +4,8 @@ use super::Case;
 use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
-use upres::tensor::{Tensor, philox};
+use upres::philox;
+use upres::tensor::Tensor;
 
 /// Elements of 150 tensors: small ones with some larger between, the last of them behind the second launch.
 pub const MANY: [usize; 150] = {

@@ -3,8 +3,8 @@ use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
 use upres::ops::sample::{SampleMode, Sampler, boxes_with_gt, count_rows, positives, sample, with_gt};
+use upres::philox::Purpose;
 use upres::tensor::Tensor;
-use upres::tensor::philox::Purpose;
 
 /// B, N, G, samples an image. The choice is tested beside the op; here every way of running it.
 const CASES: &[Case] = &[

@@ -24,7 +24,7 @@ fn training(detector: &str, pretrain: &Tolerances, finetune: &Tolerances) {
 }
 
 /// Features and detections of an evaluation pass; `keys` are the fixtures' detections in network and in original pixels.
-fn evaluation(detector: &str, keys: &[(&str, bool)], change: impl Fn(&mut upres::train::recipe::Recipe)) {
+fn evaluation(detector: &str, keys: &[(&str, bool)], change: impl Fn(&mut upres::recipe::Recipe)) {
     let mut recipe = recipe_of(detector);
     change(&mut recipe);
     let (r, f) = (Reference::of(detector, &recipe), Fixture::open(&format!("detectors/{detector}")));

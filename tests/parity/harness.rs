@@ -2,14 +2,14 @@
 
 use upres::detection::anchors::Anchors;
 use upres::device::Device;
+use upres::engine::{Bucket, StageSetup};
 use upres::models::faster_rcnn::FasterRcnn;
 use upres::models::rpn::{Proposals, RpnOutput};
 use upres::models::{Heads, HostBatch, Inputs, Model, PixelStats};
 use upres::nn::ParamStore;
+use upres::recipe::Recipe;
 use upres::tape::{Param, Role, Tape};
 use upres::tensor::{Element, Tensor};
-use upres::train::engine::{Bucket, StageSetup};
-use upres::train::recipe::Recipe;
 
 use crate::support::fixtures::*;
 

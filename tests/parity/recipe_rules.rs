@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use upres::device::Device;
-use upres::train::engine::Engine;
+use upres::engine::Engine;
 
 use crate::harness::*;
 use crate::support::fixtures::*;

@@ -1,13 +1,13 @@
 //! Every shape of the detector: each parameter receives a finite gradient that is not zero.
 
 use upres::device::Device;
+use upres::engine::{Bucket, Engine, StageSetup};
 use upres::models::config::{
     BackboneConfig, BackboneKind, BoxHeadConfig, BoxHeadKind, FpnConfig, ModelConfig, RpnConfig,
 };
 use upres::models::{HostBatch, Sampling};
-use upres::tensor::philox::{Purpose, Stream};
-use upres::train::engine::{Bucket, Engine, StageSetup};
-use upres::train::recipe::{BatchNormMode, StageConfig};
+use upres::philox::{Purpose, Stream};
+use upres::recipe::{BatchNormMode, StageConfig};
 
 use crate::harness::PIXELS;
 

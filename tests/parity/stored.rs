@@ -6,8 +6,8 @@ use upres::models::rpn::Rpn;
 use upres::models::{Inputs, Sampling};
 use upres::nn::ParamStore;
 use upres::ops::softmax_ce::{AvgFactor, avg_factor};
+use upres::recipe::Recipe;
 use upres::tape::Tape;
-use upres::train::recipe::Recipe;
 
 use crate::harness::*;
 use crate::support::fixtures::*;

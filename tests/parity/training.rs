@@ -1,10 +1,10 @@
 //! Training passes on stored proposals: losses, gradients of every parameter, batch-norm statistics.
 
+use upres::engine::StageSetup;
 use upres::models::{Inputs, Sampling};
+use upres::recipe::Recipe;
 use upres::tape::{Role, Tape};
 use upres::tensor::Tensor;
-use upres::train::engine::StageSetup;
-use upres::train::recipe::Recipe;
 
 use crate::harness::*;
 use crate::support::fixtures::*;

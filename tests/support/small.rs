@@ -3,11 +3,11 @@
 use std::rc::Rc;
 
 use upres::device::{Device, StepPlan};
+use upres::engine::{Bucket, Engine, StageSetup};
 use upres::models::config::{BackboneConfig, BackboneKind, BoxHeadConfig, Detector, FpnConfig, ModelConfig, RpnConfig};
 use upres::models::{HostBatch, PixelStats, Sampling};
-use upres::tensor::philox::{Purpose, Stream};
-use upres::train::engine::{Bucket, Engine, StageSetup};
-use upres::train::recipe::{BatchNormMode, StageConfig};
+use upres::philox::{Purpose, Stream};
+use upres::recipe::{BatchNormMode, StageConfig};
 
 pub const PIXELS: PixelStats = PixelStats { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
 pub const SIZE: usize = 96;

@@ -5,7 +5,7 @@ use rayon::ThreadPoolBuilder;
 use safetensors::SafeTensors;
 use upres::device::Device;
 use upres::error::Result;
-use upres::tensor::philox::{Purpose, Stream};
+use upres::philox::{Purpose, Stream};
 use upres::tensor::{DType, Element, Tensor};
 
 /// `n` numbers in [lo, hi), the same on every run.

@@ -4,7 +4,7 @@
 use super::raster::{Coverage, cos_sin, coverage};
 use super::scene::Placed;
 use super::trace::distance_squared;
-use crate::tensor::philox::{Rng, Stream};
+use crate::philox::{Rng, Stream};
 
 type Colour = [f32; 3];
 

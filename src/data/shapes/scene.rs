@@ -3,7 +3,7 @@
 use super::Class;
 use super::raster::{Coverage, cos_sin, coverage, twice_area};
 use super::trace::Mask;
-use crate::tensor::philox::Rng;
+use crate::philox::Rng;
 
 /// Share of a shape (area outside the image included) that must stay visible when others are put on top of it.
 const MIN_VISIBLE: f64 = 0.5;
@@ -200,7 +200,7 @@ fn crescent(gap: f64, centre: f64) -> Vec<[f64; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::philox::{Purpose, Stream};
+    use crate::philox::{Purpose, Stream};
 
     #[test]
     fn outlines_are_simple_and_about_as_large_as_said() {

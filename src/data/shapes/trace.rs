@@ -236,7 +236,7 @@ pub(crate) fn distance_squared(c: [f64; 2], p: [f64; 2], q: [f64; 2]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::philox::{Purpose, Stream};
+    use crate::philox::{Purpose, Stream};
 
     fn mask(rows: &[&str]) -> Mask {
         let bits = rows.iter().flat_map(|r| r.bytes().map(|b| b == b'#')).collect();

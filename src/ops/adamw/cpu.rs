@@ -4,8 +4,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::AdamWRule;
-use crate::ops::elementwise::CHUNK;
 use crate::ops::stochastic_rounding::{Draws, TILE, round};
+use crate::tensor::elementwise::CHUNK;
 
 #[derive(Clone, Copy)]
 pub(super) struct Rates {

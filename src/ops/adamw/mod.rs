@@ -53,7 +53,7 @@ pub fn bias_correction(betas: [f64; 2], step: u64) -> [f32; 2] {
 /// numbers are those of the key, of the parameter's place in the list and of the element; the largest of bf16 stands for what would round to infinity.
 ///
 /// Shapes: value, grad, mean, square of a parameter alike, f32; all means and squares f32, or all bf16; lr, grad_scale `[1]`,
-/// correction `[2]` f32, and key i32 `[6]` ([`philox::key`](crate::tensor::philox::key)), needed for bf16 alone, read on the device.
+/// correction `[2]` f32, and key i32 `[6]` ([`philox::key`](crate::philox::key)), needed for bf16 alone, read on the device.
 /// Saves: nothing.
 /// Gradient: none: it comes after the backward pass.
 /// Cost: reads four, writes three values a parameter; memory-bound.

@@ -4,7 +4,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::ops::elementwise::CHUNK;
+use crate::tensor::elementwise::CHUNK;
 use crate::tensor::{DType, Element, Tensor};
 
 pub(super) fn convert(y: &mut Tensor, x: &Tensor) {

@@ -8,8 +8,8 @@ use super::gather::{Place, Window};
 use super::implicit::{self, Product, Source};
 use super::winograd::{self, Epilogue, Geometry, Kernels};
 use super::{pack, weights, winograd_weights};
-use crate::device::microkernel::{Isa, MR, NR};
-use crate::device::view::{self, ALIGN_SLACK, MatMut};
+use crate::cpu::microkernel::{Isa, MR, NR};
+use crate::cpu::view::{self, ALIGN_SLACK, MatMut};
 use rayon::prelude::*;
 
 /// Sizes of a convolution: x `[n,h,w,c]`, weights `[o,kh,kw,c]`, y `[n,oh,ow,o]`.

@@ -1,6 +1,6 @@
 //! Windows of an NHWC map as rows of a matrix (im2col), built a few rows at a time.
 
-use crate::device::simd;
+use crate::cpu::simd;
 
 /// A map `[N,H,W,C]` seen through windows of `kh x kw` pixels: row elements are ordered `[kh, kw, C]`.
 #[derive(Clone, Copy, Debug)]

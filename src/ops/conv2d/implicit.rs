@@ -4,8 +4,8 @@
 //! blocks of output columns and pack their part of B as they go; for a B that is too large to pack as a whole.
 
 use super::gather::{Place, Window};
-use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, tile};
-use crate::device::view::{self, MatMut};
+use crate::cpu::microkernel::{Factors, Finish, Isa, MR, NR, tile};
+use crate::cpu::view::{self, MatMut};
 
 /// Sums are made in chunks of this many products, whose part of A and B stays in the caches.
 pub(crate) const KC: usize = 256;

@@ -11,12 +11,16 @@ pub(crate) mod weights;
 mod winograd;
 mod winograd_weights;
 
+use super::Gradient;
+use super::OpInfo;
+use super::bias;
 use super::live::Live;
-use super::{Gradient, OpInfo, bias, elementwise, wide};
+use super::wide;
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Saved, Sink, Tape, Var};
+use crate::tensor::elementwise;
 use crate::tensor::{DType, Tensor};
 pub use cpu::ConvShape;
 

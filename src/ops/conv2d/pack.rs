@@ -1,7 +1,7 @@
 //! Packing the right-hand factor of a product into panels: `[columns / NR][k][NR]`, zero beyond the last column.
 
-use crate::device::microkernel::NR;
-use crate::device::simd::{self, F32x16};
+use crate::cpu::microkernel::NR;
+use crate::cpu::simd::{self, F32x16};
 
 /// Panel from rows: `panel[k, j] = row(k)[col + j]`, for `panel.len() / NR` values of k and `n` columns.
 pub(crate) fn from_rows<'a>(panel: &mut [f32], col: usize, n: usize, row: impl Fn(usize) -> &'a [f32]) {

@@ -5,7 +5,7 @@
 //! transform of the input. The points and their powers up to 9/4 * 9/16 are exact in f32, and keep the factors of the three
 //! transforms close to 1: the error is 3 times smaller than with the usual 0, ±1, ±2 (docs/numerics.md).
 
-use crate::device::simd::F32x16 as V;
+use crate::cpu::simd::F32x16 as V;
 
 const A: f32 = 0.75;
 const B: f32 = 1.5;

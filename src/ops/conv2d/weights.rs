@@ -5,9 +5,9 @@
 
 use super::gather::Place;
 use super::implicit::Source;
-use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, tile};
-use crate::device::simd;
-use crate::device::view::{self, MatMut};
+use crate::cpu::microkernel::{Factors, Finish, Isa, MR, NR, tile};
+use crate::cpu::simd;
+use crate::cpu::view::{self, MatMut};
 
 /// Pixels summed by one call of the micro-kernel.
 const PC: usize = 256;

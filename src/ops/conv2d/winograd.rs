@@ -6,9 +6,9 @@
 //! some output channels, whose weights it transforms itself: they are larger than the map.
 
 use super::transform::{self, IN, OUT, POINTS};
-use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, spread, tile};
-use crate::device::simd::F32x16 as V;
-use crate::device::view::{self, MatMut};
+use crate::cpu::microkernel::{Factors, Finish, Isa, MR, NR, spread, tile};
+use crate::cpu::simd::F32x16 as V;
+use crate::cpu::view::{self, MatMut};
 
 /// Input channels summed by one call of the micro-kernel.
 const KC: usize = 256;

@@ -5,9 +5,9 @@
 
 use super::transform::{self, OUT, POINTS};
 use super::winograd::{Geometry, InputTile};
-use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, spread, tile};
-use crate::device::simd::F32x16 as V;
-use crate::device::view::{self, MatMut};
+use crate::cpu::microkernel::{Factors, Finish, Isa, MR, NR, spread, tile};
+use crate::cpu::simd::F32x16 as V;
+use crate::cpu::view::{self, MatMut};
 
 /// Input channels of one pass of a task.
 const CB: usize = 64;

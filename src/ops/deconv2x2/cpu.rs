@@ -4,8 +4,8 @@
 //! pixel of x lie side by side, so that the products write y in place.
 
 use super::Shape;
-use crate::device::microkernel::{Isa, MR, NR};
-use crate::device::view::{self, ALIGN_SLACK, MatMut};
+use crate::cpu::microkernel::{Isa, MR, NR};
+use crate::cpu::view::{self, ALIGN_SLACK, MatMut};
 use crate::ops::conv2d::gather::{Place, Window};
 use crate::ops::conv2d::implicit::{self, Product, Source};
 use crate::ops::conv2d::pack;

@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::super::elementwise::CHUNK;
 use super::Draw;
+use crate::philox::{Purpose, Stream};
 use crate::tensor::Tensor;
-use crate::tensor::philox::{Purpose, Stream};
+use crate::tensor::elementwise::CHUNK;
 
 /// The branch's factor in sample `n`.
 fn factor(key: &[i32], n: usize, draw: Draw) -> f32 {

@@ -3,8 +3,8 @@
 use super::Draw;
 use crate::device::gpu::{Grid, dim_u32};
 use crate::error::Result;
+use crate::philox::Purpose;
 use crate::tensor::Tensor;
-use crate::tensor::philox::Purpose;
 
 const THREADS: u32 = 256;
 /// About how many vectors a thread works on: beside them its block's draw is small.

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::ops::elementwise::CHUNK;
+use crate::tensor::elementwise::CHUNK;
 
 pub(super) fn update(average: &mut [f32], value: &[f32], share: f32) {
     let run = |(a, v): (&mut [f32], &[f32])| a.iter_mut().zip(v).for_each(|(a, v)| *a += share * (v - *a));

@@ -4,7 +4,7 @@ use std::f32::consts::LN_2;
 
 use rayon::prelude::*;
 
-use super::super::elementwise::CHUNK;
+use crate::tensor::elementwise::CHUNK;
 
 /// `exp(-a²/2)` and, with it, the chance `Q(a) = Φ(-a)` that a normal number is beyond `a`; for `a` in [0, 12], NaN for NaN.
 ///

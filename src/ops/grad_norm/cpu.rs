@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::ops::elementwise::CHUNK;
+use crate::tensor::elementwise::CHUNK;
 
 pub(super) fn chunks(len: usize) -> usize {
     len.div_ceil(CHUNK)

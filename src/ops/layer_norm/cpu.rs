@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use crate::device::simd::{F32x16, LANES};
+use crate::cpu::simd::{F32x16, LANES};
 
 /// Rows worked on together.
 const ROWS: usize = 4;

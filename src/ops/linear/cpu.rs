@@ -1,7 +1,7 @@
 //! Fully connected layers on the CPU, f32: `y[M,N] = x[M,K] w[N,K]^T + bias`. The products are those of
 //! [`crate::ops::conv2d`] with windows of one pixel; workspace and determinism as there.
 
-use crate::device::view::{self, ALIGN_SLACK};
+use crate::cpu::view::{self, ALIGN_SLACK};
 use crate::ops::conv2d::cpu::{Right, Schedule, product};
 use crate::ops::conv2d::gather::{Place, Window};
 use crate::ops::conv2d::implicit::Source;

@@ -3,13 +3,17 @@
 pub mod cpu;
 pub(super) mod cuda;
 
+use super::Gradient;
+use super::OpInfo;
+use super::bias;
 use super::conv2d::Activation;
 use super::live::Live;
-use super::{Gradient, OpInfo, bias, elementwise, wide};
+use super::wide;
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Saved, Sink, Tape, Var};
+use crate::tensor::elementwise;
 use crate::tensor::{DType, Tensor};
 use cpu::LinearShape;
 

@@ -3,7 +3,7 @@ use crate::detection::anchors;
 use crate::device::Device;
 use crate::models::config::RpnConfig;
 use crate::ops::testing::Fixture;
-use crate::tensor::philox::{Purpose, Stream};
+use crate::philox::{Purpose, Stream};
 
 /// The CPU, and the GPUs of this build.
 fn devices() -> Vec<Device> {

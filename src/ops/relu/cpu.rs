@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::super::elementwise::CHUNK;
+use crate::tensor::elementwise::CHUNK;
 
 pub(super) fn forward(y: &mut [f32], x: &[f32]) {
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::super::match_boxes::INVALID;
 use super::{SampleMode, Sampler};
-use crate::tensor::philox::Stream;
+use crate::philox::Stream;
 
 pub(super) fn sample(
     idx: &mut [i32],

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
 use crate::on_device;
-use crate::tensor::philox::Purpose;
+use crate::philox::Purpose;
 use crate::tensor::{DType, Tensor};
 
 /// Registry entry.

@@ -3,7 +3,7 @@
 use super::SgdParam;
 use crate::error::Result;
 use crate::ops::multi_tensor::{Entry, launches};
-use crate::tensor::philox::Purpose;
+use crate::philox::Purpose;
 use crate::tensor::{DType, Tensor};
 
 /// Mirror of the kernel's SgdParams.

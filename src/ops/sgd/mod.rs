@@ -33,7 +33,7 @@ pub struct SgdParam<'a> {
 /// [`adamw`](crate::ops::adamw::adamw) is.
 ///
 /// Shapes: value, grad, momentum of a parameter alike, f32; all momenta f32, or all bf16; lr, grad_scale `[1]` f32, and key i32 `[6]`
-/// ([`philox::key`](crate::tensor::philox::key)), needed for bf16 alone, read on the device.
+/// ([`philox::key`](crate::philox::key)), needed for bf16 alone, read on the device.
 /// Saves: nothing.
 /// Gradient: none: it comes after the backward pass.
 /// Cost: reads three, writes two values a parameter; memory-bound.

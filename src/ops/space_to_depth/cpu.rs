@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::BlockShape;
-use crate::device::simd;
+use crate::cpu::simd;
 
 pub(super) fn forward(y: &mut [f32], x: &[f32], s: &BlockShape) {
     let ((oh, ow), run, row) = (s.blocks(), s.k * s.c, s.w * s.c);

@@ -50,7 +50,7 @@ pub fn top_k(scores: &Tensor, segments: &[(usize, usize, usize)]) -> Result<Tens
 mod tests {
     use super::*;
     use crate::device::Device;
-    use crate::tensor::philox::{Purpose, Stream};
+    use crate::philox::{Purpose, Stream};
 
     /// On the CPU, and the same on the simulated device.
     fn run(scores: &[f32], b: usize, segments: &[(usize, usize, usize)]) -> Vec<i32> {

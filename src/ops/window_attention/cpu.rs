@@ -6,10 +6,10 @@
 use rayon::prelude::*;
 
 use super::{AttentionShape, MAX_SIDE};
-use crate::device::microkernel::{Factors, Finish, Isa, MR, NR, tile};
-use crate::device::simd::{self, F32x16, LANES};
-use crate::device::view::{MatMut, lanes_len};
-use crate::device::windows::{Cells, Outputs, Part, Window, par_windows};
+use crate::cpu::microkernel::{Factors, Finish, Isa, MR, NR, tile};
+use crate::cpu::simd::{self, F32x16, LANES};
+use crate::cpu::view::{MatMut, lanes_len};
+use crate::cpu::windows::{Cells, Outputs, Part, Window, par_windows};
 
 const MAX_TOKENS: usize = MAX_SIDE * MAX_SIDE;
 /// There should be so many tasks, of up to so many windows: the sums over a task's windows are folded once.

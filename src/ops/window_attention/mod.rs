@@ -4,7 +4,7 @@ mod cpu;
 mod cuda;
 
 use super::{Gradient, OpInfo, wide};
-use crate::device::windows::Windows;
+use crate::cpu::windows::Windows;
 use crate::error::{Error, Result};
 use crate::on_device;
 use crate::tape::{Backward, Sink, Tape, Var};

@@ -463,7 +463,7 @@ pub fn simd_level() -> String {
     } else {
         "the target's baseline vectors"
     };
-    match super::microkernel::Isa::detect().name() {
+    match crate::cpu::microkernel::Isa::detect().name() {
         Some(gemm) if gemm != build => format!("{build} ({gemm} in matrix products)"),
         _ => build.into(),
     }

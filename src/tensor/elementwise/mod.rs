@@ -2,7 +2,7 @@
 //! have no gradient.
 
 mod cpu;
-pub(super) mod cuda;
+pub(crate) mod cuda;
 
 use crate::error::{Error, Result};
 use crate::on_device;

@@ -40,7 +40,7 @@ pub(super) fn scale(y: &mut Tensor, factor: f32) -> Result<()> {
 }
 
 /// `dx` holds dy and becomes dy where y is not clamped; all of one shape and type.
-pub(in crate::ops) fn relu_mask(dx: &mut Tensor, y: &Tensor) -> Result<()> {
+pub(crate) fn relu_mask(dx: &mut Tensor, y: &Tensor) -> Result<()> {
     let (n, grid, device) = (dx.numel() as i64, grid(dx), dx.device().clone());
     let k = device.gpu().kernel("relu_mask", y.dtype()).out(dx).arg(y).params(&n);
     // SAFETY: relu_mask(dx, y, n): both have n elements of one type (`relu_gradient`).

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use super::atomic::write_atomic;
 use super::checkpoint::{Checkpoint, Meta, save};
-use super::data::pixel_stats;
-use super::recipe::Recipe;
 use crate::device::Device;
+use crate::engine::feed::pixel_stats;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::ParamStore;
 use crate::output::{check_files, refuse_existing};
+use crate::recipe::Recipe;
 use crate::weights::{self, Format, Origin};
 
 /// What has been written.

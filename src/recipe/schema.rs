@@ -7,7 +7,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
-use super::recipe_keys::{KEYS, Key, Need, Want};
+use super::keys::{KEYS, Key, Need, Want};
 use crate::{Error, Result};
 
 /// Where each key of a file was written: a line, or an override of the command line.

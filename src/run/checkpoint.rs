@@ -16,11 +16,11 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::atomic::write_atomic;
-use super::engine::is_state;
-use super::recipe::Recipe;
+use crate::engine::is_state;
 use crate::error::{Error, Result};
+use crate::format::counted;
 use crate::nn::ParamStore;
-use crate::output::counted;
+use crate::recipe::Recipe;
 use crate::tape::Param;
 use crate::tensor::{DType, Tensor};
 use crate::weights;

@@ -6,10 +6,10 @@
 
 use std::str::FromStr;
 
-use super::infer::{Detection, ImageDetections};
-use super::recipe::{Resize, StageConfig};
+use super::found::{Detection, ImageDetections};
 use crate::data::Pipeline;
 use crate::error::Result;
+use crate::recipe::{Resize, StageConfig};
 
 /// One way to look at a picture.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +37,7 @@ impl View {
                 Resize::KeepRatio { long: times(long), short: times(short), pad_to, buckets }
             }
         };
-        let plain = super::data::eval_pipeline(&StageConfig { eval_resize: Some(resize), ..stage.clone() });
+        let plain = crate::engine::feed::eval_pipeline(&StageConfig { eval_resize: Some(resize), ..stage.clone() });
         Pipeline { flip: if self.flip { 1.0 } else { 0.0 }, ..plain }
     }
 
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!((side(448, 0.8).0, side(448, 1.25).0, side(32, 0.25).0), (352, 576, 32));
         let p = View { scale: 1.5, flip: true }.pipeline(&StageConfig::default());
         assert!(matches!(p.geometry, crate::data::Geometry::Buckets { long: 2000, short: 1200, .. }) && p.flip == 1.0);
-        assert_eq!(View::PLAIN.pipeline(&fixed(96)), crate::train::data::eval_pipeline(&fixed(96)));
+        assert_eq!(View::PLAIN.pipeline(&fixed(96)), crate::engine::feed::eval_pipeline(&fixed(96)));
     }
 
     fn found(x: f32, score: f32, class: usize) -> Detection {

@@ -1,17 +1,21 @@
 //! What follows from a recipe and its data before the first step: shapes, schedules, memory plans.
 
+pub mod budget;
+pub mod rates;
+pub mod report;
+
 use std::path::Path;
 use std::rc::Rc;
 
-use super::data::{RunData, buckets, eval_pipeline, pixel_stats, train_pipeline};
-use super::engine::{Engine, PersistentBytes, StageSetup};
-use super::recipe::{Recipe, StageConfig};
-use super::schedule::Schedule;
 use crate::data::loader::plan_batches;
 use crate::data::{ImageStore, LoaderOptions, Shape};
 use crate::device::{Device, StepPlan, Target};
+use crate::engine::feed::{RunData, buckets, eval_pipeline, pixel_stats, train_pipeline};
+use crate::engine::{Engine, PersistentBytes, StageSetup};
 use crate::error::Result;
 use crate::models::Sampling;
+use crate::recipe::schedule::Schedule;
+use crate::recipe::{Recipe, StageConfig};
 use crate::tape::Role;
 
 /// Memory plans of a stage.

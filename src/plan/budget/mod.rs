@@ -11,11 +11,11 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use self::needs::{Needs, STATE, TooLittle, ways};
-use super::plans::Planner;
-use super::progress::bytes;
-use super::recipe::{Recipe, Recompute, StageConfig};
+use super::Planner;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::format::bytes;
+use crate::recipe::{Recipe, Recompute, StageConfig};
 
 /// Least part of a GPU that is left to what libraries take later.
 const MARGIN_BYTES: usize = 256 << 20;

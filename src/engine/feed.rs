@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::engine::Bucket;
-use super::recipe::{BuiltInData, ColourJitter, DataConfig, Recipe, Resize, SplitConfig, StageConfig};
+use super::Bucket;
 use crate::data::shapes::{ShapesOptions, ensure};
 use crate::data::{
     self, Dataset, Geometry, ImageStore, Masks, Pipeline, ReadOptions, Shape, TrainFilter, run_capacity,
 };
 use crate::error::{Error, Result};
 use crate::models::{HostBatch, PixelStats};
+use crate::recipe::{BuiltInData, ColourJitter, DataConfig, Recipe, Resize, SplitConfig, StageConfig};
 
 /// The data of a run. Stages share what is decoded.
 pub struct RunData {
@@ -92,8 +92,8 @@ pub fn open_split(split: &SplitConfig, cfg: &DataConfig, masks: Masks) -> Result
     let options = ReadOptions { masks, ..ReadOptions::default() };
     let dataset = Arc::new(Dataset::load_with(&split.annotations, &split.images, options)?);
     let bad = match cfg.bad_images {
-        super::recipe::BadImages::Fail => data::BadImages::Fail,
-        super::recipe::BadImages::Skip => data::BadImages::Skip,
+        crate::recipe::BadImages::Fail => data::BadImages::Fail,
+        crate::recipe::BadImages::Skip => data::BadImages::Skip,
     };
     Ok(Arc::new(ImageStore::new(dataset, bad, cfg.cache_mib << 20)))
 }

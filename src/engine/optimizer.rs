@@ -5,9 +5,11 @@ use crate::error::Result;
 use crate::ops::adamw::{AdamWParam, AdamWRule, adamw};
 use crate::ops::sgd::{SgdParam, sgd};
 use crate::ops::stochastic_rounding::round_to_nearest;
+use crate::philox;
+use crate::recipe::{OptimizerConfig, OptimizerKind};
 use crate::tape::{Param, Role};
-use crate::tensor::{DType, Tensor, philox};
-use crate::train::recipe::{OptimizerConfig, OptimizerKind};
+use crate::tensor::DType;
+use crate::tensor::Tensor;
 
 /// What SGD keeps.
 const SGD: &[&str] = &["momentum"];
@@ -15,7 +17,7 @@ const SGD: &[&str] = &["momentum"];
 const ADAMW: &[&str] = &["exp_avg", "exp_avg_sq"];
 
 /// Whether a tensor of a checkpoint is optimizer state, which may be bf16.
-pub(in crate::train) fn is_state(name: &str) -> bool {
+pub(crate) fn is_state(name: &str) -> bool {
     SGD.iter().chain(ADAMW).any(|kind| name.strip_prefix(kind).is_some_and(|rest| rest.starts_with('.')))
 }
 

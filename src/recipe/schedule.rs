@@ -1,6 +1,6 @@
 //! The learning rate of every step, as a pure function: a run that is resumed needs no state for it.
 
-use super::recipe::{ScheduleConfig, ScheduleKind, StageConfig};
+use super::{ScheduleConfig, ScheduleKind, StageConfig};
 
 /// The learning rate of one stage over its steps.
 ///
@@ -76,8 +76,8 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
-    use super::super::recipe::OptimizerConfig;
     use super::*;
+    use crate::recipe::OptimizerConfig;
 
     fn schedule(lr: f64, config: ScheduleConfig, epochs: u32, steps_per_epoch: u64) -> Schedule {
         let stage = StageConfig {

@@ -8,14 +8,14 @@ use std::fmt::{self, Formatter};
 use serde::Serialize;
 
 use super::budget::{self, Budget, Fitted, StageBudget};
-use super::data::RunData;
-use super::engine::{Bucket, PersistentBytes};
-use super::plans::{Planner, StageContext, StagePlans};
-use super::progress::{bytes, duration, short};
 use super::rates::{Rate, Rates};
-use super::recipe::{BatchNormMode, Recipe, Recompute, StageConfig};
+use super::{Planner, StageContext, StagePlans};
 use crate::device::{LiveAtPeak, StepPlan, Target};
+use crate::engine::feed::RunData;
+use crate::engine::{Bucket, PersistentBytes};
 use crate::error::Result;
+use crate::format::{bytes, duration, short};
+use crate::recipe::{BatchNormMode, Recipe, Recompute, StageConfig};
 use crate::tensor::DType;
 
 /// Groups of a step that are printed; the others are summed up.

@@ -5,9 +5,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::recipe::Recipe;
-use super::recipe_keys::{Key, Need, Want};
-use super::recipe_schema::{Places, check, is_known, join, key_at, line};
+use super::Recipe;
+use super::keys::{Key, Need, Want};
+use super::schema::{Places, check, is_known, join, key_at, line};
 use crate::models::config::{Detector, ModelConfig};
 use crate::{Error, Result};
 

@@ -1,8 +1,10 @@
 //! A detector with everything that a training or evaluation step needs, on one device: parameters, optimizer state,
 //! inputs at fixed addresses. The same code on the plan device gives the memory plan of each step.
 
+pub mod feed;
 mod memory;
 mod optimizer;
+mod recordings;
 
 use std::rc::Rc;
 
@@ -10,19 +12,19 @@ pub use memory::PersistentBytes;
 use optimizer::OptimizerState;
 pub(super) use optimizer::is_state;
 
-use super::recipe::{BatchNormMode, OptimizerConfig, Recompute, StageConfig};
-use super::recordings::{Recordings, Step};
 use crate::detection::anchors::Anchors;
 use crate::device::{Device, StepPlan};
+use crate::engine::recordings::{Recordings, Step};
 use crate::error::{Error, Result};
 use crate::models::{BackboneMode, Detections, Inputs, Model, ModelConfig, PixelStats, Sampling};
 use crate::nn::{NormMode, ParamStore};
 use crate::ops::adamw::bias_correction;
-use crate::ops::elementwise;
 use crate::ops::ema::ema;
 use crate::ops::grad_norm::{clip_scale, grad_norm};
 use crate::ops::loss_scale::{INITIAL_SCALE, LossScaleRule, initial_state, loss_scale, scaled_seed};
+use crate::recipe::{BatchNormMode, OptimizerConfig, Recompute, StageConfig};
 use crate::tape::{Param, Tape, watch};
+use crate::tensor::elementwise;
 use crate::tensor::{DType, Tensor};
 
 /// Name of the loss scale's state in checkpoints.

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::recipe::{
-    BatchNormMode, ExpectConfig, ExpectSplit, Recipe, Resize, ScheduleConfig, ScheduleKind, StageConfig,
-};
+use super::{BatchNormMode, ExpectConfig, ExpectSplit, Recipe, Resize, ScheduleConfig, ScheduleKind, StageConfig};
 use crate::models::config::{Detector, ModelConfig};
 use crate::{Error, Result};
 

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::fmt;
 
 use super::{Budget, Change, MOST_IMAGES, StageFit};
+use crate::engine::StageSetup;
 use crate::error::{Error, Result};
-use crate::output::counted;
+use crate::format::bytes;
+use crate::format::counted;
+use crate::plan::{Planner, StagePlans};
+use crate::recipe::{BatchNormMode, Recipe, Recompute, StageConfig, StatePrecision};
 use crate::tensor::DType;
-use crate::train::engine::StageSetup;
-use crate::train::plans::{Planner, StagePlans};
-use crate::train::progress::bytes;
-use crate::train::recipe::{BatchNormMode, Recipe, Recompute, StageConfig, StatePrecision};
 
 /// A way to run a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl fmt::Display for Way {
 /// The key of [`Way::state`].
 pub(super) const STATE: &str = "optimizer.state";
 
-/// Ways to train a stage, cheapest first ([`super::fit`]), each with the largest evaluation batch that may go with it.
+/// Ways to train a stage, cheapest first ([`crate::plan::budget::fit`]), each with the largest evaluation batch that may go with it.
 pub(super) fn ways(stage: &StageConfig, sees_batch: bool) -> Vec<Way> {
     let written = stage.optimizer.state;
     let states = if written == StatePrecision::Auto { &[written, StatePrecision::Bf16][..] } else { &[written] };

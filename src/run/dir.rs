@@ -6,10 +6,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::atomic::{link_atomic, write_atomic};
-use super::recipe::Recipe;
-use super::recipe_read::Override;
 use crate::error::{Error, Result};
 use crate::output::make_folder;
+use crate::recipe::Recipe;
+use crate::recipe::read::Override;
 
 /// Where runs go that are not told where.
 const DEFAULT_PARENT: &str = "runs";

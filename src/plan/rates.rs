@@ -9,10 +9,10 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::event::Event;
-use super::recipe::{Recipe, StageConfig};
-use super::run_dir::RunDir;
 use crate::device::Target;
+use crate::recipe::{Recipe, StageConfig};
+use crate::run::dir::RunDir;
+use crate::run::event::Event;
 
 /// Lines of the log, a second each, that are left out where a stage begins or goes on: caches are cold, and a GPU chooses its algorithms.
 const COLD_LINES: usize = 5;

@@ -2,13 +2,21 @@
 //!
 //! This file only holds the values; `recipe_read` reads and checks files, `recipe_keys` documents every key.
 
+mod check;
+pub mod docs;
+pub mod keys;
+pub mod precision;
+pub mod read;
+pub mod schedule;
+mod schema;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::precision::{Precision, StatePrecision};
+use crate::format::counted;
 use crate::models::config::ModelConfig;
-use crate::output::counted;
+pub use crate::recipe::precision::{Precision, StatePrecision};
 
 /// One training run, resolved: what is not in the file has its default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]

@@ -6,16 +6,16 @@ use std::path::PathBuf;
 
 use toml::Value;
 
-use super::recipe::{
+use super::keys::{KEYS, Need};
+use super::read::flatten;
+use super::schema::expected;
+use super::{
     BuiltInData, ExpectConfig, ExpectSplit, OptimizerConfig, OptimizerKind, Recipe, Resize, ShapesConfig, SplitConfig,
     StageConfig,
 };
-use super::recipe_keys::{KEYS, Need};
-use super::recipe_read::flatten;
-use super::recipe_schema::expected;
 use crate::models::config::{BackboneKind, Detector, ModelConfig};
 
-const HEAD: &str = include_str!("recipe_docs_head.md");
+const HEAD: &str = include_str!("docs_head.md");
 
 /// Recipes of nothing but defaults in which, together, every key has a value; the last one's are shown.
 fn references() -> [Recipe; 5] {

@@ -27,6 +27,11 @@ impl DType {
         }
     }
 
+    /// True for the types that activations may have: f32, f16 and bf16.
+    pub const fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::F16 | DType::BF16)
+    }
+
     /// The name used in messages and files.
     pub const fn name(self) -> &'static str {
         match self {

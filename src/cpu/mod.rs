@@ -8,8 +8,6 @@ pub mod simd;
 pub mod view;
 pub mod windows;
 
-pub use simd::simd_level;
-
 use crate::error::{Error, Result};
 
 /// Alignment of every buffer, in bytes: a cache line, which is also the widest vector.
@@ -21,4 +19,20 @@ pub const ALIGN_BYTES: usize = 64;
 pub fn use_threads(threads: usize) -> Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
     pool.build_global().map_err(|error| Error::value("threads", error.to_string()))
+}
+
+/// The vector instructions in use, for reports: those of the build, and those of the GEMM, which are chosen at run time,
+/// where they differ.
+pub fn simd_level() -> String {
+    let build = if cfg!(target_feature = "avx512f") {
+        "AVX-512"
+    } else if cfg!(all(target_feature = "avx2", target_feature = "fma")) {
+        "AVX2"
+    } else {
+        "the target's baseline vectors"
+    };
+    match microkernel::Isa::detect().name() {
+        Some(gemm) if gemm != build => format!("{build} ({gemm} in matrix products)"),
+        _ => build.into(),
+    }
 }

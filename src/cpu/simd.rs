@@ -453,21 +453,5 @@ pub fn zero(dst: &mut [f32]) {
     }
 }
 
-/// The vector instructions in use, for reports: those of the build, and those of the GEMM, which are chosen at run time,
-/// where they differ.
-pub fn simd_level() -> String {
-    let build = if cfg!(target_feature = "avx512f") {
-        "AVX-512"
-    } else if cfg!(all(target_feature = "avx2", target_feature = "fma")) {
-        "AVX2"
-    } else {
-        "the target's baseline vectors"
-    };
-    match crate::cpu::microkernel::Isa::detect().name() {
-        Some(gemm) if gemm != build => format!("{build} ({gemm} in matrix products)"),
-        _ => build.into(),
-    }
-}
-
 #[cfg(test)]
 mod tests;

@@ -5,9 +5,11 @@ use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use super::gpu::Driver;
-use super::plan::{StepPlan, TraceId, Tracer};
-use super::{ALIGN_BYTES, scope};
+use super::gpu::driver::Driver;
+use super::plan::StepPlan;
+use super::scope;
+use super::trace::{TraceId, Tracer, note_alloc};
+use crate::cpu::ALIGN_BYTES;
 use crate::error::{Error, Result};
 
 /// Where memory comes from.
@@ -185,10 +187,6 @@ enum Home {
 }
 
 impl Buf {
-    pub(super) fn planned(tracer: Rc<Tracer>, id: Option<TraceId>, bytes: usize) -> Buf {
-        Buf { ptr: NonNull::dangling(), bytes, home: Home::Plan { tracer, id } }
-    }
-
     /// The address, of the device that it is on. Not to be used on the plan device.
     pub(crate) fn address(&self) -> NonNull<u8> {
         self.ptr
@@ -246,6 +244,12 @@ impl Drop for Buf {
             Home::Piece(_) => {}
         }
     }
+}
+
+/// A buffer of the plan device: a size and a lifetime, without memory.
+pub(super) fn alloc_planned(tracer: &Rc<Tracer>, bytes: usize) -> Buf {
+    let id = note_alloc(tracer, bytes);
+    Buf { ptr: NonNull::dangling(), bytes, home: Home::Plan { tracer: tracer.clone(), id } }
 }
 
 /// Memory outside or inside a step.

@@ -9,20 +9,20 @@ pub mod choice;
 pub mod gpu;
 mod plan;
 mod scope;
-#[cfg(test)]
-mod tests;
+mod trace;
 
 use std::fmt;
 use std::rc::Rc;
 
 pub use crate::cpu::ALIGN_BYTES;
 pub use arena::Buf;
-pub use gpu::{Gpu, Target};
+pub use gpu::Gpu;
+pub use gpu::driver::Target;
 pub use plan::{LiveAtPeak, StepPlan};
 pub use scope::{OpTime, Scope, checks_finite, current as current_scope, op_times, profile_enabled, reset_op_times};
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::tensor::DType;
 
 /// A place for tensors.
 #[derive(Clone)]
@@ -32,7 +32,7 @@ pub enum Device {
     /// A GPU, or the simulated device.
     Cuda(Rc<Gpu>),
     /// Shapes only: records allocations and frees.
-    Plan(Rc<plan::Tracer>),
+    Plan(Rc<trace::Tracer>),
 }
 
 impl Device {
@@ -63,12 +63,12 @@ impl Device {
     /// A new plan device that plans for a kind of device.
     pub fn plan_for(target: Target) -> Device {
         let best = if target == Target::Cuda { DType::BF16 } else { DType::F32 };
-        Device::Plan(Rc::new(plan::Tracer::new(target, best)))
+        Device::Plan(Rc::new(trace::Tracer::new(target, best)))
     }
 
     /// A new plan device that plans for this one.
     pub fn planner(&self) -> Device {
-        Device::Plan(Rc::new(plan::Tracer::new(self.target(), self.best_float())))
+        Device::Plan(Rc::new(trace::Tracer::new(self.target(), self.best_float())))
     }
 
     /// What the workspaces of an op are for: a plan device answers for the device that it plans for.
@@ -141,7 +141,7 @@ impl Device {
         match self {
             Device::Cpu(arena) => arena::alloc(arena, bytes),
             Device::Cuda(gpu) => arena::alloc(&gpu.arena, bytes),
-            Device::Plan(tracer) => Ok(plan::alloc(tracer, bytes)),
+            Device::Plan(tracer) => Ok(arena::alloc_planned(tracer, bytes)),
         }
     }
 
@@ -166,7 +166,7 @@ impl Device {
     /// earlier one is held; `Device` if there is no memory for the arena; whatever `step` returns.
     pub fn step<R>(&self, plan: Option<&Rc<StepPlan>>, step: impl FnOnce() -> Result<R>) -> Result<(R, Rc<StepPlan>)> {
         match self {
-            Device::Plan(tracer) => plan::trace(tracer, step),
+            Device::Plan(tracer) => trace::trace(tracer, step),
             Device::Cpu(_) | Device::Cuda(_) => {
                 let plan = plan.ok_or_else(|| Error::Plan { message: format!("{self:?} runs planned steps only") })?;
                 let out = arena::run(self.arena().expect("device: it computes"), plan, step)?;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use super::plan::Tracer;
+use super::trace::Tracer;
 
 static PROFILE: LazyLock<bool> = LazyLock::new(|| std::env::var_os("UPRES_PROFILE").is_some_and(|v| v != "0"));
 /// `UPRES_GRAPHS=0`: a GPU's steps are launched kernel by kernel, not replayed, so that ranges lie around their kernels;

@@ -2,13 +2,12 @@
 //! inputs at fixed addresses. The same code on the plan device gives the memory plan of each step.
 
 pub mod feed;
-mod memory;
+pub mod memory;
 mod optimizer;
 mod recordings;
 
 use std::rc::Rc;
 
-pub use memory::PersistentBytes;
 use optimizer::OptimizerState;
 pub(super) use optimizer::is_state;
 
@@ -298,7 +297,7 @@ impl Engine {
             };
             let mut tape = Tape::training(&device, dy.clone());
             if setup.recompute == Recompute::Norms {
-                tape.keep_less();
+                tape.rematerialise_outputs();
             }
             let terms = model.losses(&mut tape, inputs, mode, sampling)?;
             for (term, out) in terms.iter().zip(losses) {

@@ -34,7 +34,7 @@ impl BackboneMode {
         x: Var,
         f: impl Fn(&mut Tape, Var) -> Result<Var> + 'static,
     ) -> Result<Var> {
-        if self.recompute { tape.recompute(&[&x], move |tape, x| f(tape, x[0].clone())) } else { f(tape, x) }
+        if self.recompute { tape.rematerialise(&[&x], move |tape, x| f(tape, x[0].clone())) } else { f(tape, x) }
     }
 }
 

@@ -93,7 +93,11 @@ impl Stem {
         // the second run of a part that is computed again it would not be for long.
         let bn = |tape: &mut Tape, x: Var| self.bn1.forward(tape, &x, None, true, norm);
         let x = self.conv1.forward(tape, image, Activation::None)?;
-        let y = if tape.is_recomputing() { bn(tape, x)? } else { tape.keeping_less(|tape| bn(tape, x))? };
+        let y = if tape.is_rematerialising() {
+            bn(tape, x)?
+        } else {
+            tape.with_rematerialised_outputs(|tape| bn(tape, x))?
+        };
         max_pool(tape, &y, 3, 2, 1)
     }
 }

@@ -1,16 +1,26 @@
 //! Convolution, linear, batch norm and layer norm layers. Parameters are f32; the weights of products are cast to the type of what they
 //! are multiplied with.
 
-use super::{Builder, Init};
+use super::init::Init;
+use super::store::Builder;
 use crate::error::Result;
 use crate::ops::batch_norm_relu::{BnMode, batch_norm_relu};
+use crate::ops::cast::cast;
 use crate::ops::conv2d::{Activation, conv2d, conv2d_live};
 use crate::ops::deconv2x2::deconv2x2;
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::linear::{linear, linear_last};
 use crate::ops::select_linear::select_linear;
 use crate::tape::{Param, Role, Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
+
+/// A parameter as a variable of type `dtype`, cast at most once on a tape.
+pub(crate) fn param_as(tape: &mut Tape, param: &Param, dtype: DType) -> Result<Var> {
+    if param.value().dtype() == dtype {
+        return Ok(tape.param(param));
+    }
+    tape.derive_once(param, dtype, |tape, whole| cast(tape, whole, dtype))
+}
 
 /// A convolution.
 pub struct Conv2d {
@@ -45,14 +55,14 @@ impl Conv2d {
 
     /// `[N,H,W,I]` to `[N,OH,OW,O]`.
     pub fn forward(&self, tape: &mut Tape, x: &Var, activation: Activation) -> Result<Var> {
-        let w = tape.param_as(&self.weight, x.value().dtype())?;
+        let w = param_as(tape, &self.weight, x.value().dtype())?;
         let b = self.bias.as_ref().map(|b| tape.param(b));
         conv2d(tape, x, &w, b.as_ref(), self.stride_px, self.pad, activation)
     }
 
     /// The same where only the first `counts[b]` images of each group count: see [`conv2d_live`].
     pub fn forward_live(&self, tape: &mut Tape, x: &Var, activation: Activation, counts: &Tensor) -> Result<Var> {
-        let w = tape.param_as(&self.weight, x.value().dtype())?;
+        let w = param_as(tape, &self.weight, x.value().dtype())?;
         let b = self.bias.as_ref().map(|b| tape.param(b));
         conv2d_live(tape, x, &w, b.as_ref(), self.stride_px, self.pad, activation, counts)
     }
@@ -84,13 +94,13 @@ impl Linear {
 
     /// `[M,I]` to `[M,O]`.
     pub fn forward(&self, tape: &mut Tape, x: &Var, activation: Activation) -> Result<Var> {
-        let (w, b) = (tape.param_as(&self.weight, x.value().dtype())?, self.bias(tape));
+        let (w, b) = (param_as(tape, &self.weight, x.value().dtype())?, self.bias(tape));
         linear(tape, x, &w, b.as_ref(), activation)
     }
 
     /// `[..,I]` to `[..,O]`.
     pub fn forward_last(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
-        let (w, b) = (tape.param_as(&self.weight, x.value().dtype())?, self.bias(tape));
+        let (w, b) = (param_as(tape, &self.weight, x.value().dtype())?, self.bias(tape));
         linear_last(tape, x, &w, b.as_ref(), Activation::None)
     }
 }
@@ -112,7 +122,7 @@ impl Deconv2x2 {
 
     /// `[R,H,W,I]` to `[R,2H,2W,O]`; of each group only the first `counts[b]` maps count: see [`deconv2x2`].
     pub fn forward_live(&self, tape: &mut Tape, x: &Var, activation: Activation, counts: &Tensor) -> Result<Var> {
-        let (w, b) = (tape.param_as(&self.weight, x.value().dtype())?, tape.param(&self.bias));
+        let (w, b) = (param_as(tape, &self.weight, x.value().dtype())?, tape.param(&self.bias));
         deconv2x2(tape, x, &w, Some(&b), activation, Some(counts))
     }
 }
@@ -210,8 +220,7 @@ impl LayerNorm {
 mod tests {
     use super::*;
     use crate::device::Device;
-    use crate::nn::ParamStore;
-    use crate::tensor::Tensor;
+    use crate::nn::store::ParamStore;
 
     #[test]
     fn a_new_layer_norm_only_normalises() {

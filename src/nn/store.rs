@@ -1,6 +1,6 @@
 //! All parameters of a model, in the order they were made.
 
-use super::Init;
+use super::init::Init;
 use crate::device::Device;
 use crate::error::Result;
 use crate::tape::{Param, Role};

@@ -2,6 +2,7 @@
 //!
 //! Main types: [`Entry`], [`MultiTensor`].
 
+use crate::device::gpu::Operand;
 use crate::device::gpu::{Grid, dim_u32};
 use crate::error::Result;
 use crate::tensor::Tensor;

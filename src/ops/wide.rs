@@ -14,7 +14,7 @@ pub(super) fn needed(x: &Var) -> bool {
 }
 
 /// `f` of the inputs in f32, its output rounded to the type of the first. Kept for the backward pass are the inputs as they are: it
-/// makes them f32 again, and runs `f` again ([`Tape::recompute`]).
+/// makes them f32 again, and runs `f` again ([`Tape::rematerialise`]).
 pub(super) fn run(
     tape: &mut Tape,
     inputs: &[&Var],
@@ -31,7 +31,7 @@ pub(super) fn run_product(
     f: impl Fn(&mut Tape, &[Var], bool) -> Result<Var> + 'static,
 ) -> Result<Var> {
     run(tape, inputs, move |tape, v| {
-        let is_read = !tape.is_run_for_rules();
+        let is_read = !tape.output_is_unread();
         f(tape, v, is_read)
     })
 }
@@ -43,7 +43,7 @@ pub(super) fn run_to(
     dtype: DType,
     f: impl Fn(&mut Tape, &[Var]) -> Result<Var> + 'static,
 ) -> Result<Var> {
-    tape.recompute(inputs, move |tape, inputs| {
+    tape.rematerialise(inputs, move |tape, inputs| {
         let wide = inputs.iter().map(|v| cast(tape, v, DType::F32)).collect::<Result<Vec<_>>>()?;
         let y = f(tape, &wide)?;
         drop(wide);

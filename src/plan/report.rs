@@ -11,8 +11,9 @@ use super::budget::{self, Budget, Fitted, StageBudget};
 use super::rates::{Rate, Rates};
 use super::{Planner, StageContext, StagePlans};
 use crate::device::{LiveAtPeak, StepPlan, Target};
+use crate::engine::Bucket;
 use crate::engine::feed::RunData;
-use crate::engine::{Bucket, PersistentBytes};
+use crate::engine::memory::PersistentBytes;
 use crate::error::Result;
 use crate::format::{bytes, duration, short};
 use crate::recipe::{BatchNormMode, Recipe, Recompute, StageConfig};
@@ -332,7 +333,7 @@ fn group_of(row: &LiveAtPeak) -> (LiveKind, String) {
 
 /// What [`crate::tape::Tape::backward`] runs in.
 const BACKWARD: &str = "backward";
-/// What [`crate::tape::Tape::recompute`] runs again in.
+/// What [`crate::tape::Tape::rematerialise`] runs again in.
 const RECOMPUTE: &str = "recompute";
 
 fn notes(target: Target) -> Vec<String> {

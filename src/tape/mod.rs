@@ -1,11 +1,11 @@
 //! The autograd tape: creation order is topological order, a rule is a struct, `backward` is one reverse scan that
 //! consumes the tape and frees saved memory as it goes. A branch that ends in losses runs backward at once ([`Tape::branch`]);
-//! a part may be computed again instead of kept ([`Tape::recompute`]).
+//! a part may be rematerialised instead of kept ([`Tape::rematerialise`]).
 //!
 //! Main types: [`Tape`], [`Var`], [`Param`], [`Backward`].
 
 mod param;
-mod recompute;
+mod rematerialise;
 mod saved;
 #[cfg(test)]
 mod tests;
@@ -14,12 +14,11 @@ pub mod watch;
 use std::rc::Rc;
 
 pub use param::{Param, Role};
-pub(crate) use saved::Remade;
+pub(crate) use saved::Rematerialised;
 pub use saved::Saved;
 
 use crate::device::Device;
 use crate::error::Result;
-use crate::ops::cast::cast;
 use crate::tensor::elementwise;
 use crate::tensor::{DType, Tensor};
 
@@ -28,8 +27,8 @@ use crate::tensor::{DType, Tensor};
 pub struct Var {
     value: Tensor,
     node: Option<usize>,
-    /// How to make the value again.
-    again: Option<Rc<Remade>>,
+    /// How to recompute the value, if its op offers it.
+    rematerialised: Option<Rc<Rematerialised>>,
 }
 
 impl std::fmt::Debug for Var {
@@ -52,6 +51,14 @@ impl Var {
     /// Where it lives.
     pub fn device(&self) -> &Device {
         self.value.device()
+    }
+
+    /// The value, to be saved for a backward pass.
+    pub fn saved(&self) -> Saved {
+        match &self.rematerialised {
+            Some(value) => Saved::Rematerialised(value.clone()),
+            None => Saved::Kept(self.value.clone()),
+        }
     }
 
     /// True if a gradient will be asked for.
@@ -92,14 +99,14 @@ pub struct Tape {
     seed: Option<Tensor>,
     /// Gradients that branches gave to nodes.
     early: Vec<Option<Tensor>>,
-    /// Runs again what has run before.
-    recomputing: bool,
-    /// See [`Tape::is_run_for_rules`].
-    for_rules: bool,
-    /// Parameters in 16 bits: see [`Tape::param_as`].
-    casts: Vec<(Param, Var)>,
-    /// See [`Tape::keep_less`].
-    keeps_less: bool,
+    /// See [`Tape::is_rematerialising`].
+    rematerialising: bool,
+    /// See [`Tape::output_is_unread`].
+    output_unread: bool,
+    /// See [`Tape::derive_once`].
+    derived: Vec<(Param, Var)>,
+    /// See [`Tape::rematerialise_outputs`].
+    rematerialises_outputs: bool,
 }
 
 impl Tape {
@@ -112,10 +119,10 @@ impl Tape {
             scopes: Vec::new(),
             seed: None,
             early: Vec::new(),
-            recomputing: false,
-            for_rules: false,
-            casts: Vec::new(),
-            keeps_less: false,
+            rematerialising: false,
+            output_unread: false,
+            derived: Vec::new(),
+            rematerialises_outputs: false,
         }
     }
 
@@ -152,31 +159,34 @@ impl Tape {
     /// A value whose gradient is wanted in [`Grads`].
     pub fn leaf(&mut self, value: Tensor) -> Var {
         let node = self.recording.then(|| self.push(Kind::Leaf, Vec::new()));
-        Var { value, node, again: None }
+        Var { value, node, rematerialised: None }
     }
 
     /// A value without gradient.
     pub fn constant(&mut self, value: Tensor) -> Var {
-        Var { value, node: None, again: None }
+        Var { value, node: None, rematerialised: None }
     }
 
     /// A parameter: a leaf that adds to the parameter's own gradient, or a constant if it is frozen.
     pub fn param(&mut self, param: &Param) -> Var {
         let node = (self.recording && param.is_trainable()).then(|| self.push(Kind::Param(param.clone()), Vec::new()));
-        Var { value: param.value(), node, again: None }
+        Var { value: param.value(), node, rematerialised: None }
     }
 
-    /// As [`Tape::param`], in a type of float; it is cast once on a tape, however often it is used.
-    pub fn param_as(&mut self, param: &Param, dtype: DType) -> Result<Var> {
-        if param.value().dtype() == dtype {
-            return Ok(self.param(param));
-        }
-        if let Some((_, v)) = self.casts.iter().find(|(p, v)| p.is(param) && v.value.dtype() == dtype) {
+    /// What `make(tape, parameter)` derives from a parameter, such as a cast: made once on a tape for each element type `dtype`, however
+    /// often it is used, so that its gradient goes back through one op.
+    pub fn derive_once(
+        &mut self,
+        param: &Param,
+        dtype: DType,
+        make: impl FnOnce(&mut Tape, &Var) -> Result<Var>,
+    ) -> Result<Var> {
+        if let Some((_, v)) = self.derived.iter().find(|(p, v)| p.is(param) && v.value.dtype() == dtype) {
             return Ok(v.clone());
         }
         let whole = self.param(param);
-        let v = cast(self, &whole, dtype)?;
-        self.casts.push((param.clone(), v.clone()));
+        let v = make(self, &whole)?;
+        self.derived.push((param.clone(), v.clone()));
         Ok(v)
     }
 
@@ -188,11 +198,11 @@ impl Tape {
     /// As [`Tape::record`], for ops with any number of inputs.
     pub fn record_all(&mut self, inputs: &[&Var], y: Tensor, rule: impl Backward + 'static) -> Var {
         if !self.recording || inputs.iter().all(|v| v.node.is_none()) {
-            return Var { value: y, node: None, again: None };
+            return Var { value: y, node: None, rematerialised: None };
         }
         watch::look(&self.device, "output", &y);
         let node = self.push(Kind::Rule(Box::new(rule)), inputs.iter().map(|v| v.node).collect());
-        Var { value: y, node: Some(node), again: None }
+        Var { value: y, node: Some(node), rematerialised: None }
     }
 
     /// True if the rule of an op on these inputs will be kept: an op may skip what only its gradient needs.
@@ -213,7 +223,8 @@ impl Tape {
         f: impl FnOnce(&mut Tape, &[Var]) -> Result<(Vec<Var>, R)>,
     ) -> Result<(Vec<Var>, R)> {
         let Some(seed) = self.seed.clone().filter(|_| self.recording) else { return f(self, inputs) };
-        let mut tape = Tape { keeps_less: self.keeps_less, ..Tape::training(&self.device, seed.clone()) };
+        let mut tape =
+            Tape { rematerialises_outputs: self.rematerialises_outputs, ..Tape::training(&self.device, seed.clone()) };
         let inner: Vec<Var> = inputs.iter().map(|v| tape.stand_in(v)).collect();
         let (losses, rest) = f(&mut tape, &inner)?;
         let roots = losses.iter().map(|loss| (loss.clone(), seed.clone())).collect();
@@ -243,8 +254,8 @@ impl Tape {
     /// Runs the rules in reverse from `roots`, each with its gradient. Parameters' gradients are added to the parameters,
     /// leaves' come back.
     pub fn backward(self, roots: Vec<(Var, Tensor)>) -> Result<Grads> {
-        let Tape { mut nodes, early: mut grads, device, casts, .. } = self;
-        drop(casts); // rules hold what they need
+        let Tape { mut nodes, early: mut grads, device, derived, .. } = self;
+        drop(derived); // rules hold what they need
         grads.resize_with(nodes.len(), || None);
         let mut leaves = Vec::new();
         let all = device.enter("backward");

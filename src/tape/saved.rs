@@ -1,15 +1,16 @@
-//! What a rule keeps of its inputs: the tensor, or how to make it again.
+//! What a rule keeps of its inputs: the tensor, or a way to rematerialise it.
+//!
+//! Main type: [`Saved`]. Which ops offer the second is in `rematerialise.rs`.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::{Tape, Var};
 use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::Tensor;
 
-/// A value that its op makes again from what it keeps, once for all rules that ask for it.
-pub(crate) struct Remade {
+/// An op's output that is not kept: it is recomputed from what the op saves, once for all rules that ask for it.
+pub(crate) struct Rematerialised {
     device: Device,
     bytes: usize,
     make: Box<dyn Fn() -> Result<Tensor>>,
@@ -18,89 +19,47 @@ pub(crate) struct Remade {
 
 /// A value for the backward pass.
 pub enum Saved {
-    /// Is kept.
+    /// The tensor itself.
     Kept(Tensor),
-    /// Is made when it is asked for.
+    /// A way to compute the tensor when a rule asks for it.
     #[allow(private_interfaces, reason = "made by the tape alone")]
-    Again(Rc<Remade>),
+    Rematerialised(Rc<Rematerialised>),
 }
 
 impl Saved {
-    /// The value. Of several holders the first makes it, and the last takes it away.
+    /// The value. The first of several holders computes it, the others share it, and the last takes it.
     pub fn get(self) -> Result<Tensor> {
-        let again = match self {
+        let value = match self {
             Saved::Kept(t) => return Ok(t),
-            Saved::Again(again) => again,
+            Saved::Rematerialised(value) => value,
         };
-        let made = again.made.borrow_mut().take();
+        let made = value.made.borrow_mut().take();
         let t = match made {
             Some(t) => t,
             None => {
-                let _again = again.device.enter("recompute");
-                (again.make)()?
+                let _range = value.device.enter("recompute");
+                (value.make)()?
             }
         };
-        if Rc::strong_count(&again) > 1 {
-            *again.made.borrow_mut() = Some(t.clone());
+        if Rc::strong_count(&value) > 1 {
+            *value.made.borrow_mut() = Some(t.clone());
         }
         Ok(t)
     }
 
-    /// Bytes that it keeps alive.
+    /// Bytes kept alive; 0 for a value that is yet to be computed.
     pub fn bytes(&self) -> usize {
         match self {
             Saved::Kept(t) => t.bytes(),
-            Saved::Again(again) => again.made.borrow().as_ref().map_or(0, |_| again.bytes),
+            Saved::Rematerialised(value) => value.made.borrow().as_ref().map_or(0, |_| value.bytes),
         }
     }
 }
 
-impl Var {
-    /// The value, for a rule.
-    pub fn saved(&self) -> Saved {
-        match &self.again {
-            Some(again) => Saved::Again(again.clone()),
-            None => Saved::Kept(self.value.clone()),
-        }
-    }
-}
-
-impl Tape {
-    /// From here on, ops whose output can be made again from what they keep anyway, by reading it once more, let others keep the way to
-    /// make it instead of the output.
-    pub fn keep_less(&mut self) {
-        self.keeps_less = true;
-    }
-
-    /// Runs `f` as after [`Tape::keep_less`]: for a part whose output the next op does not keep, as pooling.
-    pub fn keeping_less<R>(&mut self, f: impl FnOnce(&mut Tape) -> R) -> R {
-        let before = std::mem::replace(&mut self.keeps_less, true);
-        let out = f(self);
-        self.keeps_less = before;
-        out
-    }
-
-    /// Whether [`Tape::keep_less`] was asked for, and rules are kept at all.
-    pub fn keeps_less(&self) -> bool {
-        self.keeps_less && self.recording
-    }
-
-    /// As [`Tape::record`], of an op that can make its output again.
-    pub(crate) fn record_remade(
-        &mut self,
-        inputs: &[&Var],
-        y: Tensor,
-        remade: Rc<Remade>,
-        rule: impl super::Backward + 'static,
-    ) -> Var {
-        Var { again: Some(remade), ..self.record_all(inputs, y, rule) }
-    }
-}
-
-impl Remade {
-    /// Of an op's output.
-    pub(crate) fn new(y: &Tensor, make: impl Fn() -> Result<Tensor> + 'static) -> Rc<Remade> {
+impl Rematerialised {
+    /// A stand-in for the output `y` of an op, which `make` computes anew to the same bits.
+    pub(crate) fn new(y: &Tensor, make: impl Fn() -> Result<Tensor> + 'static) -> Rc<Rematerialised> {
         let (device, bytes) = (y.device().clone(), y.bytes());
-        Rc::new(Remade { device, bytes, make: Box::new(make), made: RefCell::new(None) })
+        Rc::new(Rematerialised { device, bytes, make: Box::new(make), made: RefCell::new(None) })
     }
 }

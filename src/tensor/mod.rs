@@ -3,6 +3,8 @@
 //! Not for arithmetic (that is `ops`). Main type: [`Tensor`].
 
 pub mod elementwise;
+#[cfg(test)]
+mod steps;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,7 +12,8 @@ use std::rc::Rc;
 
 pub use crate::dtype::{DType, Element};
 
-use crate::device::{Buf, Device, gpu};
+use crate::device::gpu::{Later, Operand};
+use crate::device::{ALIGN_BYTES, Buf, Device};
 use crate::error::{Error, Result};
 
 /// A contiguous, row-major array. Cloning shares the buffer; writing needs the only reference to it.
@@ -30,7 +33,7 @@ fn checked_numel(what: &str, shape: &[usize]) -> Result<usize> {
 
 /// Bytes of a tensor. Err if they are more than any allocation may have, rounded up to where the next one begins.
 fn checked_bytes(what: &str, shape: &[usize], dtype: DType) -> Result<usize> {
-    const MOST: usize = isize::MAX as usize + 1 - crate::device::ALIGN_BYTES;
+    const MOST: usize = isize::MAX as usize + 1 - ALIGN_BYTES;
     let bytes = checked_numel(what, shape)?.checked_mul(dtype.bytes());
     bytes.filter(|&b| b <= MOST).ok_or_else(|| too_large(what, shape))
 }
@@ -109,7 +112,7 @@ impl Tensor {
     ///
     /// Errors: as [`Tensor::to_vec`], then or when asked for.
     pub fn read_later<T: Element>(&self) -> Result<impl FnOnce() -> Result<Vec<T>> + use<T>> {
-        let later: gpu::Later = match &self.device {
+        let later: Later = match &self.device {
             Device::Cuda(gpu) => gpu.read_later(self.buf.address(), self.bytes())?,
             _ => {
                 let bytes = bytemuck::cast_slice(self.slice::<T>()).to_vec();
@@ -142,11 +145,6 @@ impl Tensor {
             Device::Plan(_) => {}
         }
         Ok(())
-    }
-
-    /// Where the contents begin, on its device: an argument of a kernel.
-    pub(crate) fn address(&self) -> usize {
-        self.buf.address().as_ptr() as usize
     }
 
     /// Dimensions.
@@ -239,9 +237,8 @@ impl Tensor {
 
     /// Splits one zeroed buffer into tensors of the given shapes, each writable on its own: parameters' gradients live so.
     pub fn flat(device: &Device, shapes: &[Vec<usize>], dtype: DType) -> Result<Vec<Tensor>> {
-        const ALIGN: usize = crate::device::ALIGN_BYTES;
         let sizes = shapes.iter().map(|s| checked_bytes("flat", s, dtype)).collect::<Result<Vec<usize>>>()?;
-        let total = sizes.iter().try_fold(0usize, |sum, b| sum.checked_add(b.next_multiple_of(ALIGN)));
+        let total = sizes.iter().try_fold(0usize, |sum, b| sum.checked_add(b.next_multiple_of(ALIGN_BYTES)));
         let bufs = device.alloc_split(checked_bytes("flat", &[total.unwrap_or(usize::MAX)], DType::U8)?, &sizes)?;
         let mut out = Vec::with_capacity(shapes.len());
         for (shape, buf) in shapes.iter().zip(bufs) {
@@ -271,10 +268,10 @@ impl Tensor {
 
     /// Err if the element type is none that activations have.
     pub fn expect_float(&self, what: &str) -> Result<()> {
-        match self.dtype {
-            DType::F32 | DType::F16 | DType::BF16 => Ok(()),
-            other => Err(Error::Dtype { what: what.into(), want: "f32, f16 or bf16".into(), got: other.name().into() }),
+        if self.dtype.is_float() {
+            return Ok(());
         }
+        Err(Error::Dtype { what: what.into(), want: "f32, f16 or bf16".into(), got: self.dtype.name().into() })
     }
 
     /// Err if the element type is not `want`.
@@ -283,6 +280,22 @@ impl Tensor {
             return Ok(());
         }
         Err(Error::Dtype { what: what.into(), want: want.name().into(), got: self.dtype.name().into() })
+    }
+}
+
+/// A tensor is an argument of kernels and library calls.
+impl Operand for Tensor {
+    fn address(&self) -> usize {
+        self.buf.address().as_ptr() as usize
+    }
+    fn numel(&self) -> usize {
+        self.numel()
+    }
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+    fn is_unique(&self) -> bool {
+        self.is_unique()
     }
 }
 

@@ -1,110 +1,48 @@
-//! Launches: the arguments of one kernel and its grid.
+//! Launches: a kernel by name, its arguments in order, and its grid.
+//!
+//! Main types: [`Launch`], [`Operand`].
+
+use std::fmt;
 
 use bytemuck::NoUninit;
 
-use super::Gpu;
+use super::driver::{Args, Driver, Grid};
 use crate::device::scope;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
 
-/// Blocks of a grid and threads of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grid {
-    /// Blocks along x, y, z.
-    pub blocks: [u32; 3],
-    /// Threads along x, y, z.
-    pub threads: [u32; 3],
-    /// Bytes of dynamic shared memory.
-    pub shared_bytes: u32,
-}
-
-/// Most blocks along x that a grid-stride loop gets: enough to fill any GPU many times over.
-const MAX_STRIDE_BLOCKS: usize = 132 * 32;
-
-impl Grid {
-    /// One block of `threads` threads for each of `blocks` units.
-    pub fn blocks(blocks: usize, threads: u32) -> Grid {
-        // More than 2^31 - 1 blocks cannot be launched; the driver says so.
-        Grid { blocks: [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1], threads: [threads, 1, 1], shared_bytes: 0 }
-    }
-
-    /// One thread for each of `n` elements.
-    pub fn threads(n: usize, threads: u32) -> Grid {
-        Grid::blocks(n.div_ceil(threads as usize), threads)
-    }
-
-    /// About one thread for each of `n` units of work of a kernel that loops over the grid (`global_threads`).
-    pub fn stride(n: usize, threads: u32) -> Grid {
-        Grid::blocks(n.div_ceil(threads as usize).min(MAX_STRIDE_BLOCKS), threads)
-    }
-
-    /// With blocks along y too.
-    pub fn y(mut self, blocks: usize) -> Grid {
-        self.blocks[1] = u32::try_from(blocks).unwrap_or(u32::MAX);
-        self
-    }
-
-    /// With blocks along z too.
-    pub fn z(mut self, blocks: usize) -> Grid {
-        self.blocks[2] = u32::try_from(blocks).unwrap_or(u32::MAX);
-        self
-    }
-
-    /// With dynamic shared memory.
-    pub fn shared(mut self, bytes: usize) -> Grid {
-        self.shared_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        self
-    }
-
-    /// Nothing to do: a grid of 0 blocks is a launch error, not a no-op.
-    pub fn is_empty(&self) -> bool {
-        self.blocks.contains(&0)
-    }
-}
-
-/// Arguments as the driver wants them: bytes, one run an argument, each at a multiple of 8.
-#[derive(Clone, Default)]
-pub struct Args {
-    words: Vec<u64>,
-    /// First word and bytes of each.
-    runs: Vec<(usize, usize)>,
-}
-
-impl Args {
-    fn push(&mut self, bytes: &[u8]) {
-        let at = self.words.len();
-        self.words.resize(at + bytes.len().div_ceil(8), 0);
-        bytemuck::cast_slice_mut::<u64, u8>(&mut self.words[at..])[..bytes.len()].copy_from_slice(bytes);
-        self.runs.push((at, bytes.len()));
-    }
-
-    /// Bytes of each argument.
-    #[cfg(feature = "sim")]
-    pub(super) fn sizes(&self) -> impl ExactSizeIterator<Item = usize> {
-        self.runs.iter().map(|r| r.1)
-    }
-
-    /// The address of each argument.
-    #[cfg(any(feature = "sim", feature = "cuda-driver"))]
-    pub(super) fn addresses(&self) -> Vec<*mut std::ffi::c_void> {
-        self.runs.iter().map(|r| self.words[r.0..].as_ptr().cast_mut().cast()).collect()
+/// Memory of a device that a kernel or a library call reads or writes. Tensors are operands; `device` does not know tensors.
+///
+/// `Debug` gives type and shape, for messages.
+pub trait Operand: fmt::Debug {
+    /// Address of the first element, on its device.
+    fn address(&self) -> usize;
+    /// Number of elements.
+    fn numel(&self) -> usize;
+    /// Element type.
+    fn dtype(&self) -> DType;
+    /// True if nobody else holds the memory, so that it may be written.
+    fn is_unique(&self) -> bool;
+    /// Size in bytes.
+    fn bytes(&self) -> usize {
+        self.numel() * self.dtype().bytes()
     }
 }
 
 /// A kernel about to run. Arguments are given in the order of the kernel's own: outputs, saved, inputs, parameters.
 pub struct Launch<'a> {
-    gpu: &'a Gpu,
+    driver: &'a dyn Driver,
     kernel: String,
     args: Args,
     tensors: Vec<String>,
 }
 
 impl<'a> Launch<'a> {
-    pub(super) fn new(gpu: &'a Gpu, kernel: String) -> Launch<'a> {
-        Launch { gpu, kernel, args: Args::default(), tensors: Vec::new() }
+    pub(super) fn new(driver: &'a dyn Driver, kernel: String) -> Launch<'a> {
+        Launch { driver, kernel, args: Args::default(), tensors: Vec::new() }
     }
 
-    fn tensor(&mut self, t: &Tensor) {
+    fn tensor(&mut self, t: &dyn Operand) {
         self.args.push(&(t.address() as u64).to_ne_bytes());
         self.tensors.push(format!("{t:?}"));
     }
@@ -113,14 +51,14 @@ impl<'a> Launch<'a> {
     ///
     /// # Panics
     /// If its buffer is shared: then somebody still reads it.
-    pub fn out(mut self, t: &mut Tensor) -> Self {
+    pub fn out(mut self, t: &mut dyn Operand) -> Self {
         assert!(t.is_unique(), "{}: writing to a shared buffer", self.kernel);
         self.tensor(t);
         self
     }
 
     /// A tensor that the kernel writes, if there is one; else null.
-    pub fn out_opt(self, t: Option<&mut Tensor>) -> Self {
+    pub fn out_opt(self, t: Option<&mut impl Operand>) -> Self {
         match t {
             Some(t) => self.out(t),
             None => self.null(),
@@ -128,20 +66,21 @@ impl<'a> Launch<'a> {
     }
 
     /// A tensor that the kernel reads.
-    pub fn arg(mut self, t: &Tensor) -> Self {
+    pub fn arg(mut self, t: &dyn Operand) -> Self {
         self.tensor(t);
         self
     }
 
     /// A tensor that the kernel reads, if there is one; else null.
-    pub fn opt(self, t: Option<&Tensor>) -> Self {
+    pub fn opt(self, t: Option<&impl Operand>) -> Self {
         match t {
             Some(t) => self.arg(t),
             None => self.null(),
         }
     }
 
-    fn null(mut self) -> Self {
+    /// A null pointer, where the kernel may do without a tensor.
+    pub fn null(mut self) -> Self {
         self.args.push(&0u64.to_ne_bytes());
         self
     }
@@ -163,7 +102,7 @@ impl<'a> Launch<'a> {
             return Ok(());
         }
         // SAFETY: handed on to the caller.
-        let run = unsafe { self.gpu.driver.launch(&self.kernel, &self.args, grid) };
+        let run = unsafe { self.driver.launch(&self.kernel, &self.args, grid) };
         run.map_err(|error| match error {
             Error::Kernel { message, .. } => Error::Kernel {
                 op: scope::current(),

@@ -5,103 +5,24 @@
 
 #[cfg(feature = "cuda-driver")]
 pub mod cuda;
+pub mod driver;
 mod launch;
 #[cfg(feature = "sim")]
 pub mod sim;
 
-use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-pub use launch::{Grid, Launch};
+pub use driver::{Graph, Grid, Later, Pass, Target};
+pub use launch::{Launch, Operand};
+
+use driver::Driver;
 
 use super::arena::Arena;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::tensor::DType;
-
-/// Whom a plan is for: devices differ in the workspaces that their kernels need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// The CPU.
-    Cpu,
-    /// The simulated device: the GPU's kernels, but convolutions and matrix products of the CPU.
-    Sim,
-    /// A GPU.
-    Cuda,
-}
-
-/// Which of the three products of a convolution or a linear layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pass {
-    /// y from x and w.
-    Forward,
-    /// dx from dy and w.
-    Data,
-    /// dw from x and dy.
-    Weights,
-}
-
-/// A recorded step: what the driver needs to run it again without the host's part.
-pub type Graph = Rc<dyn Any>;
-
-/// A small result on its way to the host: waits for it, if need be.
-pub type Later = Box<dyn FnOnce() -> Result<Vec<u8>>>;
-
-/// What a GPU's driver does. Addresses are the device's.
-pub(crate) trait Driver {
-    /// Which kind it is.
-    fn target(&self) -> Target;
-    /// The device's name, for messages.
-    fn name(&self) -> String;
-    /// For its own functions (cuDNN, a host closure).
-    #[cfg_attr(
-        not(any(feature = "sim", feature = "cuda-driver")),
-        allow(dead_code, reason = "no driver in this build")
-    )]
-    fn as_any(&self) -> &dyn Any;
-    /// Memory whose contents are not set, at a multiple of 256 bytes.
-    fn alloc(&self, bytes: usize) -> Result<NonNull<u8>>;
-    /// Gives memory of `alloc` back.
-    ///
-    /// # Safety
-    /// `ptr` came from `alloc(bytes)`, and nothing uses it any more.
-    unsafe fn free(&self, ptr: NonNull<u8>, bytes: usize);
-    /// Sets bytes, in stream order.
-    ///
-    /// # Safety
-    /// The range lies in memory of this driver.
-    unsafe fn fill(&self, ptr: NonNull<u8>, byte: u8, bytes: usize) -> Result<()>;
-    /// Copies from the host, in stream order; the source may be reused at once.
-    ///
-    /// # Safety
-    /// The range lies in memory of this driver.
-    unsafe fn upload(&self, ptr: NonNull<u8>, data: &[u8]) -> Result<()>;
-    /// Copies to the host and waits for it.
-    ///
-    /// # Safety
-    /// The range lies in memory of this driver.
-    unsafe fn download(&self, data: &mut [u8], ptr: NonNull<u8>) -> Result<()>;
-    /// Begins to copy a few KiB to the host, in stream order; nobody waits until the result is asked for.
-    ///
-    /// # Safety
-    /// The range lies in memory of this driver.
-    unsafe fn read_later(&self, ptr: NonNull<u8>, bytes: usize) -> Result<Later>;
-    /// Runs a kernel, in stream order.
-    ///
-    /// # Safety
-    /// The arguments are those of the kernel, and name memory that is large enough for what it does.
-    unsafe fn launch(&self, kernel: &str, args: &launch::Args, grid: Grid) -> Result<()>;
-    /// From here on, work is recorded and not run.
-    fn begin_recording(&self) -> Result<()>;
-    /// The work recorded since.
-    fn end_recording(&self) -> Result<Graph>;
-    /// Runs recorded work. Its memory must be there still.
-    fn replay(&self, graph: &Graph) -> Result<()>;
-    /// Waits until all work is done; Err names what failed.
-    fn synchronize(&self) -> Result<()>;
-}
 
 /// A GPU and its memory.
 pub struct Gpu {
@@ -159,7 +80,7 @@ impl Gpu {
 
     /// The kernel `<name>_<dtype>`, to be given its arguments.
     pub fn kernel(&self, name: &str, dtype: DType) -> Launch<'_> {
-        Launch::new(self, format!("{name}_{}", dtype.name()))
+        Launch::new(&*self.driver, format!("{name}_{}", dtype.name()))
     }
 
     pub(crate) fn upload(&self, ptr: NonNull<u8>, data: &[u8]) -> Result<()> {

@@ -185,7 +185,7 @@ pub(super) fn backward_train(
     size: [usize; 2],
 ) -> Result<()> {
     let (device, walk) = (x.device().clone(), Walk::new(size, x.dtype()));
-    let k = device.gpu().kernel("batch_norm_relu_bwd_train", x.dtype()).out(dx).out_opt(None);
+    let k = device.gpu().kernel("batch_norm_relu_bwd_train", x.dtype()).out(dx).null();
     let k = k.arg(dy.unwrap_or(dx)).arg(x).opt(y).arg(stats).arg(gamma).arg(sums).params(&walk.params()?);
     // SAFETY: batch_norm_relu_bwd_train(dx, dresidual or null, dy, x, y or null, stats, gamma, sums, params): dx, dy, x, y [M,C]
     // of one type, dx may be dy; stats and sums [2,C], gamma [C] f32 (made and saved by mod.rs; the tape checks dy).
@@ -219,7 +219,7 @@ pub(super) fn backward_frozen(
     size: [usize; 2],
 ) -> Result<()> {
     let (device, walk) = (dx.device().clone(), Walk::new(size, dx.dtype()));
-    let k = device.gpu().kernel("batch_norm_relu_bwd_frozen", dx.dtype()).out(dx).out_opt(None);
+    let k = device.gpu().kernel("batch_norm_relu_bwd_frozen", dx.dtype()).out(dx).null();
     let k = k.arg(dy.unwrap_or(dx)).opt(y).arg(stats).arg(gamma).params(&walk.params()?);
     // SAFETY: batch_norm_relu_bwd_frozen(dx or null, dresidual or null, dy, y or null, stats, gamma, params): dx, dy, y [M,C] of
     // one type, dx may be dy; stats [2,C], gamma [C] f32 (made and saved by mod.rs; the tape checks dy).

@@ -7,7 +7,7 @@ use super::{Gradient, OpInfo, wide};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::on_device;
-use crate::tape::{Backward, Param, Remade, Saved, Sink, Tape, Var};
+use crate::tape::{Backward, Param, Rematerialised, Saved, Sink, Tape, Var};
 use crate::tensor::{DType, Tensor};
 
 /// Registry entry.
@@ -29,7 +29,7 @@ pub enum BnMode {
 ///
 /// Shapes: x, residual, y `[N,H,W,C]`, floats of one type; gamma, beta, running mean and variance `[C]` f32.
 /// Saves: x, y (for the ReLU's mask; the next op keeps it anyway), mean and rstd `[C]`. Frozen without a gradient for gamma
-/// and beta: y and `[C]` only. On a tape that keeps less ([`Tape::keep_less`]) and without a residual, x and `[C]` only: y is made again,
+/// and beta: y and `[C]` only. On a tape that keeps less ([`Tape::rematerialise_outputs`]) and without a residual, x and `[C]` only: y is made again,
 /// for itself and for the next op.
 /// Gradient: x, gamma, beta, residual; written over the incoming gradient and over x where nobody else holds them.
 /// Cost: training reads x twice and writes y, backward reads dy, x, y twice and writes dx; frozen one pass each; memory-bound.
@@ -81,7 +81,7 @@ pub fn batch_norm_relu(
             ));
         }
         BnMode::Train { momentum } => {
-            let momentum = if tape.is_recomputing() { 0.0 } else { momentum }; // the statistics have moved
+            let momentum = if tape.is_rematerialising() { 0.0 } else { momentum }; // the statistics have moved
             let mut partial = Tensor::empty(device, &partial_shape(device, 3, &split, dtype), DType::F32)?;
             let (mut mean, mut var) = (running.0.value_mut(), running.1.value_mut());
             on_device!(
@@ -118,14 +118,14 @@ pub fn batch_norm_relu(
         train,
         split,
     };
-    if let (true, true, None, Some(x)) = (tape.keeps_less(), relu, residual, &saved_x) {
+    if let (true, true, None, Some(x)) = (tape.rematerialises_outputs(), relu, residual, &saved_x) {
         let (x, stats, gamma, beta) = (x.clone(), stats.clone(), gamma.value().clone(), beta.value().clone());
-        let remade = Remade::new(&y, move || {
+        let remade = Rematerialised::new(&y, move || {
             let _op = x.device().enter("batch_norm_relu");
             normalize(&x, None, true, &stats, &gamma, &beta, &split)
         });
-        let rule = rule(Some(Saved::Again(remade.clone())));
-        return Ok(tape.record_remade(inputs, y, remade, rule));
+        let rule = rule(Some(Saved::Rematerialised(remade.clone())));
+        return Ok(tape.record_rematerialised(inputs, y, remade, rule));
     }
     let rule = rule(relu.then(|| Saved::Kept(y.clone())));
     Ok(tape.record_all(inputs, y, rule))

@@ -51,7 +51,10 @@ pub(super) fn product(
     if let Some(cuda) = device.gpu().cuda_driver() {
         let ConvShape { n, h, w, c, o, kh, kw, stride, pad } = *s;
         let conv = crate::device::gpu::cuda::Conv { pass, n, h, w, c, o, kh, kw, stride, pad };
-        return cuda.conv(&conv, out, add, a, b, ws);
+        if a.numel() == 0 || b.numel() == 0 {
+            return if add { Ok(()) } else { out.zero() }; // a sum of nothing
+        }
+        return cuda.dnn().conv(&conv, out, add, a, b, ws);
     }
     #[cfg(feature = "sim")]
     if let Some(sim) = device.gpu().sim() {

@@ -6,7 +6,7 @@ mod cuda;
 use super::{Gradient, OpInfo, wide};
 use crate::error::Result;
 use crate::on_device;
-use crate::tape::{Backward, Remade, Sink, Tape, Var};
+use crate::tape::{Backward, Rematerialised, Sink, Tape, Var};
 use crate::tensor::Tensor;
 
 /// Registry entry.
@@ -15,7 +15,7 @@ pub const INFO: OpInfo = OpInfo { name: "gelu", gradient: Gradient::Yes };
 /// `y = x Φ(x)`, with `Φ` the normal distribution's cumulative function; `Φ` is within 1.5e-7. At -∞ it is 0 within 1e-31.
 ///
 /// Shapes: x, y of any one shape, floats of one type.
-/// Saves: x. On a tape that keeps less ([`Tape::keep_less`]) y is made again for the next op.
+/// Saves: x. On a tape that keeps less ([`Tape::rematerialise_outputs`]) y is made again for the next op.
 /// Gradient: x; written over the incoming gradient where nobody else holds it.
 /// Cost: one pass each way, about 20 operations an element; memory-bound.
 /// Errors: `Dtype`.
@@ -29,13 +29,13 @@ pub fn gelu(tape: &mut Tape, x: &Var) -> Result<Var> {
     }
     let y = forward(x.value())?;
     let rule = GeluBwd { x: x.value().clone() };
-    if tape.keeps_less() && tape.will_record(&[x]) {
+    if tape.rematerialises_outputs() && tape.will_record(&[x]) {
         let x_value = x.value().clone();
-        let remade = Remade::new(&y, move || {
+        let remade = Rematerialised::new(&y, move || {
             let _op = x_value.device().enter("gelu");
             forward(&x_value)
         });
-        return Ok(tape.record_remade(&[x], y, remade, rule));
+        return Ok(tape.record_rematerialised(&[x], y, remade, rule));
     }
     Ok(tape.record([x], y, rule))
 }

@@ -6,7 +6,7 @@ mod cuda;
 use super::{Gradient, OpInfo, wide};
 use crate::error::{Error, Result};
 use crate::on_device;
-use crate::tape::{Backward, Remade, Sink, Tape, Var};
+use crate::tape::{Backward, Rematerialised, Sink, Tape, Var};
 use crate::tensor::{DType, Tensor};
 
 /// Registry entry.
@@ -15,7 +15,7 @@ pub const INFO: OpInfo = OpInfo { name: "layer_norm", gradient: Gradient::Yes };
 /// `y = (x - mean) * rstd * gamma + beta` over the last dimension, `rstd = 1 / sqrt(variance + eps)`, the variance that of all C.
 ///
 /// Shapes: x, y `[..,C]` (M rows), floats of one type; gamma, beta `[C]` f32.
-/// Saves: x, mean and rstd, f32 `[2,M]`. On a tape that keeps less ([`Tape::keep_less`]) y is made again for the next op.
+/// Saves: x, mean and rstd, f32 `[2,M]`. On a tape that keeps less ([`Tape::rematerialise_outputs`]) y is made again for the next op.
 /// Gradient: x, gamma, beta; dx is written over the incoming gradient where nobody else holds it.
 /// Cost: reads x and writes y; backward reads dy and x (a GPU twice, for dgamma and dbeta) and writes dx; memory-bound.
 /// Errors: `Shape` if gamma or beta is not `[C]`; `Dtype`; `Value` if eps is negative.
@@ -40,13 +40,13 @@ pub fn layer_norm(tape: &mut Tape, x: &Var, gamma: &Var, beta: &Var, eps: f32) -
     let m = if c == 0 { 0 } else { rows.iter().product() };
     let (y, stats) = forward(x.value(), gamma.value(), beta.value(), eps, m)?;
     let rule = LayerNormBwd { x: x.value().clone(), gamma: gamma.value().clone(), stats };
-    if tape.keeps_less() && tape.will_record(&[x, gamma, beta]) {
+    if tape.rematerialises_outputs() && tape.will_record(&[x, gamma, beta]) {
         let (x_value, gamma_value, beta_value) = (x.value().clone(), gamma.value().clone(), beta.value().clone());
-        let remade = Remade::new(&y, move || {
+        let remade = Rematerialised::new(&y, move || {
             let _op = x_value.device().enter("layer_norm");
             Ok(forward(&x_value, &gamma_value, &beta_value, eps, m)?.0)
         });
-        return Ok(tape.record_remade(&[x, gamma, beta], y, remade, rule));
+        return Ok(tape.record_rematerialised(&[x, gamma, beta], y, remade, rule));
     }
     Ok(tape.record([x, gamma, beta], y, rule))
 }

@@ -63,6 +63,7 @@ pub(in crate::ops) fn product(
     let device = out.device().clone();
     #[cfg(feature = "cuda-driver")]
     if let Some(cuda) = device.gpu().cuda_driver() {
+        use crate::device::gpu::Operand;
         use crate::device::gpu::cuda::{Matmul, Side};
         let product = match pass {
             Pass::Forward => Matmul { m: s.m, n: s.n, k: s.k, a: Side::Rows, b: Side::Columns },
@@ -71,7 +72,7 @@ pub(in crate::ops) fn product(
             Pass::Weights => Matmul { m: s.n, n: s.k, k: s.m, a: Side::Columns, b: Side::Rows },
         };
         let (a, b) = if pass == Pass::Weights { (b, a) } else { (a, b) };
-        cuda.matmul(&product, out, add, a, b, bias, ws)?;
+        cuda.blas().matmul(&product, out, add, a, b, bias.map(|b| b as &dyn Operand), ws)?;
         return Ok(bias.is_some());
     }
     #[cfg(feature = "sim")]

@@ -8,11 +8,13 @@ use std::ffi::c_void;
 use std::ptr;
 
 use cudarc::cublaslt::{result, result::CublasError, sys};
+use cudarc::driver::sys::CUstream;
 
-use super::Cuda;
-use crate::device::ALIGN_BYTES;
+use crate::cpu::ALIGN_BYTES;
+use crate::device::gpu::launch::Operand;
+use crate::device::scope;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
 
 /// How a factor is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,8 +39,10 @@ pub struct Matmul {
 /// Where cuBLASLt's workspace must begin.
 const WORKSPACE_ALIGN: usize = 256;
 
-pub(super) struct Blas {
+/// cuBLASLt on one stream, with a plan for each problem that it has met.
+pub struct Blas {
     handle: sys::cublasLtHandle_t,
+    stream: CUstream,
     plans: RefCell<HashMap<(Matmul, DType, bool), Plan>>,
 }
 
@@ -51,7 +55,7 @@ struct Plan {
 }
 
 fn failed(call: &str) -> impl Fn(CublasError) -> Error {
-    move |error| Error::Kernel { op: crate::device::current_scope(), message: format!("{call}: {:?}", error.0) }
+    move |error| Error::Kernel { op: scope::current(), message: format!("{call}: {:?}", error.0) }
 }
 
 fn type_of(dtype: DType) -> sys::cudaDataType {
@@ -140,25 +144,23 @@ impl Plan {
 }
 
 impl Blas {
-    pub(super) fn new() -> Result<Blas> {
+    pub(super) fn new(stream: CUstream) -> Result<Blas> {
         let handle = result::create_handle().map_err(failed("cublasLtCreate"))?;
-        Ok(Blas { handle, plans: RefCell::default() })
+        Ok(Blas { handle, stream, plans: RefCell::default() })
     }
-}
 
-impl Cuda {
     /// `c (+)= a b + bias`, the bias `[n]` on every row; all of one type.
     ///
     /// Errors: `Kernel` with cuBLASLt's status.
     pub fn matmul(
         &self,
         p: &Matmul,
-        c: &mut Tensor,
+        c: &mut dyn Operand,
         add: bool,
-        a: &Tensor,
-        b: &Tensor,
-        bias: Option<&Tensor>,
-        ws: &mut Tensor,
+        a: &dyn Operand,
+        b: &dyn Operand,
+        bias: Option<&dyn Operand>,
+        ws: &mut dyn Operand,
     ) -> Result<()> {
         let dtype = c.dtype();
         assert!(
@@ -170,10 +172,10 @@ impl Cuda {
         let ws_bytes = ws.bytes().saturating_sub(WORKSPACE_ALIGN) / WORKSPACE_ALIGN * WORKSPACE_ALIGN;
         let bias = bias.map(|b| b.address() as u64);
         let key = (*p, dtype, bias.is_some());
-        let mut plans = self.blas.plans.borrow_mut();
+        let mut plans = self.plans.borrow_mut();
         let plan = match plans.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(Plan::new(self.blas.handle, p, dtype, bias, ws_bytes)?),
+            Entry::Vacant(new) => new.insert(Plan::new(self.handle, p, dtype, bias, ws_bytes)?),
         };
         if let Some(bias) = bias {
             plan.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
@@ -184,7 +186,7 @@ impl Cuda {
         // SAFETY: the tensors have the shapes in `p` (ops/linear/mod.rs), the workspace its bytes; all are of this device.
         let ran = unsafe {
             result::matmul(
-                self.blas.handle,
+                self.handle,
                 plan.desc,
                 ptr::from_ref(&one).cast(),
                 ptr::from_ref(&beta).cast(),
@@ -199,7 +201,7 @@ impl Cuda {
                 &plan.algorithm,
                 at as *mut c_void,
                 ws_bytes,
-                self.stream().cast(),
+                self.stream.cast(),
             )
         };
         ran.map_err(failed("cublasLtMatmul"))

@@ -10,10 +10,12 @@ use std::ptr::{self, NonNull};
 use cudarc::cudnn::sys;
 use cudarc::driver;
 
-use super::super::{Driver, Pass};
-use super::Cuda;
+use super::context;
+use crate::device::gpu::driver::Pass;
+use crate::device::gpu::launch::Operand;
+use crate::device::scope;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
 
 /// A convolution: x `[n,h,w,c]`, weights `[o,kh,kw,c]`.
 #[allow(missing_docs, reason = "the letters of docs/conventions.md")]
@@ -48,7 +50,8 @@ struct Plan {
     own_workspace: Option<(NonNull<u8>, usize)>,
 }
 
-pub(super) struct Dnn {
+/// cuDNN on one stream, with a plan for each convolution that it has met.
+pub struct Dnn {
     handle: sys::cudnnHandle_t,
     plans: RefCell<HashMap<(Conv, DType), Plan>>,
 }
@@ -57,7 +60,7 @@ fn check(call: &str, status: sys::cudnnStatus_t) -> Result<()> {
     if status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS {
         return Ok(());
     }
-    Err(Error::Kernel { op: crate::device::current_scope(), message: format!("{call}: {status:?}") })
+    Err(Error::Kernel { op: scope::current(), message: format!("{call}: {status:?}") })
 }
 
 fn type_of(dtype: DType) -> sys::cudnnDataType_t {
@@ -230,7 +233,7 @@ impl Dnn {
     }
 }
 
-impl Cuda {
+impl Dnn {
     /// Descriptors, and the fastest deterministic algorithm within the workspace; where there is none (cuDNN turns large maps into
     /// another layout first, on old devices), within one of the device's own, which stays.
     ///
@@ -246,15 +249,15 @@ impl Cuda {
         ws: *mut c_void,
         ws_bytes: usize,
     ) -> Result<Plan> {
-        let mut plan = self.dnn.describe(s, dtype)?;
+        let mut plan = self.describe(s, dtype)?;
         for bytes in [ws_bytes, 512 << 20, 4 << 30] {
-            let own = if bytes == ws_bytes { None } else { Some(self.alloc(bytes)?) };
+            let own = if bytes == ws_bytes { None } else { Some(context::alloc(bytes)?) };
             let at = own.map_or(ws, |p| p.as_ptr().cast());
             // SAFETY: the caller's promise, and `at` has `bytes`.
-            let results = unsafe { self.dnn.measure(s, &plan, out, a, b, at, bytes) };
+            let results = unsafe { self.measure(s, &plan, out, a, b, at, bytes) };
             if let Some(ptr) = own {
                 // SAFETY: allocated above, and cuMemFree waits for what uses it.
-                unsafe { self.free(ptr, bytes) };
+                unsafe { context::free(ptr) };
             }
             let results = results?;
             let fit = results.iter().filter(|r| r.ok && r.deterministic && r.memory <= bytes);
@@ -264,42 +267,47 @@ impl Cuda {
                 let set = unsafe { sys::cudnnSetConvolutionMathType(plan.conv, best.math) };
                 check("cudnnSetConvolutionMathType", set)?;
                 if own.is_some() {
-                    plan.own_workspace = Some((self.alloc(best.memory)?, best.memory));
+                    plan.own_workspace = Some((context::alloc(best.memory)?, best.memory));
                 }
                 return Ok(plan);
             }
         }
         Err(Error::Kernel {
-            op: crate::device::current_scope(),
+            op: scope::current(),
             message: format!("cuDNN has no deterministic algorithm for {s:?}, {}", dtype.name()),
         })
     }
 
     /// `out (+)= pass(a, b)`: forward y from x, w; data dx from dy, w; weights dw from x, dy.
     ///
-    /// The first call for a shape measures cuDNN's algorithms and must not be recorded.
+    /// The first call for a shape measures cuDNN's algorithms and must not be recorded. Neither factor is empty.
     ///
     /// Errors: `Kernel` with cuDNN's status, or if no deterministic algorithm fits the workspace.
-    pub fn conv(&self, s: &Conv, out: &mut Tensor, add: bool, a: &Tensor, b: &Tensor, ws: &mut Tensor) -> Result<()> {
-        if a.numel() == 0 || b.numel() == 0 {
-            return if add { Ok(()) } else { out.zero() };
-        }
+    pub fn conv(
+        &self,
+        s: &Conv,
+        out: &mut dyn Operand,
+        add: bool,
+        a: &dyn Operand,
+        b: &dyn Operand,
+        ws: &mut dyn Operand,
+    ) -> Result<()> {
         let dtype = a.dtype();
         assert!(b.dtype() == dtype && out.dtype() == dtype, "conv: one type for all: {a:?} {b:?} {out:?}");
         let (pa, pb, pout) = (a.address() as *const c_void, b.address() as *const c_void, out.address() as *mut c_void);
         let (pws, ws_bytes) = (ws.address() as *mut c_void, ws.bytes());
-        let mut plans = self.dnn.plans.borrow_mut();
+        let mut plans = self.plans.borrow_mut();
         let plan = match plans.entry((*s, dtype)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 // Gradients of weights may hold a sum already: measure into memory of its own.
-                let scratch = if add { Some(self.alloc(out.bytes())?) } else { None };
+                let scratch = if add { Some(context::alloc(out.bytes())?) } else { None };
                 let target = scratch.map_or(pout, |p| p.as_ptr().cast());
                 // SAFETY: tensors of the shapes in `s` (checked in ops/conv2d/mod.rs).
                 let plan = unsafe { self.choose(s, dtype, target, pa, pb, pws, ws_bytes) };
                 if let Some(ptr) = scratch {
                     // SAFETY: allocated above, and cuMemFree waits for what uses it.
-                    unsafe { self.free(ptr, out.bytes()) };
+                    unsafe { context::free(ptr) };
                 }
                 new.insert(plan?)
             }
@@ -307,7 +315,7 @@ impl Cuda {
         let (pws, ws_bytes) = plan.own_workspace.map_or((pws, ws_bytes), |(ptr, bytes)| (ptr.as_ptr().cast(), bytes));
         let (one, beta) = (1.0f32, if add { 1.0f32 } else { 0.0 });
         let (one, beta) = (ptr::from_ref(&one).cast::<c_void>(), ptr::from_ref(&beta).cast::<c_void>());
-        let handle = self.dnn.handle;
+        let handle = self.handle;
         // SAFETY: tensors of the shapes in `s`; the algorithm is one that cuDNN gave for this pass, whose number is of its enum.
         unsafe {
             match s.pass {

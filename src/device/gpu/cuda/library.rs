@@ -79,7 +79,7 @@ pub(super) fn driver_version() -> Result<usize> {
     let mut version: c_int = 0;
     // SAFETY: the library is there (line above); writes one int.
     let status = unsafe { driver::sys::cuDriverGetVersion(&mut version) };
-    super::check("cuDriverGetVersion", status)?;
+    super::context::check("cuDriverGetVersion", status)?;
     Ok(version as usize)
 }
 

@@ -4,6 +4,7 @@
 //! capture and run again as one CUDA graph. Main type: [`Cuda`].
 
 mod blas;
+mod context;
 mod dnn;
 mod library;
 mod staging;
@@ -11,28 +12,25 @@ mod staging;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_int};
+use std::ffi::{CString, c_int};
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
-use std::sync::LazyLock;
 
-use cudarc::driver::{DriverError, result, sys};
+use cudarc::driver::{result, sys};
 
 pub use blas::{Matmul, Side};
 pub use dnn::Conv;
 
-use super::launch::Args;
-use super::{Driver, Graph, Grid, Later, Target};
-use crate::error::{Error, Result};
+use context::{SYNC, address, check, describe, device_error, error_of};
 use staging::Staging;
+
+use super::driver::{Args, Driver, Graph, Grid, Later, Target};
+use crate::error::{Error, Result};
 
 /// `IMAGES`: name and contents of each file of kernels/; `KERNELS`: name of each kernel and its file's index.
 mod images {
     include!(concat!(env!("OUT_DIR"), "/cuda_images.rs"));
 }
-
-/// `UPRES_SYNC=1`: wait after each launch, so that a fault is blamed on its kernel.
-static SYNC: LazyLock<bool> = LazyLock::new(|| std::env::var_os("UPRES_SYNC").is_some_and(|v| v != "0"));
 
 /// Dynamic shared memory that needs no opting in.
 const SHARED_WITHOUT_OPT_IN: u32 = 48 * 1024;
@@ -51,33 +49,6 @@ pub struct Cuda {
     recording: Cell<bool>,
     dnn: dnn::Dnn,
     blas: blas::Blas,
-}
-
-/// The error of a driver call.
-fn error_of(call: &str, error: DriverError) -> Error {
-    use sys::cudaError_enum::*;
-    let late = [
-        CUDA_ERROR_ILLEGAL_ADDRESS,
-        CUDA_ERROR_LAUNCH_FAILED,
-        CUDA_ERROR_MISALIGNED_ADDRESS,
-        CUDA_ERROR_ILLEGAL_INSTRUCTION,
-    ];
-    let hint = if late.contains(&error.0) && !*SYNC {
-        " (a kernel before this failed: UPRES_SYNC=1 says which, with its op and tensors)"
-    } else {
-        ""
-    };
-    Error::Kernel { op: crate::device::current_scope(), message: format!("{call}: {}{hint}", describe(error)) }
-}
-
-fn describe(error: DriverError) -> String {
-    let text = |s: Result<&CStr, DriverError>| s.map_or_else(|_| String::new(), |s| s.to_string_lossy().into_owned());
-    let (name, words) = (text(error.error_name()), text(error.error_string()));
-    if name.is_empty() { format!("error {}", error.0 as u32) } else { format!("{name}: {words}") }
-}
-
-pub(super) fn check(call: &str, status: sys::CUresult) -> Result<()> {
-    status.result().map_err(|error| error_of(call, error))
 }
 
 /// What `train --doctor` says of libraries and devices.
@@ -134,10 +105,6 @@ fn no_device(why: String) -> Error {
     Error::Device { what: "cuda".into(), message }
 }
 
-fn device_error(message: String) -> Error {
-    Error::Device { what: "cuda".into(), message }
-}
-
 fn attribute(device: sys::CUdevice, attribute: sys::CUdevice_attribute) -> Result<c_int> {
     // SAFETY: the device came from cuDeviceGet.
     unsafe { result::device::get_attribute(device, attribute) }.map_err(|e| error_of("cuDeviceGetAttribute", e))
@@ -191,7 +158,7 @@ impl Cuda {
             functions: RefCell::default(),
             recording: Cell::new(false),
             dnn: dnn::Dnn::new(stream)?,
-            blas: blas::Blas::new()?,
+            blas: blas::Blas::new(stream)?,
         })
     }
 
@@ -202,7 +169,17 @@ impl Cuda {
 
     /// Free and total bytes of the device.
     pub fn memory(&self) -> Result<(usize, usize)> {
-        result::mem_get_info().map_err(|e| error_of("cuMemGetInfo", e))
+        context::memory()
+    }
+
+    /// Convolutions.
+    pub fn dnn(&self) -> &dnn::Dnn {
+        &self.dnn
+    }
+
+    /// Matrix products.
+    pub fn blas(&self) -> &blas::Blas {
+        &self.blas
     }
 
     /// The stream that everything runs on, for timing with events.
@@ -253,10 +230,6 @@ impl Drop for Cuda {
     }
 }
 
-fn address(ptr: NonNull<u8>) -> sys::CUdeviceptr {
-    ptr.as_ptr() as sys::CUdeviceptr
-}
-
 impl Driver for Cuda {
     fn target(&self) -> Target {
         Target::Cuda
@@ -271,28 +244,12 @@ impl Driver for Cuda {
     }
 
     fn alloc(&self, bytes: usize) -> Result<NonNull<u8>> {
-        // SAFETY: a plain allocation of at least one byte.
-        match unsafe { result::malloc_sync(bytes.max(1)) } {
-            Ok(ptr) => NonNull::new(ptr as *mut u8).ok_or_else(|| device_error("an allocation at address 0".into())),
-            Err(error) => {
-                let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
-                let (free, total) = self.memory().unwrap_or((0, 0));
-                Err(device_error(format!(
-                    "no memory for {:.2} GiB: {:.2} of the device's {:.2} GiB are free ({}); lower the stage's micro_batch or its \
-                     image size",
-                    gib(bytes),
-                    gib(free),
-                    gib(total),
-                    describe(error),
-                )))
-            }
-        }
+        context::alloc(bytes)
     }
 
     unsafe fn free(&self, ptr: NonNull<u8>, _bytes: usize) {
-        // SAFETY: the caller's promise; cuMemFree waits for the work that uses it. An error here (a context that a fault has
-        // ended) leaves nothing to be done.
-        let _ = unsafe { result::free_sync(address(ptr)) };
+        // SAFETY: the caller's promise.
+        unsafe { context::free(ptr) }
     }
 
     unsafe fn fill(&self, ptr: NonNull<u8>, byte: u8, bytes: usize) -> Result<()> {

@@ -10,8 +10,8 @@ use std::rc::Rc;
 
 use cudarc::driver::sys;
 
-use super::super::Later;
-use super::check;
+use super::context::check;
+use crate::device::gpu::driver::Later;
 use crate::error::Result;
 
 /// Uploads up to this go through the small slots.

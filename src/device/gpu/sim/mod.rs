@@ -18,13 +18,13 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
-use super::launch::Args;
-use super::{Driver, Graph, Grid, Later, Target};
+use super::driver::{Args, Driver, Graph, Grid, Later, Target};
+use super::launch::Operand;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
 use block::{Job, Runner};
 
 /// Bytes before and behind each allocation, what they hold, and the alignment of an allocation.
@@ -107,10 +107,10 @@ impl Sim {
     /// floats it is computed in f32 and rounded once, as the libraries do.
     pub fn product(
         &self,
-        out: &mut Tensor,
-        a: &Tensor,
-        b: &Tensor,
-        ws: &mut Tensor,
+        out: &mut dyn Operand,
+        a: &dyn Operand,
+        b: &dyn Operand,
+        ws: &mut dyn Operand,
         f: impl Fn(&mut [f32], &[f32], &[f32], &mut [f32]) + 'static,
     ) {
         assert!(out.is_unique() && ws.is_unique(), "sim: writing to a shared buffer");
@@ -311,8 +311,8 @@ struct Slice {
 }
 
 impl Slice {
-    fn of(t: &Tensor) -> Slice {
-        assert!(t.expect_float("").is_ok(), "sim: a product of {t:?}");
+    fn of(t: &dyn Operand) -> Slice {
+        assert!(t.dtype().is_float(), "sim: a product of {t:?}");
         Slice { ptr: t.address() as *mut u8, len: t.numel(), dtype: t.dtype() }
     }
 

@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
-use super::*;
-use crate::tensor::{DType, Tensor};
+use super::{DType, Tensor};
+use crate::device::{Device, StepPlan};
+use crate::error::{Error, Result};
 
 fn floats(device: &Device, n: usize) -> Result<Tensor> {
     Tensor::empty(device, &[n], DType::F32)

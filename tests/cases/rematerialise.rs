@@ -71,8 +71,9 @@ fn run(dev: &Device, op: Op, next: Next, less: bool) -> Result<(Vec<Tensor>, usi
     let mut tape = Tape::new(dev);
     let leaf = tape.leaf(tensor(dev, &SHAPE, &uniform(6, ELEMENTS, -3.0, 3.0)));
     let x = max_pool(&mut tape, &leaf, 1, 1, 0)?; // a copy that the op alone holds, once x is gone
-    let y = if less { tape.keeping_less(|tape| op(tape, &x, &each))? } else { op(&mut tape, &x, &each)? };
-    assert!(!tape.keeps_less(), "only that part");
+    let y =
+        if less { tape.with_rematerialised_outputs(|tape| op(tape, &x, &each))? } else { op(&mut tape, &x, &each)? };
+    assert!(!tape.rematerialises_outputs(), "only that part");
     let wv = tape.param(&w);
     let zs = match next {
         Next::Conv => vec![conv2d(&mut tape, &y, &wv, None, 1, 1, Activation::None)?],

@@ -14,7 +14,7 @@ use upres::recipe::Recompute::{self, Blocks, None as Keep, Norms};
 use upres::recipe::StatePrecision::{self, Auto, Bf16, F32};
 use upres::recipe::{Recipe, Resize};
 use upres::run::event::{Event, Observer};
-use upres::train::trainer::{TrainOptions, train_on};
+use upres::train::session::{self, TrainOptions};
 
 /// A way to run a stage: `micro_batch`, `recompute`, `eval_batch`.
 type Way = (usize, Recompute, usize);
@@ -332,7 +332,7 @@ fn a_run_stays_within_its_budget() {
         let device = Device::cpu();
         let options = TrainOptions { checkpoints: dir.path().into(), stop_after: Some(2), ..TrainOptions::default() };
         let file = dir.path().join("tiny.toml");
-        train_on(&fitted.recipe, &file, &planner.data, &device, &options, &mut Notes(Vec::new())).unwrap();
+        session::train(&fitted.recipe, &file, &planner.data, &device, &options, &mut Notes(Vec::new())).unwrap();
         assert!(device.arena_high_water() > 0 && kept + device.arena_high_water() <= budget, "{way:?}");
         used.push(kept + device.arena_high_water());
     }

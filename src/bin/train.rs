@@ -1,6 +1,7 @@
 //! `train`: trains a detector by a recipe, in as many stages as it has.
 
 use std::fmt::Write;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,9 +26,10 @@ use upres::run::dir::RunDir;
 use upres::run::event::Observer;
 use upres::train::finish::finish;
 use upres::train::initial_weights::load_initial_weights;
+use upres::train::outcome::Outcome;
 use upres::train::progress::Progress;
 use upres::train::recorder::Recorder;
-use upres::train::trainer::{Outcome, TrainOptions, train_on};
+use upres::train::session::{TrainOptions, train};
 use upres::{Error, Result};
 
 /// Trains an object detector from scratch: low resolution first, then high (arXiv 2106.03112).
@@ -107,111 +109,166 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let mut overrides = args.overrides.clone();
-    overrides.extend(args.seed.map(|s| Override { key: "seed".into(), value: s.to_string() }));
     compare::check(&args.compare)?;
-    let resumed = args.resume.as_deref().map(RunDir::resume).transpose()?;
-    let (recipe, file) = match (&resumed, &args.recipe) {
-        (Some(dir), _) => (dir.read_recipe(&overrides)?, dir.recipe()),
-        (None, Some(path)) => (Recipe::read(path, &overrides)?, path.clone()),
-        (None, None) => (Recipe::built_in(&overrides)?, PathBuf::from("recipes/shapes.toml")),
-    };
-    use_threads(recipe.threads)?;
-    if args.plan {
-        let mut rates = Rates::in_folder(&RunDir::parent(args.out.as_deref()));
-        if let Some(run) = &args.resume {
-            rates = rates.after(run);
-        }
-        let mut planner = Planner::new(&recipe, &file, &args.device.planner())?;
-        let mut notes = Vec::new();
-        if resumed.is_none() {
-            // Memory does not depend on them: whoever plans on another machine need not have them.
-            let classes = planner.data.train.dataset().class_names();
-            let looked_at = load_initial_weights(&recipe, &classes, &planner.engine.store);
-            notes = looked_at
-                .unwrap_or_else(|why| vec![format!("init.weights cannot be used here, a run would end with: {why}")]);
-        }
-        let mut budget = args.memory.map(|size| Budget::Given(size.0));
-        if let (Some(dir), Some(given)) = (&resumed, budget.take_if(|_| resumed.is_some())) {
-            // As the run itself would: it goes on as it began, or not at all.
-            let meta = Checkpoint::load(&dir.last())?.meta;
-            budget::check(&mut planner, &recipe, given, meta.stage)?;
-        }
-        if let (Some(size), Some(_)) = (args.memory, &resumed) {
-            notes.push(format!("the stages that are left fit {} bytes as they are", size.0));
-        }
-        let mut report = PlanReport::new(&mut planner, &recipe, budget, &rates)?;
-        report.notes.extend(notes);
-        return print("train", if args.json { report.to_json() } else { report.to_string() });
+    let job = Job::read(args)?;
+    use_threads(job.recipe.threads)?;
+    if args.plan { plan(args, &job) } else { train_job(args, job) }
+}
+
+/// What is to be trained.
+struct Job {
+    recipe: Recipe,
+    /// Names the recipe in errors.
+    file: PathBuf,
+    /// The folder of the run that goes on.
+    resumed: Option<RunDir>,
+}
+
+impl Job {
+    /// Reads the recipe: that of the resumed run, the given file, or the built-in one.
+    fn read(args: &Args) -> Result<Job> {
+        let mut overrides = args.overrides.clone();
+        overrides.extend(args.seed.map(|s| Override { key: "seed".into(), value: s.to_string() }));
+        let resumed = args.resume.as_deref().map(RunDir::resume).transpose()?;
+        let (recipe, file) = match (&resumed, &args.recipe) {
+            (Some(dir), _) => (dir.read_recipe(&overrides)?, dir.recipe()),
+            (None, Some(path)) => (Recipe::read(path, &overrides)?, path.clone()),
+            (None, None) => (Recipe::built_in(&overrides)?, PathBuf::from("recipes/shapes.toml")),
+        };
+        Ok(Job { recipe, file, resumed })
     }
+}
+
+/// `--plan`: prints what each stage takes, and trains nothing.
+fn plan(args: &Args, job: &Job) -> Result<()> {
+    let Job { recipe, file, resumed } = job;
+    let mut rates = Rates::in_folder(&RunDir::parent(args.out.as_deref()));
+    if let Some(run) = &args.resume {
+        rates = rates.after(run);
+    }
+    let mut planner = Planner::new(recipe, file, &args.device.planner())?;
+    let mut notes = match resumed {
+        None => notes_on_weights(recipe, &planner),
+        Some(_) => Vec::new(),
+    };
+    let mut budget = args.memory.map(|size| Budget::Given(size.0));
+    // A resumed run goes on as it began, or not at all.
+    if let (Some(dir), Some(size)) = (resumed, args.memory) {
+        budget = None;
+        let meta = Checkpoint::load(&dir.last())?.meta;
+        budget::check(&mut planner, recipe, Budget::Given(size.0), meta.stage)?;
+        notes.push(format!("the stages that are left fit {} bytes as they are", size.0));
+    }
+    let mut report = PlanReport::new(&mut planner, recipe, budget, &rates)?;
+    report.notes.extend(notes);
+    print("train", if args.json { report.to_json() } else { report.to_string() })
+}
+
+/// What is to be said of `init.weights`. The plan does not depend on the file, which may be absent on the machine that plans.
+fn notes_on_weights(recipe: &Recipe, planner: &Planner) -> Vec<String> {
+    let classes = planner.data.train.dataset().class_names();
+    load_initial_weights(recipe, &classes, &planner.engine.store)
+        .unwrap_or_else(|why| vec![format!("init.weights cannot be used here, a run would end with: {why}")])
+}
+
+/// Trains, and writes the files of the run that has ended.
+fn train_job(args: &Args, job: Job) -> Result<()> {
     let device = args.device.open()?;
-    let meta = resumed.as_ref().map(|dir| Checkpoint::load(&dir.last()).map(|c| c.meta)).transpose()?;
-    let lock;
-    let dir = match resumed {
-        Some(dir) => {
-            lock = dir.lock()?;
-            dir.clear_half_written()?;
-            dir
-        }
-        None => {
-            let dir = RunDir::create(args.out.as_deref(), &recipe)?;
-            lock = dir.lock()?;
-            dir
-        }
-    };
-    // What went wrong in the run is what the user must hear, not what goes wrong here.
-    let undo = || drop(if meta.is_some() { restore_recipe(&dir) } else { dir.discard_unbegun() });
-    let ready = fit(args, recipe, &file, &device, meta.as_ref()).inspect_err(|_| undo());
-    let Ready { recipe, data, notes } = ready?;
+    let folder = Folder::open(args, &job)?;
+    let Folder { dir, meta, .. } = &folder;
+    let ready = fit(args, job.recipe, &job.file, &device, meta.as_ref()).inspect_err(|_| folder.undo())?;
+    let Ready { recipe, data, notes } = ready;
     dir.write_recipe(&recipe)?;
-    let mut recorder = Recorder::new(&dir, &recipe, meta.as_ref(), Progress::new(&recipe));
+    let mut recorder = Recorder::new(dir, &recipe, meta.as_ref(), Progress::new(&recipe));
     notes.iter().chain(&recipe.notes()).for_each(|note| recorder.note(note));
-    let was = meta.as_ref().and_then(|meta| Recipe::parse(&meta.recipe, dir.recipe(), &[]).ok());
-    for change in was.map_or_else(Vec::new, |was| recipe.differences(&was)) {
-        recorder.note(&format!("from here on {change}"));
-    }
-    let interrupt = Arc::new(AtomicBool::new(false));
-    let flag = interrupt.clone();
-    let handler = ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130); // asked twice: at once
-        }
-        tell("interrupted: a checkpoint after this step, or now in an evaluation; again: at once");
-    });
-    handler.map_err(|e| Error::value("train", format!("cannot catch interrupts: {e}")))?;
+    note_changes(&recipe, &folder, &mut recorder);
     let options = TrainOptions {
         checkpoints: dir.checkpoints(),
         resume: meta.is_some().then(|| dir.last()),
         stop_after: args.stop_after,
-        interrupt,
+        interrupt: catch_interrupts()?,
     };
-    let outcome = train_on(&recipe, &file, &data, &device, &options, &mut recorder);
+    let outcome = train(&recipe, &job.file, &data, &device, &options, &mut recorder);
     drop(recorder);
-    let outcome = outcome.inspect_err(|_| undo())?;
+    let outcome = outcome.inspect_err(|_| folder.undo())?;
     // Files first, and the numbers also where one of them fails.
-    let finished = finish(&dir, &recipe, &outcome, &args.compare);
-    drop(lock);
-    let printed = print("train", summary(&dir, &recipe, &outcome));
-    finished.and(printed)
+    let finished = finish(dir, &recipe, &outcome, &args.compare);
+    let text = summary(dir, &recipe, &outcome);
+    drop(folder);
+    finished.and(print("train", text))
+}
+
+/// The folder of a run, locked against other processes.
+struct Folder {
+    dir: RunDir,
+    /// Counters of the run that goes on.
+    meta: Option<Meta>,
+    _lock: File,
+}
+
+impl Folder {
+    /// Opens the folder of the resumed run, or makes a new one.
+    fn open(args: &Args, job: &Job) -> Result<Folder> {
+        let Some(dir) = job.resumed.clone() else {
+            let dir = RunDir::create(args.out.as_deref(), &job.recipe)?;
+            let lock = dir.lock()?;
+            return Ok(Folder { dir, meta: None, _lock: lock });
+        };
+        let meta = Checkpoint::load(&dir.last())?.meta;
+        let lock = dir.lock()?;
+        dir.clear_half_written()?;
+        Ok(Folder { dir, meta: Some(meta), _lock: lock })
+    }
+
+    /// Takes back what was written for a run that cannot begin. An error in here is not reported: the user must hear the first one.
+    fn undo(&self) {
+        let _ = if self.meta.is_some() { self.restore_recipe() } else { self.dir.discard_unbegun() };
+    }
+
+    /// Writes the recipe of the last checkpoint: an override that was refused must not stay.
+    fn restore_recipe(&self) -> Result<()> {
+        let checkpoint = Checkpoint::load(&self.dir.last())?;
+        self.dir.write_recipe(&Recipe::parse(&checkpoint.meta.recipe, self.dir.recipe(), &[])?)
+    }
+}
+
+/// Says which keys differ from the recipe that the run was trained with so far.
+fn note_changes(recipe: &Recipe, folder: &Folder, recorder: &mut Recorder) {
+    let before = folder.meta.as_ref().and_then(|meta| Recipe::parse(&meta.recipe, folder.dir.recipe(), &[]).ok());
+    for change in before.map_or_else(Vec::new, |before| recipe.differences(&before)) {
+        recorder.note(&format!("from here on {change}"));
+    }
+}
+
+/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
+fn catch_interrupts() -> Result<Arc<AtomicBool>> {
+    let interrupt = Arc::new(AtomicBool::new(false));
+    let flag = interrupt.clone();
+    let handler = ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        tell("interrupted: a checkpoint after this step, or now in an evaluation; again: at once");
+    });
+    handler.map_err(|e| Error::value("train", format!("cannot catch interrupts: {e}")))?;
+    Ok(interrupt)
 }
 
 /// What a run came to, in words.
 fn summary(dir: &RunDir, recipe: &Recipe, outcome: &Outcome) -> String {
     let mut text = String::new();
-    match &outcome.metrics {
-        Some((split, metrics)) => {
-            let _ = writeln!(text, "\n{split} split, final weights\n{metrics}\n");
-            if let Some(masks) = &outcome.mask_metrics {
+    match &outcome.results {
+        Some(results) => {
+            let _ = writeln!(text, "\n{} split, final weights\n{}\n", results.split, results.metrics);
+            if let Some(masks) = &results.mask_metrics {
                 let _ = writeln!(text, "masks\n{masks}\n");
+            }
+            for line in recipe.expect.iter().flat_map(|expect| expect.shortfalls(&results.numbers())) {
+                let _ = writeln!(text, "below what the recipe expects: {line}");
             }
         }
         None => {
-            let _ = writeln!(text, "{}: go on with `train --resume {}`", outcome.reason, dir.path().display());
-        }
-    }
-    if let (Some(_), Some(expect)) = (&outcome.metrics, &recipe.expect) {
-        for line in expect.shortfalls(&outcome.numbers()) {
-            let _ = writeln!(text, "below what the recipe expects: {line}");
+            let _ = writeln!(text, "{}: go on with `train --resume {}`", outcome.ended.name(), dir.path().display());
         }
     }
     let _ = write!(text, "{:.0} s, report: {}", outcome.time_s, dir.report().display());
@@ -225,15 +282,15 @@ fn summary(dir: &RunDir, recipe: &Recipe, outcome: &Outcome) -> String {
 
 /// What a run needs before it begins.
 struct Ready {
-    /// As it is trained.
+    /// The recipe as it is trained.
     recipe: Recipe,
     data: RunData,
     /// What was changed of the recipe, and why.
     notes: Vec<String>,
 }
 
-/// Opens the data, and fits the recipe to the memory that `--memory` or the GPU gives. A run that goes on, of which `meta` is, does so
-/// as it began: its recipe is only held against `--memory`.
+/// Opens the data, and fits the recipe to the memory that `--memory` or the GPU gives. A run that goes on (`meta`) keeps its recipe, which is
+/// only held against `--memory`.
 fn fit(args: &Args, recipe: Recipe, file: &Path, device: &Device, meta: Option<&Meta>) -> Result<Ready> {
     let budget = match (args.memory, meta) {
         (Some(size), _) => Some(Budget::Given(size.0)),
@@ -252,12 +309,6 @@ fn fit(args: &Args, recipe: Recipe, file: &Path, device: &Device, meta: Option<&
     let fitted = budget::fit(&mut planner, &recipe, Some(budget))?;
     let notes = fitted.notes().cloned().collect();
     Ok(Ready { recipe: fitted.recipe, data: planner.data, notes })
-}
-
-/// The recipe of the last checkpoint: an override that was refused must not stay.
-fn restore_recipe(dir: &RunDir) -> Result<()> {
-    let checkpoint = Checkpoint::load(&dir.last())?;
-    dir.write_recipe(&Recipe::parse(&checkpoint.meta.recipe, dir.recipe(), &[])?)
 }
 
 /// What this build and machine have.

@@ -85,12 +85,12 @@ pub fn stage_context(recipe: &Recipe, data: &RunData, index: usize, device: &Dev
     Ok(StageContext { setup, schedule, eval_shapes })
 }
 
-pub(super) fn eval_buckets(stage: &StageConfig, store: &ImageStore) -> Vec<Shape> {
+pub(crate) fn eval_buckets(stage: &StageConfig, store: &ImageStore) -> Vec<Shape> {
     let all: Vec<usize> = (0..store.dataset().images.len()).collect();
     eval_pipeline(stage).buckets(store.dataset(), &all, 1).shapes // as EvalLoader
 }
 
-pub(super) fn loader_options(
+pub(crate) fn loader_options(
     recipe: &Recipe,
     data: &RunData,
     index: usize,

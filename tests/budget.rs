@@ -14,7 +14,8 @@ use upres::recipe::Recompute::{self, Blocks, None as Keep, Norms};
 use upres::recipe::StatePrecision::{self, Auto, Bf16, F32};
 use upres::recipe::{Recipe, Resize};
 use upres::run::event::{Event, Observer};
-use upres::train::session::{self, TrainOptions};
+use upres::train::options::TrainOptions;
+use upres::train::session;
 
 /// A way to run a stage: `micro_batch`, `recompute`, `eval_batch`.
 type Way = (usize, Recompute, usize);

@@ -26,10 +26,11 @@ use upres::run::dir::RunDir;
 use upres::run::event::Observer;
 use upres::train::finish::finish;
 use upres::train::initial_weights::load_initial_weights;
+use upres::train::options::TrainOptions;
 use upres::train::outcome::Outcome;
 use upres::train::progress::Progress;
 use upres::train::recorder::Recorder;
-use upres::train::session::{TrainOptions, train};
+use upres::train::session::train;
 use upres::{Error, Result};
 
 /// Trains an object detector from scratch: low resolution first, then high (arXiv 2106.03112).

@@ -4,9 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::context::{Run, StageRun};
 use super::outcome::{Ended, Results};
-use super::run::Run;
-use super::stage::StageRun;
 use crate::data::{ImageStore, Shape};
 use crate::detect::found::{ImageDetections, to_results};
 use crate::detect::infer::detect_all;

@@ -2,9 +2,7 @@
 //!
 //! Main type: [`Measurements`]. Hooks hear of each step as a [`Measured`].
 
-use super::hooks::Hook;
-use super::run::Run;
-use super::stage::StageRun;
+use super::context::{Run, StageRun};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
@@ -62,22 +60,16 @@ impl Measurements {
     }
 
     /// Reads the steps that nobody needs to wait for: on the CPU all, on a GPU all but the newest.
-    pub(super) fn read_due(&mut self, run: &Run<'_>, stage: &StageRun<'_>, hooks: &mut [Box<dyn Hook>]) -> Result<()> {
-        while self.pending.len() > self.most_pending {
-            let step = self.pending.remove(0);
-            let measured = self.read(step, run, stage)?;
-            hooks.iter_mut().for_each(|hook| hook.measured(&measured));
-        }
-        Ok(())
+    pub(super) fn read_due(&mut self, run: &Run<'_>, stage: &StageRun<'_>) -> Result<Vec<Measured>> {
+        let due = self.pending.len().saturating_sub(self.most_pending);
+        let steps: Vec<Pending> = self.pending.drain(..due).collect();
+        steps.into_iter().map(|step| self.read(step, run, stage)).collect()
     }
 
     /// Reads every step, waiting for the device.
-    pub(super) fn read_all(&mut self, run: &Run<'_>, stage: &StageRun<'_>, hooks: &mut [Box<dyn Hook>]) -> Result<()> {
-        for step in std::mem::take(&mut self.pending) {
-            let measured = self.read(step, run, stage)?;
-            hooks.iter_mut().for_each(|hook| hook.measured(&measured));
-        }
-        Ok(())
+    pub(super) fn read_all(&mut self, run: &Run<'_>, stage: &StageRun<'_>) -> Result<Vec<Measured>> {
+        let steps = std::mem::take(&mut self.pending);
+        steps.into_iter().map(|step| self.read(step, run, stage)).collect()
     }
 
     fn read(&mut self, step: Pending, run: &Run<'_>, stage: &StageRun<'_>) -> Result<Measured> {

@@ -1,8 +1,7 @@
 //! The passes of a step: each takes a micro-batch from the loader and runs forward, losses and backward. Main type: [`Passes`].
 
+use super::context::{Run, StageRun};
 use super::measurements::{Losses, check_finite};
-use super::run::Run;
-use super::stage::StageRun;
 use crate::data::{Batch, Loader};
 use crate::engine::feed::{host_batch, train_pipeline};
 use crate::error::Result;

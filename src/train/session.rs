@@ -1,12 +1,11 @@
 //! A whole run: the model is made or resumed, then each stage of the recipe is trained.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::path::Path;
 
+use super::context::Run;
 use super::initial_weights::load_initial_weights;
+use super::options::TrainOptions;
 use super::outcome::{Ended, Outcome};
-use super::run::Run;
 use super::stage::run_stage;
 use crate::device::Device;
 use crate::engine::Engine;
@@ -18,19 +17,6 @@ use crate::run::event::{self, Event, Observer};
 
 /// Number of skipped images that are named at the end of a run.
 const SKIPPED_SHOWN: usize = 50;
-
-/// Options of a run that are not in its recipe.
-#[derive(Clone, Debug, Default)]
-pub struct TrainOptions {
-    /// Folder for checkpoints.
-    pub checkpoints: PathBuf,
-    /// Checkpoint to resume from.
-    pub resume: Option<PathBuf>,
-    /// Number of optimizer steps of the whole run after which it ends.
-    pub stop_after: Option<u64>,
-    /// The run ends after the current step once this is true.
-    pub interrupt: Arc<AtomicBool>,
-}
 
 /// Trains a recipe on `device`. `file` names the recipe in errors; `data` was opened for it, with masks if its detector has them.
 pub fn train(

@@ -2,32 +2,21 @@
 
 use std::ops::ControlFlow;
 
+use super::context::{Run, StageRun};
 use super::evaluation::evaluate_final;
 use super::hooks::{Hook, hooks};
-use super::measurements::Measurements;
+use super::measurements::{Measured, Measurements};
 use super::outcome::{Ended, Outcome};
 use super::passes::Passes;
-use super::run::Run;
 use crate::error::Result;
-use crate::plan::{StageContext, StagePlans, stage_context};
-use crate::recipe::StageConfig;
+use crate::plan::{StagePlans, stage_context};
 use crate::run::checkpoint::Checkpoint;
 use crate::run::event::{self, Event};
 
-/// What the parts of a stage work with, beside [`Run`]. It does not change while the stage runs.
-pub(super) struct StageRun<'a> {
-    pub(super) index: usize,
-    pub(super) config: &'a StageConfig,
-    pub(super) context: StageContext,
-    pub(super) plans: StagePlans,
-    /// Whether the run ends with this stage.
-    pub(super) is_last: bool,
-}
-
 /// Trains a stage, from `resumed` if that checkpoint lies in it.
 pub(super) fn run_stage(run: &mut Run<'_>, index: usize, resumed: Option<&Checkpoint>) -> Result<Outcome> {
-    let stage = StageRun::enter(run, index, resumed)?;
-    stage.announce(run)?;
+    let stage = enter(run, index, resumed)?;
+    announce(run, &stage)?;
     let ended = run_steps(run, &stage)?;
     run.save("last")?;
     let mut outcome = Outcome { ended, results: None, time_s: run.clock.now() };
@@ -59,19 +48,19 @@ fn run_steps(run: &mut Run<'_>, stage: &StageRun<'_>) -> Result<Ended> {
     let mut measurements = Measurements::new(run, stage);
     while run.meta.step < stage.steps() {
         if let ControlFlow::Break(ended) = each(&mut hooks, |hook| hook.before_step(run, stage))? {
-            measurements.read_all(run, stage, &mut hooks)?;
+            tell(&mut hooks, measurements.read_all(run, stage)?);
             return Ok(ended);
         }
         let losses = passes.run_step(run, stage)?; // for each micro-batch: data, forward, losses, backward
         let lr = stage.context.schedule.lr(run.meta.step);
         run.engine.update(Some(&stage.plans.update), lr, run.meta.step + 1)?;
         measurements.push(losses, run)?;
-        measurements.read_due(run, stage, &mut hooks)?;
+        tell(&mut hooks, measurements.read_due(run, stage)?);
         run.meta.step += 1;
         run.meta.global_step += 1;
         // Weights that are saved or evaluated belong to a step whose losses were looked at.
         if stage.is_at_end(run) || hooks.iter().any(|hook| hook.uses_weights(run, stage)) {
-            measurements.read_all(run, stage, &mut hooks)?;
+            tell(&mut hooks, measurements.read_all(run, stage)?);
         }
         if let ControlFlow::Break(ended) = each(&mut hooks, |hook| hook.after_step(run, stage))? {
             return Ok(ended);
@@ -93,58 +82,46 @@ fn each(
     Ok(ControlFlow::Continue(()))
 }
 
-impl<'a> StageRun<'a> {
-    /// Plans the stage and gives the engine its memory: inputs, gradients, optimizer state (that of `resumed`, or zeros), arena.
-    fn enter(run: &mut Run<'a>, index: usize, resumed: Option<&Checkpoint>) -> Result<StageRun<'a>> {
-        let recipe = run.recipe;
-        let context = stage_context(recipe, run.data, index, run.engine.device())?;
-        let plans = StagePlans::trace(&mut run.planner, &context.setup)?;
-        run.engine.device().release_arena(); // a larger arena of the stage before must not lie beside this stage's inputs
-        run.engine.enter_stage(&context.setup)?;
-        run.engine.device().reserve_arena(plans.arena_bytes())?;
-        match resumed {
-            Some(c) => run.engine.load_optimizer(|name| c.has(name), c.meta.step, |name, n| c.values(name, n))?,
-            None => (run.meta.stage, run.meta.step) = (index, 0),
-        }
-        let is_last = index + 1 == recipe.stages.len();
-        Ok(StageRun { index, config: &recipe.stages[index], context, plans, is_last })
+/// Tells every hook what steps have measured.
+fn tell(hooks: &mut [Box<dyn Hook>], steps: Vec<Measured>) {
+    for measured in steps {
+        hooks.iter_mut().for_each(|hook| hook.measured(&measured));
     }
+}
 
-    /// Tells that the stage begins, or goes on.
-    fn announce(&self, run: &mut Run<'_>) -> Result<()> {
-        let before = run.meta.global_step - run.meta.step;
-        let later: u64 = (self.index + 1..run.recipe.stages.len())
-            .map(|i| stage_context(run.recipe, run.data, i, run.engine.device()).map(|c| c.schedule.total_steps()))
-            .sum::<Result<u64>>()?;
-        run.observer.event(&Event::Stage(event::Stage {
-            stage: self.config.name.clone(),
-            stage_index: self.index,
-            stages: run.recipe.stages.len(),
-            steps: self.steps(),
-            steps_per_epoch: self.context.schedule.steps_per_epoch(),
-            total_steps: before + self.steps() + later,
-            images: run.data.train.dataset().training_images(run.data.filter)?.len(),
-            buckets: self.context.setup.train.iter().map(|b| [b.h, b.w]).collect(),
-            persistent_bytes: self.plans.persistent_bytes,
-            arena_bytes: self.plans.arena_bytes(),
-            global_step: run.meta.global_step,
-        }))
+/// Plans the stage and gives the engine its memory: inputs, gradients, optimizer state (that of `resumed`, or zeros), arena.
+fn enter<'a>(run: &mut Run<'a>, index: usize, resumed: Option<&Checkpoint>) -> Result<StageRun<'a>> {
+    let recipe = run.recipe;
+    let context = stage_context(recipe, run.data, index, run.engine.device())?;
+    let plans = StagePlans::trace(&mut run.planner, &context.setup)?;
+    run.engine.device().release_arena(); // a larger arena of the stage before must not lie beside this stage's inputs
+    run.engine.enter_stage(&context.setup)?;
+    run.engine.device().reserve_arena(plans.arena_bytes())?;
+    match resumed {
+        Some(c) => run.engine.load_optimizer(|name| c.has(name), c.meta.step, |name, n| c.values(name, n))?,
+        None => (run.meta.stage, run.meta.step) = (index, 0),
     }
+    let is_last = index + 1 == recipe.stages.len();
+    Ok(StageRun { index, config: &recipe.stages[index], context, plans, is_last })
+}
 
-    /// Optimizer steps of the stage.
-    pub(super) fn steps(&self) -> u64 {
-        self.context.schedule.total_steps()
-    }
-
-    /// Whether every step has been taken.
-    pub(super) fn is_at_end(&self, run: &Run<'_>) -> bool {
-        run.meta.step == self.steps()
-    }
-
-    /// Whether an evaluation on the validation split comes after the steps taken so far. The final evaluation takes the place of the
-    /// last one.
-    pub(super) fn evaluation_due(&self, run: &Run<'_>) -> bool {
-        let final_one = self.is_at_end(run) && self.is_last && run.data.test.is_none();
-        self.context.schedule.eval_due(run.meta.step, self.config.eval_every_epochs) && !final_one
-    }
+/// Tells that the stage begins, or goes on.
+fn announce(run: &mut Run<'_>, stage: &StageRun<'_>) -> Result<()> {
+    let before = run.meta.global_step - run.meta.step;
+    let later: u64 = (stage.index + 1..run.recipe.stages.len())
+        .map(|i| stage_context(run.recipe, run.data, i, run.engine.device()).map(|c| c.schedule.total_steps()))
+        .sum::<Result<u64>>()?;
+    run.observer.event(&Event::Stage(event::Stage {
+        stage: stage.config.name.clone(),
+        stage_index: stage.index,
+        stages: run.recipe.stages.len(),
+        steps: stage.steps(),
+        steps_per_epoch: stage.context.schedule.steps_per_epoch(),
+        total_steps: before + stage.steps() + later,
+        images: run.data.train.dataset().training_images(run.data.filter)?.len(),
+        buckets: stage.context.setup.train.iter().map(|b| [b.h, b.w]).collect(),
+        persistent_bytes: stage.plans.persistent_bytes,
+        arena_bytes: stage.plans.arena_bytes(),
+        global_step: run.meta.global_step,
+    }))
 }

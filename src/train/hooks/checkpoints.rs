@@ -4,9 +4,8 @@ use std::ops::ControlFlow;
 
 use super::Hook;
 use crate::error::Result;
+use crate::train::context::{Run, StageRun};
 use crate::train::outcome::Ended;
-use crate::train::run::Run;
-use crate::train::stage::StageRun;
 
 pub(super) struct Checkpoints;
 

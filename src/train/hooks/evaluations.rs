@@ -5,10 +5,9 @@ use std::time::Instant;
 
 use super::Hook;
 use crate::error::Result;
+use crate::train::context::{Run, StageRun};
 use crate::train::evaluation::evaluate_val;
 use crate::train::outcome::Ended;
-use crate::train::run::Run;
-use crate::train::stage::StageRun;
 
 pub(super) struct Evaluations;
 

@@ -5,9 +5,8 @@ use std::sync::atomic::Ordering;
 
 use super::Hook;
 use crate::error::Result;
+use crate::train::context::{Run, StageRun};
 use crate::train::outcome::Ended;
-use crate::train::run::Run;
-use crate::train::stage::StageRun;
 
 pub(super) struct Interrupts;
 

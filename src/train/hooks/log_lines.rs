@@ -7,10 +7,9 @@ use std::time::Duration;
 use super::Hook;
 use crate::error::Result;
 use crate::run::event::{self, Event};
+use crate::train::context::{Clock, Run, StageRun};
 use crate::train::measurements::Measured;
 use crate::train::outcome::Ended;
-use crate::train::run::{Clock, Run};
-use crate::train::stage::StageRun;
 
 /// Least time between two lines of the log.
 const LOG_EVERY: Duration = Duration::from_secs(1);

@@ -10,10 +10,9 @@ mod log_lines;
 
 use std::ops::ControlFlow;
 
+use super::context::{Run, StageRun};
 use super::measurements::Measured;
 use super::outcome::Ended;
-use super::run::Run;
-use super::stage::StageRun;
 use crate::error::Result;
 
 /// A part of the loop. Every method has a default that does nothing. `Break` ends the stage.

@@ -1,16 +1,17 @@
 //! What every part of a run works with: the recipe, the data, the engine, the counters and the clock.
 //!
-//! Main types: [`Run`], for the whole run, and [`Clock`]. [`super::stage::StageRun`] is the same for one stage.
+//! Main types: [`Run`], for the whole run, [`StageRun`], for one of its stages, and [`Clock`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::session::TrainOptions;
+use super::options::TrainOptions;
 use crate::engine::Engine;
 use crate::engine::feed::RunData;
 use crate::error::{Error, Result};
 use crate::eval::Evaluator;
-use crate::recipe::Recipe;
+use crate::plan::{StageContext, StagePlans};
+use crate::recipe::{Recipe, StageConfig};
 use crate::run::atomic::link_atomic;
 use crate::run::checkpoint::{Checkpoint, Meta, save};
 use crate::run::event::{self, Event, Observer};
@@ -95,6 +96,35 @@ impl<'a> Run<'a> {
             path: self.checkpoint(name).display().to_string(),
             global_step: self.meta.global_step,
         }))
+    }
+}
+
+/// What the parts of a stage work with, beside [`Run`]. It does not change while the stage runs.
+pub(super) struct StageRun<'a> {
+    pub(super) index: usize,
+    pub(super) config: &'a StageConfig,
+    pub(super) context: StageContext,
+    pub(super) plans: StagePlans,
+    /// Whether the run ends with this stage.
+    pub(super) is_last: bool,
+}
+
+impl StageRun<'_> {
+    /// Optimizer steps of the stage.
+    pub(super) fn steps(&self) -> u64 {
+        self.context.schedule.total_steps()
+    }
+
+    /// Whether every step has been taken.
+    pub(super) fn is_at_end(&self, run: &Run<'_>) -> bool {
+        run.meta.step == self.steps()
+    }
+
+    /// Whether an evaluation on the validation split comes after the steps taken so far. The final evaluation takes the place of the
+    /// last one.
+    pub(super) fn evaluation_due(&self, run: &Run<'_>) -> bool {
+        let final_one = self.is_at_end(run) && self.is_last && run.data.test.is_none();
+        self.context.schedule.eval_due(run.meta.step, self.config.eval_every_epochs) && !final_one
     }
 }
 

@@ -151,7 +151,7 @@ fn valid_cpu(out: &mut [u8], anchors: &Anchors, sizes: &[f32], n: usize, border:
 mod tests {
     use super::*;
     use crate::models::config::{RetinaHeadConfig, RpnConfig};
-    use crate::ops::testing::Fixture;
+    use crate::ops::common::testing::Fixture;
 
     /// The CPU, and the GPUs of this build.
     fn devices() -> Vec<Device> {

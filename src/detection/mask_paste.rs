@@ -157,7 +157,7 @@ impl Runs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{Fixture, uniform};
+    use crate::ops::common::testing::{Fixture, uniform};
 
     /// Row by row; what `paste` must agree with: every sampled pixel by the formula.
     fn naive(prob: &[f32], size: usize, bbox: [f32; 4], width: usize, height: usize, threshold: f32) -> Vec<u8> {

@@ -3,8 +3,8 @@
 use crate::device::{ALIGN_BYTES, Device};
 use crate::error::Result;
 use crate::ops::adamw::{AdamWParam, AdamWRule, adamw};
+use crate::ops::common::stochastic_rounding::round_to_nearest;
 use crate::ops::sgd::{SgdParam, sgd};
-use crate::ops::stochastic_rounding::round_to_nearest;
 use crate::philox;
 use crate::recipe::{OptimizerConfig, OptimizerKind};
 use crate::tape::{Param, Role};

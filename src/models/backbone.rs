@@ -1,42 +1,13 @@
 //! The feature extractor of a detector: C2 to C5 of an image.
 
 use super::config::BackboneConfig;
+use super::mode::BackboneMode;
 use super::resnet::ResNet;
 use super::swin::Swin;
 use crate::error::Result;
 use crate::nn::{Builder, NormMode};
 use crate::tape::{Param, Role, Tape, Var};
-use crate::tensor::{DType, Tensor};
-
-/// How the backbone runs in a stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BackboneMode {
-    /// Batch norm of the trained part.
-    pub norm: NormMode,
-    /// -1: everything is trained; 0: the stem is frozen; n: the stem and layers 1 to n are. Frozen parts use running
-    /// statistics.
-    pub frozen_stages: i32,
-    /// Whether the stem and each block are computed again in the backward pass instead of being kept.
-    pub recompute: bool,
-    /// What activations are stored in, those of pyramid and heads too. What heads give, losses and boxes are f32.
-    pub dtype: DType,
-}
-
-impl BackboneMode {
-    /// Running statistics everywhere.
-    pub const EVALUATION: BackboneMode =
-        BackboneMode { norm: NormMode::Frozen, frozen_stages: -1, recompute: false, dtype: DType::F32 };
-
-    /// Runs a part of the backbone that may be computed again.
-    pub(super) fn part(
-        self,
-        tape: &mut Tape,
-        x: Var,
-        f: impl Fn(&mut Tape, Var) -> Result<Var> + 'static,
-    ) -> Result<Var> {
-        if self.recompute { tape.rematerialise(&[&x], move |tape, x| f(tape, x[0].clone())) } else { f(tape, x) }
-    }
-}
+use crate::tensor::Tensor;
 
 /// One of the families.
 pub enum Backbone {

@@ -1,9 +1,9 @@
 //! Second stage of Faster R-CNN: samples of proposals, RoI features, a head of shared layers, classes and class-specific
 //! deltas, losses and detections.
 
+use super::common::{Detections, Loss, Sampling, in_f32};
 use super::config::{BoxHeadConfig, BoxHeadKind};
 use super::inputs::Inputs;
-use super::{Detections, Loss, Sampling, in_f32};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Init, Linear};
 use crate::ops::bce::rpn_targets;

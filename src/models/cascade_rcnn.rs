@@ -6,10 +6,10 @@
 //! ```
 
 use super::box_head::{BoxHead, BoxOutput};
+use super::common::{Detections, Loss, Sampling, branch};
 use super::config::{CASCADE_STAGES, ModelConfig};
 use super::inputs::Inputs;
 use super::rpn::{Proposals, Rpn};
-use super::{Detections, Loss, Sampling, branch};
 use crate::error::Result;
 use crate::nn::Builder;
 use crate::tape::{Tape, Var};

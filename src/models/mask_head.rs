@@ -7,9 +7,9 @@
 use std::ops::Range;
 
 use super::box_head::RoiSamples;
+use super::common::{Loss, branch};
 use super::config::MaskHeadConfig;
 use super::inputs::Inputs;
-use super::{Loss, branch};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Deconv2x2, Init, SelectLinear};
 use crate::ops::bce::bce;

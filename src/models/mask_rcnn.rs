@@ -6,12 +6,12 @@
 //!        └→ RoIAlign ←───────────────────────────────────┴→ mask head → masks
 //! ```
 
+use super::common::{Detections, Loss, Sampling};
 use super::config::ModelConfig;
 use super::faster_rcnn::FasterRcnn;
 use super::inputs::Inputs;
 use super::mask_head::MaskHead;
 use super::rpn::Proposals;
-use super::{Detections, Loss, Sampling};
 use crate::error::Result;
 use crate::nn::Builder;
 use crate::ops::sample::count_rows;

@@ -1,88 +1,28 @@
-//! Detectors, each readable like its paper's figure.
+//! Detectors: a backbone, a feature pyramid and the heads of a family, each readable like the figure of its paper.
+//!
+//! A detector gives losses or detections for one pass; it knows no optimizer and no data set. Main types: [`Model`], [`ModelConfig`],
+//! [`Inputs`]. Read `model.rs` first, then `faster_rcnn.rs`.
 
 pub mod backbone;
 pub mod box_head;
 pub mod cascade_rcnn;
+pub mod common;
 pub mod config;
 pub mod faster_rcnn;
 pub mod fpn;
 pub mod inputs;
 pub mod mask_head;
 pub mod mask_rcnn;
+pub mod mode;
 pub mod model;
 pub mod resnet;
 pub mod retinanet;
 pub mod rpn;
 pub mod swin;
 
-pub use backbone::{Backbone, BackboneMode};
+pub use backbone::Backbone;
+pub use common::{Detections, Loss, Sampling};
 pub use config::ModelConfig;
 pub use inputs::{HostBatch, Inputs, MaskInputs};
+pub use mode::BackboneMode;
 pub use model::{Heads, Model, PixelStats};
-
-use crate::error::Result;
-use crate::ops::cast::cast;
-use crate::ops::sample::SampleMode;
-use crate::philox::Purpose;
-use crate::tape::{Tape, Var};
-use crate::tensor::{DType, Tensor};
-
-/// Final boxes, best first.
-pub struct Detections {
-    /// `[B,D,4]` in pixels.
-    pub boxes: Tensor,
-    /// `[B,D]`.
-    pub scores: Tensor,
-    /// i32 `[B,D]`, -1 behind the last.
-    pub classes: Tensor,
-    /// Logits of each box's mask `[B,D,S,S]`, of detectors that have masks.
-    pub masks: Option<Tensor>,
-    /// Whether boxes are in original pixels.
-    pub rescaled: bool,
-}
-
-/// One term of the training loss, weighted.
-pub struct Loss {
-    /// Name in the log.
-    pub name: &'static str,
-    /// `[1]`.
-    pub value: Var,
-}
-
-/// [`Tape::branch`] of a head on the pyramid `p`.
-fn branch<R>(
-    tape: &mut Tape,
-    p: &[Var],
-    head: impl FnOnce(&mut Tape, &[Var]) -> Result<(Vec<Loss>, R)>,
-) -> Result<(Vec<Loss>, R)> {
-    let mut names = Vec::new();
-    let (values, rest) = tape.branch(p, |tape, p| {
-        let (losses, rest) = head(tape, p)?;
-        names.extend(losses.iter().map(|loss| loss.name));
-        Ok((losses.into_iter().map(|loss| loss.value).collect(), rest))
-    })?;
-    Ok((names.into_iter().zip(values).map(|(name, value)| Loss { name, value }).collect(), rest))
-}
-
-/// What a head says, for losses and boxes, which are computed in f32 whatever the activations are stored in.
-fn in_f32(tape: &mut Tape, x: Var) -> Result<Var> {
-    cast(tape, &x, DType::F32)
-}
-
-/// How training examples are drawn from the candidates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sampling {
-    /// At random, by the pass's key.
-    Random,
-    /// Evenly spaced candidates: what the reference fixtures were computed with.
-    Strided,
-}
-
-impl Sampling {
-    fn mode(self, purpose: Purpose) -> SampleMode {
-        match self {
-            Sampling::Random => SampleMode::Random(purpose),
-            Sampling::Strided => SampleMode::Strided,
-        }
-    }
-}

@@ -4,16 +4,17 @@
 //! image → backbone → C2..C5 → FPN → P2..P6 (RetinaNet: P3..P7) → heads → losses or detections
 //! ```
 
-use super::backbone::{Backbone, BackboneMode};
+use super::backbone::Backbone;
 use super::cascade_rcnn::CascadeRcnn;
+use super::common::{Detections, Loss, Sampling};
 use super::config::{Detector, ModelConfig};
 use super::faster_rcnn::FasterRcnn;
 use super::fpn::Fpn;
 use super::inputs::Inputs;
 use super::mask_rcnn::MaskRcnn;
+use super::mode::BackboneMode;
 use super::retinanet::RetinaNet;
 use super::rpn::{Proposals, Rpn};
-use super::{Detections, Loss, Sampling};
 use crate::error::Result;
 use crate::nn::Builder;
 use crate::ops::image_normalize::image_normalize;

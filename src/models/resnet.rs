@@ -8,8 +8,8 @@
 
 use std::rc::Rc;
 
-use super::backbone::BackboneMode;
 use super::config::BackboneConfig;
+use super::mode::BackboneMode;
 use crate::error::Result;
 use crate::nn::{BatchNorm, Builder, Conv2d, Init, NormMode};
 use crate::ops::conv2d::Activation;

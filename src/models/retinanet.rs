@@ -5,9 +5,9 @@
 //!        └→ 4 × conv → 4 deltas for each anchor
 //! ```
 
+use super::common::{Detections, Loss, in_f32};
 use super::config::{ModelConfig, RetinaHeadConfig, Selection};
 use super::inputs::Inputs;
-use super::{Detections, Loss, in_f32};
 use crate::detection::dense::{DenseConfig, Shortlist, dense_detections};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Init};

@@ -1,9 +1,9 @@
 //! Region proposal network (Ren et al. 2015) on a feature pyramid: objectness and box deltas for each anchor, proposals
 //! from the best of them, losses from a sample of them.
 
+use super::common::{Loss, Sampling, branch, in_f32};
 use super::config::RpnConfig;
 use super::inputs::Inputs;
-use super::{Loss, Sampling, branch, in_f32};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, Init};
 use crate::ops::bce::{bce, rpn_targets};

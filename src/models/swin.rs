@@ -10,8 +10,8 @@
 
 use std::rc::Rc;
 
-use super::backbone::BackboneMode;
 use super::config::{BackboneConfig, SwinInit};
+use super::mode::BackboneMode;
 use crate::error::Result;
 use crate::nn::{Builder, Init, LayerNorm, Linear};
 use crate::ops::drop_path::drop_path;

@@ -1,16 +1,18 @@
-//! Ops: one folder an op, `mod.rs` (doc, checks, output shape, dispatch, record), `cpu.rs` (kernels), listed in [`OPS`].
+//! Ops: what a network computes, one folder an op. `mod.rs` has doc, checks, output shapes, dispatch and the rule for the gradient,
+//! `cpu.rs` the loops, `cuda.rs` the launches of `kernels/<op>.cu`. All are listed in [`OPS`].
 //!
-//! An op allocates its outputs and workspaces in `mod.rs`, then dispatches; so the plan device, which computes nothing,
-//! sees the same allocations as the CPU. docs/adding_an_op.md walks through one.
+//! An op allocates its outputs and workspaces in `mod.rs` and then dispatches. So the plan device, which computes nothing, sees the
+//! same allocations as the CPU. Layers with parameters are in [`crate::nn`], what only detectors need in [`crate::detection`]. Read
+//! `gelu` first; docs/adding_an_op.md walks through an op.
 
 pub mod adamw;
 pub mod batch_norm_relu;
 pub mod bce;
-mod bias;
 pub mod box_decode;
 pub mod box_encode;
 pub mod cast;
 pub mod class_candidates;
+pub mod common;
 pub mod concat_rows;
 pub mod conv2d;
 pub mod deconv2x2;
@@ -22,15 +24,11 @@ pub mod grad_norm;
 pub mod image_normalize;
 pub mod layer_norm;
 pub mod linear;
-mod live;
 pub mod loss_scale;
 pub mod mask_targets;
 pub mod match_boxes;
 pub mod max_pool;
-pub(crate) mod multi_tensor;
 pub mod nms;
-pub(crate) mod order;
-pub(crate) mod partial;
 pub mod relu;
 pub mod roi_align;
 pub mod row_max;
@@ -42,17 +40,9 @@ pub mod smooth_l1;
 pub mod softmax;
 pub mod softmax_ce;
 pub mod space_to_depth;
-pub(crate) mod stochastic_rounding;
-#[cfg(test)]
-pub(crate) mod testing;
 pub mod top_k;
 pub mod upsample_add;
-mod wide;
 pub mod window_attention;
-
-use crate::error::Result;
-use crate::on_device;
-use crate::tensor::{Tensor, elementwise};
 
 /// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
 #[derive(Clone, Copy, Debug)]
@@ -113,22 +103,3 @@ pub const OPS: &[OpInfo] = &[
     upsample_add::INFO,
     window_attention::INFO,
 ];
-
-/// 0 where `y <= 0`, else `dy`; in place if nobody else holds `dy`. Without `y` there was no ReLU. The CPU leaves images that do
-/// not count as they are.
-fn relu_gradient(mut dy: Tensor, y: Option<Tensor>, live: &live::Live) -> Result<Tensor> {
-    let Some(y) = y else { return Ok(dy) };
-    if !dy.is_unique() {
-        let mut own = Tensor::empty(dy.device(), dy.shape(), dy.dtype())?;
-        elementwise::copy(&mut own, &dy)?;
-        dy = own;
-    }
-    on_device!(
-        y.device(),
-        cpu => for images in live.ranges() {
-            conv2d::cpu::relu_mask(live.part_mut(dy.f32s_mut(), &images), live.part(y.f32s(), &images));
-        },
-        cuda => elementwise::cuda::relu_mask(&mut dy, &y),
-    );
-    Ok(dy)
-}

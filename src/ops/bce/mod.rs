@@ -3,10 +3,10 @@
 mod cpu;
 mod cuda;
 
-use super::partial::Partial;
 use super::{Gradient, OpInfo};
 use crate::error::Result;
 use crate::on_device;
+use crate::ops::common::partial::Partial;
 use crate::tape::{Backward, Sink, Tape, Var};
 use crate::tensor::{DType, Tensor};
 

@@ -10,7 +10,6 @@ use super::winograd::{self, Epilogue, Geometry, Kernels};
 use super::{pack, weights, winograd_weights};
 use crate::cpu::microkernel::{Isa, MR, NR};
 use crate::cpu::view::{self, ALIGN_SLACK, MatMut};
-use rayon::prelude::*;
 
 /// Sizes of a convolution: x `[n,h,w,c]`, weights `[o,kh,kw,c]`, y `[n,oh,ow,o]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -375,48 +374,4 @@ pub fn backward_weights(dw: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32],
     }
     let src = Source { map: x, window: s.x_window(), plain: s.plain() };
     weights::gradient(dw, accumulate, src, dy, (s.m(), s.o), |i| s.place(i), ws);
-}
-
-/// Rows that [`bias_grad`] sums one after the other.
-const BIAS_ROWS: usize = 256;
-/// Columns that it sums at a time: one stack array a level.
-const BIAS_COLS: usize = 64;
-
-/// `db[o] (+)= sum over m of dy[m, o]`: sums of 256 rows, added pairwise.
-pub fn bias_grad(db: &mut [f32], accumulate: bool, dy: &[f32]) {
-    let o = db.len();
-    if o == 0 {
-        return;
-    }
-    assert!(dy.len().is_multiple_of(o));
-    db.par_chunks_mut(BIAS_COLS).enumerate().for_each(|(i, part)| {
-        let sum = column_sums(dy, o, i * BIAS_COLS, part.len());
-        for (d, s) in part.iter_mut().zip(sum) {
-            *d = if accumulate { *d + s } else { s };
-        }
-    });
-}
-
-fn column_sums(dy: &[f32], o: usize, col: usize, n: usize) -> [f32; BIAS_COLS] {
-    let rows = dy.len() / o;
-    let mut sum = [0f32; BIAS_COLS];
-    if rows <= BIAS_ROWS {
-        for row in dy.chunks_exact(o) {
-            sum[..n].iter_mut().zip(&row[col..col + n]).for_each(|(s, v)| *s += v);
-        }
-        return sum;
-    }
-    let (a, b) = dy.split_at(rows.div_ceil(2) * o);
-    let (a, b) = rayon::join(|| column_sums(a, o, col, n), || column_sums(b, o, col, n));
-    sum.iter_mut().zip(a.iter().zip(&b)).for_each(|(s, (a, b))| *s = a + b);
-    sum
-}
-
-/// `dy = 0` where `y <= 0`: the gradient of the fused ReLU, before the other gradients.
-pub fn relu_mask(dy: &mut [f32], y: &[f32]) {
-    assert_eq!(dy.len(), y.len());
-    dy.par_chunks_mut(1 << 14).zip(y.par_chunks(1 << 14)).for_each(|(dy, y)| {
-        // `y <= 0` stops the gradient; a NaN in y does not, so that it is seen behind the ReLU too.
-        dy.iter_mut().zip(y).for_each(|(d, &y)| *d = if y <= 0.0 { 0.0 } else { *d });
-    });
 }

@@ -4,7 +4,7 @@ use super::ConvShape;
 use crate::device::Target;
 use crate::device::gpu::Pass;
 use crate::error::Result;
-use crate::ops::bias;
+use crate::ops::common::bias;
 use crate::tensor::Tensor;
 
 /// What an algorithm may use, so that the plan knows it before cuDNN is asked: the fastest algorithm within it is taken.

@@ -2,7 +2,7 @@
 
 use super::cpu;
 use super::cpu::ConvShape;
-use crate::ops::live::Live;
+use crate::ops::common::live::Live;
 
 fn of(s: &ConvShape, n: usize) -> ConvShape {
     ConvShape { n, ..*s }

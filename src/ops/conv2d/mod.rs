@@ -13,12 +13,13 @@ mod winograd_weights;
 
 use super::Gradient;
 use super::OpInfo;
-use super::bias;
-use super::live::Live;
-use super::wide;
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
+use crate::ops::common::bias;
+use crate::ops::common::live::Live;
+use crate::ops::common::relu_gradient::relu_gradient;
+use crate::ops::common::wide;
 use crate::tape::{Backward, Saved, Sink, Tape, Var};
 use crate::tensor::elementwise;
 use crate::tensor::{DType, Tensor};
@@ -160,7 +161,7 @@ impl Backward for Conv2dBwd {
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
         let Conv2dBwd { x, w, y, s, live } = *self;
         let device = dy.device().clone();
-        let dy = super::relu_gradient(dy, y, &live)?;
+        let dy = relu_gradient(dy, y, &live)?;
         bias::write_gradient(sink, 2, &dy, s.m(), s.o, &live)?;
         sink.write(1, &device, w.shape(), w.dtype(), |dw, accumulate| {
             let x = x.get()?;

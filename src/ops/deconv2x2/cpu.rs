@@ -6,11 +6,11 @@
 use super::Shape;
 use crate::cpu::microkernel::{Isa, MR, NR};
 use crate::cpu::view::{self, ALIGN_SLACK, MatMut};
+use crate::ops::common::live::Live;
 use crate::ops::conv2d::gather::{Place, Window};
 use crate::ops::conv2d::implicit::{self, Product, Source};
 use crate::ops::conv2d::pack;
 use crate::ops::linear;
-use crate::ops::live::Live;
 
 /// Rows of x of a task: about 112 pixels.
 fn lines(s: &Shape) -> usize {

@@ -4,11 +4,14 @@ mod cpu;
 mod cuda;
 
 use super::conv2d::{Activation, ConvShape};
-use super::live::Live;
-use super::{Gradient, OpInfo, bias, conv2d, linear, wide};
+use super::{Gradient, OpInfo, conv2d, linear};
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
+use crate::ops::common::bias;
+use crate::ops::common::live::Live;
+use crate::ops::common::relu_gradient::relu_gradient;
+use crate::ops::common::wide;
 use crate::tape::{Backward, Sink, Tape, Var};
 use crate::tensor::{DType, Tensor};
 
@@ -130,7 +133,7 @@ impl Backward for Deconv2x2Bwd {
         let Deconv2x2Bwd { x, wt, y, s, live } = *self;
         let device = dy.device().clone();
         // On a GPU as rows of the product; on the CPU the gathering of its factor is that of a convolution.
-        let dy = if device.runs_kernels() { rows_of(dy, y, &s)? } else { super::relu_gradient(dy, y, &live)? };
+        let dy = if device.runs_kernels() { rows_of(dy, y, &s)? } else { relu_gradient(dy, y, &live)? };
         bias::write_gradient(sink, 2, &dy, 4 * s.m(), s.o, &live)?;
         let adjoint = s.adjoint();
         sink.write(1, &device, wt.shape(), wt.dtype(), |dw, accumulate| {

@@ -1,7 +1,7 @@
 //! Launches of kernels/ema.cu.
 
 use crate::error::Result;
-use crate::ops::multi_tensor::{Entry, launches};
+use crate::ops::common::multi_tensor::{Entry, launches};
 use crate::tensor::{DType, Tensor};
 
 pub(super) fn update(pairs: &mut [(&mut Tensor, &Tensor)], share: &Tensor) -> Result<()> {

@@ -2,8 +2,8 @@
 
 use crate::device::gpu::Grid;
 use crate::error::Result;
-pub(super) use crate::ops::multi_tensor::chunks;
-use crate::ops::multi_tensor::{Entry, launches};
+pub(super) use crate::ops::common::multi_tensor::chunks;
+use crate::ops::common::multi_tensor::{Entry, launches};
 use crate::tensor::{DType, Tensor};
 
 const FOLD_THREADS: u32 = 1024;

@@ -5,7 +5,7 @@ use super::cpu::LinearShape;
 use crate::device::Target;
 use crate::device::gpu::Pass;
 use crate::error::Result;
-use crate::ops::bias;
+use crate::ops::common::bias;
 use crate::tensor::Tensor;
 
 /// What cuBLASLt recommends as workspace on Hopper (32 MiB) is enough on older devices.

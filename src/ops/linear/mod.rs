@@ -5,13 +5,14 @@ pub(super) mod cuda;
 
 use super::Gradient;
 use super::OpInfo;
-use super::bias;
 use super::conv2d::Activation;
-use super::live::Live;
-use super::wide;
 use crate::device::gpu::Pass;
 use crate::error::{Error, Result};
 use crate::on_device;
+use crate::ops::common::bias;
+use crate::ops::common::live::Live;
+use crate::ops::common::relu_gradient::relu_gradient;
+use crate::ops::common::wide;
 use crate::tape::{Backward, Saved, Sink, Tape, Var};
 use crate::tensor::elementwise;
 use crate::tensor::{DType, Tensor};
@@ -113,7 +114,7 @@ impl Backward for LinearBwd {
         let LinearBwd { x, shape, w, y, s } = *self;
         let device = dy.device().clone();
         let live = Live::all(s.m);
-        let dy = super::relu_gradient(dy, y, &live)?;
+        let dy = relu_gradient(dy, y, &live)?;
         bias::write_gradient(sink, 2, &dy, s.m, s.n, &live)?;
         sink.write(1, &device, &[s.n, s.k], w.dtype(), |dw, accumulate| {
             let x = x.get()?;

@@ -2,7 +2,7 @@ use super::*;
 use crate::detection::anchors;
 use crate::device::Device;
 use crate::models::config::RpnConfig;
-use crate::ops::testing::Fixture;
+use crate::ops::common::testing::Fixture;
 use crate::philox::{Purpose, Stream};
 
 /// The CPU, and the GPUs of this build.

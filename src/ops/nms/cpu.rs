@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::{Nms, SPLIT_FROM};
 use crate::device::Device;
 use crate::error::Result;
-use crate::ops::order::{descending_key, index_of};
+use crate::ops::common::order::{descending_key, index_of};
 use crate::tensor::{DType, Tensor};
 
 /// Boxes compared before looking whether one suppressed.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::device::Device;
-use crate::ops::testing::{Fixture, boxes, uniform};
+use crate::ops::common::testing::{Fixture, boxes, uniform};
 
 const P: Nms = Nms { iou_threshold: 0.5, groups: 1, max_out: 0, offset: true };
 

@@ -3,10 +3,12 @@
 mod cpu;
 mod cuda;
 
-use super::live::Live;
-use super::{Gradient, OpInfo, relu_gradient, wide};
+use super::{Gradient, OpInfo};
 use crate::error::Result;
 use crate::on_device;
+use crate::ops::common::live::Live;
+use crate::ops::common::relu_gradient::relu_gradient;
+use crate::ops::common::wide;
 use crate::tape::{Backward, Sink, Tape, Var};
 use crate::tensor::Tensor;
 

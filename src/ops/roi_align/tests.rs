@@ -1,6 +1,6 @@
 use super::*;
 use crate::device::Device;
-use crate::ops::testing::{Fixture, assert_close, boxes, uniform};
+use crate::ops::common::testing::{Fixture, assert_close, boxes, uniform};
 
 /// Sample by sample in f64, as the definition says; `add(offset, weight)` for each of the four neighbours.
 fn samples(roi: &[f32], level: &LevelShape, p: &RoiAlign, i: usize, j: usize, mut add: impl FnMut(usize, usize, f64)) {

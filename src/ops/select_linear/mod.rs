@@ -3,9 +3,10 @@
 mod cpu;
 mod cuda;
 
-use super::{Gradient, OpInfo, wide};
+use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
 use crate::on_device;
+use crate::ops::common::wide;
 use crate::tape::{Backward, Sink, Tape, Var};
 use crate::tensor::{DType, Tensor};
 

@@ -3,7 +3,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::ops::stochastic_rounding::{Draws, TILE, round};
+use crate::ops::common::stochastic_rounding::{Draws, TILE, round};
 use crate::tensor::elementwise::CHUNK;
 
 #[derive(Clone, Copy)]

@@ -2,7 +2,7 @@
 
 use super::SgdParam;
 use crate::error::Result;
-use crate::ops::multi_tensor::{Entry, launches};
+use crate::ops::common::multi_tensor::{Entry, launches};
 use crate::philox::Purpose;
 use crate::tensor::{DType, Tensor};
 

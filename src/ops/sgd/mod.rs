@@ -3,10 +3,10 @@
 mod cpu;
 mod cuda;
 
-use super::stochastic_rounding::{Draws, state_dtype};
 use super::{Gradient, OpInfo};
 use crate::error::Result;
 use crate::on_device;
+use crate::ops::common::stochastic_rounding::{Draws, state_dtype};
 use crate::tensor::{DType, Tensor};
 
 /// Registry entry.

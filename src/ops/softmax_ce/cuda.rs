@@ -3,7 +3,7 @@
 use super::AvgFactor;
 use crate::device::gpu::{Grid, dim_u32};
 use crate::error::Result;
-use crate::ops::partial::Partial;
+use crate::ops::common::partial::Partial;
 use crate::tensor::{DType, Tensor};
 
 const THREADS: u32 = 256;

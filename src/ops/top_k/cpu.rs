@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use crate::ops::order::{descending_key, index_of, score_of};
+use crate::ops::common::order::{descending_key, index_of, score_of};
 
 /// Scores that are passed over or looked at one by one.
 const BLOCK: usize = 64;

@@ -3,19 +3,19 @@
 //!
 //! It is there so that a run in half precision can be tested, planned and looked at without a GPU; it saves memory, not time.
 
-use super::cast::cast;
 use crate::error::Result;
+use crate::ops::cast::cast;
 use crate::tape::{Tape, Var};
 use crate::tensor::DType;
 
 /// Whether an op on x must go through [`run`].
-pub(super) fn needed(x: &Var) -> bool {
+pub(in crate::ops) fn needed(x: &Var) -> bool {
     matches!(x.value().dtype(), DType::F16 | DType::BF16) && !x.device().runs_kernels()
 }
 
 /// `f` of the inputs in f32, its output rounded to the type of the first. Kept for the backward pass are the inputs as they are: it
 /// makes them f32 again, and runs `f` again ([`Tape::rematerialise`]).
-pub(super) fn run(
+pub(in crate::ops) fn run(
     tape: &mut Tape,
     inputs: &[&Var],
     f: impl Fn(&mut Tape, &[Var]) -> Result<Var> + 'static,
@@ -25,7 +25,7 @@ pub(super) fn run(
 
 /// As [`run`], for a product whose rule does not keep its output: `f` is told whether anybody reads what it gives. Where nobody does, in
 /// the backward pass, any finite values of the shape will do, which saves the product.
-pub(super) fn run_product(
+pub(in crate::ops) fn run_product(
     tape: &mut Tape,
     inputs: &[&Var],
     f: impl Fn(&mut Tape, &[Var], bool) -> Result<Var> + 'static,
@@ -37,7 +37,7 @@ pub(super) fn run_product(
 }
 
 /// As [`run`], with an output of another type.
-pub(super) fn run_to(
+pub(in crate::ops) fn run_to(
     tape: &mut Tape,
     inputs: &[&Var],
     dtype: DType,

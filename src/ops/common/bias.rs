@@ -1,8 +1,8 @@
 //! The bias of convolutions and linear layers: its gradient, and, on a GPU, launches of kernels/bias.cu. Not an op of its own.
 
 use bytemuck::NoUninit;
+use rayon::prelude::*;
 
-use super::conv2d;
 use super::live::Live;
 use crate::device::Device;
 use crate::device::gpu::{Grid, dim_u32};
@@ -38,7 +38,7 @@ struct GradParams {
 }
 
 /// `y = act(y + bias)` in place, over rows of the bias's length (or y's last dimension); nothing to do without both.
-pub(super) fn forward(y: &mut Tensor, bias: Option<&Tensor>, relu: bool) -> Result<()> {
+pub(in crate::ops) fn forward(y: &mut Tensor, bias: Option<&Tensor>, relu: bool) -> Result<()> {
     if y.numel() == 0 || (bias.is_none() && !relu) {
         return Ok(());
     }
@@ -61,7 +61,7 @@ fn backward_workspace(device: &Device, rows: usize, columns: usize) -> usize {
 }
 
 /// The gradient of a bias of `columns` elements, input `i` of a rule, from dy of `rows` rows; the CPU reads those that count.
-pub(super) fn write_gradient(
+pub(in crate::ops) fn write_gradient(
     sink: &mut Sink<'_>,
     i: usize,
     dy: &Tensor,
@@ -77,7 +77,7 @@ pub(super) fn write_gradient(
             cpu => {
                 let mut add = accumulate;
                 for images in live.ranges() {
-                    conv2d::cpu::bias_grad(db.f32s_mut(), add, live.part(dy.f32s(), &images));
+                    bias_grad(db.f32s_mut(), add, live.part(dy.f32s(), &images));
                     add = true;
                 }
             },
@@ -109,4 +109,39 @@ fn backward(db: &mut Tensor, accumulate: bool, dy: &Tensor, partial: &mut Tensor
     let k = device.gpu().kernel("bias_fold", DType::F32).out(db).arg(partial).params(&params);
     // SAFETY: bias_fold(db, partial, params): db [columns], partial as above.
     unsafe { k.launch(Grid::blocks(columns.div_ceil(COLUMNS), THREADS)) }
+}
+
+/// Rows that [`bias_grad`] sums one after the other.
+const BIAS_ROWS: usize = 256;
+/// Columns that it sums at a time: one stack array a level.
+const BIAS_COLS: usize = 64;
+
+/// `db[o] (+)= sum over m of dy[m, o]`: sums of 256 rows, added pairwise.
+pub fn bias_grad(db: &mut [f32], accumulate: bool, dy: &[f32]) {
+    let o = db.len();
+    if o == 0 {
+        return;
+    }
+    assert!(dy.len().is_multiple_of(o));
+    db.par_chunks_mut(BIAS_COLS).enumerate().for_each(|(i, part)| {
+        let sum = column_sums(dy, o, i * BIAS_COLS, part.len());
+        for (d, s) in part.iter_mut().zip(sum) {
+            *d = if accumulate { *d + s } else { s };
+        }
+    });
+}
+
+fn column_sums(dy: &[f32], o: usize, col: usize, n: usize) -> [f32; BIAS_COLS] {
+    let rows = dy.len() / o;
+    let mut sum = [0f32; BIAS_COLS];
+    if rows <= BIAS_ROWS {
+        for row in dy.chunks_exact(o) {
+            sum[..n].iter_mut().zip(&row[col..col + n]).for_each(|(s, v)| *s += v);
+        }
+        return sum;
+    }
+    let (a, b) = dy.split_at(rows.div_ceil(2) * o);
+    let (a, b) = rayon::join(|| column_sums(a, o, col, n), || column_sums(b, o, col, n));
+    sum.iter_mut().zip(a.iter().zip(&b)).for_each(|(s, (a, b))| *s = a + b);
+    sum
 }

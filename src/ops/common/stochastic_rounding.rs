@@ -31,21 +31,21 @@ pub(crate) fn round_to_nearest(v: f32) -> bf16 {
 
 /// Random numbers of one tensor: element i has word i % 4 of block i / 4 of its stream.
 #[derive(Clone, Copy)]
-pub(super) struct Draws(Stream);
+pub(in crate::ops) struct Draws(Stream);
 
 /// Elements whose numbers are drawn at a time: they stay in the first cache.
-pub(super) const TILE: usize = 256;
+pub(in crate::ops) const TILE: usize = 256;
 /// Blocks whose rounds run side by side, in vectors: a step of AdamW on 8 million elements takes 9 ms, and 24 ms with one after the other.
 const AT_ONCE: usize = 16;
 
 impl Draws {
     /// Of the `tensor`-th of a step's list.
-    pub(super) fn new(key: &[i32], tensor: usize) -> Draws {
+    pub(in crate::ops) fn new(key: &[i32], tensor: usize) -> Draws {
         Draws(Stream::of_key(key, tensor as u32, Purpose::StateRounding))
     }
 
     /// The numbers of elements `first`, a multiple of 4, and up.
-    pub(super) fn tile(self, first: usize) -> [u32; TILE] {
+    pub(in crate::ops) fn tile(self, first: usize) -> [u32; TILE] {
         let mut words = [0; TILE];
         for (i, some) in words.as_chunks_mut::<{ 4 * AT_ONCE }>().0.iter_mut().enumerate() {
             let blocks = self.0.blocks::<AT_ONCE>((first / 4 + i * AT_ONCE) as u32);
@@ -59,7 +59,12 @@ impl Draws {
 /// that all have it.
 ///
 /// Errors: `Dtype`; `Value` if bf16 has no key; `Shape` for a key of another size, or a tensor with more than 2^34 elements.
-pub(super) fn state_dtype(op: &str, first: Option<&Tensor>, largest: usize, key: Option<&Tensor>) -> Result<DType> {
+pub(in crate::ops) fn state_dtype(
+    op: &str,
+    first: Option<&Tensor>,
+    largest: usize,
+    key: Option<&Tensor>,
+) -> Result<DType> {
     let dtype = first.map_or(DType::F32, Tensor::dtype);
     if let Some(key) = key {
         key.expect_shape(&format!("{op}: key"), &[6])?;

@@ -8,20 +8,20 @@ use crate::tensor::{DType, Tensor};
 
 /// The images that count: all `n`, or of each group (an image's RoIs) the first.
 #[derive(Clone)]
-pub(super) struct Live {
+pub(in crate::ops) struct Live {
     counts: Option<Tensor>,
     n: usize,
 }
 
 impl Live {
     /// All of `n` images.
-    pub(super) fn all(n: usize) -> Live {
+    pub(in crate::ops) fn all(n: usize) -> Live {
         Live { counts: None, n }
     }
 
     /// Of `n` images in `B` groups, the first `counts[b]` of each, with counts i32 `[B]` or in the first column of `[B,·]`; all
     /// without counts, and where kernels run. `what` names them in errors.
-    pub(super) fn new(what: &str, counts: Option<&Tensor>, n: usize) -> Result<Live> {
+    pub(in crate::ops) fn new(what: &str, counts: Option<&Tensor>, n: usize) -> Result<Live> {
         if let Some(t) = counts {
             t.expect_dtype(what, DType::I32)?;
             let groups = t.shape().first().copied().unwrap_or(0);
@@ -35,7 +35,7 @@ impl Live {
     }
 
     /// Bytes that a rule keeps alive with it.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::ops) fn bytes(&self) -> usize {
         self.counts.as_ref().map_or(0, Tensor::bytes)
     }
 
@@ -45,14 +45,14 @@ impl Live {
 
     /// The largest workspace that a group takes, if one of `n` images takes `of(n)`: not always the one with most images, since
     /// algorithms follow from the shape.
-    pub(super) fn workspace(&self, of: impl Fn(usize) -> usize) -> usize {
+    pub(in crate::ops) fn workspace(&self, of: impl Fn(usize) -> usize) -> usize {
         let most = self.n / self.groups().max(1);
         let least = if self.counts.is_some() { 0 } else { most };
         (least..=most).map(of).max().unwrap_or(0)
     }
 
     /// The images that count, by group; on the CPU. At least one range, so that a sum over all is written.
-    pub(super) fn ranges(&self) -> Vec<Range<usize>> {
+    pub(in crate::ops) fn ranges(&self) -> Vec<Range<usize>> {
         let whole = || std::iter::once(0..self.n).collect();
         let Some(counts) = self.counts.as_ref().filter(|_| self.n > 0) else { return whole() };
         let (groups, columns) = (counts.dim(0), counts.numel() / counts.dim(0));
@@ -67,18 +67,18 @@ impl Live {
     }
 
     /// These images of `x`.
-    pub(super) fn part<'a>(&self, x: &'a [f32], images: &Range<usize>) -> &'a [f32] {
+    pub(in crate::ops) fn part<'a>(&self, x: &'a [f32], images: &Range<usize>) -> &'a [f32] {
         &x[self.elements(x.len(), images)]
     }
 
     /// These images of `x`, to be written.
-    pub(super) fn part_mut<'a>(&self, x: &'a mut [f32], images: &Range<usize>) -> &'a mut [f32] {
+    pub(in crate::ops) fn part_mut<'a>(&self, x: &'a mut [f32], images: &Range<usize>) -> &'a mut [f32] {
         let elements = self.elements(x.len(), images);
         &mut x[elements]
     }
 
     /// Zeros where the images do not count.
-    pub(super) fn clear_others(&self, x: &mut [f32]) {
+    pub(in crate::ops) fn clear_others(&self, x: &mut [f32]) {
         use rayon::prelude::*;
         let ranges = self.ranges();
         let ends = ranges.iter().skip(1).map(|r| r.start).chain([self.n]);

@@ -1,6 +1,6 @@
-//! Helpers shared by the integration tests: `mod support;` in a test file.
+//! Helpers that the test binaries share: `#[path = "../support/mod.rs"] mod support;` in each `main.rs`.
 
-// Each test file is a crate of its own and uses a part of this.
+// Each binary uses a part of this.
 #![allow(dead_code)]
 
 pub mod annotations;

@@ -1,12 +1,10 @@
 //! `train --memory`: each stage is changed as little as it takes to fit, by the ladder that `budget::fit` documents.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 
+use crate::support::programs::{run as run_program, *};
 use serde_json::Value;
-use support::programs::{run as run_program, *};
 use upres::device::Device;
 use upres::plan::Planner;
 use upres::plan::budget::{Budget, Fitted, MemorySize, check, fit, largest};

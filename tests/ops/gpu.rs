@@ -1,10 +1,7 @@
 //! Whole steps on every GPU of this build (the simulated device, and NVIDIA's where there is one): training is training on the CPU.
-#![cfg(any(feature = "sim", feature = "cuda-driver"))]
 
-mod support;
-
-use support::small::*;
-use support::tensors::{floats, gpus};
+use crate::support::small::*;
+use crate::support::tensors::{floats, gpus};
 use upres::device::gpu::Grid;
 use upres::device::{Device, Target};
 use upres::models::config::ModelConfig;

@@ -1,12 +1,10 @@
 //! `dataset` as a user runs it: what it finds, counts, draws and makes, and what it says where it cannot.
 
-mod support;
-
 use std::path::Path;
 use std::process::{Command, Output};
 
+use crate::support::annotations::good;
 use serde_json::{Value, json};
-use support::annotations::good;
 use tempfile::TempDir;
 
 fn write(dir: &TempDir, text: impl AsRef<[u8]>) -> std::path::PathBuf {

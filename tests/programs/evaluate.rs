@@ -1,13 +1,11 @@
 //! `evaluate` and `detect` with everything they can do, on a small detector with masks.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use crate::support::programs::{run as run_program, *};
 use serde_json::Value;
-use support::programs::{run as run_program, *};
 use upres::data::{BadImages, Category, Dataset, ImageStore, Masks, ReadOptions};
 use upres::detect::found::Detection;
 use upres::detect::infer::Detector;

@@ -1,13 +1,11 @@
 //! `convert`, and `train` from weights of other programs, as a user runs them.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::programs::{run as run_program, *};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
-use support::programs::{run as run_program, *};
 
 const PROGRAMS: [&str; 2] = ["torchvision", "mmdetection"];
 

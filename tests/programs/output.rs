@@ -1,11 +1,9 @@
 //! Where programs put what they made: files that cost nobody a file, and a standard output that is closed, or full.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 
-use support::programs::{run as run_program, *};
+use crate::support::programs::{run as run_program, *};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()

@@ -1,8 +1,6 @@
 //! The engine as a whole: planned steps, memory, learning.
 
-mod support;
-
-use support::small::*;
+use crate::support::small::*;
 use upres::device::Device;
 use upres::engine::{Engine, StageSetup};
 use upres::models::{HostBatch, Sampling};

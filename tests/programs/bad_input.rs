@@ -1,12 +1,10 @@
 //! Bad input: each program ends with exit code 1 and one line that names the file and the key or id; nothing panics and
 //! nothing is lost.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use support::programs::{run as run_program, *};
+use crate::support::programs::{run as run_program, *};
 
 /// A tiny recipe, changed by `edit`, and the folder it lies in.
 struct Case {

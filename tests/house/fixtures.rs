@@ -1,8 +1,6 @@
 //! The fixtures' own rules: weights bit for bit, storage, layouts, and that the stored numbers mean what the README says.
 
-mod support;
-
-use support::fixtures::*;
+use crate::support::fixtures::*;
 
 #[test]
 fn hash_rule_gives_the_stored_check_values() {

@@ -1,9 +1,7 @@
 //! Annotation files, good and bad: what is read, what is dropped and counted, what is refused, and in which words.
 
-mod support;
-
+use crate::support::annotations::good;
 use serde_json::{Value, json};
-use support::annotations::good;
 use tempfile::TempDir;
 use upres::data::{Dataset, FindingKind, Masks, ReadOptions, Severity, TrainFilter};
 

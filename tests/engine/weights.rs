@@ -1,14 +1,12 @@
 //! Weights of torchvision and mmdetection: names and shapes are theirs, what goes out comes back bit for bit, and files that are
 //! not what they should be are refused with nothing changed.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::fixtures::{WeightRules, hash_tensor};
 use serde_json::{Value, json};
-use support::fixtures::{WeightRules, hash_tensor};
 use upres::device::Device;
 use upres::models::config::{BackboneKind, BoxHeadKind, Detector, FpnExtra, ModelConfig};
 use upres::models::{Model, PixelStats};

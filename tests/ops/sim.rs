@@ -1,11 +1,8 @@
 //! The simulated device: it computes what a GPU would, and finds the faults that it promises to find.
-#![cfg(feature = "sim")]
-
-mod support;
 
 use std::path::Path;
 
-use support::programs::*;
+use crate::support::programs::*;
 use upres::device::Device;
 use upres::device::gpu::Grid;
 use upres::tensor::{DType, Tensor};

@@ -1,16 +1,14 @@
 //! Training in 16 bits: what is stored, planned, scaled and skipped.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::rc::Rc;
 
+use crate::support::programs::*;
+use crate::support::small::*;
+use crate::support::tensors::{floats, gpus};
 use half::bf16;
-use support::programs::*;
-use support::small::*;
-use support::tensors::{floats, gpus};
 use upres::device::{Device, StepPlan};
 use upres::engine::{Engine, StageSetup};
 use upres::models::Sampling;

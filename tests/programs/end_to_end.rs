@@ -1,15 +1,13 @@
 //! The programs end to end: train, evaluate, detect; runs that are killed, stopped, interrupted, and go on bit-exactly.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::programs::{run as run_program, *};
 use safetensors::SafeTensors;
 use serde_json::Value;
-use support::programs::{run as run_program, *};
 use upres::data::shapes::Class;
 
 fn json(path: &Path) -> Value {

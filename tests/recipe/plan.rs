@@ -1,13 +1,11 @@
 //! What `train --plan` says before anything is trained: true to the byte, and enough to choose a batch for a card.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 
+use crate::support::programs::*;
+use crate::support::small::PIXELS;
 use serde_json::Value;
-use support::programs::*;
-use support::small::PIXELS;
 use upres::device::{Device, LiveAtPeak, Target};
 use upres::engine::feed::pixel_stats;
 use upres::engine::{Bucket, Engine, StageSetup};

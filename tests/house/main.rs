@@ -1,0 +1,7 @@
+//! The repository's own rules: every op has all of its parts, and the fixtures are what their README says.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod fixtures;
+mod registry;

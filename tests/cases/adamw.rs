@@ -7,6 +7,19 @@ use upres::device::Device;
 use upres::ops::adamw::{AdamWParam, AdamWRule, adamw, bias_correction};
 use upres::tensor::{DType, Tensor};
 
+const LR: f32 = 0.01;
+const SCALE: f32 = 0.7;
+const RULE: AdamWRule = AdamWRule { betas: [0.9, 0.999], eps: 1e-8 };
+
+/// One step in f64, from a value, a mean and a square.
+fn step_in_f64(step: i32, decay: f64, g: f64, [p, m, s]: [f64; 3]) -> [f64; 3] {
+    let [b1, b2] = RULE.betas;
+    let g = f64::from(SCALE) * g;
+    let (m, s) = (b1 * m + (1.0 - b1) * g, b2 * s + (1.0 - b2) * g * g);
+    let (mean, square) = (m / (1.0 - b1.powi(step)), s / (1.0 - b2.powi(step)));
+    [p - f64::from(LR) * (decay * p + mean / (square.sqrt() + f64::from(RULE.eps))), m, s]
+}
+
 /// Elements of each parameter.
 const CASES: &[Case] = &[
     case("no_parameters", &[]),                // everything frozen
@@ -17,10 +30,6 @@ const CASES: &[Case] = &[
     case("many", &MANY),                       // more tensors than a launch takes, some of them empty
     case("fc", &[1_179_648]),                  // the largest matrix of Swin-T's last stage (3072 x 768), half of it
 ];
-
-const LR: f32 = 0.01;
-const SCALE: f32 = 0.7;
-const RULE: AdamWRule = AdamWRule { betas: [0.9, 0.999], eps: 1e-8 };
 
 fn decay(i: usize) -> f32 {
     if i.is_multiple_of(2) { 0.05 } else { 0.0 }
@@ -49,15 +58,6 @@ fn run(device: &Device, case: &Case, state: DType, steps: u64) -> Result<Vec<Ten
     values.extend(means);
     values.extend(squares);
     Ok(values)
-}
-
-/// One step in f64, from a value, a mean and a square.
-fn step_in_f64(step: i32, decay: f64, g: f64, [p, m, s]: [f64; 3]) -> [f64; 3] {
-    let [b1, b2] = RULE.betas;
-    let g = f64::from(SCALE) * g;
-    let (m, s) = (b1 * m + (1.0 - b1) * g, b2 * s + (1.0 - b2) * g * g);
-    let (mean, square) = (m / (1.0 - b1.powi(step)), s / (1.0 - b2.powi(step)));
-    [p - f64::from(LR) * (decay * p + mean / (square.sqrt() + f64::from(RULE.eps))), m, s]
 }
 
 #[test]

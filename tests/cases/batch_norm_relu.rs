@@ -7,6 +7,65 @@ use upres::ops::max_pool::max_pool;
 use upres::tape::{Param, Role, Tape};
 use upres::tensor::{DType, Tensor};
 
+const EPS: f32 = 1e-5;
+
+/// `x` to `y` in f64, and what the gradients need: normalised x, 1 / sqrt(var + eps), mean and variance.
+struct Forward {
+    y: Vec<f64>,
+    normal: Vec<f64>,
+    rstd: Vec<f64>,
+    mean: Vec<f64>,
+    var: Vec<f64>,
+}
+
+fn forward(p: &Problem, x: &[f64], gamma: &[f64], beta: &[f64], residual: &[f64]) -> Forward {
+    let (c, m) = (p.shape[3], p.pixels() as f64);
+    let (mut mean, mut var) = (vec![0.0; c], vec![0.0; c]);
+    x.iter().enumerate().for_each(|(i, v)| mean[i % c] += v / m);
+    x.iter().enumerate().for_each(|(i, v)| var[i % c] += (v - mean[i % c]).powi(2) / m);
+    if p.mode == BnMode::Frozen {
+        (mean, var) = (wide(&p.mean), wide(&p.var));
+    }
+    let rstd: Vec<f64> = var.iter().map(|v| 1.0 / (v + f64::from(EPS)).sqrt()).collect();
+    let normal: Vec<f64> = x.iter().enumerate().map(|(i, v)| (v - mean[i % c]) * rstd[i % c]).collect();
+    let y = normal.iter().enumerate().map(|(i, v)| {
+        let y = v * gamma[i % c] + beta[i % c] + residual.get(i).unwrap_or(&0.0);
+        if p.relu { y.max(0.0) } else { y }
+    });
+    Forward { y: y.collect(), normal, rstd, mean, var }
+}
+
+/// Everything that [`Problem::run`] gives, in f64. The ReLU's mask is that of the op's `y`: near 0 rounding decides.
+fn reference(p: &Problem, y: &[f32]) -> Vec<Vec<f64>> {
+    let (c, m) = (p.shape[3], p.pixels() as f64);
+    let (gamma, residual) = (wide(&p.gamma), p.residual.as_deref().map(wide));
+    let f = forward(p, &wide(&p.x), &gamma, &wide(&p.beta), residual.as_deref().unwrap_or(&[]));
+    let g: Vec<f64> = p.dy.iter().zip(y).map(|(&dy, &y)| if p.relu && y <= 0.0 { 0.0 } else { dy.into() }).collect();
+    let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
+    for (i, g) in g.iter().enumerate() {
+        dgamma[i % c] += g * f.normal[i];
+        dbeta[i % c] += g;
+    }
+    let dx = g.iter().enumerate().map(|(i, g)| {
+        let k = i % c;
+        let through_statistics = if p.mode == BnMode::Frozen { 0.0 } else { (dbeta[k] + f.normal[i] * dgamma[k]) / m };
+        gamma[k] * f.rstd[k] * (g - through_statistics)
+    });
+    let mut out = vec![f.y, dx.collect()];
+    if p.affine {
+        out.extend([dgamma, dbeta]);
+    }
+    out.extend(p.residual.is_some().then_some(g));
+    let moved = |old: &[f32], new: Vec<f64>| old.iter().zip(new).map(|(&o, n)| 0.9 * f64::from(o) + 0.1 * n).collect();
+    if p.mode == BnMode::Frozen || m == 0.0 {
+        out.extend([wide(&p.mean), wide(&p.var)]);
+    } else {
+        out.push(moved(&p.mean, f.mean));
+        out.push(moved(&p.var, f.var.iter().map(|v| v * m / (m - 1.0)).collect()));
+    }
+    out
+}
+
 /// N, H, W, C.
 const CASES: &[Case] = &[
     case("empty", &[0, 4, 4, 8]),         // no image: no chunk at all
@@ -74,8 +133,6 @@ struct Problem {
     /// Others hold dy and x during the backward pass, so that neither can be written over.
     shared: bool,
 }
-
-const EPS: f32 = 1e-5;
 
 impl Problem {
     fn new(case: &Case, mode: BnMode, residual: bool, relu: bool) -> Problem {
@@ -157,63 +214,6 @@ impl Problem {
         out.push(var.value());
         Ok(out)
     }
-}
-
-/// `x` to `y` in f64, and what the gradients need: normalised x, 1 / sqrt(var + eps), mean and variance.
-struct Forward {
-    y: Vec<f64>,
-    normal: Vec<f64>,
-    rstd: Vec<f64>,
-    mean: Vec<f64>,
-    var: Vec<f64>,
-}
-
-fn forward(p: &Problem, x: &[f64], gamma: &[f64], beta: &[f64], residual: &[f64]) -> Forward {
-    let (c, m) = (p.shape[3], p.pixels() as f64);
-    let (mut mean, mut var) = (vec![0.0; c], vec![0.0; c]);
-    x.iter().enumerate().for_each(|(i, v)| mean[i % c] += v / m);
-    x.iter().enumerate().for_each(|(i, v)| var[i % c] += (v - mean[i % c]).powi(2) / m);
-    if p.mode == BnMode::Frozen {
-        (mean, var) = (wide(&p.mean), wide(&p.var));
-    }
-    let rstd: Vec<f64> = var.iter().map(|v| 1.0 / (v + f64::from(EPS)).sqrt()).collect();
-    let normal: Vec<f64> = x.iter().enumerate().map(|(i, v)| (v - mean[i % c]) * rstd[i % c]).collect();
-    let y = normal.iter().enumerate().map(|(i, v)| {
-        let y = v * gamma[i % c] + beta[i % c] + residual.get(i).unwrap_or(&0.0);
-        if p.relu { y.max(0.0) } else { y }
-    });
-    Forward { y: y.collect(), normal, rstd, mean, var }
-}
-
-/// Everything that [`Problem::run`] gives, in f64. The ReLU's mask is that of the op's `y`: near 0 rounding decides.
-fn reference(p: &Problem, y: &[f32]) -> Vec<Vec<f64>> {
-    let (c, m) = (p.shape[3], p.pixels() as f64);
-    let (gamma, residual) = (wide(&p.gamma), p.residual.as_deref().map(wide));
-    let f = forward(p, &wide(&p.x), &gamma, &wide(&p.beta), residual.as_deref().unwrap_or(&[]));
-    let g: Vec<f64> = p.dy.iter().zip(y).map(|(&dy, &y)| if p.relu && y <= 0.0 { 0.0 } else { dy.into() }).collect();
-    let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
-    for (i, g) in g.iter().enumerate() {
-        dgamma[i % c] += g * f.normal[i];
-        dbeta[i % c] += g;
-    }
-    let dx = g.iter().enumerate().map(|(i, g)| {
-        let k = i % c;
-        let through_statistics = if p.mode == BnMode::Frozen { 0.0 } else { (dbeta[k] + f.normal[i] * dgamma[k]) / m };
-        gamma[k] * f.rstd[k] * (g - through_statistics)
-    });
-    let mut out = vec![f.y, dx.collect()];
-    if p.affine {
-        out.extend([dgamma, dbeta]);
-    }
-    out.extend(p.residual.is_some().then_some(g));
-    let moved = |old: &[f32], new: Vec<f64>| old.iter().zip(new).map(|(&o, n)| 0.9 * f64::from(o) + 0.1 * n).collect();
-    if p.mode == BnMode::Frozen || m == 0.0 {
-        out.extend([wide(&p.mean), wide(&p.var)]);
-    } else {
-        out.push(moved(&p.mean, f.mean));
-        out.push(moved(&p.var, f.var.iter().map(|v| v * m / (m - 1.0)).collect()));
-    }
-    out
 }
 
 fn names(p: &Problem) -> Vec<&'static str> {

@@ -4,6 +4,15 @@ use upres::device::Device;
 use upres::ops::bce::{bce, rpn_targets};
 use upres::tape::Tape;
 
+fn naive(x: &[f64], target: &[i32], avg: f32, weight: f32) -> f64 {
+    let each = x.iter().zip(target).map(|(x, t)| match t {
+        1 => (-x).exp().ln_1p(),
+        0 => x.exp().ln_1p(),
+        _ => 0.0,
+    });
+    each.sum::<f64>() * f64::from(weight) / f64::from(avg)
+}
+
 /// M.
 const CASES: &[Case] = &[
     case("empty", &[0]),
@@ -28,15 +37,6 @@ fn run(x: &[f32], shape: &[usize], target: &[i32], avg: f32, weight: f32, dy: f3
     });
     assert!(out[0].shape() == [1] && out[1].shape() == shape);
     (out[0].f32s()[0], out[1].f32s())
-}
-
-fn naive(x: &[f64], target: &[i32], avg: f32, weight: f32) -> f64 {
-    let each = x.iter().zip(target).map(|(x, t)| match t {
-        1 => (-x).exp().ln_1p(),
-        0 => x.exp().ln_1p(),
-        _ => 0.0,
-    });
-    each.sum::<f64>() * f64::from(weight) / f64::from(avg)
 }
 
 #[test]

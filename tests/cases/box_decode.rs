@@ -6,6 +6,23 @@ use upres::device::Device;
 use upres::ops::box_decode::{box_decode, refine_boxes, valid_groups};
 use upres::tensor::Tensor;
 
+/// One box, by the definition. `size` is (w, h).
+pub fn naive(p: &[f32], d: &[f32], stds: [f32; 4], size: (f32, f32)) -> [f64; 4] {
+    let (p, d) = (wide(p), wide(d));
+    let d: Vec<f64> = d.iter().zip(wide(&stds)).map(|(d, s)| d * s).collect();
+    let limit = (1000.0f64 / 16.0).ln();
+    let (pw, ph) = (p[2] - p[0], p[3] - p[1]);
+    let (x, y) = (d[0] * pw + (p[0] + p[2]) / 2.0, d[1] * ph + (p[1] + p[3]) / 2.0);
+    let (w, h) = (pw * d[2].clamp(-limit, limit).exp(), ph * d[3].clamp(-limit, limit).exp());
+    let (iw, ih) = (f64::from(size.0), f64::from(size.1));
+    [
+        (x - w / 2.0).clamp(0.0, iw),
+        (y - h / 2.0).clamp(0.0, ih),
+        (x + w / 2.0).clamp(0.0, iw),
+        (y + h / 2.0).clamp(0.0, ih),
+    ]
+}
+
 /// B, N, K.
 const CASES: &[Case] = &[
     case("no_images", &[0, 3, 2]),
@@ -24,23 +41,6 @@ pub const STDS: [(&str, [f32; 4]); 4] = [
     ("s1", [0.05, 0.05, 0.1, 0.1]),
     ("s2", [0.033, 0.033, 0.067, 0.067]),
 ];
-
-/// One box, by the definition. `size` is (w, h).
-pub fn naive(p: &[f32], d: &[f32], stds: [f32; 4], size: (f32, f32)) -> [f64; 4] {
-    let (p, d) = (wide(p), wide(d));
-    let d: Vec<f64> = d.iter().zip(wide(&stds)).map(|(d, s)| d * s).collect();
-    let limit = (1000.0f64 / 16.0).ln();
-    let (pw, ph) = (p[2] - p[0], p[3] - p[1]);
-    let (x, y) = (d[0] * pw + (p[0] + p[2]) / 2.0, d[1] * ph + (p[1] + p[3]) / 2.0);
-    let (w, h) = (pw * d[2].clamp(-limit, limit).exp(), ph * d[3].clamp(-limit, limit).exp());
-    let (iw, ih) = (f64::from(size.0), f64::from(size.1));
-    [
-        (x - w / 2.0).clamp(0.0, iw),
-        (y - h / 2.0).clamp(0.0, ih),
-        (x + w / 2.0).clamp(0.0, iw),
-        (y + h / 2.0).clamp(0.0, ih),
-    ]
-}
 
 fn image_sizes(b: usize) -> Vec<f32> {
     (0..b).flat_map(|i| [80.0 + i as f32, 120.0 - i as f32, 1e4, 1e4]).collect()

@@ -8,6 +8,13 @@ use upres::ops::cast::cast;
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
 
+fn rounded(dtype: DType, x: &[f32]) -> Vec<f32> {
+    match dtype {
+        DType::F16 => x.iter().map(|&v| f16::from_f32(v).to_f32()).collect(),
+        _ => x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect(),
+    }
+}
+
 /// Elements.
 const CASES: &[Case] = &[
     case("empty", &[0]),         // nothing
@@ -17,13 +24,6 @@ const CASES: &[Case] = &[
     case("chunks", &[40_001]),   // several parallel tasks and blocks
     case("p2", &[200, 336, 64]), // a quarter of the finest level of a COCO image
 ];
-
-fn rounded(dtype: DType, x: &[f32]) -> Vec<f32> {
-    match dtype {
-        DType::F16 => x.iter().map(|&v| f16::from_f32(v).to_f32()).collect(),
-        _ => x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect(),
-    }
-}
 
 /// There and back: y, dx.
 fn run(dev: &Device, shape: &[usize], dtype: DType, x: &[f32], dy: &[f32]) -> Result<Vec<Tensor>> {

@@ -6,7 +6,33 @@ use upres::ops::conv2d::{Activation, conv2d, conv2d_live};
 use upres::tape::{Param, Role, Tape};
 use upres::tensor::{DType, Tensor};
 
-/// N, H, W, C, O, kernel, stride, pad. The kernels meet many more shapes in tests/conv.rs; here is the op on the tape.
+/// The definition: y without a ReLU, and the gradients of x, weight and bias where `g` is the gradient of y.
+fn naive(case: &Case, [x, weight, bias, g]: [&[f64]; 4]) -> [Vec<f64>; 4] {
+    let [_, h, w, c, o, k, stride, pad] = sizes(case);
+    let (oh, ow) = ((h + 2 * pad - k) / stride + 1, (w + 2 * pad - k) / stride + 1);
+    let (mut y, mut dx) = (vec![0.0; g.len()], vec![0.0; x.len()]);
+    let (mut dw, mut db) = (vec![0.0; weight.len()], vec![0.0; o]);
+    for i in 0..g.len() {
+        let (oc, ox, oy, image) = (i % o, i / o % ow, i / o / ow % oh, i / o / ow / oh);
+        y[i] += bias[oc];
+        db[oc] += g[i];
+        for (ky, kx) in (0..k).flat_map(|ky| (0..k).map(move |kx| (ky, kx))) {
+            let (iy, ix) = ((oy * stride + ky).wrapping_sub(pad), (ox * stride + kx).wrapping_sub(pad));
+            if iy >= h || ix >= w {
+                continue;
+            }
+            for ic in 0..c {
+                let (a, b) = (((image * h + iy) * w + ix) * c + ic, ((oc * k + ky) * k + kx) * c + ic);
+                y[i] += x[a] * weight[b];
+                dx[a] += weight[b] * g[i];
+                dw[b] += x[a] * g[i];
+            }
+        }
+    }
+    [y, dx, dw, db]
+}
+
+/// N, H, W, C, O, kernel, stride, pad. The kernels meet many more shapes in tests/ops/cpu_conv.rs; here is the op on the tape.
 const CASES: &[Case] = &[
     case("empty", &[0, 5, 5, 3, 4, 3, 1, 1]),
     case("empty_many_channels", &[0, 8, 8, 8, 8, 3, 1, 1]), // Winograd's channels, no tile
@@ -59,31 +85,14 @@ fn equals_the_definition() {
         let (oh, ow) = ((h + 2 * pad - k) / stride + 1, (w + 2 * pad - k) / stride + 1);
         let (x, weight) = (wide(&uniform(1, n * h * w * c, -1.0, 1.0)), wide(&uniform(2, o * k * k * c, -1.0, 1.0)));
         let (bias, dy) = (wide(&uniform(3, o, -1.0, 1.0)), wide(&uniform(4, n * oh * ow * o, -1.0, 1.0)));
-        let (mut y, mut dw, mut db) = (vec![0.0; dy.len()], vec![0.0; weight.len()], vec![0.0; o]);
-        let mut dx = [vec![0.0; x.len()], vec![0.0; x.len()]];
-        let rectified = out[1].f32s();
-        for i in 0..dy.len() {
-            let (oc, ox, oy, image) = (i % o, i / o % ow, i / o / ow % oh, i / o / ow / oh);
-            // The second pass has a ReLU: its mask is that of the op's y, near 0 rounding decides.
-            let g = [dy[i], if rectified[i] > 0.0 { dy[i] } else { 0.0 }];
-            db[oc] += g[0] + g[1];
-            y[i] += bias[oc];
-            for (ky, kx) in (0..k).flat_map(|ky| (0..k).map(move |kx| (ky, kx))) {
-                let (iy, ix) = ((oy * stride + ky).wrapping_sub(pad), (ox * stride + kx).wrapping_sub(pad));
-                if iy >= h || ix >= w {
-                    continue;
-                }
-                for ic in 0..c {
-                    let (a, b) = (((image * h + iy) * w + ix) * c + ic, ((oc * k + ky) * k + kx) * c + ic);
-                    y[i] += x[a] * weight[b];
-                    dw[b] += x[a] * (g[0] + g[1]);
-                    dx[0][a] += weight[b] * g[0];
-                    dx[1][a] += weight[b] * g[1];
-                }
-            }
-        }
+        // The second pass has a ReLU: its mask is that of the op's y, near 0 rounding decides.
+        let masked = dy.iter().zip(out[1].f32s()).map(|(&dy, y)| if y > 0.0 { dy } else { 0.0 });
+        let [y, dx, mut dw, mut db] = naive(case, [&x, &weight, &bias, &dy]);
+        let [_, dx_relu, dw_relu, db_relu] = naive(case, [&x, &weight, &bias, &masked.collect::<Vec<_>>()]);
+        dw.iter_mut().zip(dw_relu).for_each(|(sum, more)| *sum += more);
+        db.iter_mut().zip(db_relu).for_each(|(sum, more)| *sum += more);
         let relu: Vec<f64> = y.iter().map(|v| v.max(0.0)).collect();
-        for (i, want) in [&y, &relu, &dx[0], &dx[1], &dw, &db].into_iter().enumerate() {
+        for (i, want) in [&y, &relu, &dx, &dx_relu, &dw, &db].into_iter().enumerate() {
             // F(4x4, 3x3)'s transforms multiply by up to 8 and subtract again: a digit is lost.
             let tol = if case.name == "three_by_three" { 3e-5 } else { 3e-6 };
             let rms = (want.iter().map(|v| v * v).sum::<f64>() / want.len().max(1) as f64).sqrt();

@@ -7,6 +7,17 @@ use upres::philox::{Purpose, Stream};
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
 
+/// The factor of each sample, from the description of the key.
+fn factors(key: [i32; 6], n: usize, rate: f32, layer: u32) -> Vec<f64> {
+    let word = |i: usize| u64::from(key[i] as u32);
+    let (seed, step) = (word(1) << 32 | word(0), word(4) << 32 | word(3));
+    let kept = |i: usize| {
+        let stream = Stream::new(seed, key[2] as u8, step, key[5] as u32 + i as u32, Purpose::DropPath);
+        f64::from(stream.block(layer)[0] >> 8) / f64::from(1 << 24) >= f64::from(rate)
+    };
+    (0..n).map(|i| if kept(i) { 1.0 / (1.0 - f64::from(rate)) } else { 0.0 }).collect()
+}
+
 /// Any shape; the first dimension counts samples.
 const CASES: &[Case] = &[
     case("empty", &[0, 7, 7, 96]),
@@ -20,17 +31,6 @@ const CASES: &[Case] = &[
 
 /// Seed (low, high), stage, step (low, high), first image.
 const KEY: [i32; 6] = [7, -2, 1, -3, 5, 11];
-
-/// The factor of each sample, from the description of the key.
-fn factors(key: [i32; 6], n: usize, rate: f32, layer: u32) -> Vec<f64> {
-    let word = |i: usize| u64::from(key[i] as u32);
-    let (seed, step) = (word(1) << 32 | word(0), word(4) << 32 | word(3));
-    let kept = |i: usize| {
-        let stream = Stream::new(seed, key[2] as u8, step, key[5] as u32 + i as u32, Purpose::DropPath);
-        f64::from(stream.block(layer)[0] >> 8) / f64::from(1 << 24) >= f64::from(rate)
-    };
-    (0..n).map(|i| if kept(i) { 1.0 / (1.0 - f64::from(rate)) } else { 0.0 }).collect()
-}
 
 fn inputs(case: &Case) -> [Vec<f32>; 3] {
     let n = case.dims.iter().product();

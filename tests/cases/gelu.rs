@@ -7,20 +7,6 @@ use upres::ops::max_pool::max_pool;
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
 
-/// Any shape.
-const CASES: &[Case] = &[
-    case("empty", &[0, 96]),
-    case("one", &[1]),
-    case("tail", &[3, 5, 7]),             // fills no vector
-    case("chunks", &[2, 91, 97, 3]),      // several chunks, the last one odd
-    case("swin_t_mlp", &[2 * 3136, 384]), // the widest hidden layer of an image of 224 pixels
-];
-
-fn inputs(case: &Case) -> (Vec<f32>, Vec<f32>) {
-    let n = case.dims.iter().product();
-    (uniform(1, n, -6.0, 6.0), uniform(2, n, -1.0, 1.0))
-}
-
 /// Φ and φ.
 fn normal(x: f64) -> (f64, f64) {
     let density = (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt();
@@ -42,6 +28,20 @@ fn normal(x: f64) -> (f64, f64) {
 fn slope(x: f64) -> f64 {
     let (below, density) = normal(x);
     below + x * density
+}
+
+/// Any shape.
+const CASES: &[Case] = &[
+    case("empty", &[0, 96]),
+    case("one", &[1]),
+    case("tail", &[3, 5, 7]),             // fills no vector
+    case("chunks", &[2, 91, 97, 3]),      // several chunks, the last one odd
+    case("swin_t_mlp", &[2 * 3136, 384]), // the widest hidden layer of an image of 224 pixels
+];
+
+fn inputs(case: &Case) -> (Vec<f32>, Vec<f32>) {
+    let n = case.dims.iter().product();
+    (uniform(1, n, -6.0, 6.0), uniform(2, n, -1.0, 1.0))
 }
 
 /// y, dx, and dy where somebody else holds it.

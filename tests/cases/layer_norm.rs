@@ -7,6 +7,44 @@ use upres::ops::max_pool::max_pool;
 use upres::tape::{Param, Role, Tape};
 use upres::tensor::{DType, Tensor};
 
+const EPS: f32 = 1e-5;
+
+/// y, and what the gradients need: normalised x and 1 / deviation of each row.
+fn forward(c: usize, x: &[f64], gamma: &[f64], beta: &[f64]) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let (mut y, mut normal, mut rstd) = (Vec::new(), Vec::new(), Vec::new());
+    for row in x.chunks(c.max(1)) {
+        let mean = row.iter().sum::<f64>() / c as f64;
+        let var = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / c as f64;
+        rstd.push(1.0 / (var + f64::from(EPS)).sqrt());
+        for (i, x) in row.iter().enumerate() {
+            let v = (x - mean) * rstd[rstd.len() - 1];
+            normal.push(v);
+            y.push(v * gamma[i] + beta[i]);
+        }
+    }
+    (y, normal, rstd)
+}
+
+/// y, dx, dgamma, dbeta.
+fn reference(p: &Problem) -> [Vec<f64>; 4] {
+    let c = p.channels();
+    let gamma = wide(&p.gamma);
+    let (y, normal, rstd) = forward(c, &wide(&p.x), &gamma, &wide(&p.beta));
+    let (mut dx, mut dgamma, mut dbeta) = (Vec::new(), vec![0.0; c], vec![0.0; c]);
+    for (r, rstd) in rstd.iter().enumerate() {
+        let (dy, v) = (wide(&p.dy[r * c..][..c]), &normal[r * c..][..c]);
+        let g: Vec<f64> = dy.iter().zip(&gamma).map(|(d, g)| d * g).collect();
+        let total = g.iter().sum::<f64>() / c as f64;
+        let along = g.iter().zip(v).map(|(g, v)| g * v).sum::<f64>() / c as f64;
+        for i in 0..c {
+            dx.push(rstd * (g[i] - total - v[i] * along));
+            dgamma[i] += dy[i] * v[i];
+            dbeta[i] += dy[i];
+        }
+    }
+    [y, dx, dgamma, dbeta]
+}
+
 /// Any shape; the last dimension is normalised.
 const CASES: &[Case] = &[
     case("empty", &[0, 96]),         // no row: the gradients of gamma and beta are 0
@@ -25,8 +63,6 @@ const CASES: &[Case] = &[
     case("stage4", &[98, 768]),
     case("chunks", &[9000, 96]), // several chunks and blocks of every kernel
 ];
-
-const EPS: f32 = 1e-5;
 
 #[derive(Clone)]
 struct Problem {
@@ -99,42 +135,6 @@ impl Problem {
         out.extend([gamma.grad().clone(), beta.grad().clone()].into_iter().flatten());
         Ok(out)
     }
-}
-
-/// y, and what the gradients need: normalised x and 1 / deviation of each row.
-fn forward(c: usize, x: &[f64], gamma: &[f64], beta: &[f64]) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
-    let (mut y, mut normal, mut rstd) = (Vec::new(), Vec::new(), Vec::new());
-    for row in x.chunks(c.max(1)) {
-        let mean = row.iter().sum::<f64>() / c as f64;
-        let var = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / c as f64;
-        rstd.push(1.0 / (var + f64::from(EPS)).sqrt());
-        for (i, x) in row.iter().enumerate() {
-            let v = (x - mean) * rstd[rstd.len() - 1];
-            normal.push(v);
-            y.push(v * gamma[i] + beta[i]);
-        }
-    }
-    (y, normal, rstd)
-}
-
-/// y, dx, dgamma, dbeta.
-fn reference(p: &Problem) -> [Vec<f64>; 4] {
-    let c = p.channels();
-    let gamma = wide(&p.gamma);
-    let (y, normal, rstd) = forward(c, &wide(&p.x), &gamma, &wide(&p.beta));
-    let (mut dx, mut dgamma, mut dbeta) = (Vec::new(), vec![0.0; c], vec![0.0; c]);
-    for (r, rstd) in rstd.iter().enumerate() {
-        let (dy, v) = (wide(&p.dy[r * c..][..c]), &normal[r * c..][..c]);
-        let g: Vec<f64> = dy.iter().zip(&gamma).map(|(d, g)| d * g).collect();
-        let total = g.iter().sum::<f64>() / c as f64;
-        let along = g.iter().zip(v).map(|(g, v)| g * v).sum::<f64>() / c as f64;
-        for i in 0..c {
-            dx.push(rstd * (g[i] - total - v[i] * along));
-            dgamma[i] += dy[i] * v[i];
-            dbeta[i] += dy[i];
-        }
-    }
-    [y, dx, dgamma, dbeta]
 }
 
 fn check(name: &str, p: &Problem, got: &[Output]) {

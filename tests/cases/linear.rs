@@ -7,7 +7,25 @@ use upres::ops::linear::{linear, linear_last};
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
 
-/// M, C, O. The kernels meet larger shapes in tests/conv.rs; here is the op on the tape.
+/// The definition: `y = max(x w^T + b, 0)`, and the gradients of x, w and b where `g` is the gradient before the ReLU.
+fn naive([m, c, o]: [usize; 3], [x, w, b, g]: [&[f64]; 4]) -> [Vec<f64>; 4] {
+    let (mut y, mut dx) = (Vec::new(), vec![0.0; m * c]);
+    let (mut dw, mut db) = (vec![0.0; o * c], vec![0.0; o]);
+    for (i, g) in g.iter().enumerate() {
+        let (row, k) = (i / o, i % o);
+        let mut sum = b[k];
+        for j in 0..c {
+            sum += x[row * c + j] * w[k * c + j];
+            dx[row * c + j] += g * w[k * c + j];
+            dw[k * c + j] += g * x[row * c + j];
+        }
+        db[k] += g;
+        y.push(sum.max(0.0));
+    }
+    [y, dx, dw, db]
+}
+
+/// M, C, O. The kernels meet larger shapes in tests/ops/cpu_conv.rs; here is the op on the tape.
 const CASES: &[Case] = &[
     case("empty", &[0, 5, 3]),
     case("one", &[1, 1, 1]),
@@ -37,21 +55,9 @@ fn equals_the_definition() {
         let out = everywhere(|dev| run(dev, case));
         let [x, w] = [(1, m * c), (2, o * c)].map(|(seed, n)| wide(&uniform(seed, n, -1.0, 1.0)));
         let [b, dy] = [(3, o), (4, m * o)].map(|(seed, n)| wide(&uniform(seed, n, -1.0, 1.0)));
-        let (mut dx, mut dw, mut db) = (vec![0.0; m * c], vec![0.0; o * c], vec![0.0; o]);
-        let (mut y, rectified) = (Vec::new(), out[0].f32s());
-        for i in 0..m * o {
-            let (row, k) = (i / o, i % o);
-            let g = if rectified[i] > 0.0 { dy[i] } else { 0.0 };
-            let mut sum = b[k];
-            for j in 0..c {
-                sum += x[row * c + j] * w[k * c + j];
-                dx[row * c + j] += g * w[k * c + j];
-                dw[k * c + j] += g * x[row * c + j];
-            }
-            db[k] += g;
-            y.push(sum.max(0.0));
-        }
-        for (i, want) in [&y, &dx, &dw, &db].into_iter().enumerate() {
+        // The ReLU's mask is that of the op's y: near 0 rounding decides.
+        let g: Vec<f64> = dy.iter().zip(out[0].f32s()).map(|(&dy, y)| if y > 0.0 { dy } else { 0.0 }).collect();
+        for (i, want) in naive([m, c, o], [&x, &w, &b, &g]).iter().enumerate() {
             let rms = (want.iter().map(|v| v * v).sum::<f64>() / want.len().max(1) as f64).sqrt();
             assert_close(&format!("{}: output {i}", case.name), &out[i].f32s(), want, 3e-6 * rms, 3e-6);
         }

@@ -5,6 +5,40 @@ use upres::device::Device;
 use upres::ops::mask_targets::mask_targets;
 use upres::tensor::{DType, Tensor};
 
+/// mmcv's `roi_align` of a bitmap in f32 (aligned, adaptive, scale 1), statement by statement, and the threshold.
+fn mmcv(bits: &[bool], w: usize, (pad_h, pad_w): (usize, usize), roi: &[f32], size: usize) -> Vec<i32> {
+    let clip = |v: f32, most: usize| v.clamp(0.0, most as f32);
+    let (x0, y0) = (clip(roi[0], pad_w) - 0.5, clip(roi[1], pad_h) - 0.5);
+    let (bin_w, bin_h) =
+        (((clip(roi[2], pad_w) - 0.5) - x0) / size as f32, ((clip(roi[3], pad_h) - 0.5) - y0) / size as f32);
+    let (grid_w, grid_h) = (bin_w.ceil() as usize, bin_h.ceil() as usize);
+    let place = |start: f32, bin: f32, grid: usize, b: usize, i: usize, pixels: usize| {
+        let v = (start + b as f32 * bin + (i as f32 + 0.5) * bin / grid as f32).max(0.0);
+        let low = v as usize;
+        if low >= pixels - 1 { (pixels - 1, pixels - 1, 0.0) } else { (low, low + 1, v - low as f32) }
+    };
+    let at = |y: usize, x: usize| f32::from(u8::from(bits[y * w + x]));
+    let mut out = Vec::new();
+    for i in 0..size {
+        for j in 0..size {
+            let mut sum = 0f32;
+            for iy in 0..grid_h {
+                let (y_low, y_high, ly) = place(y0, bin_h, grid_h, i, iy, pad_h);
+                for ix in 0..grid_w {
+                    let (x_low, x_high, lx) = place(x0, bin_w, grid_w, j, ix, pad_w);
+                    let (hy, hx) = (1.0 - ly, 1.0 - lx);
+                    sum += hy * hx * at(y_low, x_low)
+                        + hy * lx * at(y_low, x_high)
+                        + ly * hx * at(y_high, x_low)
+                        + ly * lx * at(y_high, x_high);
+                }
+            }
+            out.push((sum / (grid_h * grid_w).max(1) as f32 >= 0.5).into());
+        }
+    }
+    out
+}
+
 /// B, P, G, height and width of the canvas, size.
 const CASES: &[Case] = &[
     case("empty", &[0, 4, 2, 8, 8, 7]),
@@ -85,40 +119,6 @@ fn packed(images: &[Vec<Vec<i32>>], g: usize) -> (Vec<i32>, usize, Vec<i32>) {
         runs.resize(start + s, i32::MAX);
     }
     (runs, s, offsets)
-}
-
-/// mmcv's `roi_align` of a bitmap in f32 (aligned, adaptive, scale 1), statement by statement, and the threshold.
-fn mmcv(bits: &[bool], w: usize, (pad_h, pad_w): (usize, usize), roi: &[f32], size: usize) -> Vec<i32> {
-    let clip = |v: f32, most: usize| v.clamp(0.0, most as f32);
-    let (x0, y0) = (clip(roi[0], pad_w) - 0.5, clip(roi[1], pad_h) - 0.5);
-    let (bin_w, bin_h) =
-        (((clip(roi[2], pad_w) - 0.5) - x0) / size as f32, ((clip(roi[3], pad_h) - 0.5) - y0) / size as f32);
-    let (grid_w, grid_h) = (bin_w.ceil() as usize, bin_h.ceil() as usize);
-    let place = |start: f32, bin: f32, grid: usize, b: usize, i: usize, pixels: usize| {
-        let v = (start + b as f32 * bin + (i as f32 + 0.5) * bin / grid as f32).max(0.0);
-        let low = v as usize;
-        if low >= pixels - 1 { (pixels - 1, pixels - 1, 0.0) } else { (low, low + 1, v - low as f32) }
-    };
-    let at = |y: usize, x: usize| f32::from(u8::from(bits[y * w + x]));
-    let mut out = Vec::new();
-    for i in 0..size {
-        for j in 0..size {
-            let mut sum = 0f32;
-            for iy in 0..grid_h {
-                let (y_low, y_high, ly) = place(y0, bin_h, grid_h, i, iy, pad_h);
-                for ix in 0..grid_w {
-                    let (x_low, x_high, lx) = place(x0, bin_w, grid_w, j, ix, pad_w);
-                    let (hy, hx) = (1.0 - ly, 1.0 - lx);
-                    sum += hy * hx * at(y_low, x_low)
-                        + hy * lx * at(y_low, x_high)
-                        + ly * hx * at(y_high, x_low)
-                        + ly * lx * at(y_high, x_high);
-                }
-            }
-            out.push((sum / (grid_h * grid_w).max(1) as f32 >= 0.5).into());
-        }
-    }
-    out
 }
 
 /// Boxes of all kinds: inside, beyond the canvas, on whole and half pixels, empty.

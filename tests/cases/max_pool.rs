@@ -6,6 +6,27 @@ use upres::ops::max_pool::max_pool;
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
 
+/// The definition: the first of the largest in row-major order of the window.
+fn naive(case: &Case, x: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let [n, h, w, c, k, stride, pad] = sizes(case);
+    let windows = |cells: usize| if cells == 0 { 0 } else { (cells + 2 * pad + stride).saturating_sub(k) / stride };
+    let (mut y, mut dx) = (Vec::new(), vec![0.0; x.len()]);
+    for i in 0..n {
+        for (oy, ox) in (0..windows(h)).flat_map(|oy| (0..windows(w)).map(move |ox| (oy, ox))) {
+            for channel in 0..c {
+                let window = (0..k * k)
+                    .map(|t| ((oy * stride + t / k).wrapping_sub(pad), (ox * stride + t % k).wrapping_sub(pad)));
+                let inside = window.filter(|&(iy, ix)| iy < h && ix < w);
+                let at = inside.map(|(iy, ix)| ((i * h + iy) * w + ix) * c + channel);
+                let best = at.reduce(|a, b| if x[b] > x[a] { b } else { a }).expect("a window has a pixel");
+                dx[best] += dy[y.len()];
+                y.push(x[best]);
+            }
+        }
+    }
+    (y, dx)
+}
+
 /// N, H, W, C, k, stride, pad.
 const CASES: &[Case] = &[
     case("empty", &[0, 8, 8, 4, 3, 2, 1]),             // no image
@@ -54,27 +75,6 @@ fn pool(
     let value = y.value().clone();
     let dx = tape.backward(vec![(y, dy)])?.get(&x).expect("dx").clone();
     Ok(vec![value, dx])
-}
-
-/// The definition: the first of the largest in row-major order of the window.
-fn naive(case: &Case, x: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let [n, h, w, c, k, stride, pad] = sizes(case);
-    let windows = |cells: usize| if cells == 0 { 0 } else { (cells + 2 * pad + stride).saturating_sub(k) / stride };
-    let (mut y, mut dx) = (Vec::new(), vec![0.0; x.len()]);
-    for i in 0..n {
-        for (oy, ox) in (0..windows(h)).flat_map(|oy| (0..windows(w)).map(move |ox| (oy, ox))) {
-            for channel in 0..c {
-                let window = (0..k * k)
-                    .map(|t| ((oy * stride + t / k).wrapping_sub(pad), (ox * stride + t % k).wrapping_sub(pad)));
-                let inside = window.filter(|&(iy, ix)| iy < h && ix < w);
-                let at = inside.map(|(iy, ix)| ((i * h + iy) * w + ix) * c + channel);
-                let best = at.reduce(|a, b| if x[b] > x[a] { b } else { a }).expect("a window has a pixel");
-                dx[best] += dy[y.len()];
-                y.push(x[best]);
-            }
-        }
-    }
-    (y, dx)
 }
 
 #[test]

@@ -7,6 +7,18 @@ use upres::device::Device;
 use upres::ops::sgd::{SgdParam, sgd};
 use upres::tensor::{DType, Tensor};
 
+const LR: f32 = 0.1;
+const MOMENTUM: f32 = 0.9;
+const SCALE: f32 = 0.7;
+
+/// One step in f64, from a value and a velocity.
+fn step_in_f64(nesterov: bool, decay: f64, g: f64, [p, v]: [f64; 2]) -> [f64; 2] {
+    let m = f64::from(MOMENTUM);
+    let g = f64::from(SCALE) * g + decay * p;
+    let v = m * v + g;
+    [p - f64::from(LR) * if nesterov { g + m * v } else { v }, v]
+}
+
 /// Elements of each parameter.
 const CASES: &[Case] = &[
     case("no_parameters", &[]),                // everything frozen
@@ -17,10 +29,6 @@ const CASES: &[Case] = &[
     case("many", &MANY),                       // more tensors than a launch takes, some of them empty
     case("fc", &[1_284_505]),                  // the largest matrix of the paper's head (1024 x 12544), a tenth of it
 ];
-
-const LR: f32 = 0.1;
-const MOMENTUM: f32 = 0.9;
-const SCALE: f32 = 0.7;
 
 /// So many steps on every parameter, the odd ones without decay: values, then velocities.
 fn run(device: &Device, case: &Case, nesterov: bool, state: DType, steps: u64) -> Result<Vec<Tensor>> {
@@ -37,14 +45,6 @@ fn run(device: &Device, case: &Case, nesterov: bool, state: DType, steps: u64) -
     }
     values.extend(velocities);
     Ok(values)
-}
-
-/// One step in f64, from a value and a velocity.
-fn step_in_f64(nesterov: bool, decay: f64, g: f64, [p, v]: [f64; 2]) -> [f64; 2] {
-    let m = f64::from(MOMENTUM);
-    let g = f64::from(SCALE) * g + decay * p;
-    let v = m * v + g;
-    [p - f64::from(LR) * if nesterov { g + m * v } else { v }, v]
 }
 
 fn decay(i: usize) -> f32 {

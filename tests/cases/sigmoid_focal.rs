@@ -5,18 +5,6 @@ use upres::ops::sigmoid_focal::sigmoid_focal;
 use upres::tape::Tape;
 use upres::tensor::Tensor;
 
-/// M, K.
-const CASES: &[Case] = &[
-    case("empty", &[0, 80]),
-    case("one", &[1, 1]),
-    case("tail", &[33, 5]),           // classes that fill no vector of a GPU
-    case("vectors", &[70, 80]),       // that do, and fill no block of 128 of the CPU
-    case("tasks", &[500, 91]),        // more than two parallel tasks
-    case("wide", &[3, 20_000]),       // a row longer than a task, and than a grid
-    case("one_class", &[9000, 1]),    // several blocks
-    case("retinanet", &[37_665, 80]), // the anchors of an image of 448x448 pixels
-];
-
 #[derive(Clone, Copy)]
 struct How {
     avg: f32,
@@ -24,23 +12,6 @@ struct How {
     gamma: f32,
     weight: f32,
     dy: f32,
-}
-
-const RETINANET: How = How { avg: 7.0, alpha: 0.25, gamma: 2.0, weight: 1.0, dy: 1.0 };
-
-/// Loss and gradient.
-fn run(x: &[f32], k: usize, labels: &[i32], how: How) -> (f32, Vec<f32>) {
-    let out = everywhere(|dev| {
-        let mut tape = Tape::new(dev);
-        let x = tape.leaf(tensor(dev, &[labels.len(), k], x));
-        let (labels, avg) = (tensor(dev, &[labels.len()], labels), tensor(dev, &[1], &[how.avg]));
-        let loss = sigmoid_focal(&mut tape, &x, &labels, &avg, how.alpha, how.gamma, how.weight)?;
-        let value = loss.value().clone();
-        let grads = tape.backward(vec![(loss, tensor(dev, &[1], &[how.dy]))])?;
-        Ok(vec![value, grads.get(&x).expect("dx").clone()])
-    });
-    assert!(out[0].shape() == [1] && out[1].shape() == [labels.len(), k]);
-    (out[0].f32s()[0], out[1].f32s())
 }
 
 /// One term of the sum and its derivative.
@@ -67,6 +38,35 @@ fn naive(x: &[f64], k: usize, labels: &[i32], how: How) -> (f64, Vec<f64>) {
     });
     let dx = dx.collect();
     (scale * loss, dx)
+}
+
+/// M, K.
+const CASES: &[Case] = &[
+    case("empty", &[0, 80]),
+    case("one", &[1, 1]),
+    case("tail", &[33, 5]),           // classes that fill no vector of a GPU
+    case("vectors", &[70, 80]),       // that do, and fill no block of 128 of the CPU
+    case("tasks", &[500, 91]),        // more than two parallel tasks
+    case("wide", &[3, 20_000]),       // a row longer than a task, and than a grid
+    case("one_class", &[9000, 1]),    // several blocks
+    case("retinanet", &[37_665, 80]), // the anchors of an image of 448x448 pixels
+];
+
+const RETINANET: How = How { avg: 7.0, alpha: 0.25, gamma: 2.0, weight: 1.0, dy: 1.0 };
+
+/// Loss and gradient.
+fn run(x: &[f32], k: usize, labels: &[i32], how: How) -> (f32, Vec<f32>) {
+    let out = everywhere(|dev| {
+        let mut tape = Tape::new(dev);
+        let x = tape.leaf(tensor(dev, &[labels.len(), k], x));
+        let (labels, avg) = (tensor(dev, &[labels.len()], labels), tensor(dev, &[1], &[how.avg]));
+        let loss = sigmoid_focal(&mut tape, &x, &labels, &avg, how.alpha, how.gamma, how.weight)?;
+        let value = loss.value().clone();
+        let grads = tape.backward(vec![(loss, tensor(dev, &[1], &[how.dy]))])?;
+        Ok(vec![value, grads.get(&x).expect("dx").clone()])
+    });
+    assert!(out[0].shape() == [1] && out[1].shape() == [labels.len(), k]);
+    (out[0].f32s()[0], out[1].f32s())
 }
 
 /// Labels as they are: most rows background, some ignored, few of a class; among the ignored some beyond the background.

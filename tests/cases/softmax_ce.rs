@@ -5,6 +5,15 @@ use upres::device::Device;
 use upres::ops::softmax_ce::{AvgFactor, avg_factor, softmax_ce};
 use upres::tape::Tape;
 
+fn naive(x: &[f64], c: usize, labels: &[i32], avg: f32, weight: f32) -> f64 {
+    let rows = x.chunks(c).zip(labels).filter(|(_, l)| (0..c as i32).contains(*l));
+    let each = rows.map(|(x, &l)| {
+        let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        x.iter().map(|x| (x - max).exp()).sum::<f64>().ln() + max - x[l as usize]
+    });
+    each.sum::<f64>() * f64::from(weight) / f64::from(avg)
+}
+
 /// M, C (background counted).
 const CASES: &[Case] = &[
     case("empty", &[0, 81]),
@@ -30,15 +39,6 @@ fn run(x: &[f32], c: usize, labels: &[i32], avg: f32, weight: f32, dy: f32) -> (
     });
     assert_eq!(out[0].shape(), [1]);
     (out[0].f32s()[0], out[1].f32s())
-}
-
-fn naive(x: &[f64], c: usize, labels: &[i32], avg: f32, weight: f32) -> f64 {
-    let rows = x.chunks(c).zip(labels).filter(|(_, l)| (0..c as i32).contains(*l));
-    let each = rows.map(|(x, &l)| {
-        let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        x.iter().map(|x| (x - max).exp()).sum::<f64>().ln() + max - x[l as usize]
-    });
-    each.sum::<f64>() * f64::from(weight) / f64::from(avg)
 }
 
 #[test]

@@ -2,6 +2,21 @@ use super::{Case, case};
 use crate::support::tensors::*;
 use upres::ops::top_k::top_k;
 
+/// The definition: a stable sort, descending, NaN behind everything.
+fn reference(scores: &[f32], b: usize, n: usize, segments: &[(usize, usize, usize)]) -> Vec<i32> {
+    let mut want = Vec::new();
+    for image in 0..b {
+        let row = &scores[image * n..][..n];
+        for &(start, len, k) in segments {
+            let mut order: Vec<usize> = (start..start + len).collect();
+            let rank = |i: usize| if row[i].is_nan() { (1, 0.0) } else { (0, -row[i]) };
+            order.sort_by(|&i, &j| rank(i).partial_cmp(&rank(j)).expect("no NaN"));
+            want.extend((0..k).map(|i| order.get(i).map_or(-1, |&i| i as i32)));
+        }
+    }
+    want
+}
+
 /// B, then length and k of each segment.
 const CASES: &[Case] = &[
     case("no_images", &[0, 5, 3]),
@@ -23,21 +38,6 @@ const CASES: &[Case] = &[
     case("rpn", &[2, 9408, 2000, 2352, 2000, 588, 588, 147, 147]),
     case("p2", &[1, 66_800, 2000]), // the finest level of an image of 800x1333 pixels, an anchor a cell
 ];
-
-/// The definition: a stable sort, descending, NaN behind everything.
-fn reference(scores: &[f32], b: usize, n: usize, segments: &[(usize, usize, usize)]) -> Vec<i32> {
-    let mut want = Vec::new();
-    for image in 0..b {
-        let row = &scores[image * n..][..n];
-        for &(start, len, k) in segments {
-            let mut order: Vec<usize> = (start..start + len).collect();
-            let rank = |i: usize| if row[i].is_nan() { (1, 0.0) } else { (0, -row[i]) };
-            order.sort_by(|&i, &j| rank(i).partial_cmp(&rank(j)).expect("no NaN"));
-            want.extend((0..k).map(|i| order.get(i).map_or(-1, |&i| i as i32)));
-        }
-    }
-    want
-}
 
 fn check(name: &str, case: &Case, scores: impl Fn(usize) -> Vec<f32>) {
     let (b, pairs) = (case.dims[0], case.dims[1..].chunks(2));

@@ -6,6 +6,18 @@ use upres::ops::upsample_add::upsample_add;
 use upres::tape::Tape;
 use upres::tensor::Tensor;
 
+/// The definition: each pixel of `lateral` plus the pixel of `top` below it, and the gradient of `top`.
+fn naive([_, ht, wt, h, w, c]: [usize; 6], top: &[f32], lateral: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f64>) {
+    let (mut y, mut dtop) = (Vec::new(), vec![0.0; top.len()]);
+    for i in 0..dy.len() {
+        let (k, x, row) = (i % c, i / c % w, i / c / w);
+        let from = (((row / h * ht) + (row % h) * ht / h) * wt + x * wt / w) * c + k;
+        y.push(lateral[i] + top[from]);
+        dtop[from] += f64::from(dy[i]);
+    }
+    (y, dtop)
+}
+
 /// N, HT, WT (top), H, W (lateral), C.
 const CASES: &[Case] = &[
     case("empty", &[0, 2, 2, 4, 4, 8]),       // no image
@@ -54,13 +66,7 @@ fn equals_the_definition() {
         let [n, ht, wt, h, w, c] = case.dims.try_into().unwrap();
         let (top, lateral) = (uniform(1, n * ht * wt * c, -1.0, 1.0), uniform(2, n * h * w * c, -1.0, 1.0));
         let dy = uniform(3, n * h * w * c, -1.0, 1.0);
-        let (mut y, mut dtop) = (Vec::new(), vec![0.0f64; top.len()]);
-        for i in 0..dy.len() {
-            let (k, x, row) = (i % c, i / c % w, i / c / w);
-            let from = (((row / h * ht) + (row % h) * ht / h) * wt + x * wt / w) * c + k;
-            y.push(lateral[i] + top[from]);
-            dtop[from] += f64::from(dy[i]);
-        }
+        let (y, dtop) = naive([n, ht, wt, h, w, c], &top, &lateral, &dy);
         let out = everywhere(|dev| run_case(dev, case));
         assert!(out[0].f32s() == y, "{}: y", case.name);
         assert_close(&format!("{}: dtop", case.name), &out[1].f32s(), &dtop, 1e-5, 1e-5);

@@ -44,6 +44,8 @@ pub mod softmax_ce;
 pub mod space_to_depth;
 pub(crate) mod stochastic_rounding;
 #[cfg(test)]
+#[allow(dead_code)] // the integration tests use the rest
+#[path = "../../tests/support/numbers.rs"]
 pub(crate) mod testing;
 pub mod top_k;
 pub mod upsample_add;
@@ -54,7 +56,7 @@ use crate::error::Result;
 use crate::on_device;
 use crate::tensor::{Tensor, elementwise};
 
-/// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
+/// What the registry knows of an op; tests/house/registry.rs checks each entry against the source tree.
 #[derive(Clone, Copy, Debug)]
 pub struct OpInfo {
     /// Name of the folder, of the function and of the range in profiles.

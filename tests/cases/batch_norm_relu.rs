@@ -1,3 +1,5 @@
+//! Batch norm in training and frozen mode, with an optional residual and ReLU, against its definition and torch.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -9,7 +11,8 @@ use upres::tensor::{DType, Tensor};
 
 const EPS: f32 = 1e-5;
 
-/// `x` to `y` in f64, and what the gradients need: normalised x, 1 / sqrt(var + eps), mean and variance.
+/// The forward pass in f64, with the intermediates of the gradients: normalised x, 1 / sqrt(var + eps), mean and
+/// variance.
 struct Forward {
     y: Vec<f64>,
     normal: Vec<f64>,
@@ -35,7 +38,8 @@ fn forward(p: &Problem, x: &[f64], gamma: &[f64], beta: &[f64], residual: &[f64]
     Forward { y: y.collect(), normal, rstd, mean, var }
 }
 
-/// Everything that [`Problem::run`] gives, in f64. The ReLU's mask is that of the op's `y`: near 0 rounding decides.
+/// All outputs of [`Problem::run`] in f64. The ReLU's mask is taken from the op's own `y`, because near 0 rounding
+/// decides.
 fn reference(p: &Problem, y: &[f32]) -> Vec<Vec<f64>> {
     let (c, m) = (p.shape[3], p.pixels() as f64);
     let (gamma, residual) = (wide(&p.gamma), p.residual.as_deref().map(wide));
@@ -102,13 +106,13 @@ fn is_large(case: &Case) -> bool {
     case.dims.iter().product::<usize>() > 1_000_000
 }
 
-/// Of the large ones, the case that runs on every device: once, with everything.
+/// Whether a case runs on every device: all small cases do, and of the large ones `stem`.
 fn is_everywhere(case: &Case) -> bool {
     !is_large(case) || case.name == "stem"
 }
 
-/// [`everywhere`]. Of two values a channel dx is what rounding leaves of terms that cancel, some 1e-6 of them: devices agree
-/// on its size and no further.
+/// Like [`everywhere`], with looser tolerances where a channel has two values: there dx is the rounding left over from
+/// terms that cancel, about 1e-6 of them, and devices agree only on its size.
 fn on_devices(case: &Case, p: &Problem) -> Vec<Output> {
     let of_max = if case.name == "two" { 0.1 } else { 1e-6 };
     everywhere_within(1e-5, of_max, |dev| p.run(dev))
@@ -130,7 +134,7 @@ struct Problem {
     relu: bool,
     /// Gamma and beta are trained.
     affine: bool,
-    /// Others hold dy and x during the backward pass, so that neither can be written over.
+    /// dy and x are also held elsewhere during the backward pass, so that neither can be overwritten.
     shared: bool,
 }
 
@@ -174,7 +178,7 @@ impl Problem {
         self.run_stored(device, |data| Tensor::from_slice(device, &self.shape, data))
     }
 
-    /// The same, with maps that `map` makes.
+    /// Like `run`, with input maps made by `map`.
     fn run_stored(&self, device: &Device, map: impl Fn(&[f32]) -> Result<Tensor>) -> Result<Vec<Tensor>> {
         let c = self.shape[3];
         let param = |name: &str, data: &[f32]| -> Result<Param> {
@@ -235,7 +239,8 @@ fn check(case: &Case, p: &Problem) {
     assert_eq!(got.len(), names.len());
     let rstd = forward(p, &wide(&p.x), &wide(&p.gamma), &wide(&p.beta), &[]).rstd;
     let deviations = rstd.iter().fold(1.0f64, |a, &b| a.max(b));
-    // The mean is kept in f32: half of its last digit, in deviations, is the error of a normalised value.
+    // The mean is kept in f32: half a unit of its last digit, divided by the deviation, is the error of a normalised
+    // value.
     let abs = 1e-5 + 2.0 * f64::from(affine(case).1) * 2f64.powi(-24) * deviations;
     let sum = (p.pixels() as f64).sqrt(); // rounding errors of a sum that cancels add like a random walk
     for ((name, got), want) in names.iter().zip(&got).zip(&want) {
@@ -295,7 +300,7 @@ fn gradients_are_the_slopes() {
     }
 }
 
-/// dy and x are written over only where nobody else holds them, with the same result.
+/// dy and x are overwritten only if nobody else holds them, and the result is the same.
 #[test]
 fn shared_tensors_stay_as_they_are() {
     for case in CASES.iter().filter(|c| !is_large(c) && c.name != "one") {
@@ -323,7 +328,7 @@ fn kinks_and_nan() {
     assert!(out[0].f32s().iter().all(|v| v.is_nan()), "the ReLU hides NaN");
 }
 
-/// In training it spoils the statistics of its channel, with frozen statistics nothing but its own place.
+/// A NaN spoils the statistics of its channel in training, and only its own element with frozen statistics.
 #[test]
 fn nan_stays_in_its_channel() {
     for shape in [&[2, 9, 9, 5], &[2, 9, 9, 8]] {
@@ -339,7 +344,8 @@ fn nan_stays_in_its_channel() {
     }
 }
 
-/// A value far from all others costs them no digits, whether it is a channel's first, middle or last.
+/// One value far from all others does not cost them digits, whether it is the first, a middle or the last one of its
+/// channel.
 #[test]
 fn one_value_may_lie_far_away() {
     for case in CASES.iter().filter(|c| matches!(c.name, "tail" | "folds")) {

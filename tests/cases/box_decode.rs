@@ -1,3 +1,5 @@
+//! Boxes from deltas, cascade refinement and validity groups, against the definition and mmdetection.
+
 use super::box_encode::image_sizes as input_sizes;
 use super::{Case, case};
 use crate::support::fixtures::Fixture;
@@ -6,7 +8,7 @@ use upres::device::Device;
 use upres::ops::box_decode::{box_decode, refine_boxes, valid_groups};
 use upres::tensor::Tensor;
 
-/// One box, by the definition. `size` is (w, h).
+/// The definition for one box. `size` is (w, h).
 pub fn naive(p: &[f32], d: &[f32], stds: [f32; 4], size: (f32, f32)) -> [f64; 4] {
     let (p, d) = (wide(p), wide(d));
     let d: Vec<f64> = d.iter().zip(wide(&stds)).map(|(d, s)| d * s).collect();
@@ -133,7 +135,7 @@ fn infinities_stay_inside_and_nan_is_not_hidden() {
         let sizes = tensor(dev, &[1, 4], &[50.0f32, 60.0, 0.0, 0.0]);
         let y = box_decode(&anchors, &deltas, None, &sizes, [1.0; 4])?;
         let groups = valid_groups(&y, &idx, &[(4, 7)])?;
-        // Sizes that are no sizes do not stop the program.
+        // Image sizes that are NaN or infinite do not stop the program.
         let bad = tensor(dev, &[1, 4], &[nan, -5.0, 0.0, 0.0]);
         let of_bad = box_decode(&anchors, &deltas, None, &bad, [nan; 4])?;
         Ok(vec![y, groups, of_bad])
@@ -166,7 +168,7 @@ fn groups_follow_positions_and_drop_what_is_no_box() {
     }
 }
 
-/// More runs than one launch takes, some without positions.
+/// More groups than one launch takes, some of them empty.
 #[test]
 fn groups_of_many_runs() {
     let runs: Vec<(usize, i32)> = (0..40).map(|i| (i * 7 % 5, 100 + i as i32)).collect();
@@ -196,8 +198,8 @@ fn wrong_arguments_are_named() {
     assert!(e.starts_with("valid_groups: groups of 2 positions"), "{e}");
 }
 
-/// The samples of two stages of a whole Cascade R-CNN, and what becomes of them. In front of the proposals stand five slots of
-/// ground truth, of which the second image uses three.
+/// Refines the samples of two stages of a whole Cascade R-CNN. Five slots of ground truth precede the proposals; the
+/// second image uses three of them.
 #[test]
 fn equals_mmdetections_cascade() {
     let (inputs, f) = (Fixture::open("detectors/inputs"), OpFixture::open("cascade"));
@@ -205,7 +207,7 @@ fn equals_mmdetections_cascade() {
     for (stage, (name, stds)) in STDS[1..3].iter().enumerate() {
         let both = |what: &str| [0, 1].map(|b| f.f32(&format!("s{stage}.{what}.{b}"))).concat();
         let own: Vec<Vec<i32>> = (0..2).map(|b| f.i32(&format!("s{stage}.idx.{b}"))).collect();
-        // A sample of the second image's proposals is two rows further down.
+        // Proposals of the second image are two rows further down.
         let second = own[1].iter().map(|&i| if i < 3 { i } else { i + 2 });
         let mut idx: Vec<i32> = own[0].iter().copied().chain(second).collect();
         idx[1023] = -1; // and one is padding
@@ -227,7 +229,7 @@ fn equals_mmdetections_cascade() {
     }
 }
 
-/// At test time each stage's boxes are the next one's RoIs.
+/// At test time the boxes of a stage are the RoIs of the next.
 #[test]
 fn stages_follow_each_other_as_in_mmdetection() {
     let (inputs, f) = (Fixture::open("detectors/inputs"), OpFixture::open("cascade"));

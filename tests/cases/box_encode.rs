@@ -1,3 +1,5 @@
+//! Deltas and labels of sampled and of dense boxes, against the definition and mmdetection.
+
 use super::box_decode::STDS;
 use super::{Case, case};
 use crate::support::fixtures::Fixture;
@@ -92,7 +94,7 @@ pub(super) fn retinanet_anchors(dev: &Device) -> Result<Anchors> {
     Anchors::new(dev, &RetinaHeadConfig::default().anchors(), 160, 192)
 }
 
-/// Labels and targets of a whole detector's sampled RoIs.
+/// Labels and targets of the sampled RoIs of a whole detector.
 #[test]
 fn equals_mmdetections_faster_rcnn() {
     let (inputs, f) = (Fixture::open("detectors/inputs"), Fixture::open("detectors/faster"));

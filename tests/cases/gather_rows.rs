@@ -1,3 +1,5 @@
+//! Rows by index and the gradient that adds up duplicates, against the definition.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::device::Device;
@@ -41,7 +43,7 @@ fn dims(c: &Case) -> [usize; 4] {
     c.dims.try_into().unwrap()
 }
 
-/// Rows, -1, and rows beyond the last one.
+/// Indices of rows, -1, and indices beyond the last row.
 fn indices(b: usize, n: usize, s: usize) -> Vec<i32> {
     let mut idx = integers(7, b * s, -1, n as i32 + 1);
     if let [first, .., last] = &mut idx[..] {
@@ -71,7 +73,7 @@ fn forward_and_backward_equal_the_definition() {
     }
 }
 
-/// Many rows of one image name the same index: f32 sums in their order, to the bit.
+/// If many rows of one image name the same index, their f32 gradients are summed in order, to the bit.
 #[test]
 fn duplicates_add_in_order() {
     let (b, n, s, width) = (2, 3, 3000, 5);
@@ -102,7 +104,7 @@ fn take_from_rows_that_all_images_share() {
         rows.iter().flat_map(|r| r.map_or([0.0; 2], |r| [x[2 * r], x[2 * r + 1]])).collect()
     };
     assert_eq!(out[0].f32s(), rows([Some(5), None, Some(0), Some(1), None, Some(5)]));
-    // Its own three rows for each image: the second begins at row 3.
+    // Each image has three rows of its own; those of the second begin at row 3.
     assert_eq!(out[1].f32s(), rows([None, None, Some(0), Some(4), None, None]));
     let dev = Device::cpu();
     let none = take(&tensor::<f32>(&dev, &[0, 4], &[]), &tensor(&dev, &[2, 1], &[0, -1])).unwrap();

@@ -1,3 +1,5 @@
+//! Pixels to normalised floats, against the definition and mmcv.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -53,7 +55,7 @@ fn equals_the_definition() {
     for case in CASES {
         let ([_, h, w], pixels, sizes) = images(case);
         let want = naive(h, w, &pixels, &sizes);
-        // One rounding: where a GPU's is another than the CPU's, the neighbouring number.
+        // The result is rounded once. Where a GPU rounds differently from the CPU, it gives the neighbouring number.
         let got = everywhere_within(f64::from(f32::EPSILON), 0.0, |dev| run(dev, case, DType::F32));
         assert_close(case.name, &got[0].f32s(), &want, 1e-6, 1e-6);
     }

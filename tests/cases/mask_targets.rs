@@ -1,3 +1,5 @@
+//! Mask targets of sampled RoIs from run lengths, against mmcv to the bit and mmdetection.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use std::time::Instant;
@@ -5,7 +7,8 @@ use upres::device::Device;
 use upres::ops::mask_targets::mask_targets;
 use upres::tensor::{DType, Tensor};
 
-/// mmcv's `roi_align` of a bitmap in f32 (aligned, adaptive, scale 1), statement by statement, and the threshold.
+/// The definition: mmcv's `roi_align` of a bitmap in f32 (aligned, adaptive, scale 1), statement by statement, and the
+/// threshold.
 fn mmcv(bits: &[bool], w: usize, (pad_h, pad_w): (usize, usize), roi: &[f32], size: usize) -> Vec<i32> {
     let clip = |v: f32, most: usize| v.clamp(0.0, most as f32);
     let (x0, y0) = (clip(roi[0], pad_w) - 0.5, clip(roi[1], pad_h) - 0.5);
@@ -51,7 +54,7 @@ const CASES: &[Case] = &[
     case("many_samples_a_bin", &[1, 5, 4, 300, 250, 3]), // 10,000 terms in a sum
 ];
 
-/// The objects of one image: bitmaps of one canvas.
+/// The objects of one image as bitmaps of the canvas.
 struct Objects {
     h: usize,
     w: usize,
@@ -59,7 +62,7 @@ struct Objects {
 }
 
 impl Objects {
-    /// Rectangles, discs, stripes and noise, in turn; every fourth fills whole rows.
+    /// Rectangles, discs, checkerboards, bands of whole rows, and noise, in turn.
     fn new(seed: u64, n: usize, h: usize, w: usize) -> Objects {
         let at = |g: usize, k: u64, most: usize| integers(seed + 10 * g as u64 + k, 1, 0, most as i32)[0] as usize;
         let one = |g: usize| {
@@ -81,7 +84,7 @@ impl Objects {
         Objects { h, w, bitmaps: (0..n).map(one).collect() }
     }
 
-    /// Toggles of each object; spans that touch across a row's end are joined or not.
+    /// The run ends ("toggles") of each object. Runs that touch across the end of a row are joined if `join`.
     fn runs(&self, join: bool) -> Vec<Vec<i32>> {
         let one = |bits: &Vec<bool>| {
             let mut toggles: Vec<i32> = Vec::new();
@@ -106,7 +109,7 @@ impl Objects {
     }
 }
 
-/// `[B,S]` and `[B,G+1]` of images with at most `g` objects.
+/// Packs the run ends of all images into `[B,S]` and `[B,G+1]`, for at most `g` objects per image.
 fn packed(images: &[Vec<Vec<i32>>], g: usize) -> (Vec<i32>, usize, Vec<i32>) {
     let s = images.iter().map(|o| o.iter().map(Vec::len).sum::<usize>()).max().unwrap_or(0) + 3;
     let (mut runs, mut offsets) = (Vec::new(), Vec::new());
@@ -145,7 +148,7 @@ fn equals_mmcv_to_the_bit() {
         let objects: Vec<Objects> = (0..b).map(|i| Objects::new(77 * i as u64, g.saturating_sub(i), h, w)).collect();
         let gt = integers(5, b * p, -1, g as i32 + 1); // g itself is none
         let rois: Vec<f32> = (0..b).flat_map(|i| rois(6 + i as u64, p, h, w)).collect();
-        // The second image is smaller than the canvas: its border pixels stand for what is outside.
+        // The second image is smaller than the canvas: its border pixels stand for everything outside.
         let pads: Vec<(usize, usize)> = (0..b).map(|i| (h - i * (h / 4), w - i * (w / 3))).collect();
         let sizes: Vec<f32> = pads.iter().flat_map(|&(h, w)| [1.0, 1.0, h as f32, w as f32]).collect();
         for join in [false, true] {
@@ -175,7 +178,7 @@ fn equals_mmcv_to_the_bit() {
     }
 }
 
-/// Bits of `np.packbits`.
+/// Unpacks the bits of `np.packbits`.
 fn unpacked(bytes: &[u8]) -> impl Iterator<Item = bool> {
     bytes.iter().flat_map(|byte| (0..8).rev().map(move |k| byte >> k & 1 == 1))
 }
@@ -201,7 +204,7 @@ fn equals_mmdetection() {
     assert_eq!(wrong, 0);
 }
 
-/// NaN, inverted and empty boxes have no set pixel; offsets that leave the runs are cut.
+/// NaN, inverted and empty boxes have no set pixel. Offsets beyond the runs are cut.
 #[test]
 fn bad_boxes_and_offsets() {
     let boxes = [
@@ -225,7 +228,7 @@ fn bad_boxes_and_offsets() {
     }
 }
 
-/// Toggles of a disc.
+/// The run ends of a disc.
 fn disc(x: f64, y: f64, radius: f64, h: usize, w: usize) -> Vec<i32> {
     let mut toggles = Vec::new();
     for row in 0..h {
@@ -238,7 +241,7 @@ fn disc(x: f64, y: f64, radius: f64, h: usize, w: usize) -> Vec<i32> {
     toggles
 }
 
-/// The memory that the doc comment states; prints the time of 256 boxes.
+/// Checks the memory that the doc comment states, and prints the time of 256 boxes.
 #[test]
 fn three_hundred_round_objects_are_less_than_two_megabytes() {
     let (h, w, g, p) = (800, 1333, 300, 256);

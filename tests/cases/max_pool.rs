@@ -1,3 +1,5 @@
+//! Max pooling and its gradient, against the definition and torch.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -6,7 +8,7 @@ use upres::ops::max_pool::max_pool;
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
 
-/// The definition: the first of the largest in row-major order of the window.
+/// The definition: in row-major order of the window the first of the largest wins.
 fn naive(case: &Case, x: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let [n, h, w, c, k, stride, pad] = sizes(case);
     let windows = |cells: usize| if cells == 0 { 0 } else { (cells + 2 * pad + stride).saturating_sub(k) / stride };
@@ -49,7 +51,7 @@ fn sizes(case: &Case) -> [usize; 7] {
     case.dims.try_into().unwrap()
 }
 
-/// Three values only: most windows hold ties.
+/// Only three distinct values, so that most windows hold ties.
 fn input(n: usize) -> Vec<f32> {
     uniform(1, n, -1.5, 1.5).iter().map(|v| v.round()).collect()
 }
@@ -105,7 +107,8 @@ fn as_torch() {
     }
 }
 
-/// A window of -inf has its winner inside the image, and NaN wins: in as many channels as make scalars and vectors.
+/// In a window of -inf the winner is inside the image, and NaN wins; tested in as many channels as use scalars and
+/// vectors.
 #[test]
 fn infinities_and_nan() {
     let inf = f32::INFINITY;
@@ -126,7 +129,7 @@ fn infinities_and_nan() {
     }
 }
 
-/// The winners are exact, sums are rounded once. Ties come up often: 16-bit inputs of few digits.
+/// The winners are exact and sums are rounded once. The inputs have few digits, so ties are common.
 #[test]
 fn in_16_bits() {
     for [n, h, w, c, k, stride, pad] in [[2, 9, 12, 19, 3, 2, 1], [2, 13, 15, 40, 3, 2, 1], [2, 7, 10, 64, 1, 2, 0]] {
@@ -142,7 +145,7 @@ fn in_16_bits() {
     }
 }
 
-/// Without a gradient nothing is kept, and y is the same.
+/// Without a gradient nothing is saved, and y is the same.
 #[test]
 fn evaluation_keeps_nothing() {
     let out = everywhere(|dev| {

@@ -1,3 +1,5 @@
+//! A linear layer of which each RoI uses one class's row (the mask head's predictor), against the definition.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -41,7 +43,7 @@ fn labels(r: usize, k: usize) -> Vec<i32> {
     integers(5, r, -1, k as i32 + 1) // K itself is no class
 }
 
-/// y, dx, dw, db; w and b are used twice, as parameters.
+/// Returns y, dx, dw and db; w and b are parameters that are used twice.
 fn run(dev: &Device, case: &Case, x_of: impl Fn(&Device, &[usize], &[f32]) -> Tensor) -> Result<Vec<Tensor>> {
     let [r, m, c, k] = case.dims.try_into().unwrap();
     let param = |shape: &[usize], seed| -> Result<Param> {
@@ -93,13 +95,13 @@ fn equals_the_definition() {
 
 #[test]
 fn in_16_bits() {
-    // y and the gradients of w and b are f32; dx has x's type: one rounding.
+    // y and the gradients of w and b are f32. dx has the type of x and is rounded once.
     for case in &CASES[4..9] {
         in_halves(1.0, |dev, halves| run(dev, case, |dev, shape, x| halves.tensor(dev, shape, x)));
     }
 }
 
-/// A label that is no class: x is not read, and nothing has a gradient.
+/// With a label that is no class, x is not read and nothing has a gradient.
 #[test]
 fn rows_without_a_class() {
     let out = everywhere(|dev| {

@@ -1,3 +1,5 @@
+//! Sigmoid focal loss and its gradient, against the definition and mmdetection.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::device::Device;
@@ -69,7 +71,8 @@ fn run(x: &[f32], k: usize, labels: &[i32], how: How) -> (f32, Vec<f32>) {
     (out[0].f32s()[0], out[1].f32s())
 }
 
-/// Labels as they are: most rows background, some ignored, few of a class; among the ignored some beyond the background.
+/// Labels in realistic shares: most rows are background, some ignored, few of a class. Some ignored labels are beyond
+/// the background's.
 fn labels(m: usize, k: usize) -> Vec<i32> {
     let kind = integers(2, m, 0, 12);
     kind.iter()
@@ -88,7 +91,7 @@ fn loss_and_gradient_equal_the_definition() {
     for c in CASES {
         let [m, k] = c.dims.try_into().unwrap();
         let (x, labels) = (uniform(1, m * k, -12.0, 6.0), labels(m, k));
-        // Other exponents take another path: once is enough for the largest.
+        // Exponents other than 2 take another code path: one check suffices for the largest case.
         let all = [2.0, 0.0, 1.0, 1.5];
         for &gamma in if m * k > 1_000_000 { &all[..1] } else { &all[..] } {
             let how = How { avg: 513.0, alpha: 0.25, gamma, weight: 0.5, dy: 2.0 };
@@ -118,9 +121,10 @@ fn saturated_logits() {
     let how = How { avg: 1.0, alpha: 0.25, ..RETINANET };
     let (loss, dx) = run(&x, 1, &labels, how);
     assert_close("loss", &[loss], &[0.75 * (100.0 + 1e4) + 0.25 * 100.0], 0.0, 1e-6);
-    // Wrong and sure: the slope of the cross-entropy. Right and sure: e^-80 and less, below any use.
+    // Confidently wrong: the slope of the cross-entropy. Confidently right: e^-80 and less, which is negligible.
     assert_close("slopes", &dx, &[0.0, 0.0, 0.75, -0.25, 0.75, 0.0, 0.0, 0.0], 1e-30, 1e-6);
-    // Without a focus it is the cross-entropy: right and sure, its gradient is e^-100, not 0 and not rounded from 1 - 1.
+    // With gamma 0 it is the cross-entropy: confidently right, its gradient is e^-100, neither 0 nor the rounding of 1
+    // - 1.
     let (_, dx) = run(&x[..4], 1, &labels[..4], How { gamma: 0.0, ..how });
     let tiny = (-100.0f64).exp();
     assert_close("cross-entropy", &dx, &[-0.25 * tiny, 0.75 * tiny, 0.75, -0.25], 2e-44, 1e-6);

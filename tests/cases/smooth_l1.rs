@@ -1,3 +1,5 @@
+//! Smooth L1 loss of class-specific or class-agnostic deltas, against the definition and mmdetection.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::device::Device;

@@ -1,3 +1,5 @@
+//! Softmax cross-entropy and its averaging factors, against the definition and mmdetection.
+
 use super::{Case, case};
 use crate::support::fixtures::Fixture;
 use crate::support::tensors::*;
@@ -14,7 +16,7 @@ fn naive(x: &[f64], c: usize, labels: &[i32], avg: f32, weight: f32) -> f64 {
     each.sum::<f64>() * f64::from(weight) / f64::from(avg)
 }
 
-/// M, C (background counted).
+/// M, C (with the background).
 const CASES: &[Case] = &[
     case("empty", &[0, 81]),
     case("one_class", &[4, 1]), // no choice: no loss
@@ -57,7 +59,7 @@ fn saturated_logits() {
     let x = [[100.0, -100.0, 0.0], [-100.0, 100.0, 100.0], [f32::MAX, -f32::MAX, 0.0], [20.0, -1e4, 0.0]].concat();
     let (loss, dx) = run(&x, 3, &[0, 0, 0, 0], 1.0, 1.0, 1.0);
     assert_close("loss", &[loss], &[200.0 + 2f64.ln()], 0.0, 1e-6);
-    // Right and sure: the label's gradient is the others' sum, not rounded from 1 - 1.
+    // A confident correct row: the gradient of its label is minus the sum of the others, not the rounding of 1 - 1.
     let (tiny, small) = ((-100.0f64).exp(), (-20.0f64).exp());
     let want = [[-tiny, 0.0, tiny], [-1.0, 0.5, 0.5], [0.0; 3], [-small, 0.0, small]].concat();
     assert_close("dx", &dx, &want, 1e-40, 1e-5);

@@ -1,3 +1,5 @@
+//! Patches to channels, against the definition and mmdetection's patch embedding and merging.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -9,7 +11,8 @@ use upres::ops::space_to_depth::space_to_depth;
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
 
-/// The definition: the pixels of each `k` x `k` block side by side, 0 for those beside the map; and the gradient of `x`.
+/// The definition: the pixels of each `k` x `k` block side by side, 0 for those beside the map; and the gradient of
+/// `x`.
 fn naive([h, w, c, k]: [usize; 4], x: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (oh, ow) = (h.div_ceil(k), w.div_ceil(k));
     let (mut y, mut dx) = (vec![0.0; dy.len()], vec![0.0; x.len()]);
@@ -67,7 +70,7 @@ fn equals_the_definition() {
     }
 }
 
-/// It only moves numbers: no rounding in 16 bits either.
+/// The op only moves numbers, so nothing is rounded in 16 bits either.
 #[test]
 fn in_16_bits() {
     for case in CASES.iter().filter(|c| c.dims.iter().product::<usize>() < 200_000) {
@@ -97,7 +100,8 @@ fn reorder(rows: &[f32], c: usize, k: usize) -> Vec<f32> {
     (0..rows.len()).map(|i| rows[i / row * row + i % c * k * k + i % row / c]).collect()
 }
 
-/// mmdetection's patch embedding and patch merging: a linear layer behind the op, or a layer norm and a linear layer.
+/// mmdetection's patch embedding (the op and a linear layer) and patch merging (the op, a layer norm and a linear
+/// layer).
 #[test]
 fn as_mmdetection() {
     let file = OpFixture::open("swin_layers");

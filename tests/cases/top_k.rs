@@ -1,3 +1,5 @@
+//! The k best of each segment, against a stable sort.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::ops::top_k::top_k;
@@ -52,7 +54,8 @@ fn check(name: &str, case: &Case, scores: impl Fn(usize) -> Vec<f32>) {
     assert_eq!(out.i32s(), reference(&scores, b, n, &segments), "{}, {name}", case.name);
 }
 
-/// A few values only, so that ties are common; all different; ranks that differ in the last bits only; one value; and NaN.
+/// Inputs: a few distinct values (ties are common), all different, ranks that differ in the last bits only, one value,
+/// NaN.
 #[test]
 fn equals_a_stable_sort() {
     for case in CASES {

@@ -1,3 +1,5 @@
+//! Nearest upsampling plus addition (the pyramid top-down path), against the definition and torch.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -103,8 +105,8 @@ fn as_torch() {
     }
 }
 
-/// torch multiplies by the quotient of the sizes in f32; on the sizes that a stride-2 network makes, rounding it changes
-/// no source pixel.
+/// torch multiplies by the quotient of the sizes in f32. For the sizes that a stride-2 network makes, its rounding
+/// changes no source pixel.
 #[test]
 fn rounds_as_torch_where_it_matters() {
     for to in 1..2000usize {

@@ -1,3 +1,5 @@
+//! Swin's shifted-window attention, against the definition and mmdetection.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -7,7 +9,7 @@ use upres::ops::window_attention::{WindowAttention, window_attention};
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
 
-/// One window of the definition: of each token its pixel, if it is real, and the region that it is from.
+/// The tokens of each window: the pixel of a token, or None for padding, and the region the token comes from.
 fn windows(p: &Problem) -> Vec<Vec<(Option<usize>, usize)>> {
     let WindowAttention { window, shift, .. } = p.how;
     let (hp, wp) = (p.h.div_ceil(window) * window, p.w.div_ceil(window) * window);
@@ -117,7 +119,7 @@ impl Problem {
     fn of(case: &Case) -> Problem {
         let [n, h, w, heads, d, window, shift] = case.dims.try_into().unwrap();
         let c = heads * d;
-        // Numbers of 8 bits: in_16_bits rounds none of the bias.
+        // Biases of 8 bits, so that `in_16_bits` rounds none of them.
         let eighths = |x: Vec<f32>| x.into_iter().map(|x| (x * 64.0).round() / 64.0).collect();
         Problem {
             n,
@@ -132,7 +134,7 @@ impl Problem {
         }
     }
 
-    /// y, dqkv, the table's gradient, and the bias's if there is padding.
+    /// Returns y, dqkv, the table's gradient and, if there is padding, the bias's.
     fn run(&self, device: &Device, make: impl Fn(&Device, &[usize], &[f32]) -> Tensor) -> Result<Vec<Tensor>> {
         let Problem { n, h, w, c, how, .. } = *self;
         let mut tape = Tape::new(device);
@@ -167,7 +169,7 @@ fn equals_the_definition() {
     }
 }
 
-/// The definition's gradients, by differences of its y.
+/// The gradients of the definition equal finite differences of its y.
 #[test]
 fn gradients_are_those_of_finite_differences() {
     for name in ["padding", "small_map", "large_shift", "tail"] {
@@ -184,7 +186,7 @@ fn gradients_are_those_of_finite_differences() {
     }
 }
 
-/// Scores of a hundred and more, and of -100 and less: what is masked and far below gives 0, what is far above 1.
+/// Scores beyond ±100: masked and far smaller ones give 0, a far larger one gives 1.
 #[test]
 fn large_scores() {
     let mut p = Problem::of(CASES.iter().find(|c| c.name == "odd").unwrap());
@@ -192,12 +194,12 @@ fn large_scores() {
     let out = everywhere_within(1e-4, 1e-5, |dev| p.run(dev, tensor));
     let want = definition(&p, &wide(&p.qkv), &wide(&p.qkv_bias), &wide(&p.table));
     for (i, (got, want)) in out.iter().zip(&want).enumerate() {
-        // A score of 150 has an error of 1e-5, times gradients of ten and keys of eight.
+        // A score of 150 has an error of 1e-5, which gradients of ten and keys of eight multiply.
         assert_close(&format!("output {i}"), &got.f32s(), want, 1e-3, 1e-3);
     }
 }
 
-/// What nobody else holds is overwritten with its gradient; the numbers are the same.
+/// A qkv that nobody else holds is overwritten with its gradient; the numbers are the same.
 #[test]
 fn in_place() {
     for name in ["odd", "shifted", "tail"] {
@@ -206,7 +208,7 @@ fn in_place() {
         let out = everywhere(|dev| {
             let mut tape = Tape::new(dev);
             let x = tape.leaf(tensor(dev, &[n, h, w, 3 * c], &p.qkv));
-            // A 1×1 layer that changes nothing: its output is the op's alone.
+            // A 1×1 layer with identity weights: its output is held by the op alone.
             let mut one = vec![0.0; 9 * c * c];
             (0..3 * c).for_each(|i| one[i * (3 * c + 1)] = 1.0);
             let one = tape.constant(tensor(dev, &[3 * c, 1, 1, 3 * c], &one));
@@ -225,7 +227,7 @@ fn in_place() {
     }
 }
 
-/// mmdetection's ShiftWindowMSA, with the linear layers before and behind it, which are convolutions of one pixel here.
+/// mmdetection's ShiftWindowMSA with the linear layers before and after it, which are 1×1 convolutions here.
 #[test]
 fn equals_mmdetection() {
     let file = OpFixture::open("window_attention");
@@ -306,8 +308,8 @@ const CUDA_CORES: &[Case] = &[
     case("wide_window", &[1, 9, 8, 1, 8, 9, 4]), // 81 tokens
 ];
 
-/// Factors on tensor cores are rounded, and so is y, whose product with dy is the mean of a row's dp: the errors are those of terms, of
-/// sums that cancel.
+/// Tensor cores round the factors, and y is rounded too, whose product with dy is the mean of a row's dp. The errors
+/// are therefore those of single terms, in sums that cancel.
 #[test]
 fn in_16_bits() {
     for case in TENSOR_CORES.iter().chain(CUDA_CORES) {

@@ -15,7 +15,8 @@ use upres::data::{
 /// Colour of class `k`'s objects; the background is another.
 const COLOURS: [[u8; 3]; 2] = [[250, 0, 0], [0, 250, 0]];
 
-/// Writes `n` images with a disc (run lengths, as a list or in letters) and a triangle (polygon), in their class's colour.
+/// Writes `n` images with a disc (run lengths, as a list or in letters) and a triangle (polygon), in their class's
+/// colour.
 fn make(dir: &Path, n: usize) -> Value {
     let sizes = [(64u32, 48u32), (48, 64), (80, 48)];
     let (mut images, mut annotations) = (Vec::new(), Vec::new());

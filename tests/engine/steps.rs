@@ -31,8 +31,8 @@ fn memory_in_use_is_the_plan_to_the_byte() {
     }
 }
 
-/// Gradients of two passes of weight 1/2 over one batch are those of one pass of weight 1: nothing is lost, doubled or left
-/// from the step before. With running statistics and fixed samples the passes are the same function.
+/// Gradients of two passes of weight 1/2 over one batch are those of one pass of weight 1: nothing is lost, doubled or
+/// left from the step before. With running statistics and fixed samples the passes are the same function.
 #[test]
 fn accumulated_gradients_are_those_of_one_pass() {
     let s = setup(2, BatchNormMode::Eval);
@@ -142,8 +142,8 @@ fn eight_pictures_are_learnt_by_heart() {
     assert!(right >= 15, "{right} of 16 squares found");
 }
 
-/// Every family on both kinds of backbone: planned memory is used memory, and every parameter receives a gradient that is
-/// finite and not zero.
+/// Every family on both kinds of backbone: planned memory is used memory, and every parameter receives a gradient that
+/// is finite and not zero.
 #[test]
 fn every_detector_on_every_backbone() {
     use upres::models::config::{BackboneKind, Detector};
@@ -231,8 +231,8 @@ fn what_is_recomputed_is_what_is_kept() {
     }
 }
 
-/// The mask head runs on some RoIs after the other where heads run backward at once: loss and gradients are those of all at once, but
-/// for the order of sums.
+/// The mask head runs on some RoIs after the other where heads run backward at once: loss and gradients are those of
+/// all at once, but for the order of sums.
 #[test]
 fn slices_of_the_mask_head_are_the_whole() {
     use upres::models::Heads;

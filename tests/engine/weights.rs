@@ -1,5 +1,5 @@
-//! Weights of torchvision and mmdetection: names and shapes are theirs, what goes out comes back bit for bit, and files that are
-//! not what they should be are refused with nothing changed.
+//! Weights of torchvision and mmdetection: names and shapes are theirs, what goes out comes back bit for bit, and files
+//! that are not what they should be are refused with nothing changed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -293,7 +293,8 @@ fn another_number_of_classes() {
                 anew.push(name.as_str());
             }
         }
-        // Mask R-CNN: classes, deltas, masks. Cascade R-CNN: classes three times; deltas that all classes share are read.
+        // Mask R-CNN: classes, deltas, masks. Cascade R-CNN: classes three times; deltas that all classes share are
+        // read.
         let want = if detector == Detector::RetinaNet { 2 } else { 6 };
         assert_eq!(anew.len(), want, "{anew:?}");
     }

@@ -1,4 +1,5 @@
-//! The fixtures' own rules: weights bit for bit, storage, layouts, and that the stored numbers mean what the README says.
+//! The fixtures' own rules: weights bit for bit, storage, layouts, and that the stored numbers mean what the README
+//! says.
 
 use crate::support::fixtures::*;
 

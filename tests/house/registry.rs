@@ -30,9 +30,9 @@ fn words<'a>(source: &'a str, before: &'a str, after: &'a str) -> impl Iterator<
     heads.filter(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
 }
 
-/// Whether the op gives its name to plans and profiles, and its errors begin with it: with what the function entered that
-/// found them. A folder may have more functions than its op (`softmax_ce` has `avg_factor`); each enters its own name, or
-/// the op's.
+/// Whether the op gives its name to plans and profiles, and its errors begin with it: with what the function entered
+/// that found them. A folder may have more functions than its op (`softmax_ce` has `avg_factor`); each enters its own
+/// name, or the op's.
 fn naming_faults(name: &str, source: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let entered: BTreeSet<&str> = words(source, "enter(\"", "\")").collect();

@@ -161,8 +161,8 @@ fn model_shapes() {
     check(&square(2, 12, 20, 256, 12, 1, 1, 0), 3e-6);
 }
 
-/// 3x3 convolutions of stride 1 on maps that Winograd tiles fit exactly and badly, in both schedules, with channel counts
-/// around one vector, one panel and one packed row.
+/// 3x3 convolutions of stride 1 on maps that Winograd tiles fit exactly and badly, in both schedules, with channel
+/// counts around one vector, one panel and one packed row.
 #[test]
 fn three_by_three() {
     for (h, w, c, o, pad) in [
@@ -247,7 +247,8 @@ fn bias_gradient_and_relu_mask() {
     assert_eq!(dy, [0.0, 0.0, 3.0, 4.0]); // NaN stops nothing
 }
 
-/// Shapes for the GEMM by rows and by columns and for both schedules of Winograd, which must let NaN through their ReLU.
+/// Shapes for the GEMM by rows and by columns and for both schedules of Winograd, which must let NaN through their
+/// ReLU.
 const NAN_SHAPES: [[usize; 7]; 5] = [
     [2, 9, 7, 5, 33, 3, 2],
     [1, 6, 5, 20, 19, 1, 1],

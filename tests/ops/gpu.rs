@@ -1,4 +1,5 @@
-//! Whole steps on every GPU of this build (the simulated device, and NVIDIA's where there is one): training is training on the CPU.
+//! Whole steps on every GPU of this build (the simulated device, and NVIDIA's where there is one): training is training
+//! on the CPU.
 
 use crate::support::small::*;
 use crate::support::tensors::{floats, gpus};
@@ -16,9 +17,9 @@ struct Run {
     detections: Vec<usize>,
 }
 
-/// Small enough that two runs stay together. Training is chaotic: on the CPU alone, weights that differ in their last bit tip a
-/// ReLU of the smallest maps by the third step (the norm of the gradient moves by 3e-4 of itself), and at a rate of 0.01 the samples
-/// are others by the seventh; at this one a run of 20 steps stays within the tolerance.
+/// Small enough that two runs stay together. Training is chaotic: on the CPU alone, weights that differ in their last
+/// bit tip a ReLU of the smallest maps by the third step (the norm of the gradient moves by 3e-4 of itself), and at a
+/// rate of 0.01 the samples are others by the seventh; at this one a run of 20 steps stays within the tolerance.
 const LR: f64 = 2e-5;
 
 fn train(device: &Device, norm: BatchNormMode, steps: u64, accumulate: usize) -> Run {
@@ -71,7 +72,8 @@ fn training_is_that_of_the_cpu() {
         let want = train(&Device::cpu(), norm, steps, accumulate);
         for (name, devices) in gpus() {
             let device = devices.last().expect("a device");
-            // On a GPU convolutions multiply in TF32 (10 bits), and a sample may tip: the first steps only, and loosely.
+            // On a GPU convolutions multiply in TF32 (10 bits), and a sample may tip: the first steps only, and
+            // loosely.
             let is_sim = device.target() == Target::Sim;
             let (rel, rel_norm, steps) = if is_sim { (1e-4, 1e-2, steps) } else { (2e-2, 5e-2, 3) };
             let got = train(device, norm, steps, accumulate);
@@ -121,8 +123,8 @@ fn training_repeats_itself() {
     }
 }
 
-/// State in bf16 takes the same bits as on the CPU, whether a step is run, recorded or replayed: each has its own random numbers.
-/// The gradients are zero: decay, and state that is there before, move the weights.
+/// State in bf16 takes the same bits as on the CPU, whether a step is run, recorded or replayed: each has its own
+/// random numbers. The gradients are zero: decay, and state that is there before, move the weights.
 #[test]
 fn state_in_bf16_is_that_of_the_cpu() {
     let run = |device: &Device, kind: OptimizerKind| {

@@ -79,9 +79,9 @@ fn one_pass(model: &ModelConfig, device: &Device, s: &StageSetup) -> Pass {
     }
 }
 
-/// Every family on both kinds of backbone, on the CPU and in kernels: losses, the direction of the gradient and running statistics are
-/// f32's but for the rounding of activations (2^-11 and 2^-8 of each, over some twenty layers), and what is recomputed changes
-/// nothing.
+/// Every family on both kinds of backbone, on the CPU and in kernels: losses, the direction of the gradient and running
+/// statistics are f32's but for the rounding of activations (2^-11 and 2^-8 of each, over some twenty layers), and what
+/// is recomputed changes nothing.
 #[test]
 fn half_precision_is_f32_but_for_rounding() {
     let gpus: Vec<Device> = gpus().into_iter().filter_map(|(_, devices)| devices.into_iter().next()).collect();
@@ -99,8 +99,9 @@ fn half_precision_is_f32_but_for_rounding() {
             {
                 let what = format!("{detector:?} on {kind:?} in {} on {device:?}", dtype.name());
                 let half = pass(device, dtype, Recompute::None);
-                // Which RoIs are sampled follows from proposals, and a rounding that swaps two of them changes the few positives of
-                // two small pictures: what is computed on samples is held loosely on kernels, whose roundings are others than the CPU's.
+                // Which RoIs are sampled follows from proposals, and a rounding that swaps two of them changes the few
+                // positives of two small pictures: what is computed on samples is held loosely on kernels, whose
+                // roundings are others than the CPU's.
                 let (sampled_abs, angle) =
                     if device.runs_kernels() { (0.1, f64::min(angle, 0.9)) } else { (0.0, angle) };
                 for ((a, b), name) in whole.losses.iter().zip(&half.losses).zip(&whole.names) {
@@ -193,7 +194,8 @@ fn setup_with(kind: OptimizerKind, state: StatePrecision) -> StageSetup {
     s
 }
 
-/// State of half the bytes: the plan says so, memory in use is the plan, and four pictures are learnt by heart as in f32.
+/// State of half the bytes: the plan says so, memory in use is the plan, and four pictures are learnt by heart as in
+/// f32.
 #[test]
 fn state_in_bf16_is_half_of_it_and_ends_together() {
     for kind in [OptimizerKind::Sgd, OptimizerKind::Adamw] {
@@ -317,8 +319,8 @@ impl Scaled {
     }
 }
 
-/// A scale that is too large skips one step, without a host read: weights and optimizer state stay, the scale halves, and the next
-/// step is taken.
+/// A scale that is too large skips one step, without a host read: weights and optimizer state stay, the scale halves,
+/// and the next step is taken.
 #[test]
 fn an_overflow_skips_one_step_and_loses_nothing() {
     let devices = gpus().into_iter().filter_map(|(_, d)| d.into_iter().next()).chain([Device::cpu()]);
@@ -381,7 +383,8 @@ fn tensor_bytes(run: &Path) -> Vec<u8> {
     file[8 + n..].to_vec()
 }
 
-/// A run in f16 that was stopped goes on bit-exactly, loss scale and all; and any precision goes on from a checkpoint of another.
+/// A run in f16 that was stopped goes on bit-exactly, loss scale and all; and any precision goes on from a checkpoint
+/// of another.
 #[test]
 fn a_run_is_resumed_in_its_precision_and_in_others() {
     let dir = tempfile::tempdir().unwrap();
@@ -399,7 +402,8 @@ fn a_run_is_resumed_in_its_precision_and_in_others() {
     }
 }
 
-/// A checkpoint may fall on a step whose gradient overflowed: the step was skipped, and the weights are as good as before.
+/// A checkpoint may fall on a step whose gradient overflowed: the step was skipped, and the weights are as good as
+/// before.
 #[test]
 fn a_checkpoint_on_a_skipped_step() {
     let dir = tempfile::tempdir().unwrap();
@@ -417,7 +421,8 @@ fn a_checkpoint_on_a_skipped_step() {
     assert!(tensor_bytes(&out) == tensor_bytes(&other), "goes on to the bit");
 }
 
-/// A run with state in bf16 that was stopped goes on bit-exactly, into the next stage too; and one goes on with state of the other type.
+/// A run with state in bf16 that was stopped goes on bit-exactly, into the next stage too; and one goes on with state
+/// of the other type.
 #[test]
 fn a_run_is_resumed_with_its_state_in_bf16() {
     let dir = tempfile::tempdir().unwrap();

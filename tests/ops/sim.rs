@@ -89,8 +89,8 @@ fn launches_are_checked() {
     assert!(error.contains("f32[64]"), "it names the tensors: {error}");
 }
 
-/// Both stages of a recipe with all that a checkpoint holds, accumulated gradients and evaluations, by the program: the weights are
-/// the CPU's but for rounding, and a run that was stopped goes on on another device.
+/// Both stages of a recipe with all that a checkpoint holds, accumulated gradients and evaluations, by the program: the
+/// weights are the CPU's but for rounding, and a run that was stopped goes on on another device.
 #[test]
 fn train_runs_on_it() {
     let dir = folder_with_data();

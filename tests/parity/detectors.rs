@@ -1,5 +1,5 @@
-//! Cascade R-CNN, Mask R-CNN on ResNet and Swin, RetinaNet: evaluation passes, losses, gradients. Faster R-CNN is looked at more
-//! closely, in `evaluation`, `training` and `stored`.
+//! Cascade R-CNN, Mask R-CNN on ResNet and Swin, RetinaNet: evaluation passes, losses, gradients. Faster R-CNN is
+//! looked at more closely, in `evaluation`, `training` and `stored`.
 
 use upres::detection::mask_paste::paste;
 use upres::models::{BackboneMode, Detections, Inputs};
@@ -23,7 +23,8 @@ fn training(detector: &str, pretrain: &Tolerances, finetune: &Tolerances) {
     pass(&second, "finetune", finetune).losses_and_gradients("finetune.grad_summary");
 }
 
-/// Features and detections of an evaluation pass; `keys` are the fixtures' detections in network and in original pixels.
+/// Features and detections of an evaluation pass; `keys` are the fixtures' detections in network and in original
+/// pixels.
 fn evaluation(detector: &str, keys: &[(&str, bool)], change: impl Fn(&mut upres::recipe::Recipe)) {
     let mut recipe = recipe_of(detector);
     change(&mut recipe);
@@ -47,7 +48,8 @@ fn evaluation(detector: &str, keys: &[(&str, bool)], change: impl Fn(&mut upres:
     }
 }
 
-/// Scores may be nearer to each other than the passes are, so that the order is not asked for here, and a pair may miss.
+/// Scores may be nearer to each other than the passes are, so that the order is not asked for here, and a pair may
+/// miss.
 fn compare(f: &Fixture, key: &str, d: &Detections, inputs: &Inputs, rescale: bool) {
     let n = d.scores.dim(1);
     for i in 0..2 {

@@ -40,8 +40,9 @@ pub fn recipe_of(detector: &str) -> Recipe {
     Recipe::read(path, &deviations).unwrap()
 }
 
-/// The four dimensions, in torch's order, of parameters that upres has in another order: convolutions; the layer on flattened RoI
-/// features, whose columns torch has as C, H, W; Swin's patch merging, whose channels are those of `unfold`.
+/// The four dimensions, in torch's order, of parameters that upres has in another order: convolutions; the layer on
+/// flattened RoI features, whose columns torch has as C, H, W; Swin's patch merging, whose channels are those of
+/// `unfold`.
 fn torch_shape(name: &str, shape: &[usize]) -> Option<[usize; 4]> {
     match *shape {
         [o, i, kh, kw] => Some([o, i, kh, kw]),
@@ -108,7 +109,8 @@ impl Reference {
     }
 }
 
-/// The fixtures' batch: sizes, scales, ground truth (of the first image only, if `objects_in_second` is false), anchors.
+/// The fixtures' batch: sizes, scales, ground truth (of the first image only, if `objects_in_second` is false),
+/// anchors.
 pub fn inputs(device: &Device, recipe: &Recipe, objects_in_second: bool) -> Inputs {
     let batch = Fixture::open("detectors/inputs");
     let [h, w] = SIZE;

@@ -1,5 +1,5 @@
-//! What follows from stored raw outputs and stored proposals without any weight: proposals, detections, samples, targets.
-//! Here nothing is near: indices and order are equal.
+//! What follows from stored raw outputs and stored proposals without any weight: proposals, detections, samples,
+//! targets. Here nothing is near: indices and order are equal.
 
 use upres::models::box_head::{BoxHead, BoxOutput};
 use upres::models::rpn::Rpn;

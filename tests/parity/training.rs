@@ -41,11 +41,11 @@ pub struct Tolerances {
 }
 
 /// Batch norm over as few as 60 values amplifies rounding. torch's own f32 is from f64, and from its f32 with another
-/// convolution (`noise` in the fixtures): dot up to 0.7 %, median 0.08 %, l2 up to 0.12 %. Three times that for the largest of 195
-/// parameters, twice for the median.
+/// convolution (`noise` in the fixtures): dot up to 0.7 %, median 0.08 %, l2 up to 0.12 %. Three times that for the
+/// largest of 195 parameters, twice for the median.
 pub const BATCH_NORM: Tolerances = Tolerances { forward: 1e-4, l2: 3e-3, dot: 2e-2, dot_median: 1.5e-3, whole: 2e-2 };
-/// What remains are ReLUs of inputs near zero, open in one program and closed in the other: an image changed by 1e-5 of itself
-/// moves dot by up to 0.2 %, at most 0.015 % in the median, and l2 by up to 0.05 %.
+/// What remains are ReLUs of inputs near zero, open in one program and closed in the other: an image changed by 1e-5 of
+/// itself moves dot by up to 0.2 %, at most 0.015 % in the median, and l2 by up to 0.05 %.
 pub const FROZEN_NORM: Tolerances = Tolerances { forward: 1e-4, l2: 1e-3, dot: 5e-3, dot_median: 3e-4, whole: 1e-2 };
 
 #[test]

@@ -295,7 +295,8 @@ fn checkpoints() {
     assert!(ran.out.contains("\ninit.weights cannot be used here, a run would end with: "), "{ran:?}");
     assert!(ran.out.contains("backbone.conv1.weight holds NaN") && ran.out.contains("needs "), "{ran:?}");
 
-    // Of another model: training from it is refused and names what differs. Of other classes: what tells them apart is learnt anew.
+    // Of another model: training from it is refused and names what differs. Of other classes: what tells them apart is
+    // learnt anew.
     let weights = format!("init.weights={}", last(finished_run()).display());
     let wide = |t: String| t.replace("width = 0.125", "width = 0.25");
     c.train(wide, &["--set", &weights]).complains(&["last.safetensors", "another model", "backbone.conv1.weight"]);

@@ -391,8 +391,8 @@ fn one_process_a_folder() {
     run_program("train", ["--resume", run.to_str().unwrap(), "--stop-after", "2"]).done();
 }
 
-/// What a resumed run does otherwise is said, by the names of stages; and nothing of numbers that an older program wrote with all of
-/// the digits that 32 bits have in 64.
+/// What a resumed run does otherwise is said, by the names of stages; and nothing of numbers that an older program
+/// wrote with all of the digits that 32 bits have in 64.
 #[test]
 fn a_resumed_run_says_what_has_changed() {
     let dir = tempfile::tempdir().unwrap();

@@ -63,8 +63,8 @@ fn named_bytes(error: &str) -> Vec<usize> {
     error.split('(').skip(1).filter_map(|rest| rest.split_once(" bytes)")?.0.parse().ok()).collect()
 }
 
-/// Holds [`fit`] of a one-stage recipe against a search through all ways by whole plans, at every budget where something
-/// changes. Returns the ways of training that were chosen, by falling budgets.
+/// Holds [`fit`] of a one-stage recipe against a search through all ways by whole plans, at every budget where
+/// something changes. Returns the ways of training that were chosen, by falling budgets.
 fn climb(recipe: &Recipe, planner: &mut Planner, ladder: &[(usize, Recompute)]) -> Vec<(usize, Recompute)> {
     climb_with_state(recipe, planner, ladder).into_iter().map(|(way, _)| way).collect()
 }

@@ -60,8 +60,9 @@ fn load(engine: &mut Engine, images: usize, shape: Bucket) {
 
 #[test]
 fn every_recipe_uses_what_it_plans() {
-    // Left out for their time: variants, which differ in how long they train, and baselines, which differ in the box head (both
-    // heads are in other recipes) and in what of batch norm they train (tests/engine.rs has the memory of each mode).
+    // Left out for their time: variants, which differ in how long they train, and baselines, which differ in the box
+    // head (both heads are in other recipes) and in what of batch norm they train (tests/engine/steps.rs has the memory
+    // of each mode).
     let variant =
         |file: &PathBuf| ["_p3x.toml", "_imagenet.toml"].iter().any(|end| file.to_string_lossy().ends_with(end));
     for file in recipes().into_iter().filter(|file| !variant(file)) {

@@ -95,7 +95,8 @@ fn numbers_are_written_as_they_were_read() {
         let flip = stage["flip"].as_float().unwrap();
         let stored = number.parse::<f64>().unwrap() as f32;
         assert_eq!(flip as f32, stored);
-        // The last of the list is rounded twice, as decimals and as an f64, on its way to an f32: such a number keeps its digits.
+        // The last of the list is rounded twice, as decimals and as an f64, on its way to an f32: such a number keeps
+        // its digits.
         let short: f64 = stored.to_string().parse().unwrap();
         assert!(flip == short || short as f32 != stored, "{number}: {flip}");
         assert_eq!(Recipe::parse(&recipe.to_toml(), "r.toml", &[]).unwrap(), recipe);

@@ -1,8 +1,8 @@
-//! An annotation file to spoil.
+//! A small valid COCO annotation file, which tests then damage.
 
 use serde_json::{Value, json};
 
-/// A good file with two images of 100×80 and three annotations.
+/// A valid file: two images of 100×80 pixels and three annotations.
 pub fn good() -> Value {
     json!({
         "images": [

@@ -5,6 +5,7 @@
 
 pub mod annotations;
 pub mod fixtures;
+pub mod numbers;
 pub mod programs;
 pub mod small;
 pub mod tensors;

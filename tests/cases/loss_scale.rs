@@ -17,8 +17,8 @@ use upres::tensor::{DType, Tensor};
 const CASES: &[Case] = &[
     case("no_step", &[0, 0, 0, 2000, 0]),          // the state as it begins
     case("one", &[1, 0, 0, 2000, 0]),              // nothing moves but the counts
-    case("first_overflows", &[3, 0, 0, 2000, 3]), // the first step of all is skipped: the corrections are those of step 1 twice
-    case("growth", &[17, 0, 0, 4, 0]),            // the step at the interval uses the scale before it grows
+    case("first_overflows", &[3, 0, 0, 2000, 3]),  // the first step is skipped: twice the corrections of step 1
+    case("growth", &[17, 0, 0, 4, 0]),             // the step at the interval uses the scale before it grows
     case("overflows", &[40, 0, 0, 3, 5]), // counts begin anew: grows in between, and never after less than three steps
     case("ceiling", &[14, 0, 0, 1, 0]),   // grows at every step, until the largest scale
     case("floor", &[24, 0, 0, 2, 1]),     // overflows at every step, until the smallest scale

@@ -16,9 +16,9 @@ const CASES: &[Case] = &[
     case("one", &[1, 1, 1, 4]),
     case("tail", &[2, 13, 33, 20]),
     case("box_head", &[2, 64, 64, 40]),
-    case("crowd", &[2, 1100, 4, 12]), // more boxes than a block of the backward pass lists at once, all on the same pixels
+    case("crowd", &[2, 1100, 4, 12]), // more boxes on the same pixels than a backward block lists at once
     case("slices", &[1, 20, 260, 22]), // channels beyond the second slice of 128
-    case("recipe", &[1, 128, 256, 112]), // a quarter of the boxes of the recipe, and less than half the side of its maps
+    case("recipe", &[1, 128, 256, 112]), // a quarter of the recipe's boxes, less than half its map's side
 ];
 
 /// PH, PW, samples per bin and axis, aligned.

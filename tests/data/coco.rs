@@ -1,15 +1,9 @@
-//! Annotation files, good and bad: what is read, what is dropped and counted, what is refused, and in which words.
+//! Annotation files, good and bad: what is read, what is dropped and counted, and what is refused with which message.
 
-use crate::support::annotations::good;
+use crate::support::annotations::{good, write};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use upres::data::{Dataset, FindingKind, Masks, ReadOptions, Severity, TrainFilter};
-
-fn write(dir: &TempDir, text: impl AsRef<[u8]>) -> std::path::PathBuf {
-    let path = dir.path().join("a.json");
-    std::fs::write(&path, text).unwrap();
-    path
-}
 
 fn read(file: &Value) -> Dataset {
     let dir = TempDir::new().unwrap();
@@ -27,7 +21,7 @@ fn refused(text: impl AsRef<[u8]>) -> String {
     rest.to_string()
 }
 
-/// Reads the good file with one annotation added; the added one must be a finding of `kind`, in words that name it.
+/// Reads the good file with one annotation added, which must be a finding of `kind` whose message names it.
 fn dropped(annotation: Value, kind: FindingKind) -> String {
     let mut file = good();
     file["annotations"].as_array_mut().unwrap().push(annotation);
@@ -330,7 +324,7 @@ fn sizes_come_from_the_file_where_the_json_has_none() {
     assert!(Dataset::from_files(&[dir.path().join("c.png")], Vec::new()).is_err());
 }
 
-/// What training and evaluation say of the good file with these annotations, and with more changes.
+/// The notes of training and of evaluation for the good file with these changes.
 fn notes(edit: impl FnOnce(&mut Value)) -> [Option<String>; 2] {
     let mut file = good();
     edit(&mut file);
@@ -346,13 +340,13 @@ fn what_is_left_out_is_told_in_one_line() {
         let want = [train, eval].map(|text| (!text.is_empty()).then(|| text.to_string()));
         assert_eq!(notes(edit), want);
     };
-    // Nothing, and what is left out by design.
+    // Nothing left out, and only what is left out by design.
     told(&|_| (), "", "");
     told(&|f| f["annotations"][2]["iscrowd"] = json!(1), "", "");
     told(&|f| f["annotations"][0]["ignore"] = json!(1), "", "");
     told(&|f| f["annotations"] = json!([]), "", "");
     told(&|f| f["annotations"][1] = f["annotations"][0].clone(), "", "");
-    // One annotation, its image stays; an image's only one.
+    // One annotation whose image keeps others, and the only one of an image.
     let (one, negative) = ("1 of 3 annotations", "1 × box of negative width or height");
     let missed = format!("1 of 3 annotations counts as missed whatever is detected ({negative})");
     told(&|f| f["annotations"][0]["bbox"][2] = json!(-1), &format!("{one} is not used ({negative})"), &missed);
@@ -367,7 +361,7 @@ fn what_is_left_out_is_told_in_one_line() {
     };
     told(&edit, &format!("{one} is not used ({negative})"), &format!("{one} is not measured ({negative})"));
     told(&|f| f["annotations"][0]["area"] = json!(0), &format!("{one} is not used (1 × `area` not above 0)"), "");
-    // An image that is no image, by the names that its annotations have for it.
+    // An unusable image entry: its annotations are counted with the reason that follows for them.
     let what = "1 of 3 annotations and 1 of 2 images are not";
     let why = "1 × unusable entry in `images`, 1 × annotation of an unknown image";
     let of = |what: &str, why: &str| [format!("{what} used ({why})"), format!("{what} measured ({why})")];

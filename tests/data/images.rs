@@ -1,4 +1,4 @@
-//! Decoding and resizing beside OpenCV, and what becomes of bad image files.
+//! Decoding and resizing compared with OpenCV, and the errors of bad image files.
 
 use std::path::{Path, PathBuf};
 
@@ -119,7 +119,7 @@ fn every_truncation_is_an_error_and_never_a_panic() {
     for name in ["rgb_420.jpg", "progressive.jpg", "grey.jpg", "cmyk.jpg", "rgba.png", "palette.png"] {
         let bytes = std::fs::read(fixtures("images").join(name)).unwrap();
         assert!(decode_bytes(&bytes).is_ok());
-        // The last bytes of a PNG are its end chunk and a checksum that no decoder waits for.
+        // The last bytes of a PNG are its end chunk and a checksum, which no decoder reads.
         let tail = if name.ends_with(".png") { 20 } else { 0 };
         for n in 0..bytes.len() - tail {
             assert!(decode_bytes(&bytes[..n]).is_err(), "{name} cut to {n} of {} bytes", bytes.len());

@@ -1,5 +1,4 @@
-//! The loader on small data sets made here: what is in a batch, and that it depends on nothing but seed, stage and
-//! step.
+//! The loader on small generated data sets: the contents of a batch, which depend only on seed, stage and step.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -114,7 +113,7 @@ fn check_boxes(batch: &Batch) -> usize {
                 "{b:?} in {w}×{h}"
             );
             boxes += 1;
-            // Later boxes lie over earlier ones, and a sliver's middle is blurred: look at the right sort only.
+            // Later boxes cover earlier ones, and the middle of a sliver is blurred: only suitable boxes are checked.
             if label as usize + 1 < n || b[2] - b[0] < 5.0 || b[3] - b[1] < 5.0 {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! Masks from the annotation file to batches: findings, room, and that spans lie where the objects' pixels are.
+//! Masks from the annotation file to batches: findings, buffer sizes, and that runs lie where the objects' pixels are.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -47,7 +47,8 @@ fn make(dir: &Path, n: usize) -> Value {
         annotations.push(json!({"id": 2 * i + 2, "image_id": i + 10, "category_id": 2, "bbox": [26, 16, 18, 24],
             "area": 216, "segmentation": [triangle]}));
     }
-    json!({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]})
+    let categories = json!([{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]);
+    json!({"images": images, "annotations": annotations, "categories": categories})
 }
 
 fn load(dir: &Path, file: &Value, masks: Masks) -> upres::Result<Dataset> {
@@ -86,7 +87,7 @@ fn masks_follow_their_pixels() {
     let dir = TempDir::new().unwrap();
     let dataset = load(dir.path(), &make(dir.path(), 12), Masks::Train).unwrap();
     assert!(dataset.findings.groups().next().is_none(), "{}", dataset.findings);
-    // The smaller the objects, the more of them is a blurred border.
+    // The smaller the objects, the larger the share of their blurred borders.
     for (pipeline, least) in pipelines().into_iter().zip([0.9, 0.97, 0.95]) {
         let (mut objects, mut right, mut pixels) = (0, 0, 0);
         for batch in batches(&dataset, pipeline, options(&dataset, &pipeline), 9) {
@@ -113,7 +114,7 @@ fn masks_follow_their_pixels() {
                         assert!(x0 >= b[0] - 4.0 && x1 <= b[2] + 4.0, "{x0} {x1} {b:?}");
                         assert!(y as f32 >= b[1] - 4.0 && y as f32 + 1.0 <= b[3] + 4.0, "{y} {b:?}");
                         for p in *a..*end {
-                            // Triangles lie over discs, and resizing blurs borders.
+                            // Triangles cover discs, and resizing blurs borders.
                             let near = |c: [u8; 3]| {
                                 let at = &batch.image(slot)[p as usize * 3..][..3];
                                 at.iter().zip(c).all(|(&p, c)| p.abs_diff(c) < 100)
@@ -175,7 +176,7 @@ fn too_little_room_and_objects_without_masks_are_refused() {
     assert!(start(&dataset, pipeline, options(&dataset, &pipeline)).is_ok());
 }
 
-/// Room grows with the scale and with what is in a picture, and nothing else asks for it.
+/// The buffer grows with the scale and with the contents of a picture, and with nothing else.
 #[test]
 fn room_follows_from_rows_and_scale() {
     let dir = TempDir::new().unwrap();
@@ -252,7 +253,8 @@ fn bad_masks_are_found_and_left_out_of_mask_training_only() {
     assert!(read.mask_note().unwrap().starts_with("7 of 12 objects have no usable mask"));
 }
 
-/// A polygon far from its box, another that no canvas holds, run lengths beside their box: each named, none a good one.
+/// A polygon far from its box, one that no canvas holds, and run lengths outside their box: each is reported, and no
+/// good one.
 #[test]
 fn masks_that_are_elsewhere_are_found() {
     use FindingKind::*;
@@ -299,7 +301,7 @@ fn boxes_alone_are_a_data_set_but_not_of_masks() {
     assert!(load(dir.path(), &file, Masks::Read).is_ok());
 }
 
-/// The built-in data set's masks come back as large and as tight as what was drawn: its polygons keep an IoU of 0.97.
+/// The masks of the built-in data set come back as large and as tight as drawn: their polygons keep an IoU of 0.97.
 #[test]
 fn shapes_have_the_masks_that_were_drawn() {
     let dir = TempDir::new().unwrap();

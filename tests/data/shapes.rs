@@ -1,18 +1,14 @@
-//! The built-in data set: same bytes always, annotations that fit the pictures, and quick.
+//! The built-in data set: always the same bytes, and annotations that fit the pictures.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use crate::support::fixtures::fnv1a;
 use upres::data::shapes::{Class, ShapesOptions, Split, ensure, generate, render};
 
 fn small() -> ShapesOptions {
     ShapesOptions { train: 6, val: 3, ..ShapesOptions::default() }
-}
-
-/// FNV-1a, 64 bits.
-fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3))
 }
 
 fn hashes(dir: &Path) -> BTreeMap<String, u64> {
@@ -21,7 +17,7 @@ fn hashes(dir: &Path) -> BTreeMap<String, u64> {
         for entry in fs::read_dir(dir.join(folder)).unwrap() {
             let path = entry.unwrap().path();
             let name = format!("{folder}/{}", path.file_name().unwrap().to_str().unwrap());
-            found.insert(name, fnv(&fs::read(&path).unwrap()));
+            found.insert(name, fnv1a(&fs::read(&path).unwrap()));
         }
     }
     found
@@ -37,7 +33,7 @@ fn bytes_are_pinned_for_any_number_of_threads() {
     let found = hashes(one.path());
     assert_eq!(found, hashes(four.path()));
     assert_eq!(found.len(), 6 + 3 + 2);
-    let pixels = fnv(&render(&small(), Split::Train, 0).unwrap().rgb);
+    let pixels = fnv1a(&render(&small(), Split::Train, 0).unwrap().rgb);
     let got = [
         pixels,
         found["images/train/000001.png"],
@@ -206,7 +202,7 @@ fn the_program_makes_checks_and_draws_the_set() {
     let drawn = fs::read_dir(dir.path().join("d")).unwrap().count();
     assert_eq!(drawn, 3 + 1);
     assert!(image::open(dir.path().join("d/sheet.png")).unwrap().width() > 3 * 120);
-    // Nothing is overwritten: neither a data set, nor a file of the name of a drawing. Drawings are made anew.
+    // Nothing is overwritten, neither a data set nor another file with the name of a drawing. Drawings are replaced.
     let again = ["draw", "s/annotations/train.json", "--images", "s/images/train", "--out", "d", "--count", "3"];
     assert_eq!(run(&again).0, Some(0));
     for name in ["sheet.png", "drawn_000001.png"] {

@@ -1,4 +1,4 @@
-//! The engine's training steps, and weights that come from and go to other programs.
+//! The engine's training steps, and the exchange of weights with other programs.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -31,8 +31,8 @@ fn memory_in_use_is_the_plan_to_the_byte() {
     }
 }
 
-/// Gradients of two passes of weight 1/2 over one batch are those of one pass of weight 1: nothing is lost, doubled or
-/// left from the step before. With running statistics and fixed samples the passes are the same function.
+/// Two passes of weight 1/2 over one batch give the gradients of one pass of weight 1: nothing is lost, doubled or left
+/// over from the previous step. With running statistics and fixed samples both passes are the same function.
 #[test]
 fn accumulated_gradients_are_those_of_one_pass() {
     let s = setup(2, BatchNormMode::Eval);
@@ -61,7 +61,7 @@ fn accumulated_gradients_are_those_of_one_pass() {
     for ((name, a), (_, b)) in one.iter().zip(&two) {
         let scale = largest(a);
         let error = a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-        // Sums over chunks begin at another number: roundings of the last digits.
+        // Sums over chunks start from another number, which rounds the last digits differently.
         assert!(error <= 1e-5 * scale, "{name}: {error} of {scale}");
         moved += usize::from(scale > 0.0);
     }
@@ -72,7 +72,7 @@ fn accumulated_gradients_are_those_of_one_pass() {
     assert!(differs, "half the weight is half the gradient");
 }
 
-/// What a step changes of batch norm, in the part that is trained and in the frozen one.
+/// The batch norm tensors that a step changes in each mode, in the trained and in the frozen part of the backbone.
 #[test]
 fn batch_norm_moves_as_its_mode_says() {
     for (norm, moving) in [
@@ -142,8 +142,8 @@ fn eight_pictures_are_learnt_by_heart() {
     assert!(right >= 15, "{right} of 16 squares found");
 }
 
-/// Every family on both kinds of backbone: planned memory is used memory, and every parameter receives a gradient that
-/// is finite and not zero.
+/// Every detector family on both kinds of backbone: memory in use is the planned memory, and every parameter receives a
+/// finite gradient that is not zero.
 #[test]
 fn every_detector_on_every_backbone() {
     use upres::models::config::{BackboneKind, Detector};
@@ -163,7 +163,7 @@ fn every_detector_on_every_backbone() {
                 p.finish_grad().unwrap();
                 let grad = p.grad();
                 let reached = grad.as_ref().unwrap().f32s().iter().any(|g| *g != 0.0);
-                // A later stage of a cascade may have no positive yet, and the coarsest level of a pyramid no object.
+                // A later cascade stage may have no positive yet, and the coarsest pyramid level no object.
                 let may_miss =
                     p.name().contains("fc_reg") || p.name().contains("fpn_convs") || p.name().contains("lateral");
                 assert!(reached || may_miss, "{what}: no gradient reaches {}", p.name());
@@ -180,8 +180,8 @@ fn every_detector_on_every_backbone() {
     }
 }
 
-/// What is computed again changes nothing but memory: losses, gradients, running statistics and updated weights are
-/// the same to the bit, also with a frozen stem and with branches that are dropped at random.
+/// Rematerialisation changes nothing but memory: losses, gradients, running statistics and updated weights are the same
+/// to the bit, also with a frozen stem and with randomly dropped branches.
 #[test]
 fn what_is_recomputed_is_what_is_kept() {
     use upres::models::config::{BackboneKind, Detector};
@@ -231,8 +231,8 @@ fn what_is_recomputed_is_what_is_kept() {
     }
 }
 
-/// The mask head runs on some RoIs after the other where heads run backward at once: loss and gradients are those of
-/// all at once, but for the order of sums.
+/// Where heads run backward at once, the mask head processes the RoIs in slices: loss and gradients equal those of all
+/// RoIs at once up to the order of sums.
 #[test]
 fn slices_of_the_mask_head_are_the_whole() {
     use upres::models::Heads;
@@ -242,7 +242,7 @@ fn slices_of_the_mask_head_are_the_whole() {
     use upres::tensor::DType;
     let mut model = small_of(Detector::MaskRcnn, BackboneKind::Resnet18);
     model.box_head.samples = 600; // 150 positives an image at most: 600 RoIs of 4 images, in 3 slices of 50 an image
-    // Nearly every proposal is a positive, so that there are some in each slice.
+    // Nearly every proposal is positive, so that every slice has some.
     (model.rpn.train_max, model.rpn.nms_iou) = (400, 0.95);
     (model.box_head.pos_iou, model.box_head.neg_iou, model.box_head.min_pos_iou) = (0.02, 0.02, 0.02);
     let device = Device::cpu();

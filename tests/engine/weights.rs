@@ -1,5 +1,5 @@
-//! Weights of torchvision and mmdetection: names and shapes are theirs, what goes out comes back bit for bit, and files
-//! that are not what they should be are refused with nothing changed.
+//! Weights of torchvision and mmdetection: names and shapes are theirs, exported weights come back bit for bit, and bad
+//! files are refused without changing anything.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use upres::weights::{ForeignData, ForeignTensor, Format, Loaded, Origin, Transla
 
 const CLASSES: usize = 5;
 
-/// The smallest detector of its kind that both programs can have.
+/// The smallest detector of its kind that both programs can express.
 fn small(detector: Detector, kind: BackboneKind) -> ModelConfig {
     let mut cfg = ModelConfig::paper(detector);
     (cfg.backbone.kind, cfg.backbone.width) = (kind, 0.125);
@@ -33,7 +33,7 @@ fn model(device: &Device, cfg: &ModelConfig, classes: usize) -> ParamStore {
     store
 }
 
-/// A model whose elements all differ.
+/// A model in which all elements differ.
 fn filled(cfg: &ModelConfig, classes: usize) -> ParamStore {
     let store = model(&Device::cpu(), cfg, classes);
     store.all().iter().for_each(|p| p.load(&hash_tensor(p.name(), p.numel(), 1.0, 0.0)).unwrap());
@@ -57,7 +57,7 @@ fn save(path: &Path, tensors: &[ForeignTensor]) -> PathBuf {
     path.to_path_buf()
 }
 
-/// A file read into a fresh model.
+/// Loads a file into a fresh model.
 fn read(path: &Path, cfg: &ModelConfig, classes: usize) -> (upres::Result<Loaded>, ParamStore) {
     let store = model(&Device::cpu(), cfg, classes);
     (load(path, cfg, &store, Origin::default()), store)
@@ -96,7 +96,7 @@ fn what_goes_out_comes_back() {
     assert_eq!(done, 2 * (12 + 6));
 }
 
-/// As lists of "name shape".
+/// Names and shapes as "name shape" lines.
 fn listed(tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Vec<String> {
     let dims = |s: &[usize]| s.iter().map(|n| n.to_string()).collect::<Vec<_>>().join("x");
     let mut rows: Vec<String> = tensors.into_iter().map(|(n, s)| format!("{n} {}", dims(&s))).collect();
@@ -126,7 +126,7 @@ fn names_and_shapes_are_those_of_mmdetection() {
     }
 }
 
-/// Settings with which a detector is torchvision's.
+/// Settings with which a detector equals torchvision's.
 fn as_torchvision(detector: Detector) -> ModelConfig {
     let mut cfg = ModelConfig::paper(detector);
     cfg.box_head.kind = BoxHeadKind::Shared2Fc;
@@ -166,7 +166,8 @@ fn names_and_shapes_are_those_of_torchvision() {
     }
 }
 
-/// A backbone fills the backbone; what classifiers have behind it is of no use, and all else is as it was.
+/// Backbone weights fill only the backbone. The classifier's further layers are ignored, and everything else stays
+/// unchanged.
 #[test]
 fn classifiers_are_backbones() {
     let dir = tempfile::tempdir().unwrap();
@@ -200,7 +201,8 @@ fn classifiers_are_backbones() {
     }
 }
 
-/// The paper's repository, and the classifiers of Swin's authors: other names, other order where tokens merge.
+/// Swin weights of the paper's repository and of the classifiers by Swin's authors: other names, and another channel
+/// order in patch merging.
 #[test]
 fn swin_of_its_authors() {
     let dir = tempfile::tempdir().unwrap();
@@ -210,7 +212,7 @@ fn swin_of_its_authors() {
         .into_iter()
         .map(|mut t| {
             if let (ForeignData::F32(x), true) = (&mut t.data, t.name.contains(".downsample.")) {
-                // mmdetection's channel c·4 + kh·2 + kw is theirs (kw·2 + kh)·C + c.
+                // mmdetection's channel c·4 + kh·2 + kw is their channel (kw·2 + kh)·C + c.
                 let (old, width) = (x.clone(), *t.shape.last().unwrap());
                 for (i, v) in old.iter().enumerate() {
                     let (row, j) = (i / width, i % width);
@@ -267,7 +269,7 @@ fn old_names_of_torchvision() {
     assert!(bits(&store) == bits(&other));
 }
 
-/// Predictors of another number of classes stay as they are; all else is read.
+/// Predictors with another number of classes stay unchanged; everything else is read.
 #[test]
 fn another_number_of_classes() {
     let dir = tempfile::tempdir().unwrap();
@@ -293,14 +295,14 @@ fn another_number_of_classes() {
                 anew.push(name.as_str());
             }
         }
-        // Mask R-CNN: classes, deltas, masks. Cascade R-CNN: classes three times; deltas that all classes share are
-        // read.
+        // Mask R-CNN skips classes, deltas and masks. Cascade R-CNN skips classes three times; its deltas, which all
+        // classes share, are read.
         let want = if detector == Detector::RetinaNet { 2 } else { 6 };
         assert_eq!(anew.len(), want, "{anew:?}");
     }
 }
 
-/// Some of a file's classes: the rows of the others are left out.
+/// Selects some of a file's classes: the rows of the others are left out.
 #[test]
 fn chosen_classes() {
     let dir = tempfile::tempdir().unwrap();
@@ -369,7 +371,7 @@ fn obstacles() {
     }
 }
 
-/// A safetensors file of any entries, right or wrong.
+/// A safetensors file with any entries, right or wrong.
 fn raw(header: &Value, data: &[u8]) -> Vec<u8> {
     let text = header.to_string();
     [&(text.len() as u64).to_le_bytes(), text.as_bytes(), data].concat()
@@ -429,7 +431,7 @@ fn files_that_are_refused_change_nothing() {
         refused(&whole[..n], &["not a whole safetensors file"]);
     }
     refused(&[whole.as_slice(), b"x"].concat(), &["not a whole safetensors file"]);
-    // Headers that lie: their length, offsets behind the end, over each other, of another size than the shape says.
+    // Wrong headers: a wrong length, offsets beyond the end, overlapping offsets, sizes that do not fit the shape.
     refused(&[&u64::MAX.to_le_bytes(), &whole[8..]].concat(), &["not a whole"]);
     refused(&[&9u64.to_le_bytes(), &whole[8..]].concat(), &["not a whole"]);
     let entry = |offsets: [usize; 2]| json!({ "dtype": "F32", "shape": [2], "data_offsets": offsets });
@@ -443,7 +445,7 @@ fn files_that_are_refused_change_nothing() {
     refused(&raw(&json!({}), &[]), &["no upres metadata", "no tensors at all"]);
     refused(&raw(&json!({ "encoder.weight": entry([0, 8]) }), &[0; 8]), &["encoder.weight", "interchange.md"]);
 
-    // Other models: the first tensors with both shapes, and where the difference is.
+    // Weights of other models: the error names the first tensors with both shapes, and where the difference is.
     let with = |change: fn(&mut ModelConfig)| {
         let mut other = cfg.clone();
         change(&mut other);
@@ -477,7 +479,7 @@ fn files_that_are_refused_change_nothing() {
         &["retinanet", "model.detector is faster_rcnn"],
     );
 
-    // One tensor of another type, one that is not finite.
+    // One tensor with another type, and one that is not finite.
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let at = text(&whole).find("\"F32\"").unwrap();
     let mut typed = whole.clone();

@@ -1,4 +1,4 @@
-//! The fixtures' own rules: weights bit for bit, storage, layouts, and that the stored numbers mean what the README
+//! The rules of the fixtures: weights bit for bit, storage, layouts, and that the stored numbers mean what the README
 //! says.
 
 use crate::support::fixtures::*;
@@ -9,7 +9,7 @@ fn hash_rule_gives_the_stored_check_values() {
     let checks = inputs.value("hash_check").as_object().expect("hash_check");
     assert_eq!(checks.len(), 2);
     for (name, check) in checks {
-        assert_eq!(format!("{:#x}", fnv1a(name)), check["fnv"].as_str().expect("fnv"), "{name}");
+        assert_eq!(format!("{:#x}", fnv1a(name.as_bytes())), check["fnv"].as_str().expect("fnv"), "{name}");
         for (i, (u, want)) in hash_uniform(name).zip(check["u"].as_array().expect("u")).enumerate() {
             assert_eq!(u.to_bits(), want.as_f64().expect("u").to_bits(), "{name}[{i}]");
             assert_eq!(f64::from(u as f32), u, "exact in f32");

@@ -1,12 +1,9 @@
-//! The registry against the source tree: an op that lacks a part does not pass.
+//! The registry against the source tree: an op that lacks a part fails.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use upres::ops::{Gradient, OPS};
-
-/// A folder beside the ops that is none: helpers of the tape and of the optimizer, without a gradient.
-const NOT_AN_OP: &str = "elementwise";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -16,7 +13,7 @@ fn read(path: PathBuf) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The doc comment of `pub fn <name>`, without its slashes; none if there is no such function.
+/// The doc comment of `pub fn <name>` without its slashes, or `None` if there is no such function.
 fn doc_of(source: &str, name: &str) -> Option<String> {
     let at = source.find(&format!("\npub fn {name}("))?;
     let above: Vec<&str> = source[..at].lines().rev().take_while(|l| l.starts_with("///")).collect();
@@ -30,9 +27,8 @@ fn words<'a>(source: &'a str, before: &'a str, after: &'a str) -> impl Iterator<
     heads.filter(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
 }
 
-/// Whether the op gives its name to plans and profiles, and its errors begin with it: with what the function entered
-/// that found them. A folder may have more functions than its op (`softmax_ce` has `avg_factor`); each enters its own
-/// name, or the op's.
+/// Faults in the names an op shows to plans, profiles and errors. Each public function of its folder must enter its own
+/// name or the op's (`softmax_ce` has `avg_factor`, say), and each error begins with the name that was entered.
 fn naming_faults(name: &str, source: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let entered: BTreeSet<&str> = words(source, "enter(\"", "\")").collect();
@@ -49,7 +45,7 @@ fn naming_faults(name: &str, source: &str) -> Vec<String> {
     faults
 }
 
-/// What is missing in one op.
+/// The missing parts of one op.
 fn faults(name: &str, gradient: Gradient) -> Vec<String> {
     let source = read(root().join(format!("src/ops/{name}/mod.rs")));
     let mut faults = Vec::new();
@@ -62,7 +58,7 @@ fn faults(name: &str, gradient: Gradient) -> Vec<String> {
         None => expect(false, format!("no `pub fn {name}`: function, folder and entry share one name")),
         Some(doc) => {
             for label in ["Shapes:", "Saves:", "Gradient:", "Cost:", "Errors:", "Reference:"] {
-                // Two short ones may share a line.
+                // Two short labels may share a line.
                 expect(doc.contains(label), format!("its doc comment has no `{label}`"));
             }
             expect(!doc.starts_with("Shapes:"), "its doc comment does not begin with what it computes".into());
@@ -74,7 +70,7 @@ fn faults(name: &str, gradient: Gradient) -> Vec<String> {
     }
     expect(source.starts_with("//! "), "its module says nothing of itself".into());
     expect(source.contains("on_device!"), "no dispatch: the plan device would compute".into());
-    // Pixels become floats by a cast of their own.
+    // image_normalize casts pixels to floats itself.
     let any_float = source.contains("expect_float") && name != "image_normalize";
     expect(!any_float || source.contains("wide::needed"), "takes 16 bits, and has no `wide::run` for the CPU".into());
     match gradient {
@@ -123,7 +119,7 @@ fn every_op_is_registered_once() {
     for entry in std::fs::read_dir(root().join("src/ops")).expect("src/ops") {
         let entry = entry.expect("an entry of src/ops");
         let name = entry.file_name().into_string().expect("a name");
-        if entry.path().is_dir() && name != NOT_AN_OP {
+        if entry.path().is_dir() {
             assert!(names.contains(name.as_str()), "src/ops/{name} is not in OPS");
         }
     }
@@ -143,7 +139,7 @@ pub fn helper(x: &Tensor) { let _op = x.device().enter("helper"); x.dims("helper
     assert_eq!(wrong("enter(\"helper\")", "enter(\"pool\")"), "an error begins with \"helper: \"");
 }
 
-/// The checks themselves: a source that lacks a part is found out.
+/// Tests the checks themselves: a source that lacks a part is detected.
 #[test]
 fn doc_comments_are_read_whole() {
     let source = "//! x\n/// a\n/// b\npub fn f(x: u8) {}\n/// c\npub fn other() {}\n";

@@ -52,7 +52,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| a as f64 * b as f64).sum()
 }
 
-/// Workspace full of NaN: what it holds on entry must not matter.
+/// A workspace full of NaN: its contents on entry must not matter.
 fn ws(n: usize) -> Vec<f32> {
     vec![f32::NAN; n]
 }
@@ -92,7 +92,7 @@ fn errors(s: &ConvShape) -> (f64, f64, f64) {
     (worst(&p.y, &y), worst(&p.dx, &dx), worst(&p.dw, &dw))
 }
 
-/// All three passes against sums in f64, bias, ReLU and accumulation, and the adjoint identity.
+/// Checks all three passes against sums in f64, bias, ReLU and accumulation, and the adjoint identity.
 fn check(s: &ConvShape, tol: f64) {
     let (x, w, dy) = (gaussian(s.x_len(), 1), gaussian(s.w_len(), 2), gaussian(s.y_len(), 3));
     let p = run(s, &x, &w, &dy);
@@ -131,7 +131,7 @@ fn odd_shapes() {
         for stride in [1, 2] {
             for pad in [0, 1, 3] {
                 for &h in &sizes {
-                    // Every size with every kernel; the rest of the combinations is walked through.
+                    // Every size meets every kernel; the other combinations are cycled through.
                     i += 1;
                     let w = sizes[(i * 7 + 3) % sizes.len()];
                     let (c, o) = (channels[i % 6], channels[(i / 6 + i) % 6]);
@@ -149,7 +149,7 @@ fn kernels_that_are_not_square_and_larger_strides() {
     check(&ConvShape { n: 1, h: 16, w: 17, c: 3, o: 40, kh: 4, kw: 4, stride: 4, pad: 0 }, 3e-6);
 }
 
-/// Shapes like those of the detectors, which take every schedule; pixel and channel counts beyond one block.
+/// Shapes like those of the detectors, so that every schedule is used, with more pixels and channels than one block.
 #[test]
 fn model_shapes() {
     check(&square(1, 40, 36, 3, 64, 7, 2, 3), 3e-6); // stem
@@ -202,7 +202,7 @@ fn empty_is_a_no_op() {
         cpu::backward_weights(&mut dw, true, &[], &[], &mut [], &s);
         assert!(dw.iter().all(|&v| v == 2.0));
     }
-    // The kernel does not fit: no output, no gradient. Channels that Winograd's algorithm would take, too.
+    // The kernel is larger than the map: no output and no gradient. One case has the channels of Winograd's algorithm.
     for (h, w, c, o, k) in [(2, 2, 4, 6, 5), (2, 2, 8, 8, 3), (8, 2, 8, 8, 3), (2, 8, 8, 8, 3)] {
         let s = square(1, h, w, c, o, k, 1, 0);
         let p = run(&s, &gaussian(s.x_len(), 1), &gaussian(s.w_len(), 1), &[]);
@@ -247,7 +247,7 @@ fn bias_gradient_and_relu_mask() {
     assert_eq!(dy, [0.0, 0.0, 3.0, 4.0]); // NaN stops nothing
 }
 
-/// Shapes for the GEMM by rows and by columns and for both schedules of Winograd, which must let NaN through their
+/// Shapes for the GEMM by rows, the GEMM by columns, and both schedules of Winograd, none of which may hide NaN in its
 /// ReLU.
 const NAN_SHAPES: [[usize; 7]; 5] = [
     [2, 9, 7, 5, 33, 3, 2],
@@ -257,19 +257,19 @@ const NAN_SHAPES: [[usize; 7]; 5] = [
     [1, 14, 14, 16, 130, 3, 1], // by channels
 ];
 
-/// The gradient of the data is a convolution of dy: it meets the same kernels.
+/// The gradient of the data is a convolution of dy and uses the same kernels.
 #[test]
 fn relu_lets_nan_through() {
     for [n, h, w, c, o, k, stride] in NAN_SHAPES {
         let s = square(n, h, w, c, o, k, stride, k / 2);
         let (mut x, weight, dy) = (gaussian(s.x_len(), 1), gaussian(s.w_len(), 2), gaussian(s.y_len(), 3));
-        // Pixel (2, 2) of the first image: under the window of output pixel (2 / stride, 2 / stride).
+        // Pixel (2, 2) of the first image is in the window of output pixel (2 / stride, 2 / stride).
         x[(2 * w + 2) * c + c / 2] = f32::NAN;
         let mut y = vec![0f32; s.y_len()];
         cpu::forward(&mut y, &x, &weight, None, true, &mut ws(cpu::forward_workspace(&s)), &s);
         let at = (2 / stride * s.ow() + 2 / stride) * o;
         assert!(y[at..at + o].iter().all(|v| v.is_nan()), "{s:?}: NaN of a pixel");
-        // A channel whose bias is NaN, and whose weights are.
+        // One channel with a NaN bias and one with NaN weights.
         x.fill(1.0);
         let mut bias = vec![-1e6f32; o];
         bias[o - 1] = f32::NAN;
@@ -284,12 +284,12 @@ fn relu_lets_nan_through() {
             );
         }
         assert!(y[at + 1].is_nan(), "{s:?}: NaN of a weight");
-        // And the gradient behind it.
+        // NaN in dy reaches the gradient.
         let mut g = dy.clone();
         cpu::relu_mask(&mut g, &y);
         assert_eq!(g[at + 1], dy[at + 1], "{s:?}: a NaN in y does not stop the gradient");
     }
-    // No products at all: y is the bias.
+    // Without products y is the bias.
     let s = square(1, 2, 2, 0, 3, 1, 1, 0);
     let mut y = vec![0f32; s.y_len()];
     let bias = [1.0, -1.0, f32::NAN];
@@ -326,7 +326,7 @@ fn linear_layers() {
         linear::forward(&mut y, &x, &w, Some(&bias), true, &mut ws(linear::forward_workspace(&s)), &s);
         linear::backward_data(&mut dx, &dy, &w, &mut ws(linear::backward_data_workspace(&s)), &s);
         linear::backward_weights(&mut dw, false, &x, &dy, &mut ws(linear::backward_weights_workspace(&s)), &s);
-        // A sample of the elements of large products.
+        // Only some elements of large products are checked.
         let step = (m * n * k / 20_000_000 + 1) | 1;
         let sum = |len: usize, f: &dyn Fn(usize) -> (f32, f32)| {
             (0..len).map(f).map(|(a, b)| a as f64 * b as f64).sum::<f64>()

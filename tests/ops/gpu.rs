@@ -1,5 +1,5 @@
-//! Whole steps on every GPU of this build (the simulated device, and NVIDIA's where there is one): training is training
-//! on the CPU.
+//! Whole training steps on every GPU of this build (the simulated device, and an NVIDIA GPU if there is one) give the
+//! same training as the CPU.
 
 use crate::support::small::*;
 use crate::support::tensors::{floats, gpus};
@@ -10,16 +10,17 @@ use upres::models::{HostBatch, Sampling};
 use upres::recipe::{BatchNormMode, OptimizerKind, StatePrecision};
 use upres::tensor::{DType, Tensor};
 
-/// What a device does in some steps of training: losses and norms; then the number of detections of each image.
+/// The result of some training steps: losses and gradient norm of each step, then the number of detections in each
+/// image.
 #[derive(PartialEq)]
 struct Run {
     steps: Vec<(Vec<f32>, f32)>,
     detections: Vec<usize>,
 }
 
-/// Small enough that two runs stay together. Training is chaotic: on the CPU alone, weights that differ in their last
-/// bit tip a ReLU of the smallest maps by the third step (the norm of the gradient moves by 3e-4 of itself), and at a
-/// rate of 0.01 the samples are others by the seventh; at this one a run of 20 steps stays within the tolerance.
+/// A learning rate so small that two runs stay together. Training is chaotic: on the CPU alone, weights that differ in
+/// their last bit flip a ReLU of the smallest maps by the third step (the gradient norm moves by 3e-4 of itself), and
+/// at a rate of 0.01 the samples differ by the seventh. At this rate a run of 20 steps stays within the tolerance.
 const LR: f64 = 2e-5;
 
 fn train(device: &Device, norm: BatchNormMode, steps: u64, accumulate: usize) -> Run {
@@ -65,15 +66,15 @@ fn train_of(model: &ModelConfig, device: &Device, norm: BatchNormMode, steps: u6
     Run { steps: out, detections }
 }
 
-/// The steps are run, recorded and replayed; samples are the same, or the losses would be others.
+/// The steps are executed, recorded and replayed. Equal losses imply that the samples are the same too.
 #[test]
 fn training_is_that_of_the_cpu() {
     for (norm, steps, accumulate) in [(BatchNormMode::Train, 20, 1), (BatchNormMode::Frozen, 5, 2)] {
         let want = train(&Device::cpu(), norm, steps, accumulate);
         for (name, devices) in gpus() {
             let device = devices.last().expect("a device");
-            // On a GPU convolutions multiply in TF32 (10 bits), and a sample may tip: the first steps only, and
-            // loosely.
+            // On a GPU convolutions multiply in TF32 (10 bits), and one sample may change: only the first steps are
+            // compared, and loosely.
             let is_sim = device.target() == Target::Sim;
             let (rel, rel_norm, steps) = if is_sim { (1e-4, 1e-2, steps) } else { (2e-2, 5e-2, 3) };
             let got = train(device, norm, steps, accumulate);
@@ -89,7 +90,7 @@ fn training_is_that_of_the_cpu() {
     }
 }
 
-/// Every family, and both kinds of backbone.
+/// Every detector family, and both kinds of backbone.
 #[test]
 fn every_detector_trains_as_on_the_cpu() {
     use upres::models::config::{BackboneKind::*, Detector::*};
@@ -113,7 +114,7 @@ fn every_detector_trains_as_on_the_cpu() {
     }
 }
 
-/// Twice the same, to the bit.
+/// Two runs give the same bits.
 #[test]
 fn training_repeats_itself() {
     for (name, devices) in gpus() {
@@ -123,8 +124,8 @@ fn training_repeats_itself() {
     }
 }
 
-/// State in bf16 takes the same bits as on the CPU, whether a step is run, recorded or replayed: each has its own
-/// random numbers. The gradients are zero: decay, and state that is there before, move the weights.
+/// Optimizer state in bf16 has the same bits as on the CPU, whether a step is executed, recorded or replayed, although
+/// each step has its own random numbers. The gradients are zero: weight decay and existing state move the weights.
 #[test]
 fn state_in_bf16_is_that_of_the_cpu() {
     let run = |device: &Device, kind: OptimizerKind| {
@@ -155,7 +156,7 @@ fn state_in_bf16_is_that_of_the_cpu() {
     }
 }
 
-/// Every kernel of a step once: what a sanitizer looks at.
+/// Launches every kernel of a training step once, for the sanitizers.
 #[test]
 fn one_small_step() {
     for (_, devices) in gpus() {
@@ -163,7 +164,7 @@ fn one_small_step() {
     }
 }
 
-/// Nothing that a step does waits for the device.
+/// No part of a training step waits for the device.
 #[test]
 fn no_step_waits_for_the_device() {
     for (name, devices) in gpus() {
@@ -183,7 +184,7 @@ fn no_step_waits_for_the_device() {
     }
 }
 
-/// kernels/common on the device itself.
+/// The warp and block functions of kernels/common, on the device.
 #[test]
 fn warp_and_block_functions() {
     for (name, devices) in gpus() {
@@ -211,7 +212,7 @@ fn warp_and_block_functions() {
     }
 }
 
-/// Small whole numbers: every order of the sum is exact, and a wrong place in the fragments shows.
+/// Small integers: the sum is exact in every order, and a wrong position in a fragment shows.
 #[test]
 fn tensor_core_products() {
     let numbers = |seed: i32, n: usize| (0..n as i32).map(move |i| ((i * 7 + seed) * (i + 3) % 23 - 11) as f32);

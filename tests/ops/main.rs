@@ -1,6 +1,6 @@
-//! What computes: each op against its definition in f64, finite differences and mmdetection's numbers (tests/cases, one
-//! file an op), the CPU's convolution kernels, whole steps on every GPU of the build, the simulated device, and 16
-//! bits.
+//! The computing parts: each op against its definition in f64, finite differences and mmdetection's numbers
+//! (tests/cases, one file per op); the CPU's convolution kernels; whole training steps on every GPU of the build; the
+//! simulated device; 16-bit training.
 
 #[path = "../cases/mod.rs"]
 mod cases;

@@ -28,7 +28,7 @@ fn setup_in(model: &ModelConfig, batch: usize, dtype: DType) -> StageSetup {
 /// A loss scale at which no gradient of the small detectors overflows.
 const SCALE: f32 = 256.0;
 
-/// Sets the loss scale, of an engine that has one.
+/// Sets the loss scale of an engine that has one.
 fn set_scale(e: &mut Engine, scale: f32) {
     let state: BTreeMap<String, Vec<f32>> = e.state().into_iter().map(|(n, t)| (n, t.to_vec().unwrap())).collect();
     let find = |name: &str, _: usize| {
@@ -48,13 +48,13 @@ fn cosine(a: &[f64], b: &[f64]) -> f64 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-/// What a pass does.
+/// The results of one training pass.
 struct Pass {
     names: Vec<&'static str>,
     losses: Vec<f32>,
-    /// Without the loss scale.
+    /// Gradients divided by the loss scale.
     gradients: Vec<f64>,
-    /// Running means and variances after it.
+    /// Running means and variances after the pass.
     statistics: Vec<f32>,
     planned: usize,
 }
@@ -79,9 +79,9 @@ fn one_pass(model: &ModelConfig, device: &Device, s: &StageSetup) -> Pass {
     }
 }
 
-/// Every family on both kinds of backbone, on the CPU and in kernels: losses, the direction of the gradient and running
-/// statistics are f32's but for the rounding of activations (2^-11 and 2^-8 of each, over some twenty layers), and what
-/// is recomputed changes nothing.
+/// Every detector family on both kinds of backbone, on the CPU and in kernels: losses, the direction of the gradient
+/// and running statistics equal f32's up to the rounding of activations (2^-11 and 2^-8 of each, over some twenty
+/// layers), and rematerialisation changes nothing.
 #[test]
 fn half_precision_is_f32_but_for_rounding() {
     let gpus: Vec<Device> = gpus().into_iter().filter_map(|(_, devices)| devices.into_iter().next()).collect();
@@ -99,9 +99,9 @@ fn half_precision_is_f32_but_for_rounding() {
             {
                 let what = format!("{detector:?} on {kind:?} in {} on {device:?}", dtype.name());
                 let half = pass(device, dtype, Recompute::None);
-                // Which RoIs are sampled follows from proposals, and a rounding that swaps two of them changes the few
-                // positives of two small pictures: what is computed on samples is held loosely on kernels, whose
-                // roundings are others than the CPU's.
+                // The sampled RoIs depend on the proposals: if rounding swaps two of them, the few positives of two
+                // small pictures change. Everything computed on samples is therefore compared loosely in kernels, which
+                // round differently from the CPU.
                 let (sampled_abs, angle) =
                     if device.runs_kernels() { (0.1, f64::min(angle, 0.9)) } else { (0.0, angle) };
                 for ((a, b), name) in whole.losses.iter().zip(&half.losses).zip(&whole.names) {
@@ -126,7 +126,7 @@ fn half_precision_is_f32_but_for_rounding() {
                     assert!(half.losses == again.losses && half.gradients == again.gradients, "{what}: {how:?}");
                     assert!(half.statistics == again.statistics, "{what}: {how:?}: statistics");
                     let less = again.planned < half.planned;
-                    // On the CPU ops of 16 bits keep their inputs whatever is asked for.
+                    // On the CPU 16-bit ops keep their inputs, whatever `recompute` says.
                     let same = how == Recompute::Norms && again.planned == half.planned && !device.runs_kernels();
                     assert!(less || same, "{what}: {how:?}");
                 }
@@ -135,7 +135,7 @@ fn half_precision_is_f32_but_for_rounding() {
     }
 }
 
-/// A loss scale that a checkpoint lacks begins anew, but the optimizer's steps are counted on.
+/// If a checkpoint has no loss scale, the scale starts anew, but the optimizer's step count continues.
 #[test]
 fn another_precision_goes_on_with_the_steps_of_the_optimizer() {
     let device = Device::cpu();
@@ -152,7 +152,8 @@ fn sixteen_bits_halve_what_a_gpu_plans_for_activations() {
     use upres::device::Target;
     let model = small_of(Detector::MaskRcnn, BackboneKind::Resnet50);
     let peak = |dtype| {
-        let planner = Device::plan_for(Target::Sim); // a GPU's kernels, without the constant workspaces of its libraries
+        // A GPU's kernels, without the constant workspaces of its libraries.
+        let planner = Device::plan_for(Target::Sim);
         let mut e = engine_of(&model, &planner, &setup_in(&model, 8, dtype));
         e.train_pass(None, 0, 1.0, true, Sampling::Random).unwrap().lower_bound_bytes()
     };
@@ -175,27 +176,27 @@ fn steps_in(model: &ModelConfig, s: &StageSetup, steps: u64) -> f32 {
     e.losses().unwrap().iter().sum()
 }
 
-/// 200 steps from one seed end together: four pictures are learnt by heart in each precision.
+/// 200 steps from one seed end at similar losses: four pictures are memorised in every precision.
 #[test]
 fn two_hundred_steps_end_together() {
     let s = |dtype| StageSetup { dtype, ..setup(4, BatchNormMode::Train) };
     let whole = steps_in(&small(), &s(DType::F32), 200);
     for dtype in HALVES {
         let half = steps_in(&small(), &s(dtype), 200);
-        // From about 2 at the start: seeds differ as much in f32 alone.
+        // The loss starts at about 2. In f32 alone, seeds differ as much.
         assert!((half - whole).abs() < 0.15, "{}: loss {half}, in f32 {whole}", dtype.name());
     }
 }
 
-/// [`setup`] with an optimizer whose state is stored so.
+/// Like [`setup`], with an optimizer whose state is stored as `state`.
 fn setup_with(kind: OptimizerKind, state: StatePrecision) -> StageSetup {
     let mut s = setup(4, BatchNormMode::Train);
     (s.optimizer.kind, s.optimizer.state) = (kind, state);
     s
 }
 
-/// State of half the bytes: the plan says so, memory in use is the plan, and four pictures are learnt by heart as in
-/// f32.
+/// Optimizer state of half the bytes: the plan shows it, memory in use equals the plan, and four pictures are memorised
+/// as in f32.
 #[test]
 fn state_in_bf16_is_half_of_it_and_ends_together() {
     for kind in [OptimizerKind::Sgd, OptimizerKind::Adamw] {
@@ -215,7 +216,7 @@ fn state_in_bf16_is_half_of_it_and_ends_together() {
     }
 }
 
-/// Each step, stage and run rounds by numbers of its own, and a step that is taken again by the same.
+/// Each step, stage and run rounds with random numbers of its own; a repeated step uses the same ones.
 #[test]
 fn rounding_follows_seed_stage_and_step() {
     let device = Device::cpu();
@@ -237,7 +238,7 @@ fn rounding_follows_seed_stage_and_step() {
     }
 }
 
-/// Through checkpoints: f32 to bf16 is rounded to the nearest, and everything else is exact.
+/// State through checkpoints: f32 to bf16 is rounded to nearest, everything else is exact.
 #[test]
 fn state_is_converted_to_what_the_stage_stores() {
     let dir = tempfile::tempdir().unwrap();
@@ -271,7 +272,7 @@ fn state_is_converted_to_what_the_stage_stores() {
             assert!(state(&through_a_file(&half, to)) == want, "{kind:?}: {to:?} is exact");
         }
     }
-    // The largest of f32 is no infinity.
+    // The largest f32 does not become infinity.
     let mut e = engine_of(&small(), &device, &setup_with(OptimizerKind::Sgd, StatePrecision::Bf16));
     e.load_optimizer(|_| true, 0, |name, n| Ok(vec![if name.starts_with("momentum.") { f32::MAX } else { 0.0 }; n]))
         .unwrap();
@@ -296,7 +297,7 @@ impl Scaled {
         Scaled { e, pass: plans.pass, update: plans.update, steps: 0 }
     }
 
-    /// One step; the norm of its gradient.
+    /// Takes one step and returns the norm of its gradient.
     fn step(&mut self) -> f32 {
         self.e.train_pass(Some(&self.pass), 0, 1.0, true, Sampling::Strided).unwrap();
         self.steps += 1;
@@ -304,7 +305,8 @@ impl Scaled {
         self.e.grad_norm().unwrap()
     }
 
-    /// Everything but the loss scale and the running statistics, which a forward pass moves; then the scale's state.
+    /// All state except the loss scale and the running statistics, which a forward pass moves; then the state of the
+    /// scale.
     fn state(&self) -> (Vec<Vec<f32>>, Vec<f32>) {
         let (mut all, mut scale) = (Vec::new(), Vec::new());
         for (name, t) in self.e.state().into_iter().filter(|(name, _)| !name.contains("running_")) {
@@ -319,14 +321,14 @@ impl Scaled {
     }
 }
 
-/// A scale that is too large skips one step, without a host read: weights and optimizer state stay, the scale halves,
+/// A scale that is too large skips one step without a host read: weights and optimizer state stay, the scale halves,
 /// and the next step is taken.
 #[test]
 fn an_overflow_skips_one_step_and_loses_nothing() {
     let devices = gpus().into_iter().filter_map(|(_, d)| d.into_iter().next()).chain([Device::cpu()]);
     for (device, kind) in devices.flat_map(|d| [(d.clone(), OptimizerKind::Sgd), (d, OptimizerKind::Adamw)]) {
         let mut run = Scaled::new(&device, kind);
-        // The first gradients are large: the scale falls until they fit.
+        // The first gradients are large, so the scale falls until they fit.
         let falls = (0..8).take_while(|_| !run.step().is_finite()).count() as i32;
         assert_eq!(run.state().1, [65536.0 * 0.5f32.powi(falls), 1.0, 1.0], "{kind:?} on {device:?}");
         set_scale(&mut run.e, 1e30);
@@ -342,7 +344,7 @@ fn an_overflow_skips_one_step_and_loses_nothing() {
     }
 }
 
-/// On request the first tensor that is not finite is named, forward and backward.
+/// On request, the first tensor that is not finite is named, in the forward and in the backward pass.
 #[test]
 fn the_first_tensor_that_is_not_finite_is_named() {
     watch::enable(true);
@@ -368,14 +370,14 @@ fn the_first_tensor_that_is_not_finite_is_named() {
         let values = vec![f32::MAX; weight.numel()];
         weight.load(&values).unwrap();
         let found = pass(&mut e).expect("an overflow");
-        // In 16 bits the weight itself is stored as infinity first.
+        // In 16 bits the weight itself is first stored as infinity.
         let op = if dtype == DType::F32 { "conv2d" } else { "cast" };
         assert!(found.starts_with(&format!("output of backbone/layer2/{op}")), "{found}");
     }
     watch::enable(false);
 }
 
-/// What the last checkpoint of a run in f16 holds: times and paths of its header are left out.
+/// The tensors of the last checkpoint of an f16 run, without the times and paths of its header.
 fn tensor_bytes(run: &Path) -> Vec<u8> {
     let file = fs::read(last(run)).unwrap();
     let n = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
@@ -383,8 +385,8 @@ fn tensor_bytes(run: &Path) -> Vec<u8> {
     file[8 + n..].to_vec()
 }
 
-/// A run in f16 that was stopped goes on bit-exactly, loss scale and all; and any precision goes on from a checkpoint
-/// of another.
+/// A stopped f16 run resumes bit-exactly, including its loss scale, and every precision resumes from a checkpoint of
+/// another.
 #[test]
 fn a_run_is_resumed_in_its_precision_and_in_others() {
     let dir = tempfile::tempdir().unwrap();
@@ -402,13 +404,13 @@ fn a_run_is_resumed_in_its_precision_and_in_others() {
     }
 }
 
-/// A checkpoint may fall on a step whose gradient overflowed: the step was skipped, and the weights are as good as
-/// before.
+/// A checkpoint may be written at a step whose gradient overflowed: the step was skipped, and the weights are those
+/// from before.
 #[test]
 fn a_checkpoint_on_a_skipped_step() {
     let dir = tempfile::tempdir().unwrap();
     let (recipe, out) = (write_recipe(dir.path(), shapes()), dir.path().join("run"));
-    // Too large for the scale that a run begins with.
+    // Too large for the initial loss scale.
     let overflows = ["--set", "stage.pretrain.precision=f16", "--set", "model.rpn.cls_loss_weight=1e4"];
     train(&recipe, &out, &[&overflows[..], &["--stop-after", "1"]].concat()).done();
     let file = fs::read(last(&out)).unwrap();
@@ -421,8 +423,8 @@ fn a_checkpoint_on_a_skipped_step() {
     assert!(tensor_bytes(&out) == tensor_bytes(&other), "goes on to the bit");
 }
 
-/// A run with state in bf16 that was stopped goes on bit-exactly, into the next stage too; and one goes on with state
-/// of the other type.
+/// A stopped run with bf16 state resumes bit-exactly, into the next stage too, and a run resumes with state of the
+/// other type.
 #[test]
 fn a_run_is_resumed_with_its_state_in_bf16() {
     let dir = tempfile::tempdir().unwrap();

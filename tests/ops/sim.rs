@@ -1,4 +1,4 @@
-//! The simulated device: it computes what a GPU would, and finds the faults that it promises to find.
+//! The simulated device computes what a GPU would, and detects the faults that it promises to detect.
 
 use std::path::Path;
 
@@ -7,19 +7,19 @@ use upres::device::Device;
 use upres::device::gpu::Grid;
 use upres::tensor::{DType, Tensor};
 
-/// Orders of the threads: ascending, and others.
+/// Seeds of the thread order: 0 is ascending.
 const SEEDS: std::ops::Range<u64> = 0..5;
 
 fn zeros(dev: &Device, n: usize) -> Tensor {
     Tensor::zeros(dev, &[n], DType::F32).unwrap()
 }
 
-/// Runs `kernel(y)` on one block and returns what is wrong with it.
+/// Runs `kernel(y)` on one block and returns the error.
 fn fault(kernel: &str, threads: u32) -> String {
     let dev = Device::sim(1);
     let mut y = zeros(&dev, 64);
     let k = dev.gpu().kernel(kernel, DType::F32).out(&mut y);
-    // SAFETY: the kernel takes y of 64 elements; what it does wrong, the simulated device finds.
+    // SAFETY: the kernel takes y of 64 elements; the simulated device detects its fault.
     unsafe { k.launch(Grid::blocks(1, threads)) }.expect_err(kernel).to_string()
 }
 
@@ -38,7 +38,7 @@ fn a_missing_barrier_shows_as_a_difference() {
     let want: Vec<f32> = (0..256).map(|i| (i / 64 * 64 + 63 - i % 64) as f32).collect();
     for seed in SEEDS {
         assert_eq!(reverse("selftest_reverse", seed), want);
-        // Poisoned shared memory, read before it is written.
+        // Shared memory is poisoned and read before it is written.
         assert!(reverse("selftest_missing_barrier", seed).iter().any(|v| v.is_nan()), "order {seed}");
     }
 }
@@ -66,7 +66,7 @@ fn warps_that_part_ways_are_found() {
     assert!(fault("selftest_divergent", 64).contains("wait elsewhere"), "{}", fault("selftest_divergent", 64));
     assert!(fault("selftest_lane_left", 64).contains("have left"));
     assert!(fault("selftest_deadlock", 64).contains("wait elsewhere"));
-    // 48 threads: the second warp is half there, its masks name all 32 lanes.
+    // 48 threads: the second warp is half full, but its masks name all 32 lanes.
     assert!(fault("selftest_lane_left", 48).contains("left or wait elsewhere"));
 }
 
@@ -89,8 +89,8 @@ fn launches_are_checked() {
     assert!(error.contains("f32[64]"), "it names the tensors: {error}");
 }
 
-/// Both stages of a recipe with all that a checkpoint holds, accumulated gradients and evaluations, by the program: the
-/// weights are the CPU's but for rounding, and a run that was stopped goes on on another device.
+/// Trains both stages of a recipe with the program, with all that a checkpoint holds, accumulated gradients and
+/// evaluations: the weights equal the CPU's up to rounding, and a stopped run resumes on another device.
 #[test]
 fn train_runs_on_it() {
     let dir = folder_with_data();
@@ -126,7 +126,7 @@ fn train_runs_on_it() {
         (a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>() / size).sqrt()
     };
     let want = weights(&cpu);
-    // AdamW's first steps are signs of gradients: of a gradient near 0 the sign is rounding's.
+    // AdamW's first steps are signs of gradients, and rounding decides the sign of a gradient near 0.
     assert!(distance(&want, &weights(&sim)) < 2e-3, "{}", distance(&want, &weights(&sim)));
     let (stopped, _) = run_on("sim", "stopped", &["--stop-after", "5"]);
     run("train", ["--resume".as_ref(), stopped.as_os_str(), "--device".as_ref(), "cpu".as_ref()]).done();

@@ -126,7 +126,7 @@ fn annotation_files() {
     c.train(|t| t, &[]).complains(&["annotations/val.json"]);
 }
 
-/// What is left out of a data set is said by each program that reads it, and is in the log; clean data is silent.
+/// Every program that reads a data set says what it leaves out, and the log records it. Clean data is silent.
 #[test]
 fn annotations_that_are_not_used() {
     let c = Case::new();
@@ -182,7 +182,7 @@ fn pictures() {
         c.train(skip, stop).done();
         assert!(last(&c.path("run")).is_file());
     }
-    // All pictures gone: skipping them all is no training.
+    // If every picture is missing, skipping them is not training.
     let c = Case::new();
     fs::remove_dir_all(c.path("data/images/train")).unwrap();
     c.train(skip, stop).complains(&["annotations/train.json"]);
@@ -202,7 +202,7 @@ fn run_folders() {
     run_program("train", ["--resume".as_ref(), c.path("none").as_os_str()]).complains(&["nothing to resume", "none"]);
     fs::create_dir(c.path("empty")).unwrap();
     run_program("train", ["--resume".as_ref(), c.path("empty").as_os_str()]).complains(&["nothing to resume", "empty"]);
-    // A run is never overwritten, neither is anything else.
+    // Neither a run nor anything else is ever overwritten.
     let run = finished_run();
     let before = fs::read(last(run)).unwrap();
     let recipe = write_recipe(c.dir.path(), shapes());
@@ -217,7 +217,7 @@ fn run_folders() {
             .complains(&["--out: /proc/x", "name a folder in which you may write"]);
     }
     assert_eq!(fs::read_to_string(c.path("file")).unwrap(), "x");
-    // An override that does not fit the checkpoint is refused, and forgotten.
+    // An override that does not fit the checkpoint is refused and not stored.
     c.train(|t| t, &["--stop-after", "2"]).done();
     let resume = |more: &[&str]| {
         let path = c.path("run");
@@ -227,13 +227,13 @@ fn run_folders() {
     resume(wide).complains(&["last.safetensors", "another model", "backbone.conv1.weight"]);
     resume(&["--set", "stage.pretrain.frozen=1"]).complains(&["recipe.toml", "frozen"]);
     resume(&[]).done();
-    // A last checkpoint that was cut off.
+    // A truncated last checkpoint.
     fs::write(last(&c.path("run")), &before[..before.len() / 2]).unwrap();
     run_program("train", ["--resume".as_ref(), c.path("run").as_os_str()])
         .complains(&["last.safetensors", "truncated"]);
 }
 
-/// The programs that read checkpoints, each with a checkpoint and everything else as it should be.
+/// Runs each program that reads checkpoints with `checkpoint`, everything else being right.
 fn readers(checkpoint: &Path, c: &Case) -> [Ran; 3] {
     let path = |p: &str| c.path(p).into_os_string();
     let (file, weights) = (checkpoint.as_os_str(), format!("init.weights={}", checkpoint.display()));
@@ -280,7 +280,7 @@ fn checkpoints() {
         &[],
     );
 
-    // A value that is not finite, in a file that no checksum vouches for.
+    // A value that is not finite, in a file without a checksum.
     let tensors = safetensors::SafeTensors::deserialize(&good).unwrap();
     let at = tensors.tensor("ema.backbone.conv1.weight").unwrap().data().as_ptr() as usize - good.as_ptr() as usize;
     let mut spoilt = good.clone();
@@ -289,14 +289,14 @@ fn checkpoints() {
     spoilt[checksum + 1..checksum + 7].copy_from_slice(b"nobody");
     check("nan.safetensors", Some(&spoilt), &["ema.backbone.conv1.weight holds NaN", "use another checkpoint"]);
 
-    // A plan does not need them, and says what a run would say.
+    // A plan does not need the weights, but says what a run would say.
     let ran =
         c.train(|t| t, &["--plan", "--set", &format!("init.weights={}", c.path("nan.safetensors").display())]).done();
     assert!(ran.out.contains("\ninit.weights cannot be used here, a run would end with: "), "{ran:?}");
     assert!(ran.out.contains("backbone.conv1.weight holds NaN") && ran.out.contains("needs "), "{ran:?}");
 
-    // Of another model: training from it is refused and names what differs. Of other classes: what tells them apart is
-    // learnt anew.
+    // Weights of another model are refused, and the error names the difference. With other classes, only the layers
+    // that tell classes apart are learnt anew.
     let weights = format!("init.weights={}", last(finished_run()).display());
     let wide = |t: String| t.replace("width = 0.125", "width = 0.25");
     c.train(wide, &["--set", &weights]).complains(&["last.safetensors", "another model", "backbone.conv1.weight"]);
@@ -344,13 +344,13 @@ fn detection() {
     assert!(!out.exists(), "nothing is left behind");
     fs::write(c.path("file"), "x").unwrap();
     detect(&c.picture(), &c.path("file")).complains(&["--out", "file is a file: name a folder"]);
-    // A picture whose header is whole and whose pixels are not.
+    // A picture with a whole header and damaged pixels.
     let bytes = fs::read(c.picture()).unwrap();
     fs::write(c.path("cut.png"), &bytes[..bytes.len() / 2]).unwrap();
     detect(&c.path("cut.png"), &out).complains(&["cut.png", "corrupt"]);
 }
 
-/// A device that this build or machine has not: one line that says so, and what to do.
+/// A device that this build or machine lacks: one line that says so and what to do.
 #[test]
 fn devices_that_are_not_there() {
     let case = Case::new();

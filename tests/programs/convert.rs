@@ -9,10 +9,6 @@ use safetensors::tensor::TensorView;
 
 const PROGRAMS: [&str; 2] = ["torchvision", "mmdetection"];
 
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
 /// The classes of the finished run, in order.
 fn classes() -> Vec<String> {
     let bytes = fs::read(last(finished_run())).unwrap();
@@ -21,7 +17,7 @@ fn classes() -> Vec<String> {
     serde_json::from_value(meta["classes"].clone()).unwrap()
 }
 
-/// The finished run's weights for another program.
+/// Exports the weights of the finished run for another program.
 fn exported(dir: &Path, program: &str) -> PathBuf {
     let out = dir.join(format!("{program}.safetensors"));
     let ran = run_program("convert", [text(&last(finished_run())), "--to", program, text(&out)]).done();
@@ -37,14 +33,14 @@ fn from(weights: &Path, program: &str, classes: &str, out: &Path, more: &[&str])
     run_program("convert", args.into_iter().chain(more.iter().copied()))
 }
 
-/// What `detect` finds in the validation pictures.
+/// The detections of `detect` in the validation pictures.
 fn detections(checkpoint: &Path, dir: &Path) -> String {
     let (out, images) = (dir.join("found"), shapes().join("images/val"));
     run_program("detect", [text(checkpoint), text(&images), "--out", text(&out), "--score-threshold", "0.05"]).done();
     fs::read_to_string(out.join("detections.json")).unwrap()
 }
 
-/// The tensors of a file under other names; those without one are left out.
+/// Copies the tensors of a file under other names; tensors without a new name are left out.
 fn renamed(from: &Path, to: &Path, name: impl Fn(&str) -> Option<String>) {
     let bytes = fs::read(from).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -66,7 +62,7 @@ fn there_and_back() {
     }
 }
 
-/// Names a line, of which some are left out; their numbers are the places in the file.
+/// Class names of which some are left out ("-", "N/A"): the others keep their positions in the weights.
 #[test]
 fn classes_may_be_left_out() {
     let dir = tempfile::tempdir().unwrap();
@@ -99,7 +95,7 @@ fn training_starts_from_foreign_weights() {
         let ran = start(&exported(dir.path(), program), &[]).done();
         assert!(!ran.err.contains("anew"), "{ran:?}");
     }
-    // A classifier's backbone, with all that a classifier has; then batch norm may be frozen from the first step.
+    // A backbone from a complete classifier. With it batch norm may be frozen from the first step.
     let (weights, backbone) = (dir.path().join("torchvision.safetensors"), dir.path().join("resnet18.safetensors"));
     renamed(&weights, &backbone, |n| match n {
         "roi_heads.box_head.fc6.bias" => Some("fc.bias".into()),
@@ -109,7 +105,7 @@ fn training_starts_from_foreign_weights() {
     let ran = start(&backbone, frozen).done();
     let note = "init.weights: a backbone of torchvision (a classifier): everything behind the backbone starts anew";
     assert!(ran.err.contains(note) || ran.out.contains(note), "{ran:?}");
-    // A checkpoint of it is one too: its heads are as they were made.
+    // Its own checkpoint works too; the heads are as initialised.
     let out = dir.path().join("c.safetensors");
     let ran = from(&backbone, "torchvision", "a,b", &out, &[]).done();
     assert!(ran.err.contains("note: a backbone of torchvision"), "{ran:?}");
@@ -133,7 +129,7 @@ fn training_starts_from_foreign_weights() {
     start(&pickle, &[]).complains(&["w.pth", "PyTorch", "tools/pth_to_safetensors.py"]);
 }
 
-/// Another number of classes: only what tells classes apart is learnt anew.
+/// With another number of classes, only the layers that tell classes apart are learnt anew.
 #[test]
 fn training_on_other_classes() {
     let data = folder_with_data();
@@ -179,7 +175,7 @@ fn bad_input() {
         "no folder",
         "make it",
     ]);
-    // What is there stays.
+    // An existing file is kept.
     fs::write(&out, "mine").unwrap();
     to(&good, "mmdetection").complains(&["out.safetensors exists already: name another file, or remove it"]);
     assert_eq!(fs::read_to_string(&out).unwrap(), "mine");
@@ -198,7 +194,7 @@ fn bad_input() {
     from(&weights, "torchvision", "a,b", &out, &[])
         .complains(&["torchvision.safetensors", "it has 6 classes, and 2 are named"]);
     from(&weights, "torchvision", "a,b,c,d,e,a", &out, &[]).complains(&["--classes", "\"a\" is named twice"]);
-    // A file that is not there is no class.
+    // A missing file of class names is not taken for a class.
     for names in ["nmaes.txt", "no/names", "a,NAMES.JSON", "no\\names"] {
         from(&weights, "torchvision", names, &out, &[]).complains(&["--classes", "no such file", "one name a line"]);
     }

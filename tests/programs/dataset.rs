@@ -1,17 +1,11 @@
-//! `dataset` as a user runs it: what it finds, counts, draws and makes, and what it says where it cannot.
+//! `dataset` as a user runs it: what it finds, counts, draws and makes, and its error messages.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::support::annotations::good;
+use crate::support::annotations::{good, write};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-fn write(dir: &TempDir, text: impl AsRef<[u8]>) -> std::path::PathBuf {
-    let path = dir.path().join("a.json");
-    std::fs::write(&path, text).unwrap();
-    path
-}
 
 fn dataset(args: &[&str], dir: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_dataset")).args(args).current_dir(dir).output().unwrap()
@@ -95,7 +89,7 @@ fn nothing_to_train_on() {
         let (code, text) = run(&file, "stats");
         assert!(code == Some(0) && text.contains("buckets       none: there is no image to train on"), "{text}");
     }
-    // An image that cannot be counted is not counted silently.
+    // An image that cannot be counted is reported.
     for width in [json!(null), json!(4_000_000_000u64)] {
         let mut file = good();
         file["images"][1]["width"] = width;

@@ -1,4 +1,4 @@
-//! The programs end to end: train, evaluate, detect; runs that are killed, stopped, interrupted, and go on bit-exactly.
+//! Train, evaluate and detect end to end; runs that are killed, stopped or interrupted resume bit-exactly.
 
 use std::fs;
 use std::path::Path;
@@ -10,11 +10,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use upres::data::shapes::Class;
 
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-/// What a checkpoint says of itself.
+/// The metadata of a checkpoint.
 fn meta(path: &Path) -> Value {
     let bytes = fs::read(path).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
@@ -32,7 +28,7 @@ fn events(run: &Path, name: &str) -> Vec<Value> {
     all.filter(|v| v["event"] == name).collect()
 }
 
-/// Every tensor of two checkpoints is the same to the bit, and so is all that they say but the time.
+/// Asserts that two checkpoints have the same tensors to the bit, and the same metadata except times.
 #[track_caller]
 fn assert_same_state(a: &Path, b: &Path) {
     let (x, y) = (fs::read(last(a)).unwrap(), fs::read(last(b)).unwrap());
@@ -53,7 +49,7 @@ fn assert_same_state(a: &Path, b: &Path) {
     assert_eq!(said(a), said(b));
 }
 
-/// No temporary file stays.
+/// Asserts that no temporary file is left.
 #[track_caller]
 fn assert_tidy(run: &Path) {
     for folder in [run.to_path_buf(), run.join("checkpoints")] {
@@ -82,7 +78,7 @@ fn train_leaves_a_complete_run() {
     assert_eq!(events(run, "stage").len(), 2);
     assert_eq!(events(run, "end")[0]["reason"], "done");
     let losses = events(run, "train");
-    // Epochs of a few steps have a line too, however fast they go by.
+    // Short epochs have a log line too, however fast they pass.
     let logged: Vec<_> = losses.iter().map(|e| &e["global_step"]).collect();
     assert!(events(run, "eval").iter().all(|e| logged.contains(&&e["global_step"])), "{logged:?}");
     assert!(losses.iter().all(|e| e["losses"]["loss"].as_f64().unwrap().is_finite()));
@@ -165,7 +161,7 @@ fn detect_writes_boxes_and_pictures() {
     assert!(out.join(format!("{stem}-2.png")).is_file());
     assert!(pictures.iter().all(|p| image::open(p).is_ok()));
 
-    // Bad pictures are named, the good one is done.
+    // Bad pictures are reported, and the good one is processed.
     let bad = dir.path().join("bad.jpg");
     fs::write(&bad, &fs::read(&one).unwrap()[..900]).unwrap();
     let none = dir.path().join("none.png");
@@ -177,7 +173,7 @@ fn detect_writes_boxes_and_pictures() {
     assert!(ran.err.contains("bad.jpg") && ran.err.contains("none.png"), "{ran:?}");
     assert!(out.join(format!("{stem}.png")).is_file() && out.join("detections.json").is_file());
 
-    // A copy never replaces the picture itself, nor any other file that was there before.
+    // A drawn copy never replaces the picture itself or any other existing file.
     let own = dir.path().join("other");
     fs::create_dir(&own).unwrap();
     fs::write(own.join(format!("{stem}.png")), "mine").unwrap();
@@ -202,14 +198,14 @@ fn detect_writes_boxes_and_pictures() {
     assert!(own.join("a-2.png").is_file());
 }
 
-/// Starts `train`, on one thread or more.
+/// Starts `train` with this number of threads.
 fn start(args: &[&str], threads: usize) -> Child {
     let mut command = command("train");
     command.args(args).env("RAYON_NUM_THREADS", threads.to_string());
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Kills a process after a while, or waits for its end; true if it was killed.
+/// Kills a process after a while, unless it ends earlier; true if it was killed.
 fn kill_after(mut child: Child, delay: Duration) -> bool {
     let start = Instant::now();
     while start.elapsed() < delay {
@@ -228,7 +224,7 @@ fn kill_after(mut child: Child, delay: Duration) -> bool {
     true
 }
 
-/// A run killed at moments that nobody chose ends with the weights of a run that was left alone.
+/// A run that is killed at random moments ends with the weights of an undisturbed run.
 #[test]
 fn a_killed_run_goes_on_bit_exactly() {
     let whole = finished_run();
@@ -259,7 +255,7 @@ fn a_killed_run_goes_on_bit_exactly() {
     assert!(resumed > 0, "the test killed nothing: {moments:?}");
     assert_same_state(whole, &run);
     assert_tidy(&run);
-    // The log reads as if nothing had happened.
+    // The log looks as if nothing had happened.
     let steps: Vec<_> = events(&run, "train").iter().map(|e| e["global_step"].as_u64().unwrap()).collect();
     assert!(steps.is_sorted_by(|a, b| a < b), "{steps:?}");
     assert_eq!((events(&run, "stage").len(), events(&run, "end").len()), (2, 1));
@@ -271,7 +267,7 @@ fn a_stopped_run_goes_on_bit_exactly() {
     let recipe = write_recipe(dir.path(), shapes());
     let run = dir.path().join("run");
     let out = run.to_str().unwrap();
-    // Between checkpoints, at the end of a stage, one step into the next.
+    // Stops between checkpoints, at the end of a stage, and one step into the next.
     train(&recipe, &run, &["--stop-after", "7"]).done();
     assert_eq!(step(&run), 7);
     assert_eq!(events(&run, "end")[0]["reason"], "stopped");
@@ -281,7 +277,7 @@ fn a_stopped_run_goes_on_bit_exactly() {
     }
     run_program("train", ["--resume", out]).done();
     assert_same_state(finished_run(), &run);
-    // A finished run has nothing left to do, and says so or just ends; its weights stay.
+    // Resuming a finished run succeeds and changes no weights.
     let again = run_program("train", ["--resume", out]);
     assert!(again.code == Some(0) && !again.err.contains("panicked"), "{again:?}");
     assert_same_state(finished_run(), &run);
@@ -312,7 +308,8 @@ fn an_interrupt_ends_after_the_step_with_a_checkpoint() {
     assert_eq!(step(&run), at + 1);
 }
 
-/// A disk that fills up while a checkpoint is written: one line about it, and the run goes on from the old checkpoint.
+/// If the disk fills up while a checkpoint is written, there is one error line, and the run resumes from the old
+/// checkpoint.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_loses_nothing() {
@@ -333,7 +330,7 @@ fn a_full_disk_loses_nothing() {
     assert_eq!(step(&run), 20);
 }
 
-/// The best checkpoint is that of the best evaluation, the last one of the run included.
+/// The best checkpoint is that of the best evaluation, including the last one of the run.
 #[test]
 fn the_best_checkpoint_is_of_the_best_evaluation() {
     let dir = tempfile::tempdir().unwrap();
@@ -354,7 +351,7 @@ fn the_best_checkpoint_is_of_the_best_evaluation() {
     assert_eq!(self::meta(&best)["global_step"], first["global_step"]);
 }
 
-/// A picture that is missing in the first evaluation costs no step: the run goes on with that evaluation.
+/// If a picture is missing in the first evaluation, no step is lost: the resumed run starts with that evaluation.
 #[test]
 fn a_failed_evaluation_loses_nothing() {
     let dir = folder_with_data();
@@ -384,15 +381,15 @@ fn one_process_a_folder() {
     lock.lock().unwrap();
     run_program("train", ["--resume", run.to_str().unwrap()]).complains(&["another process"]);
     drop(lock);
-    // Refused for another reason: the log stays as it was.
+    // The resume is refused for another reason, and the log stays unchanged.
     let args = ["--resume", run.to_str().unwrap(), "--set", "model.backbone.width=0.25"];
     run_program("train", args).complains(&["another model"]);
     assert_eq!(fs::read(run.join("log.jsonl")).unwrap(), log);
     run_program("train", ["--resume", run.to_str().unwrap(), "--stop-after", "2"]).done();
 }
 
-/// What a resumed run does otherwise is said, by the names of stages; and nothing of numbers that an older program
-/// wrote with all of the digits that 32 bits have in 64.
+/// A resumed run reports changed settings with the name of their stage. It does not report a number that an older
+/// program wrote with all digits an f32 has as f64.
 #[test]
 fn a_resumed_run_says_what_has_changed() {
     let dir = tempfile::tempdir().unwrap();
@@ -414,7 +411,7 @@ fn a_resumed_run_says_what_has_changed() {
     );
 }
 
-/// Another order of the categories would give every output another meaning.
+/// Another order of the categories would change the meaning of every output.
 #[test]
 fn a_resumed_run_has_its_classes() {
     let dir = folder_with_data();
@@ -433,7 +430,7 @@ fn a_resumed_run_has_its_classes() {
     assert!(ran.err.contains("init.weights: its classes (ellipse"), "{ran:?}");
 }
 
-/// The built-in data set is made where it is absent.
+/// The built-in data set is generated where it is missing.
 #[test]
 fn the_built_in_data_set_is_made() {
     let dir = tempfile::tempdir().unwrap();

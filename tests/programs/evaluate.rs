@@ -1,4 +1,4 @@
-//! `evaluate` and `detect` with everything they can do, on a small detector with masks.
+//! All options of `evaluate` and `detect`, on a small detector with masks.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,10 +29,6 @@ fn mask_run() -> &'static Path {
         assert!(ran.err.contains("mask AP ") && ran.err.contains("mask AP50 "), "{}", ran.err);
         folder.join("run")
     })
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 fn evaluate_on(data: &Path, more: &[&str]) -> Ran {
@@ -100,7 +96,7 @@ fn views_are_merged() {
     assert_eq!(views[5], serde_json::json!({ "scale": 1.5, "flip": true }));
 }
 
-/// What a detector finds in single pictures.
+/// The detections of a detector in single pictures.
 fn found(detector: &mut Detector, pictures: &[PathBuf], views: &[View]) -> Vec<Vec<Detection>> {
     let names = detector.classes().iter().zip(1..);
     let categories = names.map(|(name, id)| Category { id, name: name.clone() }).collect();
@@ -109,7 +105,7 @@ fn found(detector: &mut Detector, pictures: &[PathBuf], views: &[View]) -> Vec<V
     detector.detect_views(&store, 2, views, |_, _| ()).unwrap().into_iter().map(|i| i.found).collect()
 }
 
-/// A picture seen in the mirror, and the mirrored picture: the same detections to the bit, mirrored.
+/// The mirrored view of a picture, and the mirrored picture: the same detections to the bit, mirrored.
 #[test]
 fn a_mirrored_picture_has_mirrored_detections() {
     let dir = tempfile::tempdir().unwrap();
@@ -132,7 +128,7 @@ fn a_mirrored_picture_has_mirrored_detections() {
         let polygons = a.drawn().unwrap().polygons;
         assert_eq!(polygons.is_empty(), a.mask.as_ref().unwrap().area_and_bbox().unwrap().0 == 0);
     }
-    // With both views it does not matter which way round the picture is.
+    // With both views, it does not matter which way round the picture is.
     let both = [View::PLAIN, flip];
     let scores =
         |f: Vec<Vec<Detection>>| f.iter().map(|f| f.iter().map(|d| d.score).collect()).collect::<Vec<Vec<_>>>();
@@ -170,7 +166,7 @@ fn ground_truth_without_masks() {
     assert!(ran.out.contains("masks:"));
 }
 
-/// Boxes that nothing can match, and boxes that are none.
+/// Ground truth boxes that nothing can match, and invalid boxes.
 #[test]
 fn ground_truth_that_is_not_measured() {
     let dir = folder_with_data();
@@ -182,8 +178,8 @@ fn ground_truth_that_is_not_measured() {
     fs::write(&file, truth.to_string()).unwrap();
     let ran = evaluate_on(&data, &[]).done();
     let want = format!(
-        "note: ground truth: 1 of {n} annotations is not measured (1 × box with NaN, infinity or a number beyond ±1e9); 1 of \
-         {n} annotations counts as missed whatever is detected (1 × box of negative width or height): `dataset \
+        "note: ground truth: 1 of {n} annotations is not measured (1 × box with NaN, infinity or a number beyond \
+         ±1e9); 1 of {n} annotations counts as missed whatever is detected (1 × box of negative width or height): `dataset \
          check {} --images {}` names them\n",
         file.display(),
         data.join("images/val").display()
@@ -208,7 +204,7 @@ fn wrong_usage_is_said_clearly() {
         let ran = evaluate_on(shapes(), args);
         assert!(ran.code == Some(2) && ran.err.contains(part), "{args:?}: {ran:?}");
     }
-    // Files that cannot be written are found before the work; where one fails in the end, everything else is there.
+    // Unwritable files are detected before the work. If writing one fails at the end, all others are written.
     for option in ["--json", "--confusion", "--detections"] {
         let ran = evaluate_on(shapes(), &[option, "none/out.json"]);
         assert_eq!(ran.out, "", "nothing was measured");

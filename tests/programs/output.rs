@@ -1,26 +1,22 @@
-//! Where programs put what they made: files that cost nobody a file, and a standard output that is closed, or full.
+//! Output files that overwrite nothing, and a standard output that is closed or full.
 
 use std::fs;
 use std::path::Path;
 
 use crate::support::programs::{run as run_program, *};
 
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-/// Every program in every way in which it prints, with a file that it must have written before it does.
+/// Runs every program in every way in which it prints. Each must have written its file before it prints.
 #[cfg(target_os = "linux")]
 #[test]
 fn nothing_is_lost_where_nobody_listens() {
     use std::process::Stdio;
-    // With nobody who reads its standard output.
+    // Runs a program whose standard output is closed.
     fn unheard(program: &str, args: &[&str]) -> Ran {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         command(program).args(args).stdout(writer).stderr(Stdio::piped()).output().unwrap().into()
     }
-    // With a standard output on a full disk.
+    // Runs a program whose standard output is on a full disk.
     fn full(program: &str, args: &[&str]) -> Ran {
         let device = fs::File::options().write(true).open("/dev/full").unwrap();
         command(program).args(args).stdout(device).stderr(Stdio::piped()).output().unwrap().into()
@@ -72,12 +68,12 @@ fn nothing_is_lost_where_nobody_listens() {
                 _ => ran.complains(&[args[0], ": standard output: "]),
             }
         }
-        // Stopped before its end, with more to say on the error output.
+        // A stopped run, which has more to say on the error output.
         let (run, args) = (path("stopped"), ["--stop-after", "1"]);
         let ran = runs("train", &[&[text(&recipe), "--out", &run], &args[..]].concat());
         assert!(last(Path::new(&run)).is_file() && Path::new(&run).join("report.html").is_file(), "{ran:?}");
     }
-    // The error output is closed too: a note and an error that nobody hears.
+    // The error output is closed too: a note and an error go nowhere.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let out = dir.path().join("quiet.safetensors");
@@ -87,7 +83,7 @@ fn nothing_is_lost_where_nobody_listens() {
     assert_eq!(quiet.status().unwrap().code(), Some(1), "the file is there already");
 }
 
-/// Files that `evaluate` would write over what it reads, or over each other.
+/// `evaluate` refuses output files that would overwrite its inputs or each other.
 #[test]
 fn evaluate_keeps_its_inputs() {
     let dir = folder_with_data();
@@ -122,7 +118,7 @@ fn evaluate_keeps_its_inputs() {
     evaluate(&["--json", text(&new)]).done(); // its own result is made anew
 }
 
-/// A folder of which nothing could be shown is no run.
+/// A folder without anything to show is no run to compare with.
 #[test]
 fn only_runs_are_compared() {
     let dir = tempfile::tempdir().unwrap();

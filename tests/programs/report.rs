@@ -1,4 +1,4 @@
-//! The report of a run: complete from a run directory, and still there when the directory is not.
+//! The report of a run is complete, and needs nothing but its own file.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use upres::report::pictures::{Example, save_examples};
 use upres::report::write_report;
 use upres::run::event::{End, Eval, Event, Stage, Start, Train};
 
-/// A run of two stages (or one) as the training loop would leave it; `pace` is how fast AP rises.
+/// Writes a run of two stages (or one) as the training loop would; `pace` is how fast AP rises.
 fn write_run(dir: &Path, stages: &[(&str, u64)], seed: u64, pace: f64) {
     fs::create_dir_all(dir).unwrap();
     let mut rng = Stream::new(seed, 0, 0, 0, Purpose::Test).rng();
@@ -120,7 +120,7 @@ fn examples(dir: &Path) {
     save_examples(dir, &examples, &Class::ALL.map(|c| c.name().to_string())).unwrap();
 }
 
-/// The whole of a report in a folder of its own, with the runs that it is compared with.
+/// Writes a full report in a folder of its own, with the runs that it is compared with.
 fn full(root: &Path) -> PathBuf {
     let run = root.join("two_stage-1");
     let mut others = Vec::new();

@@ -1,4 +1,4 @@
-//! `train --memory`: each stage is changed as little as it takes to fit, by the ladder that `budget::fit` documents.
+//! `train --memory` changes each stage as little as necessary to fit, by the ladder documented at `budget::fit`.
 
 use std::fs;
 use std::path::Path;
@@ -14,10 +14,10 @@ use upres::recipe::{Recipe, Resize};
 use upres::run::event::{Event, Observer};
 use upres::train::trainer::{TrainOptions, train_on};
 
-/// A way to run a stage: `micro_batch`, `recompute`, `eval_batch`.
+/// A way to train a stage: `micro_batch`, `recompute`, `eval_batch`.
 type Way = (usize, Recompute, usize);
 
-/// The tiny recipe, changed, and its planner.
+/// The tiny recipe with changes, and its planner.
 fn planned(dir: &Path, edit: impl Fn(&mut Recipe), replace: &[(&str, &str)]) -> (Recipe, Planner) {
     let text = replace.iter().fold(tiny_recipe(shapes()), |text, (from, to)| text.replace(from, to));
     let file = dir.join("tiny.toml");
@@ -28,7 +28,7 @@ fn planned(dir: &Path, edit: impl Fn(&mut Recipe), replace: &[(&str, &str)]) -> 
     (recipe, planner)
 }
 
-/// The first stage alone, of steps of 8 images in passes of 4.
+/// Keeps only the first stage, with steps of 8 images in passes of 4.
 fn one_stage(recipe: &mut Recipe) {
     recipe.stages.truncate(1);
     (recipe.stages[0].images_per_step, recipe.stages[0].micro_batch) = (8, 4);
@@ -41,14 +41,14 @@ fn changed(recipe: &Recipe, index: usize, (micro_batch, again, eval_batch): Way)
     recipe
 }
 
-/// The same with optimizer state stored as `state`.
+/// Like [`changed`], with optimizer state stored as `state`.
 fn with_state(recipe: &Recipe, index: usize, state: StatePrecision) -> Recipe {
     let mut recipe = recipe.clone();
     recipe.stages[index].optimizer.state = state;
     recipe
 }
 
-/// What a stage needs, by planning the whole of it.
+/// The bytes a stage needs, by planning all of it.
 fn needs(planner: &mut Planner, recipe: &Recipe, index: usize, way: Way) -> usize {
     planner.stage(&changed(recipe, index, way), index).unwrap().1.total_bytes()
 }
@@ -58,18 +58,18 @@ fn way_of(fitted: &Fitted, index: usize) -> Way {
     (stage.micro_batch, stage.recompute, stage.eval_batch())
 }
 
-/// The bytes that an error names, in brackets.
+/// The number of bytes that an error message names in brackets.
 fn named_bytes(error: &str) -> Vec<usize> {
     error.split('(').skip(1).filter_map(|rest| rest.split_once(" bytes)")?.0.parse().ok()).collect()
 }
 
-/// Holds [`fit`] of a one-stage recipe against a search through all ways by whole plans, at every budget where
-/// something changes. Returns the ways of training that were chosen, by falling budgets.
+/// Compares [`fit`] for a one-stage recipe with a search through all ways by whole plans, at every budget where the
+/// choice changes. Returns the chosen ways, by falling budget.
 fn climb(recipe: &Recipe, planner: &mut Planner, ladder: &[(usize, Recompute)]) -> Vec<(usize, Recompute)> {
     climb_with_state(recipe, planner, ladder).into_iter().map(|(way, _)| way).collect()
 }
 
-/// As [`climb`], with what optimizer state is stored as.
+/// Like [`climb`], but the ways include the type of the optimizer state.
 fn climb_with_state(
     recipe: &Recipe,
     planner: &mut Planner,
@@ -120,7 +120,7 @@ fn climb_with_state(
     chosen
 }
 
-/// Every way in f32 comes before any in bf16; and with bf16 in the recipe there is nothing else.
+/// Every way with f32 state comes before any with bf16. If the recipe says bf16, there is no other.
 #[test]
 fn state_in_bf16_is_the_last_way() {
     let dir = tempfile::tempdir().unwrap();
@@ -132,7 +132,7 @@ fn state_in_bf16_is_the_last_way() {
     assert_eq!(chosen[..in_f32.len()], in_f32, "every rung in f32");
     assert!(chosen[in_f32.len()..].iter().all(|(_, state)| *state == Bf16), "{chosen:?}");
     assert_eq!(chosen.last(), Some(&((1, Blocks), Bf16)), "{chosen:?}");
-    // What was chosen goes on; what was written is told of it.
+    // The fitted recipe passes the check. The error for the original recipe names the key to set.
     let f32_least = needs(&mut planner, &recipe, 0, (1, Blocks, 1));
     let budget = Budget::Given(f32_least - 1);
     let fitted = fit(&mut planner, &recipe, Some(budget)).unwrap();
@@ -157,7 +157,7 @@ fn batch_norm_keeps_as_many_images_as_fit() {
     let (recipe, mut planner) = planned(dir.path(), one_stage, &[]);
     let ladder = [4, 2, 1].map(|n| [(n, Keep), (n, Norms), (n, Blocks)]).concat();
     assert_eq!(climb(&recipe, &mut planner, &ladder), ladder, "every rung is reached");
-    // What computes blocks again already goes on to do so.
+    // A stage that rematerialises blocks already keeps doing so.
     let (recipe, mut planner) = planned(
         dir.path(),
         |r| {
@@ -181,7 +181,7 @@ fn smaller_batches_come_first_where_batch_norm_does_not_see_them() {
     };
     let (recipe, mut planner) = planned(dir.path(), frozen, &[]);
     let batches = [6, 4, 3, 2, 1];
-    // Frozen batch norm keeps no outputs that could be made again, and so "norms" saves nothing.
+    // Frozen batch norm keeps no outputs that could be rematerialised, so "norms" saves nothing.
     let ladder = [batches.map(|n| [(n, Keep), (n, Norms)]).concat(), batches.map(|n| (n, Blocks)).to_vec()].concat();
     let chosen = climb(&recipe, &mut planner, &ladder);
     assert_eq!(chosen[..5], batches.map(|n| (n, Keep)));
@@ -190,7 +190,7 @@ fn smaller_batches_come_first_where_batch_norm_does_not_see_them() {
     let fitted = fit(&mut planner, &recipe, budget).unwrap();
     assert!(fitted.notes().all(|note| !note.contains("batch norm")), "{:?}", fitted.stages);
 
-    // A model without batch norm, whatever the stage says of it.
+    // A model without batch norm, whatever the stage says about it.
     let swin = [("kind = \"resnet18\", width = 0.125", "kind = \"swin_t\", width = 0.34")];
     let (recipe, mut planner) = planned(dir.path(), one_stage, &swin);
     let batches = [4, 2, 1];
@@ -235,7 +235,7 @@ fn what_is_changed_is_said() {
     assert!(both[1].contains("batch norm sees 1 image instead of 4"), "{both:?}");
 }
 
-/// Of all stages: what is asked for is enough for each, and one byte less is not.
+/// The memory that an error asks for is enough for every stage, and one byte less is not.
 #[test]
 fn the_smallest_budget_is_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -251,7 +251,7 @@ fn the_smallest_budget_is_named() {
     let error = refused(&mut planner, least - 1);
     assert!(error.starts_with(&format!("stage {stage}: needs at least")), "{error}");
     assert!(error.contains(&format!("({least} bytes)")) && !error.contains("between steps"), "{error}");
-    // With both stages as the error of the smaller budget says.
+    // Both stages changed as the error for the smaller budget says.
     let auto = (0..2).fold(recipe, |recipe, index| with_state(&recipe, index, Auto));
     assert!(with_auto < least);
     fit(&mut planner, &auto, Some(Budget::Given(with_auto))).unwrap();
@@ -277,7 +277,7 @@ fn the_largest_batch_is_what_fits() {
     assert_eq!((none.micro_batch, none.micro_batch_recompute), (0, 0));
 }
 
-/// Evaluated at four times the side: the recipe, with as many images of an evaluation as fit.
+/// Evaluation at four times the side: the training recipe stays, with as many evaluation images at once as fit.
 fn large_evaluations(recipe: &mut Recipe) {
     one_stage(recipe);
     recipe.stages[0].eval_resize = Some(fit_crop(256));
@@ -315,7 +315,7 @@ impl Observer for Notes {
     }
 }
 
-/// A run, not a plan: the arena's high water.
+/// Checks the arena's high-water mark of a real run, not of a plan.
 #[test]
 fn a_run_stays_within_its_budget() {
     let dir = tempfile::tempdir().unwrap();
@@ -343,14 +343,14 @@ fn log(run: &Path, event: &str) -> Vec<Value> {
     lines.filter(|line| line["event"] == event).collect()
 }
 
-/// The choice is in the run's folder, and a run goes on with it.
+/// The choice is written to the run's folder, and a resumed run uses it.
 #[test]
 fn a_run_keeps_its_choice() {
     let dir = tempfile::tempdir().unwrap();
     let (recipe, mut planner) = planned(dir.path(), |_| {}, &[]);
     let file = write_recipe(dir.path(), shapes());
     let out = dir.path().join("run");
-    // The second stage needs less, and stays.
+    // The second stage needs less and stays unchanged.
     let budget = needs(&mut planner, &recipe, 0, (2, Keep, 2)) - 1;
     let memory = budget.to_string();
     let fitted = fit(&mut planner, &recipe, Some(Budget::Given(budget))).unwrap();
@@ -373,7 +373,7 @@ fn a_run_keeps_its_choice() {
     let error = refused.err.lines().last().unwrap().to_string();
     refused.complains(&["stage pretrain: needs ", "--memory gives", "goes on as it began", "--set stage.pretrain."]);
     assert_eq!(Recipe::read(out.join("recipe.toml"), &[]).unwrap(), written, "a refusal changes nothing");
-    // What the refusal proposes is enough.
+    // The budget that the refusal proposes is enough.
     let sets = error.split(" or add ").nth(1).unwrap();
     let mut args: Vec<&str> = sets.split(' ').collect();
     args.extend(["--memory", &less, "--stop-after", "5"]);
@@ -383,7 +383,7 @@ fn a_run_keeps_its_choice() {
     resume(&["--memory", "1MiB"]).complains(&["needs at least", "less than the", "between steps"]);
 }
 
-/// What is found does not depend on how many images are evaluated at a time.
+/// The choice for training does not depend on how many images are evaluated at a time.
 #[test]
 fn evaluations_of_fewer_images_find_the_same() {
     let dir = tempfile::tempdir().unwrap();

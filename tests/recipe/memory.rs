@@ -1,4 +1,4 @@
-//! The memory of every shipped recipe: what the arena really holds in a step is what the plan says, to the byte.
+//! The memory of every shipped recipe: what the arena holds in a step equals the plan to the byte.
 
 use std::path::PathBuf;
 
@@ -8,12 +8,12 @@ use upres::models::{HostBatch, PixelStats, Sampling};
 use upres::plan::StagePlans;
 use upres::recipe::{Recipe, Resize, StageConfig};
 
-/// Stages that the plan says need more are left out: machines that test have as much.
+/// Stages that need more by plan are left out, because the machines that run the tests have this much memory.
 const MOST_BYTES: usize = 8 << 30;
 const CLASSES: usize = 6;
 const MAX_GT: usize = 16;
 const MASK_RUNS: usize = 8192;
-/// Large recipes run with fewer images than they have: memory is planned in the same way for any number.
+/// Large recipes run with fewer images than they say; memory is planned in the same way for any number.
 const MOST_PIXELS: usize = 2 * 448 * 448;
 const PIXELS: PixelStats = PixelStats { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
 
@@ -60,9 +60,9 @@ fn load(engine: &mut Engine, images: usize, shape: Bucket) {
 
 #[test]
 fn every_recipe_uses_what_it_plans() {
-    // Left out for their time: variants, which differ in how long they train, and baselines, which differ in the box
-    // head (both heads are in other recipes) and in what of batch norm they train (tests/engine/steps.rs has the memory
-    // of each mode).
+    // Left out to save time: variants that differ in how long they train, and baselines that differ in the box head
+    // (both heads are in other recipes) and in the batch norm layers they train (tests/engine/steps.rs checks the
+    // memory of each mode).
     let variant =
         |file: &PathBuf| ["_p3x.toml", "_imagenet.toml"].iter().any(|end| file.to_string_lossy().ends_with(end));
     for file in recipes().into_iter().filter(|file| !variant(file)) {

@@ -1,4 +1,4 @@
-//! What `train --plan` says before anything is trained: true to the byte, and enough to choose a batch for a card.
+//! `train --plan` before any training: true to the byte, and enough to choose a batch size for a GPU.
 
 use std::fs;
 use std::path::Path;
@@ -79,7 +79,7 @@ fn a_stage_takes_what_its_report_says() {
     assert_eq!(report.needed_bytes, report.stages.iter().map(|s| s.total_bytes).max().unwrap());
 }
 
-/// On the CPU and, other workspaces, on a GPU.
+/// Plans for the CPU and for a GPU, which has other workspaces.
 #[test]
 fn what_lives_at_the_peak_adds_up() {
     let dir = tempfile::tempdir().unwrap();
@@ -102,8 +102,8 @@ fn what_lives_at_the_peak_adds_up() {
     }
 }
 
-/// Every shipped recipe, at an input of any size: what is kept is accounted for to the byte, and what lives at the peak
-/// belongs to modules.
+/// Every shipped recipe at any input size: saved activations are accounted for to the byte, and everything that lives
+/// at the peak belongs to modules.
 #[test]
 fn every_recipe_is_accounted_for() {
     let folder = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/recipes")).unwrap();
@@ -139,7 +139,7 @@ fn every_recipe_is_accounted_for() {
     }
 }
 
-/// The largest map of a ResNet, after its first convolution: pooling keeps no copy, and the ReLU needs none.
+/// The largest map of a ResNet, the output of its first convolution: pooling keeps no copy, and the ReLU needs none.
 #[test]
 fn a_stem_keeps_one_map() {
     let file = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/faster_rcnn_r50_fpn.toml"));
@@ -159,7 +159,7 @@ fn a_stem_keeps_one_map() {
 fn the_text_says_what_decides() {
     let dir = folder_with_data();
     let data = dir.path().join("data");
-    // One picture with more objects than any other.
+    // One picture has more objects than any other.
     let annotations = data.join("annotations/train.json");
     let mut truth: Value = serde_json::from_slice(&fs::read(&annotations).unwrap()).unwrap();
     let crowded = truth["images"][7].clone();
@@ -200,7 +200,7 @@ fn the_text_says_what_decides() {
     assert!(gpu.contains("planned for cuda") && gpu.contains("cuDNN") && gpu.contains("driver's context"), "{gpu}");
 }
 
-/// Of a run beside `--out` that did the same work; the other stage has not been trained before.
+/// The rates come from a run beside `--out` that did the same work. The other stage was not trained before.
 #[test]
 fn a_measured_rate_gives_the_time() {
     let dir = tempfile::tempdir().unwrap();

@@ -48,7 +48,7 @@ fn parse(text: &str, arguments: &[&str]) -> Result<Recipe, String> {
     })
 }
 
-/// The complaint about `text` must hold all of `wanted`.
+/// The error for `text` must contain all of `wanted`.
 #[track_caller]
 fn complains(text: &str, arguments: &[&str], wanted: &[&str]) {
     let got = parse(text, arguments).expect_err("must be refused");
@@ -73,7 +73,8 @@ fn shipped_recipes_read_and_their_resolved_text_reads_the_same() {
     assert_eq!(Recipe::built_in(&[]).unwrap(), Recipe::read(path, &[]).unwrap());
 }
 
-/// To the last bit, and in as few digits, whether they are stored in 32 bits (flip) or in 64 (lr).
+/// Numbers are written to the last bit and in as few digits as possible, whether stored in 32 bits (flip) or in 64
+/// (lr).
 #[test]
 fn numbers_are_written_as_they_were_read() {
     for number in [
@@ -95,7 +96,7 @@ fn numbers_are_written_as_they_were_read() {
         let flip = stage["flip"].as_float().unwrap();
         let stored = number.parse::<f64>().unwrap() as f32;
         assert_eq!(flip as f32, stored);
-        // The last of the list is rounded twice, as decimals and as an f64, on its way to an f32: such a number keeps
+        // The last number of the list is rounded twice on its way to f32, as decimal and as f64; such a number keeps
         // its digits.
         let short: f64 = stored.to_string().parse().unwrap();
         assert!(flip == short || short as f32 != stored, "{number}: {flip}");
@@ -103,7 +104,7 @@ fn numbers_are_written_as_they_were_read() {
     }
 }
 
-/// Shipped recipes show every number: nothing that acts comes from a default.
+/// Shipped recipes state every number: no default has an effect.
 #[test]
 fn shipped_recipes_show_every_number() {
     for path in recipes() {
@@ -112,7 +113,7 @@ fn shipped_recipes_show_every_number() {
         let resolved = Recipe::read(&path, &[]).unwrap().to_toml().parse::<toml::Table>().unwrap();
         let mut missing = Vec::new();
         not_in("", &toml::Value::Table(resolved), Some(&toml::Value::Table(file)), &mut missing);
-        // These act only with another `kind` of schedule.
+        // These keys act only with another `kind` of schedule.
         missing.retain(|key| !["drop_epochs", "drop_factor", "final_ratio"].iter().any(|end| key.ends_with(end)));
         assert!(missing.is_empty(), "{}: not visible: {missing:?}", path.display());
     }
@@ -196,7 +197,7 @@ fn overrides() {
     let shapes = Recipe::built_in(&set(&["data.built_in=", "data.shapes=", "expect="])).unwrap();
     assert!(shapes.data.built_in.is_none() && shapes.data.shapes.is_none(), "tables go too");
     assert_eq!(shapes.expect, None);
-    // Whatever may be absent may be removed, there or not; what is needed may not, and an unknown key is one.
+    // Any optional key may be removed, present or not. A required or an unknown key may not.
     let nothing = [
         "init=",
         "init.weights=",
@@ -242,7 +243,8 @@ fn overrides() {
     assert!("=3".parse::<Override>().is_err());
 }
 
-/// The text of a resolved recipe holds no key of the optimizer that it does not use: it would not read again.
+/// The text of a resolved recipe has no optimizer key that the optimizer does not use, because it could not be read
+/// again.
 #[test]
 fn optimizers_have_their_own_keys() {
     let kind = "stage.one.optimizer.kind=adamw";

@@ -15,14 +15,14 @@ use super::numbers::root;
 pub use super::numbers::{nchw_to_nhwc, nhwc_to_nchw};
 
 /// FNV-1a, 64 bits.
-pub fn fnv1a(name: &str) -> u64 {
-    name.bytes().fold(0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3))
+pub fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3))
 }
 
 /// The hash rule: numbers in (-1, 1) that follow from a name, 24 bits each and therefore exact in f32. The `i`-th
 /// number belongs to element `i`.
 pub fn hash_uniform(name: &str) -> impl Iterator<Item = f64> {
-    let h = fnv1a(name);
+    let h = fnv1a(name.as_bytes());
     (1_u64..).map(move |i| {
         let mut z = h.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -173,9 +173,9 @@ impl Fixture {
         (0..n).map(|i| bytes[i / 8] >> (7 - i % 8) & 1).collect()
     }
 
-    /// Compares a full tensor in torch's order with the stored one. Every stored element must be within `rel * (|want|
-    /// + rms)`; the l2 norm and the hash dot product, which see every element, within `rel * l2`. The root mean square
-    /// is part of the tolerance because a sum that nearly cancels carries the rounding of its terms.
+    /// Compares a full tensor in torch's order with the stored one. Every stored element must be within
+    /// `rel * (|want| + rms)`; the l2 norm and the hash dot product, which see every element, within `rel * l2`. The
+    /// root mean square is part of the tolerance because a sum that nearly cancels carries the rounding of its terms.
     pub fn compare(&self, name: &str, got: &[f32], rel: f64) -> Result<(), String> {
         let (shape, stride, entry) = (self.shape(name), self.stride(name), self.entry(name));
         let n: usize = shape.iter().product();
@@ -195,7 +195,8 @@ impl Fixture {
         if worst.0 > 1.0 {
             let (share, i, got, want) = worst;
             return Err(format!(
-                "{name}[{i}] (torch's order, {shape:?}): got {got}, want {want}, rms {rms:.3e}: {share:.2} x the tolerance {rel:e}"
+                "{name}[{i}] (torch's order, {shape:?}): got {got}, want {want}, rms {rms:.3e}: {share:.2} x \
+                 the tolerance {rel:e}"
             ));
         }
         let got_l2 = got.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();

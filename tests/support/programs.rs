@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use serde_json::Value;
 use tempfile::TempDir;
 use upres::data::shapes::{ShapesOptions, generate};
 
@@ -175,6 +176,16 @@ pub fn finished_run() -> &'static Path {
         train(&recipe, &folder.join("run"), &[]).done();
         folder.join("run")
     })
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A JSON file.
+pub fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// The newest checkpoint of a run.

@@ -4,4 +4,5 @@
 mod support;
 
 mod steps;
+mod weight_files;
 mod weights;

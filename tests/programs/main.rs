@@ -13,3 +13,4 @@ mod end_to_end;
 mod evaluate;
 mod output;
 mod report;
+mod usage;

@@ -7,7 +7,7 @@ use crate::philox::{Purpose, Stream};
 
 /// Seven boxes and two ground truths by hand, with the RPN's thresholds: positive from 0.7, negative below 0.3.
 ///
-/// All are 4 high (y from 0 to 4) but boxes 0 and 1, which are 3 and 2 high.
+/// All are 4 high (y from 0 to 4), except boxes 0 and 1, which are 3 and 2 high.
 ///
 /// ```text
 ///   x  0   1   2   3   4   5   6   7   8   9   10  11  12

@@ -2,7 +2,7 @@ use super::*;
 use crate::device::Device;
 use crate::ops::testing::{OpFixture, boxes, boxes_around, uniform};
 
-/// Six boxes by hand, threshold 0.5. All are 4 high (y from 0 to 4) but `b`, which is 3 high (y from 0 to 3).
+/// Six boxes by hand, threshold 0.5. All are 4 high (y from 0 to 4), except `b`, which is 3 high (y from 0 to 3).
 ///
 /// ```text
 ///    x  0   1   2   3   4   5   6   7   8   score  group

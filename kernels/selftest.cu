@@ -1,4 +1,4 @@
-// What kernels/common promises, to be checked on every device (tests/gpu.rs): warp and block functions, tensor cores.
+// What kernels/common promises, to be checked on every device (tests/ops/gpu.rs): warp and block functions, tensor cores.
 #include "common/mma.cuh"
 #include "common/reduce.cuh"
 

@@ -28,4 +28,8 @@ pub mod tensor;
 pub mod train;
 pub mod weights;
 
+// Files that unit tests share with the integration tests name the library from outside.
+#[cfg(test)]
+extern crate self as upres;
+
 pub use error::{Error, Result};

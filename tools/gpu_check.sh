@@ -65,9 +65,9 @@ tests() {
     cd "$root"
     run doctor bin/train --doctor
     # Convolutions in full f32: the tests' tolerance is that of f32, TF32 has 10 bits.
-    run tests_ops env NVIDIA_TF32_OVERRIDE=0 tests/ops --test-threads 1
-    run tests_gpu_f32 env NVIDIA_TF32_OVERRIDE=0 tests/gpu --test-threads 1 --nocapture
-    run tests_gpu tests/gpu --test-threads 1 --nocapture
+    run tests_ops env NVIDIA_TF32_OVERRIDE=0 tests/ops cases:: --test-threads 1
+    run tests_gpu_f32 env NVIDIA_TF32_OVERRIDE=0 tests/ops gpu:: --test-threads 1 --nocapture
+    run tests_gpu tests/ops gpu:: --test-threads 1 --nocapture
 }
 
 sanitizer() {
@@ -79,7 +79,7 @@ sanitizer() {
     # A small step runs every kernel. cuDNN's own are left out: they are not ours, and racecheck takes very long on them.
     local skip=(--kernel-name-exclude regex:cudnn --kernel-name-exclude regex:cutlass --kernel-name-exclude regex:xmma)
     for tool in memcheck racecheck synccheck initcheck; do
-        run "sanitizer_$tool" timeout 140 compute-sanitizer --tool "$tool" "${skip[@]}" --error-exitcode 9 tests/gpu --exact one_small_step
+        run "sanitizer_$tool" timeout 140 compute-sanitizer --tool "$tool" "${skip[@]}" --error-exitcode 9 tests/ops --exact gpu::one_small_step
     done
 }
 

@@ -31,9 +31,9 @@ executables bin build --bins | while read -r name path; do
     [[ $name == train || $name == dataset ]] && cp "$path" "$dir/bin/$name"
 done
 # The tests of the ops and of whole steps: what runs kernels.
-executables test test --no-run --test ops --test gpu | while read -r name path; do cp "$path" "$dir/tests/$name"; done
+executables test test --no-run --test ops | while read -r name path; do cp "$path" "$dir/tests/$name"; done
 executables bench bench --no-run --bench gpu --bench step | while read -r name path; do cp "$path" "$dir/benches/$name"; done
-for file in bin/train bin/dataset tests/ops tests/gpu benches/gpu benches/step; do
+for file in bin/train bin/dataset tests/ops benches/gpu benches/step; do
     [[ -x $dir/$file ]] || fail "cargo made no $file"
 done
 cp -r benches/peers "$dir/benches/peers"

@@ -1,4 +1,4 @@
-// Kernels with known faults: what the simulated device must find (tests/sim.rs). Not part of a build for GPUs.
+// Kernels with known faults: what the simulated device must find (tests/ops/sim.rs). Not part of a build for GPUs.
 #include "common/reduce.cuh"
 
 // Each block reverses its 64 elements through shared memory.

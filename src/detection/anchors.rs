@@ -151,7 +151,7 @@ fn valid_cpu(out: &mut [u8], anchors: &Anchors, sizes: &[f32], n: usize, border:
 mod tests {
     use super::*;
     use crate::models::config::{RetinaHeadConfig, RpnConfig};
-    use crate::ops::common::testing::Fixture;
+    use crate::ops::common::testing::OpFixture;
 
     /// The CPU, and the GPUs of this build.
     fn devices() -> Vec<Device> {
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn equals_mmdetection() {
-        let f = Fixture::ops("anchors");
+        let f = OpFixture::open("anchors");
         let configs = [("rpn", RpnConfig::default().anchors()), ("retina", RetinaHeadConfig::default().anchors())];
         for (dev, (name, cfg)) in devices().iter().flat_map(|dev| configs.iter().map(move |c| (dev, c))) {
             let size = Tensor::from_slice(dev, &[1, 4], &[118.0f32, 150.0, 128.0, 160.0]).unwrap();
@@ -191,20 +191,20 @@ mod tests {
             let (mut start, mut found) = (0, 0);
             for (l, n) in a.level_sizes().into_iter().enumerate() {
                 let base = base_anchors(cfg.strides_px[l] as f32, cfg);
-                assert_eq!(base.concat(), f.f32s(&format!("{name}.base.{l}")));
+                assert_eq!(base.concat(), f.f32(&format!("{name}.base.{l}")));
                 let (grid, key) = (&boxes[4 * start..4 * (start + n)], format!("{name}.grid.{l}"));
                 if f.has(&key) {
-                    assert!(grid == f.f32s(&key), "{key}");
+                    assert!(grid == f.f32(&key), "{key}");
                     found += 1;
                 }
                 let key = format!("{name}.valid_128x160.{l}");
-                assert!(!f.has(&key) || flags(-1.0)[start..start + n] == f.u8s(&key), "{key}");
+                assert!(!f.has(&key) || flags(-1.0)[start..start + n] == f.u8(&key), "{key}");
                 start += n;
             }
             assert_eq!((start, found), (a.boxes.dim(0), 3));
             for border in [-1, 0, 5] {
                 let key = format!("{name}.inside_118x150_border{border}");
-                assert!(flags(border as f32) == f.u8s(&key), "{key}");
+                assert!(flags(border as f32) == f.u8(&key), "{key}");
             }
         }
     }

@@ -157,7 +157,7 @@ impl Runs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::common::testing::{Fixture, uniform};
+    use crate::ops::common::testing::{OpFixture, uniform};
 
     /// Row by row; what `paste` must agree with: every sampled pixel by the formula.
     fn naive(prob: &[f32], size: usize, bbox: [f32; 4], width: usize, height: usize, threshold: f32) -> Vec<u8> {
@@ -199,9 +199,9 @@ mod tests {
 
     #[test]
     fn equals_mmdetection() {
-        let f = Fixture::ops("masks");
+        let f = OpFixture::open("masks");
         let (maps, boxes, bytes) =
-            (f.f32s("paste.masks"), f.f32s("paste.boxes"), f.u8s("paste.bin_cpu_skip_empty_packed"));
+            (f.f32("paste.masks"), f.f32("paste.boxes"), f.u8("paste.bin_cpu_skip_empty_packed"));
         let (h, w) = (94, 120);
         for (i, bbox) in boxes.chunks_exact(4).enumerate() {
             let rle = paste(&maps[i * 784..][..784], 28, bbox.try_into().expect("a box"), w, h, 0.5);

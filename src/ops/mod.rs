@@ -44,7 +44,7 @@ pub mod top_k;
 pub mod upsample_add;
 pub mod window_attention;
 
-/// What the registry knows of an op; tests/registry.rs checks each entry against the source tree.
+/// What the registry knows of an op; tests/house/registry.rs checks each entry against the source tree.
 #[derive(Clone, Copy, Debug)]
 pub struct OpInfo {
     /// Name of the folder, of the function and of the range in profiles.

@@ -1,3 +1,5 @@
+//! AdamW (decoupled weight decay) against its definition and torch.optim.AdamW, with state in f32 and in bf16.
+
 use super::optimizer::{EDGES, MANY, assert_rounded, bits, key, of, scalar, tensors, to_the_bit};
 use super::{Case, case};
 use crate::support::tensors::*;
@@ -6,6 +8,19 @@ use upres::Result;
 use upres::device::Device;
 use upres::ops::adamw::{AdamWParam, AdamWRule, adamw, bias_correction};
 use upres::tensor::{DType, Tensor};
+
+const LR: f32 = 0.01;
+const SCALE: f32 = 0.7;
+const RULE: AdamWRule = AdamWRule { betas: [0.9, 0.999], eps: 1e-8 };
+
+/// One step in f64, from a value, a mean and a square.
+fn step_in_f64(step: i32, decay: f64, g: f64, [p, m, s]: [f64; 3]) -> [f64; 3] {
+    let [b1, b2] = RULE.betas;
+    let g = f64::from(SCALE) * g;
+    let (m, s) = (b1 * m + (1.0 - b1) * g, b2 * s + (1.0 - b2) * g * g);
+    let (mean, square) = (m / (1.0 - b1.powi(step)), s / (1.0 - b2.powi(step)));
+    [p - f64::from(LR) * (decay * p + mean / (square.sqrt() + f64::from(RULE.eps))), m, s]
+}
 
 /// Elements of each parameter.
 const CASES: &[Case] = &[
@@ -18,10 +33,6 @@ const CASES: &[Case] = &[
     case("fc", &[1_179_648]),                  // the largest matrix of Swin-T's last stage (3072 x 768), half of it
 ];
 
-const LR: f32 = 0.01;
-const SCALE: f32 = 0.7;
-const RULE: AdamWRule = AdamWRule { betas: [0.9, 0.999], eps: 1e-8 };
-
 fn decay(i: usize) -> f32 {
     if i.is_multiple_of(2) { 0.05 } else { 0.0 }
 }
@@ -30,7 +41,7 @@ fn correction(device: &Device, step: u64) -> Result<Tensor> {
     Tensor::from_slice(device, &[2], &bias_correction(RULE.betas, step))
 }
 
-/// So many steps on every parameter, the odd ones without decay: values, then means, then squares.
+/// Takes `steps` steps on every parameter, the odd ones without weight decay. Returns values, then means, then squares.
 fn run(device: &Device, case: &Case, state: DType, steps: u64) -> Result<Vec<Tensor>> {
     let (mut values, grads) = (tensors(device, case, 1, 1.0)?, tensors(device, case, 2, 1.0)?);
     let zeros = |v: &Tensor| Tensor::zeros(device, v.shape(), state);
@@ -49,15 +60,6 @@ fn run(device: &Device, case: &Case, state: DType, steps: u64) -> Result<Vec<Ten
     values.extend(means);
     values.extend(squares);
     Ok(values)
-}
-
-/// One step in f64, from a value, a mean and a square.
-fn step_in_f64(step: i32, decay: f64, g: f64, [p, m, s]: [f64; 3]) -> [f64; 3] {
-    let [b1, b2] = RULE.betas;
-    let g = f64::from(SCALE) * g;
-    let (m, s) = (b1 * m + (1.0 - b1) * g, b2 * s + (1.0 - b2) * g * g);
-    let (mean, square) = (m / (1.0 - b1.powi(step)), s / (1.0 - b2.powi(step)));
-    [p - f64::from(LR) * (decay * p + mean / (square.sqrt() + f64::from(RULE.eps))), m, s]
 }
 
 #[test]
@@ -81,7 +83,8 @@ fn equals_the_definition() {
     }
 }
 
-/// Each step from what the one before has stored: values as in f32, state within a unit of bf16 and right in the mean.
+/// Compares each step with the definition, starting from the state the previous step stored: values agree as in f32,
+/// state is within one unit of bf16 and unbiased.
 #[test]
 fn state_in_bf16_is_the_definition_but_for_its_rounding() {
     for case in CASES {
@@ -127,7 +130,7 @@ fn as_torch() {
     }
 }
 
-/// One parameter with all of it, the state stored as `state`: value, mean, square after a step.
+/// Takes one step on a single parameter whose state is stored as `state`; returns value, mean and square.
 fn one_step(dev: &Device, state: DType, scale: f32, step: u64, [p, g, m, s]: [&[f32]; 4]) -> Result<Vec<Tensor>> {
     let flat = |v: &[f32]| Tensor::from_slice(dev, &[v.len()], v);
     let store = |v: &[f32]| match state {
@@ -141,7 +144,7 @@ fn one_step(dev: &Device, state: DType, scale: f32, step: u64, [p, g, m, s]: [&[
     Ok(vec![value, mean, square])
 }
 
-/// A step whose gradients overflowed is skipped, on the device, whatever the state is stored as.
+/// A step whose gradients overflowed is skipped on the device, in whichever type the state is stored.
 #[test]
 fn a_scale_that_is_not_finite_changes_nothing() {
     let lists: [Vec<f32>; 4] = std::array::from_fn(|k| of(k as u64, 0, 40_001));
@@ -154,8 +157,8 @@ fn a_scale_that_is_not_finite_changes_nothing() {
     }
 }
 
-/// The mean of squares of a constant gradient is nearly its square after 3000 steps. To the nearest it would stop at about a quarter:
-/// there a thousandth of what is left is half a unit.
+/// After 3000 steps the mean of squares of a constant gradient is nearly the gradient's square. With rounding to
+/// nearest it would stop at about a quarter of it, where a thousandth of the remainder is half a unit.
 #[test]
 fn squares_in_bf16_do_not_stand_still() {
     let dev = Device::cpu();
@@ -178,7 +181,8 @@ fn squares_in_bf16_do_not_stand_still() {
     }
 }
 
-/// Every edge as gradient, with every edge as state, more than one chunk of them: the CPU's bits everywhere.
+/// Combines every edge value as gradient with every edge value as state, over more than one chunk: all devices give the
+/// CPU's bits.
 #[test]
 fn edges_are_the_same_everywhere() {
     let all: Vec<[f32; 3]> =
@@ -206,7 +210,7 @@ fn floats_of(v: &[f32]) -> Vec<f32> {
     v.iter().map(|&v| bf16::from_f32(v).to_f32()).collect()
 }
 
-/// A number of the rounding is drawn once: by step, parameter and element.
+/// The random number of a rounding is never reused: it depends on step, parameter and element.
 #[test]
 fn draws_differ_by_step_parameter_and_element() {
     let same = |v: f32| vec![v; 4096];
@@ -217,7 +221,7 @@ fn draws_differ_by_step_parameter_and_element() {
     let (mean, square) = (floats(&one[1]), floats(&one[2]));
     let ups = |v: &[f32]| v.iter().map(|x| *x > v.iter().copied().fold(f32::MAX, f32::min)).collect::<Vec<bool>>();
     assert_ne!(ups(&mean), ups(&square), "the two means have numbers of their own");
-    // Repeats after no short distance: chunks, tiles and blocks have their own numbers.
+    // The draws do not repeat after a short distance: chunks, tiles and blocks have numbers of their own.
     for distance in [1, 4, 256, 2048] {
         assert_ne!(mean[..2048], mean[distance..][..2048], "{distance}");
     }
@@ -226,7 +230,7 @@ fn draws_differ_by_step_parameter_and_element() {
     assert_ne!(got[0].f32s(), got[1].f32s(), "two parameters");
 }
 
-/// The means of two parameters of the same gradient.
+/// The means of two parameters with the same gradient.
 fn run_two(dev: &Device, grad: &[f32]) -> Result<Vec<Tensor>> {
     let n = grad.len();
     let grad = Tensor::from_slice(dev, &[n], grad)?;

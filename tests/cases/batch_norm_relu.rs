@@ -1,3 +1,5 @@
+//! Batch norm in training and frozen mode, with an optional residual and ReLU, against its definition and torch.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -6,6 +8,67 @@ use upres::ops::batch_norm_relu::{BnMode, batch_norm_relu};
 use upres::ops::max_pool::max_pool;
 use upres::tape::{Param, Role, Tape};
 use upres::tensor::{DType, Tensor};
+
+const EPS: f32 = 1e-5;
+
+/// The forward pass in f64, with the intermediates of the gradients: normalised x, 1 / sqrt(var + eps), mean and
+/// variance.
+struct Forward {
+    y: Vec<f64>,
+    normal: Vec<f64>,
+    rstd: Vec<f64>,
+    mean: Vec<f64>,
+    var: Vec<f64>,
+}
+
+fn forward(p: &Problem, x: &[f64], gamma: &[f64], beta: &[f64], residual: &[f64]) -> Forward {
+    let (c, m) = (p.shape[3], p.pixels() as f64);
+    let (mut mean, mut var) = (vec![0.0; c], vec![0.0; c]);
+    x.iter().enumerate().for_each(|(i, v)| mean[i % c] += v / m);
+    x.iter().enumerate().for_each(|(i, v)| var[i % c] += (v - mean[i % c]).powi(2) / m);
+    if p.mode == BnMode::Frozen {
+        (mean, var) = (wide(&p.mean), wide(&p.var));
+    }
+    let rstd: Vec<f64> = var.iter().map(|v| 1.0 / (v + f64::from(EPS)).sqrt()).collect();
+    let normal: Vec<f64> = x.iter().enumerate().map(|(i, v)| (v - mean[i % c]) * rstd[i % c]).collect();
+    let y = normal.iter().enumerate().map(|(i, v)| {
+        let y = v * gamma[i % c] + beta[i % c] + residual.get(i).unwrap_or(&0.0);
+        if p.relu { y.max(0.0) } else { y }
+    });
+    Forward { y: y.collect(), normal, rstd, mean, var }
+}
+
+/// All outputs of [`Problem::run`] in f64. The ReLU's mask is taken from the op's own `y`, because near 0 rounding
+/// decides.
+fn reference(p: &Problem, y: &[f32]) -> Vec<Vec<f64>> {
+    let (c, m) = (p.shape[3], p.pixels() as f64);
+    let (gamma, residual) = (wide(&p.gamma), p.residual.as_deref().map(wide));
+    let f = forward(p, &wide(&p.x), &gamma, &wide(&p.beta), residual.as_deref().unwrap_or(&[]));
+    let g: Vec<f64> = p.dy.iter().zip(y).map(|(&dy, &y)| if p.relu && y <= 0.0 { 0.0 } else { dy.into() }).collect();
+    let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
+    for (i, g) in g.iter().enumerate() {
+        dgamma[i % c] += g * f.normal[i];
+        dbeta[i % c] += g;
+    }
+    let dx = g.iter().enumerate().map(|(i, g)| {
+        let k = i % c;
+        let through_statistics = if p.mode == BnMode::Frozen { 0.0 } else { (dbeta[k] + f.normal[i] * dgamma[k]) / m };
+        gamma[k] * f.rstd[k] * (g - through_statistics)
+    });
+    let mut out = vec![f.y, dx.collect()];
+    if p.affine {
+        out.extend([dgamma, dbeta]);
+    }
+    out.extend(p.residual.is_some().then_some(g));
+    let moved = |old: &[f32], new: Vec<f64>| old.iter().zip(new).map(|(&o, n)| 0.9 * f64::from(o) + 0.1 * n).collect();
+    if p.mode == BnMode::Frozen || m == 0.0 {
+        out.extend([wide(&p.mean), wide(&p.var)]);
+    } else {
+        out.push(moved(&p.mean, f.mean));
+        out.push(moved(&p.var, f.var.iter().map(|v| v * m / (m - 1.0)).collect()));
+    }
+    out
+}
 
 /// N, H, W, C.
 const CASES: &[Case] = &[
@@ -43,13 +106,13 @@ fn is_large(case: &Case) -> bool {
     case.dims.iter().product::<usize>() > 1_000_000
 }
 
-/// Of the large ones, the case that runs on every device: once, with everything.
+/// Whether a case runs on every device: all small cases do, and of the large ones `stem`.
 fn is_everywhere(case: &Case) -> bool {
     !is_large(case) || case.name == "stem"
 }
 
-/// [`everywhere`]. Of two values a channel dx is what rounding leaves of terms that cancel, some 1e-6 of them: devices agree
-/// on its size and no further.
+/// Like [`everywhere`], with looser tolerances where a channel has two values: there dx is the rounding left over from
+/// terms that cancel, about 1e-6 of them, and devices agree only on its size.
 fn on_devices(case: &Case, p: &Problem) -> Vec<Output> {
     let of_max = if case.name == "two" { 0.1 } else { 1e-6 };
     everywhere_within(1e-5, of_max, |dev| p.run(dev))
@@ -71,11 +134,9 @@ struct Problem {
     relu: bool,
     /// Gamma and beta are trained.
     affine: bool,
-    /// Others hold dy and x during the backward pass, so that neither can be written over.
+    /// dy and x are also held elsewhere during the backward pass, so that neither can be overwritten.
     shared: bool,
 }
-
-const EPS: f32 = 1e-5;
 
 impl Problem {
     fn new(case: &Case, mode: BnMode, residual: bool, relu: bool) -> Problem {
@@ -117,7 +178,7 @@ impl Problem {
         self.run_stored(device, |data| Tensor::from_slice(device, &self.shape, data))
     }
 
-    /// The same, with maps that `map` makes.
+    /// Like `run`, with input maps made by `map`.
     fn run_stored(&self, device: &Device, map: impl Fn(&[f32]) -> Result<Tensor>) -> Result<Vec<Tensor>> {
         let c = self.shape[3];
         let param = |name: &str, data: &[f32]| -> Result<Param> {
@@ -159,63 +220,6 @@ impl Problem {
     }
 }
 
-/// `x` to `y` in f64, and what the gradients need: normalised x, 1 / sqrt(var + eps), mean and variance.
-struct Forward {
-    y: Vec<f64>,
-    normal: Vec<f64>,
-    rstd: Vec<f64>,
-    mean: Vec<f64>,
-    var: Vec<f64>,
-}
-
-fn forward(p: &Problem, x: &[f64], gamma: &[f64], beta: &[f64], residual: &[f64]) -> Forward {
-    let (c, m) = (p.shape[3], p.pixels() as f64);
-    let (mut mean, mut var) = (vec![0.0; c], vec![0.0; c]);
-    x.iter().enumerate().for_each(|(i, v)| mean[i % c] += v / m);
-    x.iter().enumerate().for_each(|(i, v)| var[i % c] += (v - mean[i % c]).powi(2) / m);
-    if p.mode == BnMode::Frozen {
-        (mean, var) = (wide(&p.mean), wide(&p.var));
-    }
-    let rstd: Vec<f64> = var.iter().map(|v| 1.0 / (v + f64::from(EPS)).sqrt()).collect();
-    let normal: Vec<f64> = x.iter().enumerate().map(|(i, v)| (v - mean[i % c]) * rstd[i % c]).collect();
-    let y = normal.iter().enumerate().map(|(i, v)| {
-        let y = v * gamma[i % c] + beta[i % c] + residual.get(i).unwrap_or(&0.0);
-        if p.relu { y.max(0.0) } else { y }
-    });
-    Forward { y: y.collect(), normal, rstd, mean, var }
-}
-
-/// Everything that [`Problem::run`] gives, in f64. The ReLU's mask is that of the op's `y`: near 0 rounding decides.
-fn reference(p: &Problem, y: &[f32]) -> Vec<Vec<f64>> {
-    let (c, m) = (p.shape[3], p.pixels() as f64);
-    let (gamma, residual) = (wide(&p.gamma), p.residual.as_deref().map(wide));
-    let f = forward(p, &wide(&p.x), &gamma, &wide(&p.beta), residual.as_deref().unwrap_or(&[]));
-    let g: Vec<f64> = p.dy.iter().zip(y).map(|(&dy, &y)| if p.relu && y <= 0.0 { 0.0 } else { dy.into() }).collect();
-    let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
-    for (i, g) in g.iter().enumerate() {
-        dgamma[i % c] += g * f.normal[i];
-        dbeta[i % c] += g;
-    }
-    let dx = g.iter().enumerate().map(|(i, g)| {
-        let k = i % c;
-        let through_statistics = if p.mode == BnMode::Frozen { 0.0 } else { (dbeta[k] + f.normal[i] * dgamma[k]) / m };
-        gamma[k] * f.rstd[k] * (g - through_statistics)
-    });
-    let mut out = vec![f.y, dx.collect()];
-    if p.affine {
-        out.extend([dgamma, dbeta]);
-    }
-    out.extend(p.residual.is_some().then_some(g));
-    let moved = |old: &[f32], new: Vec<f64>| old.iter().zip(new).map(|(&o, n)| 0.9 * f64::from(o) + 0.1 * n).collect();
-    if p.mode == BnMode::Frozen || m == 0.0 {
-        out.extend([wide(&p.mean), wide(&p.var)]);
-    } else {
-        out.push(moved(&p.mean, f.mean));
-        out.push(moved(&p.var, f.var.iter().map(|v| v * m / (m - 1.0)).collect()));
-    }
-    out
-}
-
 fn names(p: &Problem) -> Vec<&'static str> {
     let mut names = vec!["y", "dx"];
     names.extend(p.affine.then_some(["dgamma", "dbeta"]).into_iter().flatten());
@@ -235,7 +239,8 @@ fn check(case: &Case, p: &Problem) {
     assert_eq!(got.len(), names.len());
     let rstd = forward(p, &wide(&p.x), &wide(&p.gamma), &wide(&p.beta), &[]).rstd;
     let deviations = rstd.iter().fold(1.0f64, |a, &b| a.max(b));
-    // The mean is kept in f32: half of its last digit, in deviations, is the error of a normalised value.
+    // The mean is kept in f32: half a unit of its last digit, divided by the deviation, is the error of a normalised
+    // value.
     let abs = 1e-5 + 2.0 * f64::from(affine(case).1) * 2f64.powi(-24) * deviations;
     let sum = (p.pixels() as f64).sqrt(); // rounding errors of a sum that cancels add like a random walk
     for ((name, got), want) in names.iter().zip(&got).zip(&want) {
@@ -295,7 +300,7 @@ fn gradients_are_the_slopes() {
     }
 }
 
-/// dy and x are written over only where nobody else holds them, with the same result.
+/// dy and x are overwritten only if nobody else holds them, and the result is the same.
 #[test]
 fn shared_tensors_stay_as_they_are() {
     for case in CASES.iter().filter(|c| !is_large(c) && c.name != "one") {
@@ -323,7 +328,7 @@ fn kinks_and_nan() {
     assert!(out[0].f32s().iter().all(|v| v.is_nan()), "the ReLU hides NaN");
 }
 
-/// In training it spoils the statistics of its channel, with frozen statistics nothing but its own place.
+/// A NaN spoils the statistics of its channel in training, and only its own element with frozen statistics.
 #[test]
 fn nan_stays_in_its_channel() {
     for shape in [&[2, 9, 9, 5], &[2, 9, 9, 8]] {
@@ -339,7 +344,8 @@ fn nan_stays_in_its_channel() {
     }
 }
 
-/// A value far from all others costs them no digits, whether it is a channel's first, middle or last.
+/// One value far from all others does not cost them digits, whether it is the first, a middle or the last one of its
+/// channel.
 #[test]
 fn one_value_may_lie_far_away() {
     for case in CASES.iter().filter(|c| matches!(c.name, "tail" | "folds")) {

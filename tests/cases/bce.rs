@@ -1,10 +1,21 @@
+//! Binary cross-entropy on logits and the targets of the RPN, against the definition and mmdetection.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::device::Device;
 use upres::ops::bce::{bce, rpn_targets};
 use upres::tape::Tape;
 
-/// M.
+fn naive(x: &[f64], target: &[i32], avg: f32, weight: f32) -> f64 {
+    let each = x.iter().zip(target).map(|(x, t)| match t {
+        1 => (-x).exp().ln_1p(),
+        0 => x.exp().ln_1p(),
+        _ => 0.0,
+    });
+    each.sum::<f64>() * f64::from(weight) / f64::from(avg)
+}
+
+/// Number of logits.
 const CASES: &[Case] = &[
     case("empty", &[0]),
     case("one", &[1]),
@@ -30,15 +41,6 @@ fn run(x: &[f32], shape: &[usize], target: &[i32], avg: f32, weight: f32, dy: f3
     (out[0].f32s()[0], out[1].f32s())
 }
 
-fn naive(x: &[f64], target: &[i32], avg: f32, weight: f32) -> f64 {
-    let each = x.iter().zip(target).map(|(x, t)| match t {
-        1 => (-x).exp().ln_1p(),
-        0 => x.exp().ln_1p(),
-        _ => 0.0,
-    });
-    each.sum::<f64>() * f64::from(weight) / f64::from(avg)
-}
-
 #[test]
 fn loss_and_gradient_equal_the_definition() {
     for c in CASES {
@@ -56,7 +58,7 @@ fn saturated_logits() {
     let target = [1, 0, 0, 1, 0, 1, 0, -1];
     let (loss, dx) = run(&x, &[8], &target, 1.0, 1.0, 1.0);
     assert_eq!(loss, 100.0 + 100.0 + 1e4);
-    // Right and sure: the gradient is e^-100, not 0 and not rounded from 1 - 1.
+    // A confident correct logit: the gradient is e^-100, neither 0 nor the rounding of 1 - 1.
     let tiny = (-100.0f64).exp();
     assert_close("saturated", &dx, &[-tiny, tiny, 1.0, -1.0, 1.0, 0.0, 0.0, 0.0], 1e-44, 1e-5);
 }
@@ -78,7 +80,7 @@ fn what_is_ignored_may_be_anything() {
 #[test]
 fn equals_mmdetection() {
     let f = OpFixture::open("losses");
-    // There label 0 is the object, 1 the background.
+    // In the fixture label 0 is the object and 1 the background.
     let counted = f.f32("rpn_bce.weight");
     let target: Vec<i32> =
         f.i32("rpn_bce.label").iter().zip(&counted).map(|(&l, &w)| if w == 0.0 { -1 } else { 1 - l }).collect();

@@ -1,3 +1,5 @@
+//! Boxes from deltas, cascade refinement and validity groups, against the definition and mmdetection.
+
 use super::box_encode::image_sizes as input_sizes;
 use super::{Case, case};
 use crate::support::fixtures::Fixture;
@@ -5,6 +7,23 @@ use crate::support::tensors::*;
 use upres::device::Device;
 use upres::ops::box_decode::{box_decode, refine_boxes, valid_groups};
 use upres::tensor::Tensor;
+
+/// The definition for one box. `size` is (w, h).
+pub fn naive(p: &[f32], d: &[f32], stds: [f32; 4], size: (f32, f32)) -> [f64; 4] {
+    let (p, d) = (wide(p), wide(d));
+    let d: Vec<f64> = d.iter().zip(wide(&stds)).map(|(d, s)| d * s).collect();
+    let limit = (1000.0f64 / 16.0).ln();
+    let (pw, ph) = (p[2] - p[0], p[3] - p[1]);
+    let (x, y) = (d[0] * pw + (p[0] + p[2]) / 2.0, d[1] * ph + (p[1] + p[3]) / 2.0);
+    let (w, h) = (pw * d[2].clamp(-limit, limit).exp(), ph * d[3].clamp(-limit, limit).exp());
+    let (iw, ih) = (f64::from(size.0), f64::from(size.1));
+    [
+        (x - w / 2.0).clamp(0.0, iw),
+        (y - h / 2.0).clamp(0.0, ih),
+        (x + w / 2.0).clamp(0.0, iw),
+        (y + h / 2.0).clamp(0.0, ih),
+    ]
+}
 
 /// B, N, K.
 const CASES: &[Case] = &[
@@ -24,23 +43,6 @@ pub const STDS: [(&str, [f32; 4]); 4] = [
     ("s1", [0.05, 0.05, 0.1, 0.1]),
     ("s2", [0.033, 0.033, 0.067, 0.067]),
 ];
-
-/// One box, by the definition. `size` is (w, h).
-pub fn naive(p: &[f32], d: &[f32], stds: [f32; 4], size: (f32, f32)) -> [f64; 4] {
-    let (p, d) = (wide(p), wide(d));
-    let d: Vec<f64> = d.iter().zip(wide(&stds)).map(|(d, s)| d * s).collect();
-    let limit = (1000.0f64 / 16.0).ln();
-    let (pw, ph) = (p[2] - p[0], p[3] - p[1]);
-    let (x, y) = (d[0] * pw + (p[0] + p[2]) / 2.0, d[1] * ph + (p[1] + p[3]) / 2.0);
-    let (w, h) = (pw * d[2].clamp(-limit, limit).exp(), ph * d[3].clamp(-limit, limit).exp());
-    let (iw, ih) = (f64::from(size.0), f64::from(size.1));
-    [
-        (x - w / 2.0).clamp(0.0, iw),
-        (y - h / 2.0).clamp(0.0, ih),
-        (x + w / 2.0).clamp(0.0, iw),
-        (y + h / 2.0).clamp(0.0, ih),
-    ]
-}
 
 fn image_sizes(b: usize) -> Vec<f32> {
     (0..b).flat_map(|i| [80.0 + i as f32, 120.0 - i as f32, 1e4, 1e4]).collect()
@@ -133,7 +135,7 @@ fn infinities_stay_inside_and_nan_is_not_hidden() {
         let sizes = tensor(dev, &[1, 4], &[50.0f32, 60.0, 0.0, 0.0]);
         let y = box_decode(&anchors, &deltas, None, &sizes, [1.0; 4])?;
         let groups = valid_groups(&y, &idx, &[(4, 7)])?;
-        // Sizes that are no sizes do not stop the program.
+        // Image sizes that are NaN or infinite do not stop the program.
         let bad = tensor(dev, &[1, 4], &[nan, -5.0, 0.0, 0.0]);
         let of_bad = box_decode(&anchors, &deltas, None, &bad, [nan; 4])?;
         Ok(vec![y, groups, of_bad])
@@ -166,7 +168,7 @@ fn groups_follow_positions_and_drop_what_is_no_box() {
     }
 }
 
-/// More runs than one launch takes, some without positions.
+/// More groups than one launch takes, some of them empty.
 #[test]
 fn groups_of_many_runs() {
     let runs: Vec<(usize, i32)> = (0..40).map(|i| (i * 7 % 5, 100 + i as i32)).collect();
@@ -196,8 +198,8 @@ fn wrong_arguments_are_named() {
     assert!(e.starts_with("valid_groups: groups of 2 positions"), "{e}");
 }
 
-/// The samples of two stages of a whole Cascade R-CNN, and what becomes of them. In front of the proposals stand five slots of
-/// ground truth, of which the second image uses three.
+/// Refines the samples of two stages of a whole Cascade R-CNN. Five slots of ground truth precede the proposals; the
+/// second image uses three of them.
 #[test]
 fn equals_mmdetections_cascade() {
     let (inputs, f) = (Fixture::open("detectors/inputs"), OpFixture::open("cascade"));
@@ -205,7 +207,7 @@ fn equals_mmdetections_cascade() {
     for (stage, (name, stds)) in STDS[1..3].iter().enumerate() {
         let both = |what: &str| [0, 1].map(|b| f.f32(&format!("s{stage}.{what}.{b}"))).concat();
         let own: Vec<Vec<i32>> = (0..2).map(|b| f.i32(&format!("s{stage}.idx.{b}"))).collect();
-        // A sample of the second image's proposals is two rows further down.
+        // Proposals of the second image are two rows further down.
         let second = own[1].iter().map(|&i| if i < 3 { i } else { i + 2 });
         let mut idx: Vec<i32> = own[0].iter().copied().chain(second).collect();
         idx[1023] = -1; // and one is padding
@@ -227,7 +229,7 @@ fn equals_mmdetections_cascade() {
     }
 }
 
-/// At test time each stage's boxes are the next one's RoIs.
+/// At test time the boxes of a stage are the RoIs of the next.
 #[test]
 fn stages_follow_each_other_as_in_mmdetection() {
     let (inputs, f) = (Fixture::open("detectors/inputs"), OpFixture::open("cascade"));

@@ -1,3 +1,5 @@
+//! Deltas and labels of sampled and of dense boxes, against the definition and mmdetection.
+
 use super::box_decode::STDS;
 use super::{Case, case};
 use crate::support::fixtures::Fixture;
@@ -11,6 +13,15 @@ use upres::ops::box_encode::{box_encode, dense_targets, labels};
 use upres::ops::match_boxes::{Matcher, match_boxes};
 use upres::ops::softmax_ce::{AvgFactor, avg_factor};
 use upres::tensor::{DType, Tensor};
+
+/// The definition: how far the ground truth `t` is from the box `p`, in units of the box's sides and of `stds`.
+fn naive(p: &[f32], t: &[f32], stds: [f32; 4]) -> [f64; 4] {
+    let (p, t, stds) = (wide(p), wide(t), wide(&stds));
+    let (pw, ph, tw, th) = (p[2] - p[0], p[3] - p[1], t[2] - t[0], t[3] - t[1]);
+    let dx = (t[0] + tw / 2.0 - p[0] - pw / 2.0) / pw;
+    let dy = (t[1] + th / 2.0 - p[1] - ph / 2.0) / ph;
+    [dx / stds[0], dy / stds[1], (tw / pw).ln() / stds[2], (th / ph).ln() / stds[3]]
+}
 
 /// B, S, G.
 const CASES: &[Case] = &[
@@ -39,11 +50,7 @@ fn equals_the_definition() {
                     want.extend([0.0; 4]);
                     continue;
                 }
-                let (p, t) = (wide(&rois[4 * r..][..4]), wide(&truth[4 * (r / s * g + i as usize)..][..4]));
-                let (pw, ph, tw, th) = (p[2] - p[0], p[3] - p[1], t[2] - t[0], t[3] - t[1]);
-                let d = [(t[0] + tw / 2.0 - p[0] - pw / 2.0) / pw, (t[1] + th / 2.0 - p[1] - ph / 2.0) / ph];
-                let d = [d[0], d[1], (tw / pw).ln(), (th / ph).ln()];
-                want.extend(d.iter().zip(wide(&stds)).map(|(d, s)| d / s));
+                want.extend(naive(&rois[4 * r..][..4], &truth[4 * (r / s * g + i as usize)..][..4], stds));
             }
             assert_close(&format!("{} {set}", c.name), &out[0].f32s(), &want, 5e-4, 1e-4);
         }
@@ -87,7 +94,7 @@ pub(super) fn retinanet_anchors(dev: &Device) -> Result<Anchors> {
     Anchors::new(dev, &RetinaHeadConfig::default().anchors(), 160, 192)
 }
 
-/// Labels and targets of a whole detector's sampled RoIs.
+/// Labels and targets of the sampled RoIs of a whole detector.
 #[test]
 fn equals_mmdetections_faster_rcnn() {
     let (inputs, f) = (Fixture::open("detectors/inputs"), Fixture::open("detectors/faster"));

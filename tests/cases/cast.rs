@@ -1,3 +1,5 @@
+//! Casts to 16 bits and back: exact rounding, and the gradient through them.
+
 use half::{bf16, f16};
 
 use super::{Case, case};
@@ -7,6 +9,13 @@ use upres::device::Device;
 use upres::ops::cast::cast;
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
+
+fn rounded(dtype: DType, x: &[f32]) -> Vec<f32> {
+    match dtype {
+        DType::F16 => x.iter().map(|&v| f16::from_f32(v).to_f32()).collect(),
+        _ => x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect(),
+    }
+}
 
 /// Elements.
 const CASES: &[Case] = &[
@@ -18,14 +27,7 @@ const CASES: &[Case] = &[
     case("p2", &[200, 336, 64]), // a quarter of the finest level of a COCO image
 ];
 
-fn rounded(dtype: DType, x: &[f32]) -> Vec<f32> {
-    match dtype {
-        DType::F16 => x.iter().map(|&v| f16::from_f32(v).to_f32()).collect(),
-        _ => x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect(),
-    }
-}
-
-/// There and back: y, dx.
+/// Casts to `dtype` and back; returns y and dx.
 fn run(dev: &Device, shape: &[usize], dtype: DType, x: &[f32], dy: &[f32]) -> Result<Vec<Tensor>> {
     let mut tape = Tape::new(dev);
     let x = tape.leaf(tensor(dev, shape, x));
@@ -55,7 +57,7 @@ fn equals_the_definition() {
 #[test]
 fn extremes() {
     let (inf, nan) = (f32::INFINITY, f32::NAN);
-    // Ties, subnormal f16, the last f16 before infinity and the first behind it, what neither can hold.
+    // Ties, subnormal f16, the last f16 before infinity and the first beyond it, and numbers that neither type holds.
     let x =
         [1.0 + 2f32.powi(-11), 1.0 + 3.0 * 2f32.powi(-11), 1.0 + 2f32.powi(-8), 1.0 + 3.0 * 2f32.powi(-8), 3e-7, -6e-8]
             .into_iter()
@@ -73,7 +75,7 @@ fn extremes() {
     assert!(half[12].is_nan() && brain[12].is_nan() && half[14].is_sign_negative());
 }
 
-/// A tensor in 16 bits that is used twice: its gradients are added in 16 bits.
+/// If a 16-bit tensor is used twice, its gradients are added in 16 bits.
 #[test]
 fn gradients_add_in_16_bits() {
     in_halves(1.0, |dev, halves| {

@@ -1,3 +1,5 @@
+//! Candidates for suppression from class scores (two-stage and dense heads), against the definition and mmdetection.
+
 use super::box_decode::naive;
 use super::{Case, case};
 use crate::support::fixtures::Fixture;
@@ -54,7 +56,7 @@ impl Problem {
 
     /// (probabilities, boxes, scores, classes)
     fn run(&self) -> (Vec<f32>, Vec<f32>, Vec<f32>, Vec<i32>) {
-        // The same probabilities everywhere: what passes hangs on their last bit.
+        // All devices must compute the same probabilities: their last bit decides which ones pass the threshold.
         let logits = tensor(&Device::cpu(), &[self.b, self.r, self.k + 1], &self.logits);
         let probs = softmax(&logits).expect("probabilities").f32s().to_vec();
         let out = everywhere(|dev| {
@@ -125,8 +127,8 @@ fn places_suffice_for_every_softmax() {
     assert_eq!([0.05, 0.3, 0.5, 0.99, 1.0, 2.0, f32::INFINITY].map(|t| max_classes(80, t)), [20, 3, 2, 1, 1, 0, 0]);
     assert_eq!([0.0, -1.0, 1e-9, 0.01].map(|t| max_classes(80, t)), [80, 80, 80, 80]);
     assert_eq!([max_classes(0, 0.05), max_classes(3, 0.05)], [0, 3]);
-    // n equal logits, then one of them a little larger, and the rest out of reach: probabilities of 1/n within rounding. The
-    // f32 sum falls short of the true one by up to a few ulp, so that all n pass a threshold of 1/n.
+    // n equal logits, of which one becomes slightly larger, and all others far below: the probabilities are 1/n within
+    // rounding. The f32 sum is a few ulp smaller than the true one, so all n pass a threshold of 1/n.
     let dev = Device::cpu();
     let mut beyond = 0;
     for n in 1..=80usize {
@@ -178,7 +180,7 @@ fn numbers_that_are_no_probabilities_do_not_stop_the_program() {
     assert!(run(&Device::cpu(), f32::NAN).is_err());
 }
 
-/// mmdetection's detections are candidates that survive its suppression.
+/// Every detection of mmdetection is one of the candidates that survive suppression.
 #[test]
 fn contains_mmdetections_faster_rcnn_detections() {
     let (inputs, f) = (Fixture::open("detectors/inputs"), Fixture::open("detectors/faster"));

@@ -1,3 +1,5 @@
+//! Concatenation of rows and the gradients of its parts: copies, so equal to the bit.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -16,7 +18,7 @@ const CASES: &[Case] = &[
     case("rpn_boxes", &[2, 4, 37632, 9408, 2352, 588, 147]),  // their four deltas
 ];
 
-/// y, then the gradient of each input; the second input is a parameter that had a gradient already.
+/// Returns y, then the gradient of each input. The second input is a parameter that has a gradient already.
 fn run(device: &Device, case: &Case) -> Result<Vec<Tensor>> {
     let (n, width) = (case.dims[0], case.dims[1]);
     let mut tape = Tape::new(device);
@@ -72,7 +74,7 @@ fn equals_the_definition() {
 
 #[test]
 fn in_16_bits() {
-    // Rows of images that fill vectors of 16 bits, and rows that do not.
+    // One case whose rows fill vectors of 16 bits, and one whose rows do not.
     for (width, rows) in [(4, [600, 32]), (1, [601, 30])] {
         in_halves(0.5, |dev, halves| {
             let mut tape = Tape::new(dev);
@@ -91,7 +93,7 @@ fn in_16_bits() {
     }
 }
 
-/// The same parameter twice: its gradients add.
+/// If one parameter is used twice, its gradients add up.
 #[test]
 fn adds_to_a_parameter() {
     let dev = Device::cpu();

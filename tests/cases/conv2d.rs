@@ -1,3 +1,5 @@
+//! Convolution with bias and ReLU on the tape, against the definition, in f32 and in 16 bits.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -6,7 +8,34 @@ use upres::ops::conv2d::{Activation, conv2d, conv2d_live};
 use upres::tape::{Param, Role, Tape};
 use upres::tensor::{DType, Tensor};
 
-/// N, H, W, C, O, kernel, stride, pad. The kernels meet many more shapes in tests/conv.rs; here is the op on the tape.
+/// The definition: y without a ReLU, and the gradients of x, weight and bias where `g` is the gradient of y.
+fn naive(case: &Case, [x, weight, bias, g]: [&[f64]; 4]) -> [Vec<f64>; 4] {
+    let [_, h, w, c, o, k, stride, pad] = sizes(case);
+    let (oh, ow) = ((h + 2 * pad - k) / stride + 1, (w + 2 * pad - k) / stride + 1);
+    let (mut y, mut dx) = (vec![0.0; g.len()], vec![0.0; x.len()]);
+    let (mut dw, mut db) = (vec![0.0; weight.len()], vec![0.0; o]);
+    for i in 0..g.len() {
+        let (oc, ox, oy, image) = (i % o, i / o % ow, i / o / ow % oh, i / o / ow / oh);
+        y[i] += bias[oc];
+        db[oc] += g[i];
+        for (ky, kx) in (0..k).flat_map(|ky| (0..k).map(move |kx| (ky, kx))) {
+            let (iy, ix) = ((oy * stride + ky).wrapping_sub(pad), (ox * stride + kx).wrapping_sub(pad));
+            if iy >= h || ix >= w {
+                continue;
+            }
+            for ic in 0..c {
+                let (a, b) = (((image * h + iy) * w + ix) * c + ic, ((oc * k + ky) * k + kx) * c + ic);
+                y[i] += x[a] * weight[b];
+                dx[a] += weight[b] * g[i];
+                dw[b] += x[a] * g[i];
+            }
+        }
+    }
+    [y, dx, dw, db]
+}
+
+/// N, H, W, C, O, kernel, stride, pad. These test the op on the tape; tests/ops/cpu_conv.rs tests the kernels on many
+/// more shapes.
 const CASES: &[Case] = &[
     case("empty", &[0, 5, 5, 3, 4, 3, 1, 1]),
     case("empty_many_channels", &[0, 8, 8, 8, 8, 3, 1, 1]), // Winograd's channels, no tile
@@ -27,7 +56,8 @@ fn param(device: &Device, name: &str, shape: &[usize], data: &[f32]) -> Result<P
     Ok(p)
 }
 
-/// Twice the same input through the same parameters, as the heads of a pyramid do: both y, dx of both, dw, db.
+/// Applies the same parameters twice to the same input (without and with a ReLU), as the heads of a pyramid do. Returns
+/// both y, both dx, dw and db.
 fn run(device: &Device, case: &Case) -> Result<Vec<Tensor>> {
     let [n, h, w, c, o, k, stride, pad] = sizes(case);
     let x = uniform(1, n * h * w * c, -1.0, 1.0);
@@ -59,32 +89,15 @@ fn equals_the_definition() {
         let (oh, ow) = ((h + 2 * pad - k) / stride + 1, (w + 2 * pad - k) / stride + 1);
         let (x, weight) = (wide(&uniform(1, n * h * w * c, -1.0, 1.0)), wide(&uniform(2, o * k * k * c, -1.0, 1.0)));
         let (bias, dy) = (wide(&uniform(3, o, -1.0, 1.0)), wide(&uniform(4, n * oh * ow * o, -1.0, 1.0)));
-        let (mut y, mut dw, mut db) = (vec![0.0; dy.len()], vec![0.0; weight.len()], vec![0.0; o]);
-        let mut dx = [vec![0.0; x.len()], vec![0.0; x.len()]];
-        let rectified = out[1].f32s();
-        for i in 0..dy.len() {
-            let (oc, ox, oy, image) = (i % o, i / o % ow, i / o / ow % oh, i / o / ow / oh);
-            // The second pass has a ReLU: its mask is that of the op's y, near 0 rounding decides.
-            let g = [dy[i], if rectified[i] > 0.0 { dy[i] } else { 0.0 }];
-            db[oc] += g[0] + g[1];
-            y[i] += bias[oc];
-            for (ky, kx) in (0..k).flat_map(|ky| (0..k).map(move |kx| (ky, kx))) {
-                let (iy, ix) = ((oy * stride + ky).wrapping_sub(pad), (ox * stride + kx).wrapping_sub(pad));
-                if iy >= h || ix >= w {
-                    continue;
-                }
-                for ic in 0..c {
-                    let (a, b) = (((image * h + iy) * w + ix) * c + ic, ((oc * k + ky) * k + kx) * c + ic);
-                    y[i] += x[a] * weight[b];
-                    dw[b] += x[a] * (g[0] + g[1]);
-                    dx[0][a] += weight[b] * g[0];
-                    dx[1][a] += weight[b] * g[1];
-                }
-            }
-        }
+        // The second pass has a ReLU. Its mask is taken from the op's own y, because near 0 rounding decides.
+        let masked = dy.iter().zip(out[1].f32s()).map(|(&dy, y)| if y > 0.0 { dy } else { 0.0 });
+        let [y, dx, mut dw, mut db] = naive(case, [&x, &weight, &bias, &dy]);
+        let [_, dx_relu, dw_relu, db_relu] = naive(case, [&x, &weight, &bias, &masked.collect::<Vec<_>>()]);
+        dw.iter_mut().zip(dw_relu).for_each(|(sum, more)| *sum += more);
+        db.iter_mut().zip(db_relu).for_each(|(sum, more)| *sum += more);
         let relu: Vec<f64> = y.iter().map(|v| v.max(0.0)).collect();
-        for (i, want) in [&y, &relu, &dx[0], &dx[1], &dw, &db].into_iter().enumerate() {
-            // F(4x4, 3x3)'s transforms multiply by up to 8 and subtract again: a digit is lost.
+        for (i, want) in [&y, &relu, &dx, &dx_relu, &dw, &db].into_iter().enumerate() {
+            // The transforms of F(4x4, 3x3) multiply by up to 8 and subtract again, which loses a digit.
             let tol = if case.name == "three_by_three" { 3e-5 } else { 3e-6 };
             let rms = (want.iter().map(|v| v * v).sum::<f64>() / want.len().max(1) as f64).sqrt();
             assert_close(&format!("{}: output {i}", case.name), &out[i].f32s(), want, tol * rms, tol);
@@ -92,7 +105,7 @@ fn equals_the_definition() {
     }
 }
 
-/// A ReLU does not hide NaN: not in y, and not in the gradients behind it.
+/// A ReLU does not hide NaN, neither in y nor in the gradients behind it.
 #[test]
 fn nan_goes_through() {
     for case in &CASES[2..] {
@@ -109,7 +122,8 @@ fn nan_goes_through() {
             let grads = tape.backward(vec![(y, dy)])?;
             Ok(vec![value, grads.get(&v).expect("dw").clone()])
         });
-        // The first output pixel sees the first input pixel; every channel of it, and the weight between the two.
+        // The first output pixel sees the first input pixel, so a NaN must reach every channel of it and the weight
+        // between the two.
         assert!(out[0].f32s()[..o].iter().all(|v| v.is_nan()), "{}: y", case.name);
         assert!(out[1].f32s()[(pad * k + pad) * c].is_nan(), "{}: dw", case.name);
     }
@@ -129,7 +143,8 @@ fn refuses() {
     assert!(error.starts_with("conv2d: bias: want f32"), "{error}");
 }
 
-/// Images behind the counts, by every algorithm of the CPU: zeros in y and dx, no part in dw and db, not read on the CPU.
+/// Images beyond the counts, with every algorithm of the CPU: y and dx are zero, dw and db get no contribution, and the
+/// CPU does not read them.
 #[test]
 fn images_that_do_not_count() {
     const LIVE: &[Case] = &[
@@ -142,7 +157,7 @@ fn images_that_do_not_count() {
     ];
     for case in LIVE {
         let [n, h, w, c, o, k, stride, pad] = sizes(case);
-        // Two groups of three: one of the first, all (and more) of the second.
+        // Two groups of three images: one image counts in the first, all (and more) in the second.
         let alive = |image: usize| image == 0 || image >= 3;
         let run = |dev: &Device, counts: Option<(&[usize], &[i32])>, rest: f32| {
             let fill = |seed, each: usize| {
@@ -174,7 +189,7 @@ fn images_that_do_not_count() {
             for (i, plain) in plain.iter().enumerate() {
                 let want = wide(&plain.f32s());
                 let rms = (want.iter().map(|v| v * v).sum::<f64>() / want.len().max(1) as f64).sqrt();
-                // Fewer images may go by another algorithm.
+                // With fewer images another algorithm may be chosen.
                 assert_close(&format!("{}: output {i}", case.name), &live[i].f32s(), &want, 3e-5 * rms, 3e-5);
                 assert_eq!(dirty[i].f32s(), live[i].f32s(), "{}: output {i}: others were read", case.name);
             }
@@ -186,7 +201,7 @@ fn images_that_do_not_count() {
     }
 }
 
-/// Prints the time of a mask head's layer by the share of its images that count.
+/// Prints the time of a layer of the mask head by the share of its images that count.
 #[test]
 #[ignore = "a measurement: run with --ignored --nocapture"]
 fn time_follows_the_counts() {
@@ -210,8 +225,8 @@ fn time_follows_the_counts() {
     }
 }
 
-/// In 16 bits: y, dx and dw are rounded once, from sums in f32; but on a GPU y is rounded before the bias is added, too, by half a unit
-/// of the product, which may be larger than y.
+/// In 16 bits y, dx and dw are rounded once, from f32 sums. On a GPU y is also rounded before the bias is added, by
+/// half a unit of the product, which may be larger than y.
 #[test]
 fn sixteen_bits() {
     for case in CASES {

@@ -1,3 +1,5 @@
+//! Transposed 2×2 convolution of stride 2, against the definition and torch, in f32 and in 16 bits.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use std::time::Instant;
@@ -7,6 +9,26 @@ use upres::ops::conv2d::Activation;
 use upres::ops::deconv2x2::deconv2x2;
 use upres::tape::{Param, Role, Tape};
 use upres::tensor::{DType, Tensor};
+
+/// The definition: y without a ReLU, and the gradients of x, weight and bias where `g` is the gradient of y.
+fn naive(case: &Case, [x, weight, bias, g]: [&[f64]; 4]) -> [Vec<f64>; 4] {
+    let [_, h, w, i, o]: [usize; 5] = case.dims.try_into().unwrap();
+    let (mut y, mut dx) = (vec![0.0; g.len()], vec![0.0; x.len()]);
+    let (mut dw, mut db) = (vec![0.0; weight.len()], vec![0.0; o]);
+    for at in 0..g.len() {
+        let (oc, px, py, map) = (at % o, at / o % (2 * w), at / o / (2 * w) % (2 * h), at / o / (4 * w * h));
+        y[at] += bias[oc];
+        db[oc] += g[at];
+        for ic in 0..i {
+            let a = ((map * h + py / 2) * w + px / 2) * i + ic;
+            let b = ((ic * 2 + py % 2) * 2 + px % 2) * o + oc;
+            y[at] += x[a] * weight[b];
+            dx[a] += weight[b] * g[at];
+            dw[b] += x[a] * g[at];
+        }
+    }
+    [y, dx, dw, db]
+}
 
 /// R, H, W, I, O.
 const CASES: &[Case] = &[
@@ -26,7 +48,7 @@ fn param(device: &Device, shape: &[usize], data: &[f32]) -> Result<Param> {
     Ok(p)
 }
 
-/// Twice the same input, without and with ReLU: both y, dx of both, dw, db.
+/// Applies the layer twice to the same input, without and with a ReLU. Returns both y, both dx, dw and db.
 fn run(device: &Device, case: &Case) -> Result<Vec<Tensor>> {
     let [r, h, w, i, o] = case.dims.try_into().unwrap();
     let weight = param(device, &[i, 2, 2, o], &uniform(2, 4 * i * o, -1.0, 1.0))?;
@@ -56,26 +78,14 @@ fn equals_the_definition() {
         let out = everywhere(|dev| run(dev, case));
         let (x, wt) = (wide(&uniform(1, r * h * w * i, -1.0, 1.0)), wide(&uniform(2, 4 * i * o, -1.0, 1.0)));
         let (bias, dy) = (wide(&uniform(3, o, -1.0, 1.0)), wide(&uniform(4, 4 * r * h * w * o, -1.0, 1.0)));
-        let (mut y, mut dw, mut db) = (vec![0.0; dy.len()], vec![0.0; wt.len()], vec![0.0; o]);
-        let mut dx = [vec![0.0; x.len()], vec![0.0; x.len()]];
-        let rectified = out[1].f32s();
-        for at in 0..dy.len() {
-            let (oc, px, py, map) = (at % o, at / o % (2 * w), at / o / (2 * w) % (2 * h), at / o / (4 * w * h));
-            // The second pass has a ReLU: its mask is that of the op's y, near 0 rounding decides.
-            let g = [dy[at], if rectified[at] > 0.0 { dy[at] } else { 0.0 }];
-            db[oc] += g[0] + g[1];
-            y[at] += bias[oc];
-            for ic in 0..i {
-                let a = ((map * h + py / 2) * w + px / 2) * i + ic;
-                let b = ((ic * 2 + py % 2) * 2 + px % 2) * o + oc;
-                y[at] += x[a] * wt[b];
-                dw[b] += x[a] * (g[0] + g[1]);
-                dx[0][a] += wt[b] * g[0];
-                dx[1][a] += wt[b] * g[1];
-            }
-        }
+        // The second pass has a ReLU. Its mask is taken from the op's own y, because near 0 rounding decides.
+        let masked = dy.iter().zip(out[1].f32s()).map(|(&dy, y)| if y > 0.0 { dy } else { 0.0 });
+        let [y, dx, mut dw, mut db] = naive(case, [&x, &wt, &bias, &dy]);
+        let [_, dx_relu, dw_relu, db_relu] = naive(case, [&x, &wt, &bias, &masked.collect::<Vec<_>>()]);
+        dw.iter_mut().zip(dw_relu).for_each(|(sum, more)| *sum += more);
+        db.iter_mut().zip(db_relu).for_each(|(sum, more)| *sum += more);
         let relu: Vec<f64> = y.iter().map(|v| v.max(0.0)).collect();
-        for (i, want) in [&y, &relu, &dx[0], &dx[1], &dw, &db].into_iter().enumerate() {
+        for (i, want) in [&y, &relu, &dx, &dx_relu, &dw, &db].into_iter().enumerate() {
             let rms = (want.iter().map(|v| v * v).sum::<f64>() / want.len().max(1) as f64).sqrt();
             assert_close(&format!("{}: output {i}", case.name), &out[i].f32s(), want, 3e-6 * rms, 3e-6);
         }
@@ -111,7 +121,7 @@ fn equals_torch() {
     }
 }
 
-/// Maps behind the counts: zeros in y and dx, no part in dw and db, not read on the CPU.
+/// Maps beyond the counts: y and dx are zero, dw and db get no contribution, and the CPU does not read them.
 #[test]
 fn maps_that_do_not_count() {
     let (r, h, w, i, o) = (6, 3, 4, 5, 6);
@@ -132,7 +142,7 @@ fn maps_that_do_not_count() {
         out.extend([&x, &wt, &b].map(|v| grads.get(v).expect("a gradient").clone()));
         Ok(out)
     };
-    // Two groups of three: one of the first, all (and more) of the second.
+    // Two groups of three maps: one map counts in the first, all (and more) in the second.
     let alive = [true, false, false, true, true, true];
     let plain = everywhere(|dev| run(dev, None, &alive, 0.0));
     for counts in [(&[2][..], &[1, 7][..]), (&[2, 2], &[1, 9, 3, 0])] {
@@ -147,7 +157,7 @@ fn maps_that_do_not_count() {
     assert!(none.iter().all(|t| t.f32s().iter().all(|&v| v == 0.0)));
 }
 
-/// Prints the time of a mask head's layer by the share of its maps that count.
+/// Prints the time of a layer of the mask head by the share of its maps that count.
 #[test]
 #[ignore = "a measurement: run with --ignored --nocapture"]
 fn time_follows_the_counts() {
@@ -194,7 +204,7 @@ fn refuses() {
     }
 }
 
-/// In 16 bits: y, dx and dw are rounded once, from sums in f32; on a GPU the rows between product and bias are rounded, too.
+/// In 16 bits y, dx and dw are rounded once, from f32 sums. On a GPU the rows between product and bias are rounded too.
 #[test]
 fn sixteen_bits() {
     for case in CASES {

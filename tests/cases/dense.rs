@@ -1,4 +1,4 @@
-//! Detections of dense heads: not an op, but a chain of them that two programs define.
+//! Detections of dense heads: a chain of ops, compared with both versions of mmdetection that define it.
 
 use super::box_encode::{image_sizes, retinanet_anchors};
 use crate::support::fixtures::Fixture;
@@ -15,7 +15,7 @@ const RETINANET: DenseConfig = DenseConfig {
     stds: [1.0; 4],
 };
 
-/// Raw outputs `[2,N,80]` and `[2,N,4]`; what the fixture leaves out is certain background.
+/// Raw outputs `[2,N,80]` and `[2,N,4]`. Rows that the fixture leaves out are certain background.
 fn outputs(f: &OpFixture) -> (Vec<f32>, Vec<f32>) {
     let n = f.shape("retina.labels")[1];
     let (mut logits, mut deltas) = (vec![-20.0; 2 * n * 80], vec![0.0; 2 * n * 4]);
@@ -76,7 +76,7 @@ fn equals_mmdetection_of_both_eras() {
     }
 }
 
-/// As long as enough of the best pairs survive, what is cut off does not show.
+/// Cutting off pairs does not change the result as long as enough of the best ones survive.
 #[test]
 fn fewer_pairs_give_the_same_best() {
     let raw = outputs(&OpFixture::open("dense"));

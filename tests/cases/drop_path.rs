@@ -1,3 +1,5 @@
+//! Stochastic depth (drop path) with a residual, against its definition and the description of its random numbers.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -6,6 +8,17 @@ use upres::ops::drop_path::drop_path;
 use upres::philox::{Purpose, Stream};
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
+
+/// The definition: the factor of each sample, 0 or 1 / (1 - rate), from the description of the key.
+fn factors(key: [i32; 6], n: usize, rate: f32, layer: u32) -> Vec<f64> {
+    let word = |i: usize| u64::from(key[i] as u32);
+    let (seed, step) = (word(1) << 32 | word(0), word(4) << 32 | word(3));
+    let kept = |i: usize| {
+        let stream = Stream::new(seed, key[2] as u8, step, key[5] as u32 + i as u32, Purpose::DropPath);
+        f64::from(stream.block(layer)[0] >> 8) / f64::from(1 << 24) >= f64::from(rate)
+    };
+    (0..n).map(|i| if kept(i) { 1.0 / (1.0 - f64::from(rate)) } else { 0.0 }).collect()
+}
 
 /// Any shape; the first dimension counts samples.
 const CASES: &[Case] = &[
@@ -20,17 +33,6 @@ const CASES: &[Case] = &[
 
 /// Seed (low, high), stage, step (low, high), first image.
 const KEY: [i32; 6] = [7, -2, 1, -3, 5, 11];
-
-/// The factor of each sample, from the description of the key.
-fn factors(key: [i32; 6], n: usize, rate: f32, layer: u32) -> Vec<f64> {
-    let word = |i: usize| u64::from(key[i] as u32);
-    let (seed, step) = (word(1) << 32 | word(0), word(4) << 32 | word(3));
-    let kept = |i: usize| {
-        let stream = Stream::new(seed, key[2] as u8, step, key[5] as u32 + i as u32, Purpose::DropPath);
-        f64::from(stream.block(layer)[0] >> 8) / f64::from(1 << 24) >= f64::from(rate)
-    };
-    (0..n).map(|i| if kept(i) { 1.0 / (1.0 - f64::from(rate)) } else { 0.0 }).collect()
-}
 
 fn inputs(case: &Case) -> [Vec<f32>; 3] {
     let n = case.dims.iter().product();
@@ -83,8 +85,8 @@ fn gradients_are_the_slopes() {
     assert_gradient("dbranch", &branch, out[2].f32s(), 1e-6, 1e-6, |v| loss(&fixed_x, &|i| v[i]));
 }
 
-/// Drawn at the rate asked for, by every part of the key and by layer; the second sample of a batch draws what the first of a batch
-/// that starts there draws.
+/// The draws have the wanted rate and depend on every part of the key and on the layer. The second sample of a batch
+/// draws the same as the first sample of a batch that starts there.
 #[test]
 fn draws_are_those_of_the_key() {
     let draw = |key: [i32; 6], n: usize, rate: f32, layer: u32| {
@@ -112,7 +114,7 @@ fn draws_are_those_of_the_key() {
     assert_eq!(draw([7, 0, 0, 1, 0, 5], 100, 0.2, 0), base[5..105]);
 }
 
-/// A dropped branch is not read: what it holds does not matter.
+/// A dropped branch is not read, so its contents do not matter.
 #[test]
 fn a_dropped_branch_may_be_nan() {
     let dims = &[9, 5];
@@ -136,7 +138,7 @@ fn in_16_bits() {
     }
 }
 
-/// Without drops, and for x always, the gradient is dy itself; the key is all that is saved.
+/// The gradient of x, and without drops that of the branch, is dy itself without a copy. Only the key is saved.
 #[test]
 fn saves_the_key_and_copies_no_gradient() {
     let dev = Device::cpu();

@@ -1,3 +1,5 @@
+//! Elementwise helpers of the tape and the optimizer: not an op of the registry.
+
 use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;

@@ -1,3 +1,5 @@
+//! The moving average of the weights, against its definition and torch.
+
 use super::optimizer::{MANY, of, scalar, tensors};
 use super::{Case, case};
 use crate::support::tensors::*;
@@ -36,7 +38,7 @@ fn equals_the_definition() {
     }
 }
 
-/// torch's get_ema_avg_fn(0.9) on the same numbers; and what equals its average stays to the bit.
+/// torch's get_ema_avg_fn(0.9) on the same numbers. A value that equals its average stays the same to the bit.
 #[test]
 fn as_torch() {
     let dev = Device::cpu();
@@ -51,7 +53,7 @@ fn as_torch() {
     assert_eq!(run_same(0.1), 0.1);
 }
 
-/// A decay so near to 1 that f32 rounds it to 1: the average still moves.
+/// With a decay so near to 1 that f32 rounds it to 1, the average still moves.
 #[test]
 fn long_averages_move() {
     let dev = Device::cpu();

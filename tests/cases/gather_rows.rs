@@ -1,8 +1,29 @@
+//! Rows by index and the gradient that adds up duplicates, against the definition.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::device::Device;
 use upres::ops::gather_rows::{gather_rows, take, take_i32};
 use upres::tape::Tape;
+
+/// The definition: row `idx` of its image, zeros where there is no such row; and the gradient of `x`.
+fn naive([b, n, s, width]: [usize; 4], x: &[f32], idx: &[i32], dy: &[f32]) -> (Vec<f64>, Vec<f64>) {
+    let mut y = vec![0.0; b * s * width];
+    let mut dx = vec![0.0; b * n * width];
+    for (r, &i) in idx.iter().enumerate() {
+        let Some(i) = row(i, n) else { continue };
+        let from = (r / s * n + i) * width;
+        for j in 0..width {
+            y[r * width + j] = f64::from(x[from + j]);
+            dx[from + j] += f64::from(dy[r * width + j]);
+        }
+    }
+    (y, dx)
+}
+
+fn row(i: i32, n: usize) -> Option<usize> {
+    (0..n as i64).contains(&i64::from(i)).then_some(i as usize)
+}
 
 /// B, N, S, C.
 const CASES: &[Case] = &[
@@ -22,17 +43,13 @@ fn dims(c: &Case) -> [usize; 4] {
     c.dims.try_into().unwrap()
 }
 
-/// Rows, -1, and rows beyond the last one.
+/// Indices of rows, -1, and indices beyond the last row.
 fn indices(b: usize, n: usize, s: usize) -> Vec<i32> {
     let mut idx = integers(7, b * s, -1, n as i32 + 1);
     if let [first, .., last] = &mut idx[..] {
         (*first, *last) = (i32::MAX, i32::MIN);
     }
     idx
-}
-
-fn row(i: i32, n: usize) -> Option<usize> {
-    (0..n as i64).contains(&i64::from(i)).then_some(i as usize)
 }
 
 #[test]
@@ -49,23 +66,14 @@ fn forward_and_backward_equal_the_definition() {
             let grads = tape.backward(vec![(y, tensor(dev, &[b, s, width], &dy))])?;
             Ok(vec![value, grads.get(&x).expect("dx").clone()])
         });
-        let mut y = vec![0.0; b * s * width];
-        let mut dx = vec![0.0; b * n * width];
-        for (r, &i) in idx.iter().enumerate() {
-            let Some(i) = row(i, n) else { continue };
-            let from = (r / s * n + i) * width;
-            for j in 0..width {
-                y[r * width + j] = f64::from(x[from + j]);
-                dx[from + j] += f64::from(dy[r * width + j]);
-            }
-        }
+        let (y, dx) = naive(dims(c), &x, &idx, &dy);
         assert_eq!(out[0].shape(), [b, s, width], "{}", c.name);
         assert_close(c.name, &out[0].f32s(), &y, 0.0, 0.0);
         assert_close(c.name, &out[1].f32s(), &dx, 2e-6, 2e-6);
     }
 }
 
-/// Many rows of one image name the same index: f32 sums in their order, to the bit.
+/// If many rows of one image name the same index, their f32 gradients are summed in order, to the bit.
 #[test]
 fn duplicates_add_in_order() {
     let (b, n, s, width) = (2, 3, 3000, 5);
@@ -96,7 +104,7 @@ fn take_from_rows_that_all_images_share() {
         rows.iter().flat_map(|r| r.map_or([0.0; 2], |r| [x[2 * r], x[2 * r + 1]])).collect()
     };
     assert_eq!(out[0].f32s(), rows([Some(5), None, Some(0), Some(1), None, Some(5)]));
-    // Its own three rows for each image: the second begins at row 3.
+    // Each image has three rows of its own; those of the second begin at row 3.
     assert_eq!(out[1].f32s(), rows([None, None, Some(0), Some(4), None, None]));
     let dev = Device::cpu();
     let none = take(&tensor::<f32>(&dev, &[0, 4], &[]), &tensor(&dev, &[2, 1], &[0, -1])).unwrap();

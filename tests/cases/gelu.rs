@@ -1,3 +1,5 @@
+//! GELU with the exact error function, against its definition and torch.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -7,25 +9,11 @@ use upres::ops::max_pool::max_pool;
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
 
-/// Any shape.
-const CASES: &[Case] = &[
-    case("empty", &[0, 96]),
-    case("one", &[1]),
-    case("tail", &[3, 5, 7]),             // fills no vector
-    case("chunks", &[2, 91, 97, 3]),      // several chunks, the last one odd
-    case("swin_t_mlp", &[2 * 3136, 384]), // the widest hidden layer of an image of 224 pixels
-];
-
-fn inputs(case: &Case) -> (Vec<f32>, Vec<f32>) {
-    let n = case.dims.iter().product();
-    (uniform(1, n, -6.0, 6.0), uniform(2, n, -1.0, 1.0))
-}
-
-/// Φ and φ.
+/// The definition: Φ and φ, the cumulative function and the density of the normal distribution.
 fn normal(x: f64) -> (f64, f64) {
     let density = (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt();
     let a = x.abs();
-    // Beyond a: the series of Φ - 1/2 for small a, the continued fraction of the tail for large a.
+    // The probability beyond a: the series of Φ - 1/2 for small a, the continued fraction of the tail for large a.
     let beyond = if a < 3.0 {
         let (mut term, mut sum) = (a, a);
         for k in 1..200 {
@@ -44,7 +32,21 @@ fn slope(x: f64) -> f64 {
     below + x * density
 }
 
-/// y, dx, and dy where somebody else holds it.
+/// Any shape.
+const CASES: &[Case] = &[
+    case("empty", &[0, 96]),
+    case("one", &[1]),
+    case("tail", &[3, 5, 7]),             // fills no vector
+    case("chunks", &[2, 91, 97, 3]),      // several chunks, the last one odd
+    case("swin_t_mlp", &[2 * 3136, 384]), // the widest hidden layer of an image of 224 pixels
+];
+
+fn inputs(case: &Case) -> (Vec<f32>, Vec<f32>) {
+    let n = case.dims.iter().product();
+    (uniform(1, n, -6.0, 6.0), uniform(2, n, -1.0, 1.0))
+}
+
+/// Returns y, dx and, if dy is also held elsewhere, dy after the backward pass.
 fn run_case(dev: &Device, shape: &[usize], x: &[f32], dy: &[f32], shared: bool) -> Result<Vec<Tensor>> {
     let mut tape = Tape::new(dev);
     let x = tape.leaf(tensor(dev, shape, x));
@@ -64,7 +66,7 @@ fn equals_the_definition() {
         let (x, dy) = inputs(case);
         let y: Vec<f64> = x.iter().map(|&x| f64::from(x) * normal(x.into()).0).collect();
         let dx: Vec<f64> = x.iter().zip(&dy).map(|(&x, &dy)| f64::from(dy) * slope(x.into())).collect();
-        // A dy that is held elsewhere stays as it is, and dx is the same.
+        // A dy that is held elsewhere stays unchanged, and dx is the same.
         let alone = everywhere(|dev| run_case(dev, case.dims, &x, &dy, false));
         let shared = everywhere(|dev| run_case(dev, case.dims, &x, &dy, true));
         assert!(alone[..] == shared[..2] && shared[2].f32s() == dy, "{}: somebody else's dy", case.name);
@@ -73,8 +75,8 @@ fn equals_the_definition() {
     }
 }
 
-/// Φ within 1.5e-7, as the doc comment promises: y within 1.5e-7 |x| and half a unit in its last place. The slope within 2.2e-7.
-/// (torch on the same numbers: 3.1e-7 and 2.9e-7.)
+/// Φ is within 1.5e-7, as the doc comment promises: y is within 1.5e-7 |x| plus half a unit in its last place, the
+/// slope within 2.2e-7. (torch on the same numbers: 3.1e-7 and 2.9e-7.)
 #[test]
 fn error_of_the_approximation() {
     let x: Vec<f32> = (0..400_000).map(|i| (i as f32 - 200_000.0) * 7.3e-5).collect();

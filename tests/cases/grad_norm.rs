@@ -1,3 +1,5 @@
+//! Global gradient norm and the clipping factor, against the definition and torch.
+
 use super::optimizer::{MANY, scalar, tensors};
 use super::{Case, case};
 use crate::support::tensors::*;
@@ -41,7 +43,7 @@ fn equals_the_definition() {
         let grads = tensors(&Device::cpu(), case, 2, scale_of(case)).unwrap();
         let squares = grads.iter().flat_map(|g| g.f32s()).map(|&g| f64::from(g).powi(2));
         let norm = squares.sum::<f64>().sqrt();
-        // Accumulated in f64: the answer is rounded once.
+        // The sum is accumulated in f64, so the answer is rounded once.
         assert_close(case.name, &got[0].f32s(), &[norm], 0.0, 1e-7);
         assert_close(&format!("{}: clip", case.name), &got[1].f32s(), &[(3.0 / (norm + 1e-6)).min(1.0)], 0.0, 1e-6);
     }

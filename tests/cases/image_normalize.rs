@@ -1,3 +1,5 @@
+//! Pixels to normalised floats, against the definition and mmcv.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -5,6 +7,19 @@ use upres::device::Device;
 use upres::ops::image_normalize::image_normalize;
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
+
+const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
+const STD: [f32; 3] = [58.395, 57.12, 57.375];
+
+/// The definition: `(pixel - mean) / std` inside an image, 0 beside it.
+fn naive(h: usize, w: usize, pixels: &[u8], sizes: &[f32]) -> Vec<f64> {
+    let one = |i: usize| {
+        let (c, x, y, b) = (i % 3, i / 3 % w, i / 3 / w % h, i / 3 / w / h);
+        let inside = (y as f32) < sizes[4 * b] && (x as f32) < sizes[4 * b + 1];
+        if inside { (f64::from(pixels[i]) - f64::from(MEAN[c])) / f64::from(STD[c]) } else { 0.0 }
+    };
+    (0..pixels.len()).map(one).collect()
+}
 
 /// B, H, W, then image height and width of each image.
 const CASES: &[Case] = &[
@@ -17,9 +32,6 @@ const CASES: &[Case] = &[
     case("vectors", &[3, 6, 20, 6, 20, 5, 17, 1, 3]), // rows that end inside a vector, images that fill vectors
     case("square", &[2, 448, 448, 448, 448, 448, 299]), // the paper's pre-training square
 ];
-
-const MEAN: [f32; 3] = [123.675, 116.28, 103.53];
-const STD: [f32; 3] = [58.395, 57.12, 57.375];
 
 /// Batch of the case: pixels and sizes.
 fn images(case: &Case) -> ([usize; 3], Vec<u8>, Vec<f32>) {
@@ -42,14 +54,8 @@ fn run(device: &Device, case: &Case, dtype: DType) -> Result<Vec<Tensor>> {
 fn equals_the_definition() {
     for case in CASES {
         let ([_, h, w], pixels, sizes) = images(case);
-        let want: Vec<f64> = (0..pixels.len())
-            .map(|i| {
-                let (c, x, y, b) = (i % 3, i / 3 % w, i / 3 / w % h, i / 3 / w / h);
-                let inside = (y as f32) < sizes[4 * b] && (x as f32) < sizes[4 * b + 1];
-                if inside { (f64::from(pixels[i]) - f64::from(MEAN[c])) / f64::from(STD[c]) } else { 0.0 }
-            })
-            .collect();
-        // One rounding: where a GPU's is another than the CPU's, the neighbouring number.
+        let want = naive(h, w, &pixels, &sizes);
+        // The result is rounded once. Where a GPU rounds differently from the CPU, it gives the neighbouring number.
         let got = everywhere_within(f64::from(f32::EPSILON), 0.0, |dev| run(dev, case, DType::F32));
         assert_close(case.name, &got[0].f32s(), &want, 1e-6, 1e-6);
     }

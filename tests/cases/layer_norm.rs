@@ -1,3 +1,5 @@
+//! Layer norm over the last dimension, against its definition and torch.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -6,6 +8,44 @@ use upres::ops::layer_norm::layer_norm;
 use upres::ops::max_pool::max_pool;
 use upres::tape::{Param, Role, Tape};
 use upres::tensor::{DType, Tensor};
+
+const EPS: f32 = 1e-5;
+
+/// The forward pass in f64: y, and for the gradients normalised x and 1 / deviation of each row.
+fn forward(c: usize, x: &[f64], gamma: &[f64], beta: &[f64]) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let (mut y, mut normal, mut rstd) = (Vec::new(), Vec::new(), Vec::new());
+    for row in x.chunks(c.max(1)) {
+        let mean = row.iter().sum::<f64>() / c as f64;
+        let var = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / c as f64;
+        rstd.push(1.0 / (var + f64::from(EPS)).sqrt());
+        for (i, x) in row.iter().enumerate() {
+            let v = (x - mean) * rstd[rstd.len() - 1];
+            normal.push(v);
+            y.push(v * gamma[i] + beta[i]);
+        }
+    }
+    (y, normal, rstd)
+}
+
+/// y, dx, dgamma, dbeta.
+fn reference(p: &Problem) -> [Vec<f64>; 4] {
+    let c = p.channels();
+    let gamma = wide(&p.gamma);
+    let (y, normal, rstd) = forward(c, &wide(&p.x), &gamma, &wide(&p.beta));
+    let (mut dx, mut dgamma, mut dbeta) = (Vec::new(), vec![0.0; c], vec![0.0; c]);
+    for (r, rstd) in rstd.iter().enumerate() {
+        let (dy, v) = (wide(&p.dy[r * c..][..c]), &normal[r * c..][..c]);
+        let g: Vec<f64> = dy.iter().zip(&gamma).map(|(d, g)| d * g).collect();
+        let total = g.iter().sum::<f64>() / c as f64;
+        let along = g.iter().zip(v).map(|(g, v)| g * v).sum::<f64>() / c as f64;
+        for i in 0..c {
+            dx.push(rstd * (g[i] - total - v[i] * along));
+            dgamma[i] += dy[i] * v[i];
+            dbeta[i] += dy[i];
+        }
+    }
+    [y, dx, dgamma, dbeta]
+}
 
 /// Any shape; the last dimension is normalised.
 const CASES: &[Case] = &[
@@ -26,8 +66,6 @@ const CASES: &[Case] = &[
     case("chunks", &[9000, 96]), // several chunks and blocks of every kernel
 ];
 
-const EPS: f32 = 1e-5;
-
 #[derive(Clone)]
 struct Problem {
     shape: Vec<usize>,
@@ -35,7 +73,7 @@ struct Problem {
     gamma: Vec<f32>,
     beta: Vec<f32>,
     dy: Vec<f32>,
-    /// Whether gamma and beta are trained, x has a gradient, and somebody else holds dy.
+    /// Whether gamma and beta are trained, whether x has a gradient, and whether dy is also held elsewhere.
     affine: bool,
     dx: bool,
     shared: bool,
@@ -101,47 +139,12 @@ impl Problem {
     }
 }
 
-/// y, and what the gradients need: normalised x and 1 / deviation of each row.
-fn forward(c: usize, x: &[f64], gamma: &[f64], beta: &[f64]) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
-    let (mut y, mut normal, mut rstd) = (Vec::new(), Vec::new(), Vec::new());
-    for row in x.chunks(c.max(1)) {
-        let mean = row.iter().sum::<f64>() / c as f64;
-        let var = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / c as f64;
-        rstd.push(1.0 / (var + f64::from(EPS)).sqrt());
-        for (i, x) in row.iter().enumerate() {
-            let v = (x - mean) * rstd[rstd.len() - 1];
-            normal.push(v);
-            y.push(v * gamma[i] + beta[i]);
-        }
-    }
-    (y, normal, rstd)
-}
-
-/// y, dx, dgamma, dbeta.
-fn reference(p: &Problem) -> [Vec<f64>; 4] {
-    let c = p.channels();
-    let gamma = wide(&p.gamma);
-    let (y, normal, rstd) = forward(c, &wide(&p.x), &gamma, &wide(&p.beta));
-    let (mut dx, mut dgamma, mut dbeta) = (Vec::new(), vec![0.0; c], vec![0.0; c]);
-    for (r, rstd) in rstd.iter().enumerate() {
-        let (dy, v) = (wide(&p.dy[r * c..][..c]), &normal[r * c..][..c]);
-        let g: Vec<f64> = dy.iter().zip(&gamma).map(|(d, g)| d * g).collect();
-        let total = g.iter().sum::<f64>() / c as f64;
-        let along = g.iter().zip(v).map(|(g, v)| g * v).sum::<f64>() / c as f64;
-        for i in 0..c {
-            dx.push(rstd * (g[i] - total - v[i] * along));
-            dgamma[i] += dy[i] * v[i];
-            dbeta[i] += dy[i];
-        }
-    }
-    [y, dx, dgamma, dbeta]
-}
-
 fn check(name: &str, p: &Problem, got: &[Output]) {
     let rows = (p.rows() as f64).sqrt().max(1.0); // rounding errors of a sum that cancels add like a random walk
     let (_, _, rstd) = forward(p.channels(), &wide(&p.x), &wide(&p.gamma), &wide(&p.beta));
     let deviations = rstd.iter().fold(1.0f64, |a, &b| a.max(b));
-    // The mean is kept in f32: half of its last digit, in deviations, is the error of a normalised value.
+    // The mean is kept in f32: half a unit of its last digit, divided by the deviation, is the error of a normalised
+    // value.
     let largest = p.x.iter().fold(0.0f64, |a, &x| a.max(f64::from(x.abs())));
     let abs = 1e-5 + 2.0 * largest * 2f64.powi(-24) * deviations;
     let tolerances = [(abs, 1e-4), (abs * deviations, 1e-4), (abs * rows, 1e-4), (1e-5 * rows, 1e-4)];
@@ -155,7 +158,8 @@ fn check(name: &str, p: &Problem, got: &[Output]) {
 fn equals_the_definition() {
     for case in CASES {
         let p = Problem::new(case);
-        // On a constant row, and beside a mean of 1000, y is what rounding leaves: another order of the sum leaves something else.
+        // In a constant row, and beside a mean of 1000, y is only rounding error, which depends on the order of the
+        // sum.
         let of_max = match case.name {
             "large_mean" => 1e-3,
             "constant" => 2e-2,
@@ -166,7 +170,8 @@ fn equals_the_definition() {
     }
 }
 
-/// What is not asked for is not computed, and the rest stays the same; a dy that somebody else holds stays as it is.
+/// Gradients that are not wanted are not computed and the others stay the same. A dy that is held elsewhere stays
+/// unchanged.
 #[test]
 fn parts_agree_with_the_whole() {
     for case in CASES.iter().filter(|c| matches!(c.name, "empty" | "tail" | "few" | "stage4")) {
@@ -204,7 +209,7 @@ fn gradients_are_the_slopes() {
     }
 }
 
-/// gamma's and beta's gradients of two uses of one layer are added.
+/// If one layer is used twice, the gradients of gamma and beta add up.
 #[test]
 fn a_second_use_adds() {
     let p = Problem::new(&CASES[4]);

@@ -1,3 +1,5 @@
+//! Dynamic loss scaling: scaled steps against unscaled ones, skipped overflows, growth and backoff.
+
 use super::optimizer::{of, scalar, tensors};
 use super::{Case, case};
 use crate::support::tensors::*;
@@ -10,12 +12,13 @@ use upres::ops::sgd::{SgdParam, sgd};
 use upres::tensor::elementwise;
 use upres::tensor::{DType, Tensor};
 
-/// Steps, good steps and applied steps before the first, interval of growth, every how many steps one overflows (0: none).
+/// Number of steps; good steps and applied steps before the first; growth interval; every how many steps one overflows
+/// (0: none).
 const CASES: &[Case] = &[
     case("no_step", &[0, 0, 0, 2000, 0]),          // the state as it begins
     case("one", &[1, 0, 0, 2000, 0]),              // nothing moves but the counts
-    case("first_overflows", &[3, 0, 0, 2000, 3]), // the first step of all is skipped: the corrections are those of step 1 twice
-    case("growth", &[17, 0, 0, 4, 0]),            // the step at the interval uses the scale before it grows
+    case("first_overflows", &[3, 0, 0, 2000, 3]),  // the first step is skipped: twice the corrections of step 1
+    case("growth", &[17, 0, 0, 4, 0]),             // the step at the interval uses the scale before it grows
     case("overflows", &[40, 0, 0, 3, 5]), // counts begin anew: grows in between, and never after less than three steps
     case("ceiling", &[14, 0, 0, 1, 0]),   // grows at every step, until the largest scale
     case("floor", &[24, 0, 0, 2, 1]),     // overflows at every step, until the smallest scale
@@ -30,7 +33,8 @@ fn rule(case: &Case) -> LossScaleRule {
     LossScaleRule { interval: case.dims[3] as u32, ..LossScaleRule::default() }
 }
 
-/// The norms of a case: sixty orders of magnitude, so that some are clipped and some vanish; of each kind of overflow in turn.
+/// The gradient norms of a case, over sixty orders of magnitude, so that some are clipped and some vanish. Overflows
+/// take turns between the kinds (infinity, NaN).
 fn norms(case: &Case) -> Vec<f32> {
     let (steps, every) = (case.dims[0], case.dims[4]);
     let exponents = uniform(1, steps, -30.0, 30.0);
@@ -47,7 +51,7 @@ fn start(device: &Device, case: &Case) -> Result<Tensor> {
     Tensor::from_slice(device, &[3], &[INITIAL_SCALE, case.dims[1] as f32, case.dims[2] as f32])
 }
 
-/// What a step leaves, for every step: grad_scale, norm, correction, state, seed.
+/// Returns for every step: grad_scale, norm, correction, state, seed.
 fn run(device: &Device, case: &Case, max_norm: f32) -> Result<Vec<Tensor>> {
     let (mut state, mut out) = (start(device, case)?, Vec::new());
     for norm in norms(case) {
@@ -64,7 +68,8 @@ fn run(device: &Device, case: &Case, max_norm: f32) -> Result<Vec<Tensor>> {
 #[test]
 fn equals_the_definition() {
     for (case, max_norm) in CASES.iter().flat_map(|case| [(case, MAX_NORM), (case, f32::INFINITY)]) {
-        // Every device to one unit in the last place: the corrections' power is the device's own, all else is equal to the bit.
+        // All devices agree to one unit in the last place: `powf` of the corrections is the device's own, all else is
+        // equal to the bit.
         let got = everywhere_within(1.2e-7, 0.0, |dev| run(dev, case, max_norm));
         let rule = rule(case);
         let (mut scale, mut good, mut applied) = (f64::from(INITIAL_SCALE), case.dims[1] as u32, case.dims[2] as u64);
@@ -105,7 +110,7 @@ fn equals_the_definition() {
 const PARAMETERS: Case = case("parameters", &[33, 7, 0, 16_390]);
 const RULE: AdamWRule = AdamWRule { betas: BETAS, eps: 1e-8 };
 const LR: f32 = 0.01;
-/// Of these steps, one overflows.
+/// Number of steps; step [`OVERFLOWS`] of them overflows.
 const STEPS: usize = 5;
 const OVERFLOWS: usize = 2;
 
@@ -132,7 +137,7 @@ impl Trained {
         adamw(&mut each.map(row).collect::<Vec<_>>(), &lr, grad_scale, correction, RULE, None)
     }
 
-    /// Appends everything as it is now.
+    /// Appends copies of all values and state.
     fn copy_to(&self, out: &mut Vec<Tensor>) -> Result<()> {
         for t in self.lists.iter().flatten() {
             let mut copy = Tensor::empty(t.device(), t.shape(), DType::F32)?;
@@ -143,7 +148,7 @@ impl Trained {
     }
 }
 
-/// The gradients of a step, multiplied by `scale`; one element of the step that overflows is infinite.
+/// The gradients of a step, multiplied by `scale`. In the step that overflows one element is infinite.
 fn gradients(device: &Device, step: usize, scale: f32, overflows: bool) -> Result<Vec<Tensor>> {
     let each = PARAMETERS.dims.iter().enumerate();
     let one = |(i, &n): (usize, &usize)| {
@@ -156,7 +161,7 @@ fn gradients(device: &Device, step: usize, scale: f32, overflows: bool) -> Resul
     each.map(one).collect()
 }
 
-/// Steps of scaled gradients; after each of them norm, state, and all of [`Trained`].
+/// Takes steps with scaled gradients; returns after each the norm, the scale's state, and all of [`Trained`].
 fn scaled_steps(device: &Device) -> Result<Vec<Tensor>> {
     let (mut trained, mut state, mut out) = (Trained::new(device)?, initial_state(device, 1024.0)?, Vec::new());
     let mut correction = Tensor::zeros(device, &[2], DType::F32)?;
@@ -174,7 +179,7 @@ fn scaled_steps(device: &Device) -> Result<Vec<Tensor>> {
     Ok(out)
 }
 
-/// The same without scaling, and without the step that overflows: norm and all of [`Trained`].
+/// Takes the same steps without scaling and without the one that overflows; returns the norm and all of [`Trained`].
 fn plain_steps(device: &Device) -> Result<Vec<Tensor>> {
     let (mut trained, mut out) = (Trained::new(device)?, Vec::new());
     for (applied, step) in (0..STEPS).filter(|step| *step != OVERFLOWS).enumerate() {
@@ -188,8 +193,8 @@ fn plain_steps(device: &Device) -> Result<Vec<Tensor>> {
     Ok(out)
 }
 
-/// An overflow skips its step and no other: nothing that is trained moves, and its step is not counted. Every other step is to the
-/// bit the one that unscaled gradients give, on every device.
+/// An overflow skips its own step only: no parameter or state moves, and the step is not counted. On every device every
+/// other step equals, to the bit, the step with unscaled gradients.
 #[test]
 fn an_overflow_skips_one_step() {
     everywhere(scaled_steps);
@@ -215,7 +220,7 @@ fn an_overflow_skips_one_step() {
     }
 }
 
-/// Gradients that are finite but whose norm f32 does not hold are an overflow.
+/// Finite gradients whose norm exceeds f32 count as an overflow.
 #[test]
 fn a_norm_beyond_f32_is_an_overflow() {
     let got = everywhere(|dev| {
@@ -230,7 +235,7 @@ fn a_norm_beyond_f32_is_an_overflow() {
     assert_eq!((got[1].f32s(), got[2].f32s()), (vec![f32::INFINITY], vec![4.0, 0.0, 0.0]));
 }
 
-/// Division by a scale below 1 does not make an overflow of a finite norm: the step is clipped, not skipped.
+/// Dividing a finite norm by a scale below 1 is no overflow: the step is clipped, not skipped.
 #[test]
 fn an_unscaled_norm_does_not_overflow() {
     let got = everywhere(|dev| {
@@ -244,7 +249,7 @@ fn an_unscaled_norm_does_not_overflow() {
     assert_eq!((got[1].f32s(), got[2].f32s()), (vec![f32::MAX], vec![0.25, 1.0, 1.0]));
 }
 
-/// Factors of 1 are a fixed scale: overflows are skipped, the scale stays.
+/// Growth and backoff of 1 give a fixed scale: overflows are skipped, the scale stays.
 #[test]
 fn a_scale_may_be_fixed() {
     let rule = LossScaleRule { growth: 1.0, backoff: 1.0, interval: 1, ..LossScaleRule::default() };

@@ -1,3 +1,5 @@
+//! Mask targets of sampled RoIs from run lengths, against mmcv to the bit and mmdetection.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use std::time::Instant;
@@ -5,89 +7,8 @@ use upres::device::Device;
 use upres::ops::mask_targets::mask_targets;
 use upres::tensor::{DType, Tensor};
 
-/// B, P, G, height and width of the canvas, size.
-const CASES: &[Case] = &[
-    case("empty", &[0, 4, 2, 8, 8, 7]),
-    case("no_box", &[2, 0, 3, 8, 9, 28]),
-    case("no_object", &[2, 3, 0, 8, 9, 5]),
-    case("one", &[1, 1, 1, 1, 1, 1]),
-    case("tail", &[2, 33, 5, 37, 41, 5]),
-    case("recipe", &[2, 24, 7, 96, 130, 28]),
-    case("more_bins_than_lanes", &[1, 6, 3, 90, 70, 35]),
-    case("many_samples_a_bin", &[1, 5, 4, 300, 250, 3]), // 10,000 terms in a sum
-];
-
-/// The objects of one image: bitmaps of one canvas.
-struct Objects {
-    h: usize,
-    w: usize,
-    bitmaps: Vec<Vec<bool>>,
-}
-
-impl Objects {
-    /// Rectangles, discs, stripes and noise, in turn; every fourth fills whole rows.
-    fn new(seed: u64, n: usize, h: usize, w: usize) -> Objects {
-        let at = |g: usize, k: u64, most: usize| integers(seed + 10 * g as u64 + k, 1, 0, most as i32)[0] as usize;
-        let one = |g: usize| {
-            let (x0, y0, x1, y1) = (at(g, 0, w), at(g, 1, h), at(g, 2, w), at(g, 3, h));
-            let noise = uniform(seed + g as u64, h * w, 0.0, 1.0);
-            let (rx, ry) = ((w as f64 / 3.0).max(1.0), (h as f64 / 3.0).max(1.0));
-            let set = |p: usize| {
-                let (x, y) = (p % w, p / w);
-                match g % 5 {
-                    0 => (x0.min(x1)..=x0.max(x1)).contains(&x) && (y0.min(y1)..=y0.max(y1)).contains(&y),
-                    1 => ((x as f64 - x0 as f64) / rx).powi(2) + ((y as f64 - y0 as f64) / ry).powi(2) < 1.0,
-                    2 => (x + y) % 2 == 0, // half of each bin: every mean is near the threshold
-                    3 => (y0.min(y1)..=y0.max(y1)).contains(&y),
-                    _ => noise[p] < 0.5,
-                }
-            };
-            (0..h * w).map(set).collect()
-        };
-        Objects { h, w, bitmaps: (0..n).map(one).collect() }
-    }
-
-    /// Toggles of each object; spans that touch across a row's end are joined or not.
-    fn runs(&self, join: bool) -> Vec<Vec<i32>> {
-        let one = |bits: &Vec<bool>| {
-            let mut toggles: Vec<i32> = Vec::new();
-            let mut push = |p: usize| match toggles.last() {
-                Some(&last) if join && last == p as i32 => drop(toggles.pop()),
-                _ => toggles.push(p as i32),
-            };
-            for y in 0..self.h {
-                let row = &bits[y * self.w..][..self.w];
-                for x in 0..self.w {
-                    if row[x] && (x == 0 || !row[x - 1]) {
-                        push(y * self.w + x);
-                    }
-                    if row[x] && (x + 1 == self.w || !row[x + 1]) {
-                        push(y * self.w + x + 1);
-                    }
-                }
-            }
-            toggles
-        };
-        self.bitmaps.iter().map(one).collect()
-    }
-}
-
-/// `[B,S]` and `[B,G+1]` of images with at most `g` objects.
-fn packed(images: &[Vec<Vec<i32>>], g: usize) -> (Vec<i32>, usize, Vec<i32>) {
-    let s = images.iter().map(|o| o.iter().map(Vec::len).sum::<usize>()).max().unwrap_or(0) + 3;
-    let (mut runs, mut offsets) = (Vec::new(), Vec::new());
-    for objects in images {
-        let start = runs.len();
-        for i in 0..=g {
-            offsets.push((runs.len() - start) as i32);
-            runs.extend(objects.get(i).into_iter().flatten());
-        }
-        runs.resize(start + s, i32::MAX);
-    }
-    (runs, s, offsets)
-}
-
-/// mmcv's `roi_align` of a bitmap in f32 (aligned, adaptive, scale 1), statement by statement, and the threshold.
+/// The definition: mmcv's `roi_align` of a bitmap in f32 (aligned, adaptive, scale 1), statement by statement, and the
+/// threshold.
 fn mmcv(bits: &[bool], w: usize, (pad_h, pad_w): (usize, usize), roi: &[f32], size: usize) -> Vec<i32> {
     let clip = |v: f32, most: usize| v.clamp(0.0, most as f32);
     let (x0, y0) = (clip(roi[0], pad_w) - 0.5, clip(roi[1], pad_h) - 0.5);
@@ -121,6 +42,88 @@ fn mmcv(bits: &[bool], w: usize, (pad_h, pad_w): (usize, usize), roi: &[f32], si
     out
 }
 
+/// B, P, G, height and width of the canvas, size.
+const CASES: &[Case] = &[
+    case("empty", &[0, 4, 2, 8, 8, 7]),
+    case("no_box", &[2, 0, 3, 8, 9, 28]),
+    case("no_object", &[2, 3, 0, 8, 9, 5]),
+    case("one", &[1, 1, 1, 1, 1, 1]),
+    case("tail", &[2, 33, 5, 37, 41, 5]),
+    case("recipe", &[2, 24, 7, 96, 130, 28]),
+    case("more_bins_than_lanes", &[1, 6, 3, 90, 70, 35]),
+    case("many_samples_a_bin", &[1, 5, 4, 300, 250, 3]), // 10,000 terms in a sum
+];
+
+/// The objects of one image as bitmaps of the canvas.
+struct Objects {
+    h: usize,
+    w: usize,
+    bitmaps: Vec<Vec<bool>>,
+}
+
+impl Objects {
+    /// Rectangles, discs, checkerboards, bands of whole rows, and noise, in turn.
+    fn new(seed: u64, n: usize, h: usize, w: usize) -> Objects {
+        let at = |g: usize, k: u64, most: usize| integers(seed + 10 * g as u64 + k, 1, 0, most as i32)[0] as usize;
+        let one = |g: usize| {
+            let (x0, y0, x1, y1) = (at(g, 0, w), at(g, 1, h), at(g, 2, w), at(g, 3, h));
+            let noise = uniform(seed + g as u64, h * w, 0.0, 1.0);
+            let (rx, ry) = ((w as f64 / 3.0).max(1.0), (h as f64 / 3.0).max(1.0));
+            let set = |p: usize| {
+                let (x, y) = (p % w, p / w);
+                match g % 5 {
+                    0 => (x0.min(x1)..=x0.max(x1)).contains(&x) && (y0.min(y1)..=y0.max(y1)).contains(&y),
+                    1 => ((x as f64 - x0 as f64) / rx).powi(2) + ((y as f64 - y0 as f64) / ry).powi(2) < 1.0,
+                    2 => (x + y) % 2 == 0, // half of each bin: every mean is near the threshold
+                    3 => (y0.min(y1)..=y0.max(y1)).contains(&y),
+                    _ => noise[p] < 0.5,
+                }
+            };
+            (0..h * w).map(set).collect()
+        };
+        Objects { h, w, bitmaps: (0..n).map(one).collect() }
+    }
+
+    /// The run ends ("toggles") of each object. Runs that touch across the end of a row are joined if `join`.
+    fn runs(&self, join: bool) -> Vec<Vec<i32>> {
+        let one = |bits: &Vec<bool>| {
+            let mut toggles: Vec<i32> = Vec::new();
+            let mut push = |p: usize| match toggles.last() {
+                Some(&last) if join && last == p as i32 => drop(toggles.pop()),
+                _ => toggles.push(p as i32),
+            };
+            for y in 0..self.h {
+                let row = &bits[y * self.w..][..self.w];
+                for x in 0..self.w {
+                    if row[x] && (x == 0 || !row[x - 1]) {
+                        push(y * self.w + x);
+                    }
+                    if row[x] && (x + 1 == self.w || !row[x + 1]) {
+                        push(y * self.w + x + 1);
+                    }
+                }
+            }
+            toggles
+        };
+        self.bitmaps.iter().map(one).collect()
+    }
+}
+
+/// Packs the run ends of all images into `[B,S]` and `[B,G+1]`, for at most `g` objects per image.
+fn packed(images: &[Vec<Vec<i32>>], g: usize) -> (Vec<i32>, usize, Vec<i32>) {
+    let s = images.iter().map(|o| o.iter().map(Vec::len).sum::<usize>()).max().unwrap_or(0) + 3;
+    let (mut runs, mut offsets) = (Vec::new(), Vec::new());
+    for objects in images {
+        let start = runs.len();
+        for i in 0..=g {
+            offsets.push((runs.len() - start) as i32);
+            runs.extend(objects.get(i).into_iter().flatten());
+        }
+        runs.resize(start + s, i32::MAX);
+    }
+    (runs, s, offsets)
+}
+
 /// Boxes of all kinds: inside, beyond the canvas, on whole and half pixels, empty.
 fn rois(seed: u64, n: usize, h: usize, w: usize) -> Vec<f32> {
     let u = uniform(seed, 4 * n, -0.15, 1.15);
@@ -145,7 +148,7 @@ fn equals_mmcv_to_the_bit() {
         let objects: Vec<Objects> = (0..b).map(|i| Objects::new(77 * i as u64, g.saturating_sub(i), h, w)).collect();
         let gt = integers(5, b * p, -1, g as i32 + 1); // g itself is none
         let rois: Vec<f32> = (0..b).flat_map(|i| rois(6 + i as u64, p, h, w)).collect();
-        // The second image is smaller than the canvas: its border pixels stand for what is outside.
+        // The second image is smaller than the canvas: its border pixels stand for everything outside.
         let pads: Vec<(usize, usize)> = (0..b).map(|i| (h - i * (h / 4), w - i * (w / 3))).collect();
         let sizes: Vec<f32> = pads.iter().flat_map(|&(h, w)| [1.0, 1.0, h as f32, w as f32]).collect();
         for join in [false, true] {
@@ -175,7 +178,7 @@ fn equals_mmcv_to_the_bit() {
     }
 }
 
-/// Bits of `np.packbits`.
+/// Unpacks the bits of `np.packbits`.
 fn unpacked(bytes: &[u8]) -> impl Iterator<Item = bool> {
     bytes.iter().flat_map(|byte| (0..8).rev().map(move |k| byte >> k & 1 == 1))
 }
@@ -201,7 +204,7 @@ fn equals_mmdetection() {
     assert_eq!(wrong, 0);
 }
 
-/// NaN, inverted and empty boxes have no set pixel; offsets that leave the runs are cut.
+/// NaN, inverted and empty boxes have no set pixel. Offsets beyond the runs are cut.
 #[test]
 fn bad_boxes_and_offsets() {
     let boxes = [
@@ -225,7 +228,7 @@ fn bad_boxes_and_offsets() {
     }
 }
 
-/// Toggles of a disc.
+/// The run ends of a disc.
 fn disc(x: f64, y: f64, radius: f64, h: usize, w: usize) -> Vec<i32> {
     let mut toggles = Vec::new();
     for row in 0..h {
@@ -238,7 +241,7 @@ fn disc(x: f64, y: f64, radius: f64, h: usize, w: usize) -> Vec<i32> {
     toggles
 }
 
-/// The memory that the doc comment states; prints the time of 256 boxes.
+/// Checks the memory that the doc comment states, and prints the time of 256 boxes.
 #[test]
 fn three_hundred_round_objects_are_less_than_two_megabytes() {
     let (h, w, g, p) = (800, 1333, 300, 256);

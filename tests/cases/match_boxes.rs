@@ -1,3 +1,5 @@
+//! Matching of boxes with ground truth in every way of running it; values are tested in src/ops/match_boxes/tests.rs.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -5,7 +7,7 @@ use upres::device::Device;
 use upres::ops::match_boxes::{Matcher, match_boxes};
 use upres::tensor::Tensor;
 
-/// B, N, G. What is matched is tested beside the op, against the definition and mmdetection; here every way of running it.
+/// B, N, G.
 const CASES: &[Case] = &[
     case("no_images", &[0, 5, 2]),
     case("no_boxes", &[2, 0, 3]),
@@ -44,7 +46,7 @@ fn is_the_same_everywhere() {
     }
 }
 
-/// Boxes at few places, so that IoUs are equal, and some that are none: NaN, infinite, turned, empty.
+/// Boxes with few distinct coordinates, so that IoUs tie, and some invalid ones: NaN, infinite, inverted, empty.
 fn crude(seed: u64, n: usize) -> Vec<f32> {
     let at = integers(seed, 4 * n, 0, 9);
     let mut rows: Vec<f32> =
@@ -57,7 +59,7 @@ fn crude(seed: u64, n: usize) -> Vec<f32> {
     rows
 }
 
-/// Decisions that hang on equal numbers, zeros and NaN: integers, so equal to the CPU's to the bit.
+/// Decisions that depend on ties, zeros and NaN. The results are integers and must equal the CPU's.
 #[test]
 fn ties_and_odd_boxes() {
     let (b, n, g) = (3, 1500, 300);
@@ -70,7 +72,7 @@ fn ties_and_odd_boxes() {
         (f32::NAN, 2.0, f32::NAN, true),
     ] {
         let m = Matcher { pos_iou, neg_iou, min_pos_iou, low_quality };
-        // Few ground truths, so that not all overlap everything; more than there are places for.
+        // Few ground truths, so that not everything overlaps something, and a count larger than the number of slots.
         for counts in [[300, -5, 7], [400, 1, 0]] {
             let out = everywhere(|dev| {
                 let (all, truth) = (tensor(dev, &[b, n, 4], &boxes), tensor(dev, &[b, g, 4], &truth));

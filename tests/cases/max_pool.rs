@@ -1,3 +1,5 @@
+//! Max pooling and its gradient, against the definition and torch.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -5,6 +7,27 @@ use upres::device::Device;
 use upres::ops::max_pool::max_pool;
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
+
+/// The definition: in row-major order of the window the first of the largest wins.
+fn naive(case: &Case, x: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let [n, h, w, c, k, stride, pad] = sizes(case);
+    let windows = |cells: usize| if cells == 0 { 0 } else { (cells + 2 * pad + stride).saturating_sub(k) / stride };
+    let (mut y, mut dx) = (Vec::new(), vec![0.0; x.len()]);
+    for i in 0..n {
+        for (oy, ox) in (0..windows(h)).flat_map(|oy| (0..windows(w)).map(move |ox| (oy, ox))) {
+            for channel in 0..c {
+                let window = (0..k * k)
+                    .map(|t| ((oy * stride + t / k).wrapping_sub(pad), (ox * stride + t % k).wrapping_sub(pad)));
+                let inside = window.filter(|&(iy, ix)| iy < h && ix < w);
+                let at = inside.map(|(iy, ix)| ((i * h + iy) * w + ix) * c + channel);
+                let best = at.reduce(|a, b| if x[b] > x[a] { b } else { a }).expect("a window has a pixel");
+                dx[best] += dy[y.len()];
+                y.push(x[best]);
+            }
+        }
+    }
+    (y, dx)
+}
 
 /// N, H, W, C, k, stride, pad.
 const CASES: &[Case] = &[
@@ -28,7 +51,7 @@ fn sizes(case: &Case) -> [usize; 7] {
     case.dims.try_into().unwrap()
 }
 
-/// Three values only: most windows hold ties.
+/// Only three distinct values, so that most windows hold ties.
 fn input(n: usize) -> Vec<f32> {
     uniform(1, n, -1.5, 1.5).iter().map(|v| v.round()).collect()
 }
@@ -54,27 +77,6 @@ fn pool(
     let value = y.value().clone();
     let dx = tape.backward(vec![(y, dy)])?.get(&x).expect("dx").clone();
     Ok(vec![value, dx])
-}
-
-/// The definition: the first of the largest in row-major order of the window.
-fn naive(case: &Case, x: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let [n, h, w, c, k, stride, pad] = sizes(case);
-    let windows = |cells: usize| if cells == 0 { 0 } else { (cells + 2 * pad + stride).saturating_sub(k) / stride };
-    let (mut y, mut dx) = (Vec::new(), vec![0.0; x.len()]);
-    for i in 0..n {
-        for (oy, ox) in (0..windows(h)).flat_map(|oy| (0..windows(w)).map(move |ox| (oy, ox))) {
-            for channel in 0..c {
-                let window = (0..k * k)
-                    .map(|t| ((oy * stride + t / k).wrapping_sub(pad), (ox * stride + t % k).wrapping_sub(pad)));
-                let inside = window.filter(|&(iy, ix)| iy < h && ix < w);
-                let at = inside.map(|(iy, ix)| ((i * h + iy) * w + ix) * c + channel);
-                let best = at.reduce(|a, b| if x[b] > x[a] { b } else { a }).expect("a window has a pixel");
-                dx[best] += dy[y.len()];
-                y.push(x[best]);
-            }
-        }
-    }
-    (y, dx)
 }
 
 #[test]
@@ -105,7 +107,8 @@ fn as_torch() {
     }
 }
 
-/// A window of -inf has its winner inside the image, and NaN wins: in as many channels as make scalars and vectors.
+/// In a window of -inf the winner is inside the image, and NaN wins; tested in as many channels as use scalars and
+/// vectors.
 #[test]
 fn infinities_and_nan() {
     let inf = f32::INFINITY;
@@ -126,7 +129,7 @@ fn infinities_and_nan() {
     }
 }
 
-/// The winners are exact, sums are rounded once. Ties come up often: 16-bit inputs of few digits.
+/// The winners are exact and sums are rounded once. The inputs have few digits, so ties are common.
 #[test]
 fn in_16_bits() {
     for [n, h, w, c, k, stride, pad] in [[2, 9, 12, 19, 3, 2, 1], [2, 13, 15, 40, 3, 2, 1], [2, 7, 10, 64, 1, 2, 0]] {
@@ -142,7 +145,7 @@ fn in_16_bits() {
     }
 }
 
-/// Without a gradient nothing is kept, and y is the same.
+/// Without a gradient nothing is saved, and y is the same.
 #[test]
 fn evaluation_keeps_nothing() {
     let out = everywhere(|dev| {

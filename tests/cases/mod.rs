@@ -1,4 +1,5 @@
-//! One file an op: its only list of shapes, each with the reason for it, and what is checked at each.
+//! One file per op. Each holds the only list of shapes of its op, with the reason for each shape, and the checks made
+//! at each.
 
 mod adamw;
 mod batch_norm_relu;
@@ -48,7 +49,7 @@ pub struct Case {
     pub dims: &'static [usize],
 }
 
-/// A named problem; what `dims` are is said where they are listed.
+/// A named problem. The meaning of `dims` is stated at each list of cases.
 pub const fn case(name: &'static str, dims: &'static [usize]) -> Case {
     Case { name, dims }
 }

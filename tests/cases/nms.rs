@@ -1,3 +1,5 @@
+//! Non-maximum suppression in every way of running it; values are tested in src/ops/nms/tests.rs.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -5,8 +7,7 @@ use upres::device::Device;
 use upres::ops::nms::{Nms, nms};
 use upres::tensor::Tensor;
 
-/// B, N, groups, columns of the result, threshold in percent, pixels by which the boxes are moved to the left. What is kept is
-/// tested beside the op, against mmcv; here every way of running it.
+/// B, N, groups, columns of the result, threshold in percent, pixels by which the boxes are moved to the left.
 const CASES: &[Case] = &[
     case("no_images", &[0, 5, 1, 3, 50, 0]),
     case("no_boxes", &[2, 0, 1, 3, 50, 0]),

@@ -1,4 +1,4 @@
-//! What the tests of sgd, adamw, grad_norm and ema share.
+//! Helpers that the tests of sgd, adamw, grad_norm, loss_scale and ema share.
 
 use super::Case;
 use crate::support::tensors::*;
@@ -7,7 +7,7 @@ use upres::device::Device;
 use upres::philox;
 use upres::tensor::Tensor;
 
-/// Elements of 150 tensors: small ones with some larger between, the last of them behind the second launch.
+/// Sizes of 150 tensors: small ones, with some larger ones between. The last is beyond the second launch.
 pub const MANY: [usize; 150] = {
     let mut sizes = [0; 150];
     let mut i = 0;
@@ -40,7 +40,8 @@ pub fn key(device: &Device, step: u64) -> Result<Tensor> {
     Tensor::from_slice(device, &[6], &philox::key(11, 1, step, 0))
 }
 
-/// State that is stored in bf16 in place of `want`: each element one of its two neighbours, and all together their mean.
+/// Checks state that is stored in bf16 where the definition gives `want`: each element is one of the two neighbours of
+/// its `want`, and together they are unbiased.
 #[track_caller]
 pub fn assert_rounded(what: &str, got: &[f32], want: &[f64]) {
     assert_eq!(got.len(), want.len(), "{what}: number of elements");
@@ -55,12 +56,12 @@ pub fn assert_rounded(what: &str, got: &[f32], want: &[f64]) {
         assert!(off.abs() < 1.0001, "{what}[{i}]: got {got}, want {want}: {off} units"); // want is not f32's
         sum += off;
     }
-    // An element is off by at most half a unit, as a standard deviation.
+    // The standard deviation of one element's error is at most half a unit.
     let (n, mean) = (want.len().max(1) as f64, sum / want.len().max(1) as f64);
     assert!(mean.abs() < 4.0 * 0.5 / n.sqrt(), "{what}: off by {mean} units in the mean of {n}");
 }
 
-/// The bits of f32 tensors, with one NaN; of others the numbers, which `everywhere` holds to the bit.
+/// The bits of the tensors as f32, with all NaN replaced by one.
 pub fn bits(tensors: &[Tensor]) -> Vec<Vec<u32>> {
     let one_nan = |v: f32| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() };
     tensors.iter().map(|t| floats(t).into_iter().map(one_nan).collect()).collect()
@@ -82,7 +83,7 @@ pub fn to_the_bit(f: impl Fn(&Device) -> Result<Vec<Tensor>> + Sync) {
     }
 }
 
-/// Numbers at which rounding has edges, as gradients or as state: zeros, the least and greatest, what is not finite.
+/// Numbers at the edges of rounding, used as gradients and as state: zeros, the smallest, the largest, infinities, NaN.
 pub const EDGES: [f32; 15] = [
     0.0,
     -0.0,

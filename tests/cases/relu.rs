@@ -1,3 +1,5 @@
+//! ReLU and its gradient: exact, so equal to the bit.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -20,7 +22,7 @@ fn inputs(case: &Case) -> (Vec<f32>, Vec<f32>) {
     (uniform(1, n, -1.0, 1.0), uniform(2, n, -1.0, 1.0))
 }
 
-/// y, dx, and dy where somebody else holds it.
+/// Returns y, dx and, if dy is also held elsewhere, dy after the backward pass.
 fn run_case(dev: &Device, shape: &[usize], x: &[f32], dy: &[f32], shared: bool) -> Result<Vec<Tensor>> {
     let mut tape = Tape::new(dev);
     let x = tape.leaf(tensor(dev, shape, x));
@@ -40,7 +42,7 @@ fn equals_the_definition() {
         let (x, dy) = inputs(case);
         let y: Vec<f32> = x.iter().map(|x| x.max(0.0)).collect();
         let dx: Vec<f32> = x.iter().zip(&dy).map(|(&x, &dy)| if x > 0.0 { dy } else { 0.0 }).collect();
-        // A dy that is held elsewhere stays as it is, and dx is the same.
+        // A dy that is held elsewhere stays unchanged, and dx is the same.
         let alone = everywhere(|dev| run_case(dev, case.dims, &x, &dy, false));
         let shared = everywhere(|dev| run_case(dev, case.dims, &x, &dy, true));
         assert!(alone[..] == shared[..2] && shared[2].f32s() == dy, "{}: somebody else's dy", case.name);
@@ -59,7 +61,7 @@ fn gradients_are_the_slopes() {
     });
 }
 
-/// Both zeros, the ends, and NaN, which a comparison the other way round would hide.
+/// Both zeros, the largest numbers, and NaN, which the opposite comparison would hide.
 #[test]
 fn kink_and_ends() {
     let x = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40, -1e-40];

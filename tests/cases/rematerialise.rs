@@ -1,4 +1,5 @@
-//! Ops whose output is made again for the next one on a tape that keeps less: the same bits, and a map less in memory.
+//! Ops whose output is rematerialised for the next op on a tape that keeps less: the same bits with one map less in
+//! memory.
 
 use crate::support::tensors::*;
 use upres::Result;
@@ -12,7 +13,7 @@ use upres::ops::max_pool::max_pool;
 use upres::tape::{Param, Role, Tape, Var};
 use upres::tensor::{DType, Tensor};
 
-/// N, H, W, C of the map that is made again: sizes that fill no vector.
+/// N, H, W, C of the rematerialised map: sizes that fill no vector.
 const SHAPE: [usize; 4] = [2, 9, 7, 5];
 const ELEMENTS: usize = 2 * 9 * 7 * 5;
 
@@ -26,19 +27,19 @@ fn param(dev: &Device, seed: u64, shape: &[usize]) -> Result<Param> {
     Ok(p)
 }
 
-/// What follows a norm or an activation.
+/// The op that follows a norm or an activation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Next {
     Conv,
     Linear,
-    /// Two linear layers: the first to run backward makes the map, the second takes it.
+    /// Two linear layers: the one that runs backward first rematerialises the map, the other takes it.
     Two,
-    /// A linear layer that is not trained, and does not ask for the map.
+    /// A frozen linear layer, which does not need the map.
     Frozen,
     Pool,
 }
 
-/// An op on a map, with some of the parameters.
+/// An op on a map with some of the parameters.
 type Op = fn(&mut Tape, &Var, &[Param; 4]) -> Result<Var>;
 
 const OPS: [(&str, Op, Next); 7] = [
@@ -61,7 +62,7 @@ fn norm(tape: &mut Tape, x: &Var, [gamma, beta, ..]: &[Param; 4]) -> Result<Var>
     layer_norm(tape, x, &g, &b, 1e-5)
 }
 
-/// Output, all gradients and the statistics; and what the tape has kept.
+/// Returns the output, all gradients and the statistics; and the bytes that the tape has kept.
 fn run(dev: &Device, op: Op, next: Next, less: bool) -> Result<(Vec<Tensor>, usize)> {
     let each = [param(dev, 1, &[5])?, param(dev, 2, &[5])?, param(dev, 3, &[5])?, param(dev, 4, &[5])?];
     let w = param(dev, 5, if next == Next::Conv { &[3, 3, 3, 5] } else { &[3, 5] })?;
@@ -116,7 +117,7 @@ fn what_is_made_again_is_what_was_kept() {
         };
         everywhere(both);
         let kept = |less| run(&Device::cpu(), op, next, less).unwrap().1;
-        // The next op's copy and, of a ReLU, the op's own are counted apart.
+        // The copy of the next op and, for a ReLU, the op's own copy are counted separately.
         let copies = if matches!(next, Next::Conv | Next::Two) { 2 } else { 1 };
         assert_eq!(kept(false) - kept(true), copies * 4 * ELEMENTS, "{name}");
     }

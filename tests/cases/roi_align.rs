@@ -1,3 +1,5 @@
+//! RoIAlign in every way of running it; values are tested in src/ops/roi_align/tests.rs.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -6,8 +8,7 @@ use upres::ops::roi_align::{RoiAlign, RoiGradient, roi_align};
 use upres::tape::Tape;
 use upres::tensor::Tensor;
 
-/// N, S, C, side of the finest level. What is pooled is tested beside the op, against the definition and mmcv; here every
-/// way of running it.
+/// N, S, C, side of the finest level.
 const CASES: &[Case] = &[
     case("no_images", &[0, 3, 4, 16]),
     case("no_boxes", &[2, 0, 4, 16]),
@@ -15,9 +16,9 @@ const CASES: &[Case] = &[
     case("one", &[1, 1, 1, 4]),
     case("tail", &[2, 13, 33, 20]),
     case("box_head", &[2, 64, 64, 40]),
-    case("crowd", &[2, 1100, 4, 12]), // more boxes than a block of the backward pass lists at once, all on the same pixels
+    case("crowd", &[2, 1100, 4, 12]), // more boxes on the same pixels than a backward block lists at once
     case("slices", &[1, 20, 260, 22]), // channels beyond the second slice of 128
-    case("recipe", &[1, 128, 256, 112]), // a quarter of the boxes of the recipe, and less than half the side of its maps
+    case("recipe", &[1, 128, 256, 112]), // a quarter of the recipe's boxes, less than half its map's side
 ];
 
 /// PH, PW, samples per bin and axis, aligned.
@@ -30,12 +31,12 @@ const WAYS: &[Case] = &[
     case("a_column", &[50, 1, 3, 1]),
 ];
 
-/// For boxes with sides of up to twice that of the finest level, in pixels of the image: both levels get some.
+/// Pooling parameters for boxes with sides up to twice that of the finest level, in image pixels: both levels get some.
 fn pooling(side: usize) -> RoiAlign {
     RoiAlign { finest_scale_px: 0.5 * side as f32, ..RoiAlign::new(7, 7) }
 }
 
-/// Two levels of these contents and the boxes on them.
+/// Two levels with these contents, and boxes on them.
 struct Problem {
     n: usize,
     c: usize,
@@ -57,7 +58,7 @@ impl Problem {
         uniform(5, self.valid.len() * self.p.ph * self.p.pw * self.c, -1.0, 1.0)
     }
 
-    /// y, then the gradients of two levels, with tensors made by `make`.
+    /// Returns y, then the gradients of both levels; `make` makes the tensors.
     fn run_with(
         &self,
         device: &Device,
@@ -83,7 +84,7 @@ impl Problem {
     }
 }
 
-/// Also: what is pooled is a linear function of the levels, so `<dy, y> = <dx, x>`; and rows that are not valid are 0.
+/// Also checks that y is a linear function of the levels (`<dy, y> = <dx, x>`), and that rows that are not valid are 0.
 #[test]
 fn is_the_same_everywhere() {
     for case in CASES {
@@ -113,8 +114,8 @@ fn every_way_is_the_same_everywhere() {
     }
 }
 
-/// A NaN reaches the bins whose pixels it is among, and the pixels whose bins it is among, also where its weight is 0; boxes
-/// without sense give finite numbers, and the same.
+/// A NaN in a level reaches every bin that samples near it, and a NaN in dy every pixel near its samples, even with
+/// weight 0. Senseless boxes give finite numbers, the same on every device.
 #[test]
 fn nan_and_boxes_without_sense_are_the_same_everywhere() {
     for (sampling_ratio, aligned) in [(0, true), (0, false), (2, true), (2, false)] {

@@ -1,3 +1,5 @@
+//! Largest element of each row, NaN included, against the definition.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::device::Device;

@@ -1,3 +1,5 @@
+//! Random sampling of positives and negatives in every way of running it.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -6,7 +8,7 @@ use upres::ops::sample::{SampleMode, Sampler, boxes_with_gt, count_rows, positiv
 use upres::philox::Purpose;
 use upres::tensor::Tensor;
 
-/// B, N, G, samples an image. The choice is tested beside the op; here every way of running it.
+/// B, N, G, samples per image.
 const CASES: &[Case] = &[
     case("no_images", &[0, 5, 2, 8]),
     case("no_candidates", &[2, 0, 3, 8]), // ground truth alone, then nothing at all
@@ -67,7 +69,7 @@ fn is_the_same_everywhere() {
     }
 }
 
-/// So many candidates that those whose random numbers begin with the same 11 bits fill no list of a block.
+/// So many candidates that those whose random numbers share the first 11 bits do not fit the list of a block.
 #[test]
 fn millions_of_candidates() {
     let n = 2_500_000;

@@ -1,3 +1,5 @@
+//! SGD with momentum and weight decay against its definition and torch.optim.SGD, with velocity in f32 and in bf16.
+
 use super::optimizer::{EDGES, MANY, assert_rounded, bits, key, of, scalar, tensors, to_the_bit};
 use super::{Case, case};
 use crate::support::tensors::*;
@@ -6,6 +8,18 @@ use upres::Result;
 use upres::device::Device;
 use upres::ops::sgd::{SgdParam, sgd};
 use upres::tensor::{DType, Tensor};
+
+const LR: f32 = 0.1;
+const MOMENTUM: f32 = 0.9;
+const SCALE: f32 = 0.7;
+
+/// One step in f64, from a value and a velocity.
+fn step_in_f64(nesterov: bool, decay: f64, g: f64, [p, v]: [f64; 2]) -> [f64; 2] {
+    let m = f64::from(MOMENTUM);
+    let g = f64::from(SCALE) * g + decay * p;
+    let v = m * v + g;
+    [p - f64::from(LR) * if nesterov { g + m * v } else { v }, v]
+}
 
 /// Elements of each parameter.
 const CASES: &[Case] = &[
@@ -18,11 +32,7 @@ const CASES: &[Case] = &[
     case("fc", &[1_284_505]),                  // the largest matrix of the paper's head (1024 x 12544), a tenth of it
 ];
 
-const LR: f32 = 0.1;
-const MOMENTUM: f32 = 0.9;
-const SCALE: f32 = 0.7;
-
-/// So many steps on every parameter, the odd ones without decay: values, then velocities.
+/// Takes `steps` steps on every parameter, the odd ones without weight decay. Returns values, then velocities.
 fn run(device: &Device, case: &Case, nesterov: bool, state: DType, steps: u64) -> Result<Vec<Tensor>> {
     let (mut values, grads) = (tensors(device, case, 1, 1.0)?, tensors(device, case, 2, 1.0)?);
     let zeros = |v: &Tensor| Tensor::zeros(device, v.shape(), state);
@@ -37,14 +47,6 @@ fn run(device: &Device, case: &Case, nesterov: bool, state: DType, steps: u64) -
     }
     values.extend(velocities);
     Ok(values)
-}
-
-/// One step in f64, from a value and a velocity.
-fn step_in_f64(nesterov: bool, decay: f64, g: f64, [p, v]: [f64; 2]) -> [f64; 2] {
-    let m = f64::from(MOMENTUM);
-    let g = f64::from(SCALE) * g + decay * p;
-    let v = m * v + g;
-    [p - f64::from(LR) * if nesterov { g + m * v } else { v }, v]
 }
 
 fn decay(i: usize) -> f32 {
@@ -72,7 +74,8 @@ fn equals_the_definition() {
     }
 }
 
-/// Each step from what the one before has stored: values as in f32, velocities within a unit of bf16 and right in the mean.
+/// Compares each step with the definition, starting from the state the previous step stored: values agree as in f32,
+/// velocities are within one unit of bf16 and unbiased.
 #[test]
 fn velocities_in_bf16_are_the_definition_but_for_their_rounding() {
     for (case, nesterov) in CASES.iter().flat_map(|case| [(case, false), (case, true)]) {
@@ -131,7 +134,7 @@ fn as_torch() {
     }
 }
 
-/// One parameter with all of it, the velocity stored as `state`: value and velocity after a step.
+/// Takes one step on a single parameter whose velocity is stored as `state`; returns value and velocity.
 fn one_step(dev: &Device, state: DType, scale: f32, step: u64, [p, g, v]: [&[f32]; 3]) -> Result<Vec<Tensor>> {
     let flat = |v: &[f32]| Tensor::from_slice(dev, &[v.len()], v);
     let (mut value, grad) = (flat(p)?, flat(g)?);
@@ -144,7 +147,7 @@ fn one_step(dev: &Device, state: DType, scale: f32, step: u64, [p, g, v]: [&[f32
     Ok(vec![value, momentum])
 }
 
-/// A step whose gradients overflowed is skipped, on the device, whatever the velocity is stored as.
+/// A step whose gradients overflowed is skipped on the device, in whichever type the velocity is stored.
 #[test]
 fn a_scale_that_is_not_finite_changes_nothing() {
     let lists: [Vec<f32>; 3] = std::array::from_fn(|k| of(k as u64, 0, 40_001));
@@ -157,7 +160,8 @@ fn a_scale_that_is_not_finite_changes_nothing() {
     }
 }
 
-/// Every edge as gradient, with every edge as velocity, more than one chunk of them: the CPU's bits everywhere.
+/// Combines every edge value as gradient with every edge value as velocity, over more than one chunk: all devices give
+/// the CPU's bits.
 #[test]
 fn edges_are_the_same_everywhere() {
     let all: Vec<[f32; 2]> = EDGES.iter().flat_map(|&g| EDGES.map(|v| [g, v])).collect();
@@ -176,7 +180,7 @@ fn edges_are_the_same_everywhere() {
     }
 }
 
-/// A velocity that decays by less than half a unit a step goes on to decay: 0.999 of it is left after each, in the mean.
+/// A velocity that decays by less than half a unit per step still decays: on average 0.999 of it remain after each.
 #[test]
 fn velocities_in_bf16_do_not_stand_still() {
     let dev = Device::cpu();

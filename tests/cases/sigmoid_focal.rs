@@ -1,21 +1,11 @@
+//! Sigmoid focal loss and its gradient, against the definition and mmdetection.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::device::Device;
 use upres::ops::sigmoid_focal::sigmoid_focal;
 use upres::tape::Tape;
 use upres::tensor::Tensor;
-
-/// M, K.
-const CASES: &[Case] = &[
-    case("empty", &[0, 80]),
-    case("one", &[1, 1]),
-    case("tail", &[33, 5]),           // classes that fill no vector of a GPU
-    case("vectors", &[70, 80]),       // that do, and fill no block of 128 of the CPU
-    case("tasks", &[500, 91]),        // more than two parallel tasks
-    case("wide", &[3, 20_000]),       // a row longer than a task, and than a grid
-    case("one_class", &[9000, 1]),    // several blocks
-    case("retinanet", &[37_665, 80]), // the anchors of an image of 448x448 pixels
-];
 
 #[derive(Clone, Copy)]
 struct How {
@@ -24,23 +14,6 @@ struct How {
     gamma: f32,
     weight: f32,
     dy: f32,
-}
-
-const RETINANET: How = How { avg: 7.0, alpha: 0.25, gamma: 2.0, weight: 1.0, dy: 1.0 };
-
-/// Loss and gradient.
-fn run(x: &[f32], k: usize, labels: &[i32], how: How) -> (f32, Vec<f32>) {
-    let out = everywhere(|dev| {
-        let mut tape = Tape::new(dev);
-        let x = tape.leaf(tensor(dev, &[labels.len(), k], x));
-        let (labels, avg) = (tensor(dev, &[labels.len()], labels), tensor(dev, &[1], &[how.avg]));
-        let loss = sigmoid_focal(&mut tape, &x, &labels, &avg, how.alpha, how.gamma, how.weight)?;
-        let value = loss.value().clone();
-        let grads = tape.backward(vec![(loss, tensor(dev, &[1], &[how.dy]))])?;
-        Ok(vec![value, grads.get(&x).expect("dx").clone()])
-    });
-    assert!(out[0].shape() == [1] && out[1].shape() == [labels.len(), k]);
-    (out[0].f32s()[0], out[1].f32s())
 }
 
 /// One term of the sum and its derivative.
@@ -69,7 +42,37 @@ fn naive(x: &[f64], k: usize, labels: &[i32], how: How) -> (f64, Vec<f64>) {
     (scale * loss, dx)
 }
 
-/// Labels as they are: most rows background, some ignored, few of a class; among the ignored some beyond the background.
+/// M, K.
+const CASES: &[Case] = &[
+    case("empty", &[0, 80]),
+    case("one", &[1, 1]),
+    case("tail", &[33, 5]),           // classes that fill no vector of a GPU
+    case("vectors", &[70, 80]),       // that do, and fill no block of 128 of the CPU
+    case("tasks", &[500, 91]),        // more than two parallel tasks
+    case("wide", &[3, 20_000]),       // a row longer than a task, and than a grid
+    case("one_class", &[9000, 1]),    // several blocks
+    case("retinanet", &[37_665, 80]), // the anchors of an image of 448x448 pixels
+];
+
+const RETINANET: How = How { avg: 7.0, alpha: 0.25, gamma: 2.0, weight: 1.0, dy: 1.0 };
+
+/// Loss and gradient.
+fn run(x: &[f32], k: usize, labels: &[i32], how: How) -> (f32, Vec<f32>) {
+    let out = everywhere(|dev| {
+        let mut tape = Tape::new(dev);
+        let x = tape.leaf(tensor(dev, &[labels.len(), k], x));
+        let (labels, avg) = (tensor(dev, &[labels.len()], labels), tensor(dev, &[1], &[how.avg]));
+        let loss = sigmoid_focal(&mut tape, &x, &labels, &avg, how.alpha, how.gamma, how.weight)?;
+        let value = loss.value().clone();
+        let grads = tape.backward(vec![(loss, tensor(dev, &[1], &[how.dy]))])?;
+        Ok(vec![value, grads.get(&x).expect("dx").clone()])
+    });
+    assert!(out[0].shape() == [1] && out[1].shape() == [labels.len(), k]);
+    (out[0].f32s()[0], out[1].f32s())
+}
+
+/// Labels in realistic shares: most rows are background, some ignored, few of a class. Some ignored labels are beyond
+/// the background's.
 fn labels(m: usize, k: usize) -> Vec<i32> {
     let kind = integers(2, m, 0, 12);
     kind.iter()
@@ -88,7 +91,7 @@ fn loss_and_gradient_equal_the_definition() {
     for c in CASES {
         let [m, k] = c.dims.try_into().unwrap();
         let (x, labels) = (uniform(1, m * k, -12.0, 6.0), labels(m, k));
-        // Other exponents take another path: once is enough for the largest.
+        // Exponents other than 2 take another code path: one check suffices for the largest case.
         let all = [2.0, 0.0, 1.0, 1.5];
         for &gamma in if m * k > 1_000_000 { &all[..1] } else { &all[..] } {
             let how = How { avg: 513.0, alpha: 0.25, gamma, weight: 0.5, dy: 2.0 };
@@ -118,9 +121,10 @@ fn saturated_logits() {
     let how = How { avg: 1.0, alpha: 0.25, ..RETINANET };
     let (loss, dx) = run(&x, 1, &labels, how);
     assert_close("loss", &[loss], &[0.75 * (100.0 + 1e4) + 0.25 * 100.0], 0.0, 1e-6);
-    // Wrong and sure: the slope of the cross-entropy. Right and sure: e^-80 and less, below any use.
+    // Confidently wrong: the slope of the cross-entropy. Confidently right: e^-80 and less, which is negligible.
     assert_close("slopes", &dx, &[0.0, 0.0, 0.75, -0.25, 0.75, 0.0, 0.0, 0.0], 1e-30, 1e-6);
-    // Without a focus it is the cross-entropy: right and sure, its gradient is e^-100, not 0 and not rounded from 1 - 1.
+    // With gamma 0 it is the cross-entropy: confidently right, its gradient is e^-100, neither 0 nor the rounding of 1
+    // - 1.
     let (_, dx) = run(&x[..4], 1, &labels[..4], How { gamma: 0.0, ..how });
     let tiny = (-100.0f64).exp();
     assert_close("cross-entropy", &dx, &[-0.25 * tiny, 0.75 * tiny, 0.75, -0.25], 2e-44, 1e-6);

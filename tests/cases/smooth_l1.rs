@@ -1,20 +1,10 @@
+//! Smooth L1 loss of class-specific or class-agnostic deltas, against the definition and mmdetection.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::device::Device;
 use upres::ops::smooth_l1::smooth_l1;
 use upres::tape::Tape;
-
-/// M, K.
-const CASES: &[Case] = &[
-    case("empty", &[0, 80]),
-    case("one", &[1, 1]),
-    case("agnostic", &[300, 1]), // more than one parallel task
-    case("tail", &[37, 3]),
-    case("faster_coco", &[1024, 80]),
-    case("blocks", &[2050, 2]), // more rows than a block of a GPU has
-];
-
-const BETAS: [f32; 3] = [0.0, 1.0 / 9.0, 1.0];
 
 struct Problem<'a> {
     deltas: &'a [f32],
@@ -27,6 +17,21 @@ struct Problem<'a> {
 }
 
 impl Problem<'_> {
+    fn naive(&self, deltas: &[f64]) -> f64 {
+        let mut sum = 0.0;
+        for (r, &label) in self.labels.iter().enumerate() {
+            if !(0..self.k as i32).contains(&label) {
+                continue;
+            }
+            for j in 0..4 {
+                let e = (deltas[(r * self.k + label as usize) * 4 + j] - f64::from(self.targets[4 * r + j])).abs();
+                let beta = f64::from(self.beta);
+                sum += if e < beta { 0.5 * e * e / beta } else { e - 0.5 * beta };
+            }
+        }
+        sum * f64::from(self.weight) / f64::from(self.avg)
+    }
+
     /// Loss and gradient of twice the loss.
     fn run(&self) -> (f32, Vec<f32>) {
         let m = self.labels.len();
@@ -43,22 +48,19 @@ impl Problem<'_> {
         assert_eq!(out[0].shape(), [1]);
         (out[0].f32s()[0], out[1].f32s())
     }
-
-    fn naive(&self, deltas: &[f64]) -> f64 {
-        let mut sum = 0.0;
-        for (r, &label) in self.labels.iter().enumerate() {
-            if !(0..self.k as i32).contains(&label) {
-                continue;
-            }
-            for j in 0..4 {
-                let e = (deltas[(r * self.k + label as usize) * 4 + j] - f64::from(self.targets[4 * r + j])).abs();
-                let beta = f64::from(self.beta);
-                sum += if e < beta { 0.5 * e * e / beta } else { e - 0.5 * beta };
-            }
-        }
-        sum * f64::from(self.weight) / f64::from(self.avg)
-    }
 }
+
+/// M, K.
+const CASES: &[Case] = &[
+    case("empty", &[0, 80]),
+    case("one", &[1, 1]),
+    case("agnostic", &[300, 1]), // more than one parallel task
+    case("tail", &[37, 3]),
+    case("faster_coco", &[1024, 80]),
+    case("blocks", &[2050, 2]), // more rows than a block of a GPU has
+];
+
+const BETAS: [f32; 3] = [0.0, 1.0 / 9.0, 1.0];
 
 #[test]
 fn loss_and_gradient_equal_the_definition() {

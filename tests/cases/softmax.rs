@@ -1,7 +1,16 @@
+//! Softmax over the last dimension, against its definition.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::device::Device;
 use upres::ops::softmax::softmax;
+
+/// The definition, one row: `exp(x - max) / sum of exp(x - max)`.
+fn naive(row: &[f64]) -> Vec<f64> {
+    let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = row.iter().map(|x| (x - max).exp()).sum();
+    row.iter().map(|x| (x - max).exp() / sum).collect()
+}
 
 /// M, K.
 const CASES: &[Case] = &[
@@ -21,13 +30,8 @@ fn equals_the_definition() {
         for scale in [1.0, 100.0] {
             let x = uniform(1, m * k, -scale, scale);
             let out = everywhere(|dev| Ok(vec![softmax(&tensor(dev, &[m, k], &x))?]));
-            let mut want = Vec::new();
-            for row in wide(&x).chunks(k.max(1)) {
-                let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let sum: f64 = row.iter().map(|x| (x - max).exp()).sum();
-                want.extend(row.iter().map(|x| (x - max).exp() / sum));
-            }
-            // x - max is rounded: at 200 by 8e-6, which the exponential makes relative.
+            let want: Vec<f64> = wide(&x).chunks(k.max(1)).flat_map(naive).collect();
+            // x - max is rounded (by 8e-6 at 200), and the exponential turns this into a relative error.
             assert_close(c.name, &out[0].f32s(), &want, 1e-37, 2e-5);
         }
     }
@@ -45,6 +49,6 @@ fn extreme_rows() {
     assert!(y[12..15].iter().all(|y| y.is_nan()), "no class is possible");
     assert_eq!(y[15..], [0.5, 0.0, 0.5]);
     assert!(softmax(&tensor(&dev, &[], &[0.0f32])).is_err());
-    // Any number of dimensions: rows are along the last.
+    // Tensors may have any number of dimensions; rows are along the last.
     assert_eq!(softmax(&tensor(&dev, &[6, 1, 3], &x)).unwrap().shape(), [6, 1, 3]);
 }

@@ -1,3 +1,5 @@
+//! Softmax cross-entropy and its averaging factors, against the definition and mmdetection.
+
 use super::{Case, case};
 use crate::support::fixtures::Fixture;
 use crate::support::tensors::*;
@@ -5,7 +7,16 @@ use upres::device::Device;
 use upres::ops::softmax_ce::{AvgFactor, avg_factor, softmax_ce};
 use upres::tape::Tape;
 
-/// M, C (background counted).
+fn naive(x: &[f64], c: usize, labels: &[i32], avg: f32, weight: f32) -> f64 {
+    let rows = x.chunks(c).zip(labels).filter(|(_, l)| (0..c as i32).contains(*l));
+    let each = rows.map(|(x, &l)| {
+        let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        x.iter().map(|x| (x - max).exp()).sum::<f64>().ln() + max - x[l as usize]
+    });
+    each.sum::<f64>() * f64::from(weight) / f64::from(avg)
+}
+
+/// M, C (with the background).
 const CASES: &[Case] = &[
     case("empty", &[0, 81]),
     case("one_class", &[4, 1]), // no choice: no loss
@@ -32,15 +43,6 @@ fn run(x: &[f32], c: usize, labels: &[i32], avg: f32, weight: f32, dy: f32) -> (
     (out[0].f32s()[0], out[1].f32s())
 }
 
-fn naive(x: &[f64], c: usize, labels: &[i32], avg: f32, weight: f32) -> f64 {
-    let rows = x.chunks(c).zip(labels).filter(|(_, l)| (0..c as i32).contains(*l));
-    let each = rows.map(|(x, &l)| {
-        let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        x.iter().map(|x| (x - max).exp()).sum::<f64>().ln() + max - x[l as usize]
-    });
-    each.sum::<f64>() * f64::from(weight) / f64::from(avg)
-}
-
 #[test]
 fn loss_and_gradient_equal_the_definition() {
     for case in CASES {
@@ -57,7 +59,7 @@ fn saturated_logits() {
     let x = [[100.0, -100.0, 0.0], [-100.0, 100.0, 100.0], [f32::MAX, -f32::MAX, 0.0], [20.0, -1e4, 0.0]].concat();
     let (loss, dx) = run(&x, 3, &[0, 0, 0, 0], 1.0, 1.0, 1.0);
     assert_close("loss", &[loss], &[200.0 + 2f64.ln()], 0.0, 1e-6);
-    // Right and sure: the label's gradient is the others' sum, not rounded from 1 - 1.
+    // A confident correct row: the gradient of its label is minus the sum of the others, not the rounding of 1 - 1.
     let (tiny, small) = ((-100.0f64).exp(), (-20.0f64).exp());
     let want = [[-tiny, 0.0, tiny], [-1.0, 0.5, 0.5], [0.0; 3], [-small, 0.0, small]].concat();
     assert_close("dx", &dx, &want, 1e-40, 1e-5);

@@ -1,3 +1,5 @@
+//! Patches to channels, against the definition and mmdetection's patch embedding and merging.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -8,6 +10,24 @@ use upres::ops::linear::linear;
 use upres::ops::space_to_depth::space_to_depth;
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
+
+/// The definition: the pixels of each `k` x `k` block side by side, 0 for those beside the map; and the gradient of
+/// `x`.
+fn naive([h, w, c, k]: [usize; 4], x: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (oh, ow) = (h.div_ceil(k), w.div_ceil(k));
+    let (mut y, mut dx) = (vec![0.0; dy.len()], vec![0.0; x.len()]);
+    for i in 0..dy.len() {
+        let (ch, kw, kh) = (i % c, i / c % k, i / c / k % k);
+        let block = i / (k * k * c);
+        let (at_h, at_w, image) = (block / ow % oh * k + kh, block % ow * k + kw, block / ow / oh);
+        if at_h < h && at_w < w {
+            let from = ((image * h + at_h) * w + at_w) * c + ch;
+            y[i] = x[from];
+            dx[from] = dy[i];
+        }
+    }
+    (y, dx)
+}
 
 /// N, H, W, C, k.
 const CASES: &[Case] = &[
@@ -42,17 +62,7 @@ fn equals_the_definition() {
         let [n, h, w, c, k] = case.dims.try_into().unwrap();
         let (oh, ow) = (h.div_ceil(k), w.div_ceil(k));
         let (x, dy) = (uniform(1, n * h * w * c, -1.0, 1.0), uniform(2, n * oh * ow * k * k * c, -1.0, 1.0));
-        let (mut y, mut dx) = (vec![0.0; dy.len()], vec![0.0; x.len()]);
-        for i in 0..dy.len() {
-            let (ch, kw, kh) = (i % c, i / c % k, i / c / k % k);
-            let block = i / (k * k * c);
-            let (at_h, at_w, image) = (block / ow % oh * k + kh, block % ow * k + kw, block / ow / oh);
-            if at_h < h && at_w < w {
-                let from = ((image * h + at_h) * w + at_w) * c + ch;
-                y[i] = x[from];
-                dx[from] = dy[i];
-            }
-        }
+        let (y, dx) = naive([h, w, c, k], &x, &dy);
         let out = everywhere(|dev| run(dev, [n, h, w, c, k], &|shape, data| tensor(dev, shape, data)));
         assert_eq!(out[0].shape(), [n, oh, ow, k * k * c], "{}", case.name);
         assert!(out[0].f32s() == y, "{}: y", case.name);
@@ -60,7 +70,7 @@ fn equals_the_definition() {
     }
 }
 
-/// It only moves numbers: no rounding in 16 bits either.
+/// The op only moves numbers, so nothing is rounded in 16 bits either.
 #[test]
 fn in_16_bits() {
     for case in CASES.iter().filter(|c| c.dims.iter().product::<usize>() < 200_000) {
@@ -90,7 +100,8 @@ fn reorder(rows: &[f32], c: usize, k: usize) -> Vec<f32> {
     (0..rows.len()).map(|i| rows[i / row * row + i % c * k * k + i % row / c]).collect()
 }
 
-/// mmdetection's patch embedding and patch merging: a linear layer behind the op, or a layer norm and a linear layer.
+/// mmdetection's patch embedding (the op and a linear layer) and patch merging (the op, a layer norm and a linear
+/// layer).
 #[test]
 fn as_mmdetection() {
     let file = OpFixture::open("swin_layers");

@@ -1,6 +1,23 @@
+//! The k best of each segment, against a stable sort.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::ops::top_k::top_k;
+
+/// The definition: a stable sort, descending, NaN behind everything.
+fn reference(scores: &[f32], b: usize, n: usize, segments: &[(usize, usize, usize)]) -> Vec<i32> {
+    let mut want = Vec::new();
+    for image in 0..b {
+        let row = &scores[image * n..][..n];
+        for &(start, len, k) in segments {
+            let mut order: Vec<usize> = (start..start + len).collect();
+            let rank = |i: usize| if row[i].is_nan() { (1, 0.0) } else { (0, -row[i]) };
+            order.sort_by(|&i, &j| rank(i).partial_cmp(&rank(j)).expect("no NaN"));
+            want.extend((0..k).map(|i| order.get(i).map_or(-1, |&i| i as i32)));
+        }
+    }
+    want
+}
 
 /// B, then length and k of each segment.
 const CASES: &[Case] = &[
@@ -24,21 +41,6 @@ const CASES: &[Case] = &[
     case("p2", &[1, 66_800, 2000]), // the finest level of an image of 800x1333 pixels, an anchor a cell
 ];
 
-/// The definition: a stable sort, descending, NaN behind everything.
-fn reference(scores: &[f32], b: usize, n: usize, segments: &[(usize, usize, usize)]) -> Vec<i32> {
-    let mut want = Vec::new();
-    for image in 0..b {
-        let row = &scores[image * n..][..n];
-        for &(start, len, k) in segments {
-            let mut order: Vec<usize> = (start..start + len).collect();
-            let rank = |i: usize| if row[i].is_nan() { (1, 0.0) } else { (0, -row[i]) };
-            order.sort_by(|&i, &j| rank(i).partial_cmp(&rank(j)).expect("no NaN"));
-            want.extend((0..k).map(|i| order.get(i).map_or(-1, |&i| i as i32)));
-        }
-    }
-    want
-}
-
 fn check(name: &str, case: &Case, scores: impl Fn(usize) -> Vec<f32>) {
     let (b, pairs) = (case.dims[0], case.dims[1..].chunks(2));
     let mut segments = Vec::new();
@@ -52,7 +54,8 @@ fn check(name: &str, case: &Case, scores: impl Fn(usize) -> Vec<f32>) {
     assert_eq!(out.i32s(), reference(&scores, b, n, &segments), "{}, {name}", case.name);
 }
 
-/// A few values only, so that ties are common; all different; ranks that differ in the last bits only; one value; and NaN.
+/// Inputs: a few distinct values (ties are common), all different, ranks that differ in the last bits only, one value,
+/// NaN.
 #[test]
 fn equals_a_stable_sort() {
     for case in CASES {

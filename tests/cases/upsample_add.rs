@@ -1,3 +1,5 @@
+//! Nearest upsampling plus addition (the pyramid top-down path), against the definition and torch.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -5,6 +7,18 @@ use upres::device::Device;
 use upres::ops::upsample_add::upsample_add;
 use upres::tape::Tape;
 use upres::tensor::Tensor;
+
+/// The definition: each pixel of `lateral` plus the pixel of `top` below it, and the gradient of `top`.
+fn naive([_, ht, wt, h, w, c]: [usize; 6], top: &[f32], lateral: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f64>) {
+    let (mut y, mut dtop) = (Vec::new(), vec![0.0; top.len()]);
+    for i in 0..dy.len() {
+        let (k, x, row) = (i % c, i / c % w, i / c / w);
+        let from = (((row / h * ht) + (row % h) * ht / h) * wt + x * wt / w) * c + k;
+        y.push(lateral[i] + top[from]);
+        dtop[from] += f64::from(dy[i]);
+    }
+    (y, dtop)
+}
 
 /// N, HT, WT (top), H, W (lateral), C.
 const CASES: &[Case] = &[
@@ -54,13 +68,7 @@ fn equals_the_definition() {
         let [n, ht, wt, h, w, c] = case.dims.try_into().unwrap();
         let (top, lateral) = (uniform(1, n * ht * wt * c, -1.0, 1.0), uniform(2, n * h * w * c, -1.0, 1.0));
         let dy = uniform(3, n * h * w * c, -1.0, 1.0);
-        let (mut y, mut dtop) = (Vec::new(), vec![0.0f64; top.len()]);
-        for i in 0..dy.len() {
-            let (k, x, row) = (i % c, i / c % w, i / c / w);
-            let from = (((row / h * ht) + (row % h) * ht / h) * wt + x * wt / w) * c + k;
-            y.push(lateral[i] + top[from]);
-            dtop[from] += f64::from(dy[i]);
-        }
+        let (y, dtop) = naive([n, ht, wt, h, w, c], &top, &lateral, &dy);
         let out = everywhere(|dev| run_case(dev, case));
         assert!(out[0].f32s() == y, "{}: y", case.name);
         assert_close(&format!("{}: dtop", case.name), &out[1].f32s(), &dtop, 1e-5, 1e-5);
@@ -97,8 +105,8 @@ fn as_torch() {
     }
 }
 
-/// torch multiplies by the quotient of the sizes in f32; on the sizes that a stride-2 network makes, rounding it changes
-/// no source pixel.
+/// torch multiplies by the quotient of the sizes in f32. For the sizes that a stride-2 network makes, its rounding
+/// changes no source pixel.
 #[test]
 fn rounds_as_torch_where_it_matters() {
     for to in 1..2000usize {

@@ -1,3 +1,5 @@
+//! Swin's shifted-window attention, against the definition and mmdetection.
+
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
@@ -7,74 +9,7 @@ use upres::ops::window_attention::{WindowAttention, window_attention};
 use upres::tape::Tape;
 use upres::tensor::{DType, Tensor};
 
-/// N, H, W, heads, channels of a head, window, shift.
-const CASES: &[Case] = &[
-    case("empty", &[0, 8, 8, 2, 8, 7, 3]),           // no image
-    case("no_pixels", &[2, 0, 5, 1, 4, 3, 1]),       // no window either
-    case("one", &[1, 1, 1, 1, 1, 1, 0]),             // a token that sees itself
-    case("padding", &[1, 1, 1, 1, 3, 2, 1]),         // one real token of four, and a wrap in both directions
-    case("small_map", &[2, 5, 6, 3, 4, 7, 3]),       // a map smaller than its window
-    case("one_window", &[1, 7, 7, 2, 8, 7, 3]),      // shifted although there is nowhere to go
-    case("plain", &[1, 14, 14, 2, 32, 7, 0]),        // as in Swin-T
-    case("shifted", &[1, 14, 14, 3, 32, 7, 3]),      // four windows, each with other masks
-    case("odd", &[2, 10, 12, 2, 8, 7, 3]),           // padded on both sides, padded tokens in windows that wrap
-    case("odd_plain", &[1, 8, 9, 2, 16, 7, 0]),      // windows of almost nothing but padding
-    case("tail", &[1, 9, 8, 2, 20, 4, 1]),           // channels that fill no vector
-    case("large_shift", &[1, 6, 10, 1, 8, 5, 4]),    // real tokens that wrap next to padded ones
-    case("many", &[2, 45, 46, 2, 4, 2, 1]),          // more windows than blocks
-    case("wide_head", &[1, 7, 8, 2, 64, 7, 3]),      // the widest head
-    case("odd_head", &[1, 5, 4, 1, 37, 4, 2]),       // more than half of the widest, no multiple of anything
-    case("wide_window", &[1, 12, 13, 1, 16, 12, 6]), // the widest window: 144 tokens
-];
-
-struct Problem {
-    n: usize,
-    h: usize,
-    w: usize,
-    c: usize,
-    how: WindowAttention,
-    qkv: Vec<f32>,
-    qkv_bias: Vec<f32>,
-    table: Vec<f32>,
-    dy: Vec<f32>,
-}
-
-impl Problem {
-    fn of(case: &Case) -> Problem {
-        let [n, h, w, heads, d, window, shift] = case.dims.try_into().unwrap();
-        let c = heads * d;
-        // Numbers of 8 bits: in_16_bits rounds none of the bias.
-        let eighths = |x: Vec<f32>| x.into_iter().map(|x| (x * 64.0).round() / 64.0).collect();
-        Problem {
-            n,
-            h,
-            w,
-            c,
-            how: WindowAttention { window, shift, heads },
-            qkv: uniform(1, n * h * w * 3 * c, -2.0, 2.0),
-            qkv_bias: eighths(uniform(2, 3 * c, -2.0, 2.0)),
-            table: uniform(3, (2 * window - 1).pow(2) * heads, -2.0, 2.0),
-            dy: uniform(4, n * h * w * c, -1.0, 1.0),
-        }
-    }
-
-    /// y, dqkv, the table's gradient, and the bias's if there is padding.
-    fn run(&self, device: &Device, make: impl Fn(&Device, &[usize], &[f32]) -> Tensor) -> Result<Vec<Tensor>> {
-        let Problem { n, h, w, c, how, .. } = *self;
-        let mut tape = Tape::new(device);
-        let qkv = tape.leaf(make(device, &[n, h, w, 3 * c], &self.qkv));
-        let bias = tape.leaf(tensor(device, &[3 * c], &self.qkv_bias));
-        let table = tape.leaf(tensor(device, &[self.table.len() / how.heads, how.heads], &self.table));
-        let y = window_attention(&mut tape, &qkv, &bias, &table, how)?;
-        let mut out = vec![y.value().clone()];
-        let grads = tape.backward(vec![(y, make(device, &[n, h, w, c], &self.dy))])?;
-        out.extend([&qkv, &table].map(|v| grads.get(v).expect("a gradient").clone()));
-        out.extend(grads.get(&bias).cloned());
-        Ok(out)
-    }
-}
-
-/// One window of the definition: of each token its pixel, if it is real, and the region that it is from.
+/// The tokens of each window: the pixel of a token, or None for padding, and the region the token comes from.
 fn windows(p: &Problem) -> Vec<Vec<(Option<usize>, usize)>> {
     let WindowAttention { window, shift, .. } = p.how;
     let (hp, wp) = (p.h.div_ceil(window) * window, p.w.div_ceil(window) * window);
@@ -148,6 +83,73 @@ fn definition(p: &Problem, qkv: &[f64], qkv_bias: &[f64], table: &[f64]) -> [Vec
     [y, dqkv, dtable, dbias]
 }
 
+/// N, H, W, heads, channels of a head, window, shift.
+const CASES: &[Case] = &[
+    case("empty", &[0, 8, 8, 2, 8, 7, 3]),           // no image
+    case("no_pixels", &[2, 0, 5, 1, 4, 3, 1]),       // no window either
+    case("one", &[1, 1, 1, 1, 1, 1, 0]),             // a token that sees itself
+    case("padding", &[1, 1, 1, 1, 3, 2, 1]),         // one real token of four, and a wrap in both directions
+    case("small_map", &[2, 5, 6, 3, 4, 7, 3]),       // a map smaller than its window
+    case("one_window", &[1, 7, 7, 2, 8, 7, 3]),      // shifted although there is nowhere to go
+    case("plain", &[1, 14, 14, 2, 32, 7, 0]),        // as in Swin-T
+    case("shifted", &[1, 14, 14, 3, 32, 7, 3]),      // four windows, each with other masks
+    case("odd", &[2, 10, 12, 2, 8, 7, 3]),           // padded on both sides, padded tokens in windows that wrap
+    case("odd_plain", &[1, 8, 9, 2, 16, 7, 0]),      // windows of almost nothing but padding
+    case("tail", &[1, 9, 8, 2, 20, 4, 1]),           // channels that fill no vector
+    case("large_shift", &[1, 6, 10, 1, 8, 5, 4]),    // real tokens that wrap next to padded ones
+    case("many", &[2, 45, 46, 2, 4, 2, 1]),          // more windows than blocks
+    case("wide_head", &[1, 7, 8, 2, 64, 7, 3]),      // the widest head
+    case("odd_head", &[1, 5, 4, 1, 37, 4, 2]),       // more than half of the widest, no multiple of anything
+    case("wide_window", &[1, 12, 13, 1, 16, 12, 6]), // the widest window: 144 tokens
+];
+
+struct Problem {
+    n: usize,
+    h: usize,
+    w: usize,
+    c: usize,
+    how: WindowAttention,
+    qkv: Vec<f32>,
+    qkv_bias: Vec<f32>,
+    table: Vec<f32>,
+    dy: Vec<f32>,
+}
+
+impl Problem {
+    fn of(case: &Case) -> Problem {
+        let [n, h, w, heads, d, window, shift] = case.dims.try_into().unwrap();
+        let c = heads * d;
+        // Biases of 8 bits, so that `in_16_bits` rounds none of them.
+        let eighths = |x: Vec<f32>| x.into_iter().map(|x| (x * 64.0).round() / 64.0).collect();
+        Problem {
+            n,
+            h,
+            w,
+            c,
+            how: WindowAttention { window, shift, heads },
+            qkv: uniform(1, n * h * w * 3 * c, -2.0, 2.0),
+            qkv_bias: eighths(uniform(2, 3 * c, -2.0, 2.0)),
+            table: uniform(3, (2 * window - 1).pow(2) * heads, -2.0, 2.0),
+            dy: uniform(4, n * h * w * c, -1.0, 1.0),
+        }
+    }
+
+    /// Returns y, dqkv, the table's gradient and, if there is padding, the bias's.
+    fn run(&self, device: &Device, make: impl Fn(&Device, &[usize], &[f32]) -> Tensor) -> Result<Vec<Tensor>> {
+        let Problem { n, h, w, c, how, .. } = *self;
+        let mut tape = Tape::new(device);
+        let qkv = tape.leaf(make(device, &[n, h, w, 3 * c], &self.qkv));
+        let bias = tape.leaf(tensor(device, &[3 * c], &self.qkv_bias));
+        let table = tape.leaf(tensor(device, &[self.table.len() / how.heads, how.heads], &self.table));
+        let y = window_attention(&mut tape, &qkv, &bias, &table, how)?;
+        let mut out = vec![y.value().clone()];
+        let grads = tape.backward(vec![(y, make(device, &[n, h, w, c], &self.dy))])?;
+        out.extend([&qkv, &table].map(|v| grads.get(v).expect("a gradient").clone()));
+        out.extend(grads.get(&bias).cloned());
+        Ok(out)
+    }
+}
+
 #[test]
 fn equals_the_definition() {
     for case in CASES {
@@ -167,7 +169,7 @@ fn equals_the_definition() {
     }
 }
 
-/// The definition's gradients, by differences of its y.
+/// The gradients of the definition equal finite differences of its y.
 #[test]
 fn gradients_are_those_of_finite_differences() {
     for name in ["padding", "small_map", "large_shift", "tail"] {
@@ -184,7 +186,7 @@ fn gradients_are_those_of_finite_differences() {
     }
 }
 
-/// Scores of a hundred and more, and of -100 and less: what is masked and far below gives 0, what is far above 1.
+/// Scores beyond ±100: masked and far smaller ones give 0, a far larger one gives 1.
 #[test]
 fn large_scores() {
     let mut p = Problem::of(CASES.iter().find(|c| c.name == "odd").unwrap());
@@ -192,12 +194,12 @@ fn large_scores() {
     let out = everywhere_within(1e-4, 1e-5, |dev| p.run(dev, tensor));
     let want = definition(&p, &wide(&p.qkv), &wide(&p.qkv_bias), &wide(&p.table));
     for (i, (got, want)) in out.iter().zip(&want).enumerate() {
-        // A score of 150 has an error of 1e-5, times gradients of ten and keys of eight.
+        // A score of 150 has an error of 1e-5, which gradients of ten and keys of eight multiply.
         assert_close(&format!("output {i}"), &got.f32s(), want, 1e-3, 1e-3);
     }
 }
 
-/// What nobody else holds is overwritten with its gradient; the numbers are the same.
+/// A qkv that nobody else holds is overwritten with its gradient; the numbers are the same.
 #[test]
 fn in_place() {
     for name in ["odd", "shifted", "tail"] {
@@ -206,7 +208,7 @@ fn in_place() {
         let out = everywhere(|dev| {
             let mut tape = Tape::new(dev);
             let x = tape.leaf(tensor(dev, &[n, h, w, 3 * c], &p.qkv));
-            // A 1×1 layer that changes nothing: its output is the op's alone.
+            // A 1×1 layer with identity weights: its output is held by the op alone.
             let mut one = vec![0.0; 9 * c * c];
             (0..3 * c).for_each(|i| one[i * (3 * c + 1)] = 1.0);
             let one = tape.constant(tensor(dev, &[3 * c, 1, 1, 3 * c], &one));
@@ -225,7 +227,7 @@ fn in_place() {
     }
 }
 
-/// mmdetection's ShiftWindowMSA, with the linear layers before and behind it, which are convolutions of one pixel here.
+/// mmdetection's ShiftWindowMSA with the linear layers before and after it, which are 1×1 convolutions here.
 #[test]
 fn equals_mmdetection() {
     let file = OpFixture::open("window_attention");
@@ -306,8 +308,8 @@ const CUDA_CORES: &[Case] = &[
     case("wide_window", &[1, 9, 8, 1, 8, 9, 4]), // 81 tokens
 ];
 
-/// Factors on tensor cores are rounded, and so is y, whose product with dy is the mean of a row's dp: the errors are those of terms, of
-/// sums that cancel.
+/// Tensor cores round the factors, and y is rounded too, whose product with dy is the mean of a row's dp. The errors
+/// are therefore those of single terms, in sums that cancel.
 #[test]
 fn in_16_bits() {
     for case in TENSOR_CORES.iter().chain(CUDA_CORES) {

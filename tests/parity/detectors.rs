@@ -1,5 +1,5 @@
-//! Cascade R-CNN, Mask R-CNN on ResNet and Swin, RetinaNet: evaluation passes, losses, gradients. Faster R-CNN is looked at more
-//! closely, in `evaluation`, `training` and `stored`.
+//! Cascade R-CNN, Mask R-CNN on ResNet and Swin, and RetinaNet: evaluation passes, losses, gradients. `evaluation`,
+//! `training` and `stored` examine Faster R-CNN more closely.
 
 use upres::detection::mask_paste::paste;
 use upres::models::{BackboneMode, Detections, Inputs};
@@ -9,7 +9,7 @@ use crate::harness::*;
 use crate::support::fixtures::*;
 use crate::training::{BATCH_NORM, FROZEN_NORM, Pass, Tolerances};
 
-/// Without batch norm rounding is not amplified: torch's own f32 is within 1e-3 of f64.
+/// Without batch norm rounding is not amplified: torch's own f32 is within 1e-3 of its f64.
 const LAYER_NORM: Tolerances = Tolerances { forward: 1e-4, l2: 1e-3, dot: 5e-3, dot_median: 3e-4, whole: 1e-2 };
 
 /// The training passes of a detector.
@@ -23,7 +23,8 @@ fn training(detector: &str, pretrain: &Tolerances, finetune: &Tolerances) {
     pass(&second, "finetune", finetune).losses_and_gradients("finetune.grad_summary");
 }
 
-/// Features and detections of an evaluation pass; `keys` are the fixtures' detections in network and in original pixels.
+/// Features and detections of an evaluation pass; `keys` are the fixtures' detections in network and in original
+/// pixels.
 fn evaluation(detector: &str, keys: &[(&str, bool)], change: impl Fn(&mut upres::recipe::Recipe)) {
     let mut recipe = recipe_of(detector);
     change(&mut recipe);
@@ -32,7 +33,8 @@ fn evaluation(detector: &str, keys: &[(&str, bool)], change: impl Fn(&mut upres:
     let inputs = inputs(&r.device, &recipe, true);
     let mut tape = Tape::inference(&r.device);
     let image = tape.constant(image(&r.device));
-    // The same weights by name: these two have Faster R-CNN's features, which are stored there.
+    // These two detectors have the same backbone weights by name, so their features are Faster R-CNN's, where they are
+    // stored.
     let same = matches!(detector, "cascade" | "mask");
     let features = Fixture::open(&format!("detectors/{}", if same { "faster" } else { detector }));
     let mut errors = Errors::new("eval: features", 1e-4);
@@ -47,7 +49,8 @@ fn evaluation(detector: &str, keys: &[(&str, bool)], change: impl Fn(&mut upres:
     }
 }
 
-/// Scores may be nearer to each other than the passes are, so that the order is not asked for here, and a pair may miss.
+/// Two scores may be closer to each other than the programs are, so the order is not compared, and one pair may be
+/// missing.
 fn compare(f: &Fixture, key: &str, d: &Detections, inputs: &Inputs, rescale: bool) {
     let n = d.scores.dim(1);
     for i in 0..2 {
@@ -118,7 +121,7 @@ fn mask_rcnn_on_swin_learns_as_mmdetections() {
     training("mask_swin", &LAYER_NORM, &LAYER_NORM);
 }
 
-/// Both eras of mmdetection.
+/// Both versions of mmdetection.
 #[test]
 fn retinanet_evaluates_as_mmdetections() {
     use upres::models::config::Selection;

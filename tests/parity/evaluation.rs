@@ -8,7 +8,7 @@ use upres::tensor::Tensor;
 use crate::harness::*;
 use crate::support::fixtures::*;
 
-/// f32 through 53 convolutions; torch itself is as far from float64.
+/// Tolerance of f32 through 53 convolutions; torch's own f32 is as far from its f64.
 const FORWARD: f64 = 1e-4;
 
 #[test]
@@ -68,7 +68,7 @@ fn box_head(r: &Reference, tape: &mut Tape, f: &Fixture, p: &[Var]) {
     errors.check();
 }
 
-/// The fixed RoIs of both images, in rows of one image each: `idx` is -1 where a RoI is the other image's.
+/// The fixed RoIs of both images as `[2,n]` rows: `idx` is -1 where a RoI belongs to the other image.
 struct FixedRois {
     boxes: Tensor,
     idx: Tensor,
@@ -89,7 +89,7 @@ impl FixedRois {
         FixedRois { boxes, idx: tensor(device, &[2, n], &idx), images }
     }
 
-    /// Each RoI's row of its own image.
+    /// The row of each RoI in its own image.
     fn pick(&self, x: &Tensor, width: usize) -> Vec<f32> {
         let n = self.images.len();
         let rows = self.images.iter().enumerate().map(|(i, image)| (image * n + i) * width);
@@ -97,8 +97,8 @@ impl FixedRois {
     }
 }
 
-/// From image to detections without anything injected. Two scores of image 1 are 3e-6 apart, so the order is not asked
-/// for here, and a pair of the 100 may miss.
+/// From the image to detections without any injected values. Two scores of image 1 are 3e-6 apart, so the order is not
+/// compared, and one pair of the 100 may be missing.
 fn whole_pass(r: &Reference, tape: &mut Tape, f: &Fixture, image: &Var, inputs: &Inputs) {
     for (key, rescale) in [("rescale0", false), ("rescale1", true)] {
         let d = r.model.detect_from_image(tape, image.clone(), inputs, rescale).unwrap();

@@ -17,15 +17,15 @@ pub const CLASSES: usize = 80;
 pub const PIXELS: PixelStats = PixelStats { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
 /// Height and width of the fixtures' batch of two.
 pub const SIZE: [usize; 2] = [160, 192];
-/// Rows for ground truth; image 1 has fewer.
+/// Slots for ground truth; image 1 uses fewer.
 pub const MAX_GT: usize = 5;
 
-/// The paper's recipe with the fixtures' one deviation, 300 proposals in evaluation.
+/// The paper's recipe with the one deviation of the fixtures: 300 proposals in evaluation.
 pub fn recipe() -> Recipe {
     recipe_of("faster")
 }
 
-/// The paper's recipe of a detector of the fixtures, with their deviations: 300 proposals, no dropped paths.
+/// The paper's recipe of one of the fixtures' detectors, with their deviations: 300 proposals, no drop path.
 pub fn recipe_of(detector: &str) -> Recipe {
     let (name, deviations): (_, &[&str]) = match detector {
         "faster" => ("faster_rcnn_r50_fpn", &["model.rpn.test_max=300"]),
@@ -40,8 +40,9 @@ pub fn recipe_of(detector: &str) -> Recipe {
     Recipe::read(path, &deviations).unwrap()
 }
 
-/// The four dimensions, in torch's order, of parameters that upres has in another order: convolutions; the layer on flattened RoI
-/// features, whose columns torch has as C, H, W; Swin's patch merging, whose channels are those of `unfold`.
+/// The four dimensions in torch's order of parameters that upres stores in another order: convolutions; the layer on
+/// flattened RoI features, whose columns torch orders as C, H, W; and Swin's patch merging, whose channels are those of
+/// `unfold`.
 fn torch_shape(name: &str, shape: &[usize]) -> Option<[usize; 4]> {
     match *shape {
         [o, i, kh, kw] => Some([o, i, kh, kw]),
@@ -59,7 +60,7 @@ pub fn stage(recipe: &Recipe, name: &str) -> StageSetup {
     StageSetup::new(stage, bucket.clone(), bucket, MAX_GT)
 }
 
-/// Detector and weights.
+/// A detector and the rules of its weights.
 pub struct Reference {
     pub device: Device,
     pub store: ParamStore,
@@ -108,7 +109,8 @@ impl Reference {
     }
 }
 
-/// The fixtures' batch: sizes, scales, ground truth (of the first image only, if `objects_in_second` is false), anchors.
+/// The fixtures' batch: sizes, scales, ground truth (of the first image only, if `objects_in_second` is false),
+/// anchors.
 pub fn inputs(device: &Device, recipe: &Recipe, objects_in_second: bool) -> Inputs {
     let batch = Fixture::open("detectors/inputs");
     let [h, w] = SIZE;
@@ -157,7 +159,7 @@ pub fn inputs(device: &Device, recipe: &Recipe, objects_in_second: bool) -> Inpu
     inputs
 }
 
-/// Where the runs of a row's pixels begin and end.
+/// The begin and end of each run of set pixels in a row.
 fn runs_of(row: &[u8], start: usize) -> Vec<i32> {
     let at = |x: usize| x > 0 && x <= row.len() && row[x - 1] != 0;
     (0..=row.len()).filter(|&x| at(x) != (x < row.len() && row[x] != 0)).map(|x| (start + x) as i32).collect()
@@ -173,7 +175,7 @@ pub fn tensor<T: Element>(device: &Device, shape: &[usize], data: &[T]) -> Tenso
     Tensor::from_slice(device, shape, data).unwrap()
 }
 
-/// Proposals of both images as `<key>.<image>.bboxes` has them.
+/// The proposals of both images, stored as `<key>.<image>.bboxes`.
 pub fn proposals(device: &Device, fixture: &Fixture, key: &str) -> Proposals {
     let each = [0, 1].map(|i| fixture.f32(&format!("{key}.{i}.bboxes")));
     let n = each.iter().map(|b| b.len() / 4).max().unwrap();
@@ -211,22 +213,22 @@ pub fn level_of(rows: &Tensor, sizes: &[usize], level: usize) -> Vec<f32> {
     rows.f32s().chunks(n * c).flat_map(|image| image[start * c..][..sizes[level] * c].to_vec()).collect()
 }
 
-/// Parameters that the fixtures say are batch norms'.
+/// Whether the fixtures name the parameter as a batch norm's.
 pub fn is_norm(name: &str) -> bool {
     name.split('.').any(|part| part.starts_with("bn")) || name.contains("downsample.1.")
 }
 
-/// True for what has a gradient in principle.
+/// Whether a parameter can have a gradient.
 pub fn is_weight(p: &Param) -> bool {
     p.role() != Role::Statistic
 }
 
-/// NaN, once met, stays.
+/// The larger number, or NaN if one is NaN.
 fn max_or_nan(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
 
-/// Errors of many tensors against one tolerance; prints what it saw.
+/// Collects the errors of many tensors against one tolerance, and prints them.
 pub struct Errors {
     what: &'static str,
     tolerance: f64,
@@ -238,12 +240,12 @@ impl Errors {
         Errors { what, tolerance, seen: Vec::new() }
     }
 
-    /// An error measured elsewhere.
+    /// Adds an error that was measured elsewhere.
     pub fn add(&mut self, name: &str, error: f64) {
         self.seen.push((if error.is_nan() { f64::INFINITY } else { error }, name.to_string()));
     }
 
-    /// The largest difference of a stored element, relative to `|want| + rms`.
+    /// Adds the largest difference of a stored element, relative to `|want| + rms`.
     pub fn tensor(&mut self, fixture: &Fixture, name: &str, got: &[f32]) {
         let (want, stride) = (fixture.stored_f32(name), fixture.stride(name));
         assert_eq!(got.len().div_ceil(stride), want.len(), "{name}: number of elements");
@@ -253,7 +255,7 @@ impl Errors {
         self.add(name, worst.fold(0.0, max_or_nan));
     }
 
-    /// As [`Errors::tensor`] for NHWC, and the sums over the whole tensor too.
+    /// Like [`Errors::tensor`] for an NHWC tensor; also compares the sums over the whole tensor.
     pub fn nhwc(&mut self, fixture: &Fixture, name: &str, got: &[f32]) {
         let shape: [usize; 4] = fixture.shape(name).try_into().unwrap();
         let got = nhwc_to_nchw(got, shape);
@@ -263,7 +265,7 @@ impl Errors {
         }
     }
 
-    /// The largest absolute difference.
+    /// Adds the largest absolute difference.
     pub fn slices(&mut self, name: &str, got: &[f32], want: &[f32]) {
         assert_eq!(got.len(), want.len(), "{name}: number of elements");
         let worst = got.iter().zip(want).map(|(&g, &w)| f64::from(g - w).abs());

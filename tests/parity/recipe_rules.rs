@@ -1,4 +1,4 @@
-//! What the recipe's stages train and decay, parameter by parameter: mmdetection's rules.
+//! Which parameters the recipe's stages train and decay: mmdetection's rules, parameter by parameter.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use upres::engine::Engine;
 use crate::harness::*;
 use crate::support::fixtures::*;
 
-/// Names of the parameters that one SGD step without gradient shrinks, and of those that it leaves alone.
+/// Names of the parameters that one SGD step without gradient shrinks, and of those it leaves unchanged.
 fn decayed(stage_name: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     const LR: f64 = 0.5;
     let mut recipe = recipe();

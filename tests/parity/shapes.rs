@@ -1,4 +1,4 @@
-//! Every shape of the detector: each parameter receives a finite gradient that is not zero.
+//! Every parameter of the detector receives a finite gradient that is not zero.
 
 use upres::device::Device;
 use upres::engine::{Bucket, Engine, StageSetup};

@@ -1,5 +1,5 @@
-//! What follows from stored raw outputs and stored proposals without any weight: proposals, detections, samples, targets.
-//! Here nothing is near: indices and order are equal.
+//! Proposals, detections, samples and targets that follow from stored raw outputs and proposals without weights.
+//! Indices and order must be equal here.
 
 use upres::models::box_head::{BoxHead, BoxOutput};
 use upres::models::rpn::Rpn;
@@ -12,7 +12,7 @@ use upres::tape::Tape;
 use crate::harness::*;
 use crate::support::fixtures::*;
 
-/// Both heads of the recipe, with weights that nobody asks for.
+/// Both heads of the recipe; their weights do not matter.
 struct Heads {
     store: ParamStore,
     recipe: Recipe,
@@ -96,7 +96,7 @@ fn sampled_anchors_and_their_targets_are_the_same() {
         let n = inputs.anchors.boxes.dim(0);
         let s = h.rpn.sample(&inputs, Sampling::Strided).unwrap();
         let t = h.rpn.targets(&s, &inputs).unwrap();
-        // As the fixtures have them: 0 = object; all else is 1, sampled or not.
+        // The labels of the fixtures: 0 is an object, everything else is 1, sampled or not.
         let (mut labels, mut weights) = (vec![1u8; 2 * n], vec![0u8; 2 * n]);
         let (mut pos_index, mut pos_targets) = (Vec::new(), Vec::new());
         let (idx, objects) = (s.idx.i32s(), t.objects.i32s());
@@ -149,7 +149,7 @@ fn sampled_rois_and_their_targets_are_the_same() {
         for i in 0..2 {
             let (pos, neg) = (s.counts.i32s()[i * 2] as usize, s.counts.i32s()[i * 2 + 1] as usize);
             let gt_count = inputs.gt_count.i32s()[i];
-            // Ours count MAX_GT places for ground truth, theirs the objects.
+            // upres counts MAX_GT slots for ground truth, mmdetection the objects.
             let theirs = |&i: &i32| if i < MAX_GT as i32 { i } else { i - (MAX_GT as i32 - gt_count) };
             let idx: Vec<i32> = s.idx.i32s()[i * per_image..][..pos + neg].iter().map(theirs).collect();
             let gt = &s.gt.i32s()[i * per_image..][..pos];

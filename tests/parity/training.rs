@@ -26,7 +26,7 @@ const LOSSES: [(&str, &str); 13] = [
     ("box", "loss_bbox"),
 ];
 
-/// How near to the fixtures a mode comes.
+/// The tolerances of one mode.
 pub struct Tolerances {
     /// P2 to P6 and raw RPN outputs.
     pub forward: f64,
@@ -34,18 +34,18 @@ pub struct Tolerances {
     pub l2: f64,
     /// | dot - dot' | / l2'.
     pub dot: f64,
-    /// Median over the parameters of the last.
+    /// Median of `|dot - dot'| / l2'` over the parameters.
     pub dot_median: f64,
     /// |g - g'| / |g'| of a stored gradient.
     pub whole: f64,
 }
 
-/// Batch norm over as few as 60 values amplifies rounding. torch's own f32 is from f64, and from its f32 with another
-/// convolution (`noise` in the fixtures): dot up to 0.7 %, median 0.08 %, l2 up to 0.12 %. Three times that for the largest of 195
-/// parameters, twice for the median.
+/// Batch norm over as few as 60 values amplifies rounding. torch's own f32 differs from its f64, and from its f32 with
+/// another convolution (`noise` in the fixtures), by up to 0.7 % in dot (median 0.08 %) and 0.12 % in l2. The tolerance
+/// is three times that for the largest of 195 parameters, and twice for the median.
 pub const BATCH_NORM: Tolerances = Tolerances { forward: 1e-4, l2: 3e-3, dot: 2e-2, dot_median: 1.5e-3, whole: 2e-2 };
-/// What remains are ReLUs of inputs near zero, open in one program and closed in the other: an image changed by 1e-5 of itself
-/// moves dot by up to 0.2 %, at most 0.015 % in the median, and l2 by up to 0.05 %.
+/// The rest is due to ReLUs of inputs near zero, which are open in one program and closed in the other: changing an
+/// image by 1e-5 of itself moves dot by up to 0.2 % (at most 0.015 % in the median) and l2 by up to 0.05 %.
 pub const FROZEN_NORM: Tolerances = Tolerances { forward: 1e-4, l2: 1e-3, dot: 5e-3, dot_median: 3e-4, whole: 1e-2 };
 
 #[test]
@@ -69,7 +69,7 @@ pub struct Pass<'a> {
     f: &'a Fixture,
     setup: &'a StageSetup,
     mode: &'a str,
-    /// The mode whose forward pass is stored: ground truth does not change it.
+    /// The mode whose forward pass is stored; ground truth does not change it.
     stored: &'a str,
     inputs: Inputs,
     tolerances: &'a Tolerances,
@@ -97,7 +97,7 @@ impl<'a> Pass<'a> {
         self.losses_and_gradients(gradients);
     }
 
-    /// Losses, and the gradients of all parameters, beside the summary under this key.
+    /// Compares the losses and the gradients of all parameters with the summary under this key.
     pub fn losses_and_gradients(&self, gradients: &str) {
         eprintln!("--- {}", self.mode);
         self.r.load_weights();
@@ -107,7 +107,7 @@ impl<'a> Pass<'a> {
         self.gradients(gradients);
     }
 
-    /// Features, raw outputs, and our own proposals beside the stored ones.
+    /// Compares features, raw outputs, and our own proposals with the stored ones.
     fn forward(&self) {
         let (model, f, mode) = (&self.r.model, self.f, self.mode);
         let mut tape = Tape::inference(&self.r.device);
@@ -124,7 +124,7 @@ impl<'a> Pass<'a> {
         }
         errors.check();
 
-        // The stored outputs are not whole, so these come from ours: some differ, most do not.
+        // The outputs are not stored whole, so these proposals come from ours: some differ, most do not.
         let own = self.r.faster().rpn.train_proposals(&out, &self.inputs).unwrap();
         let stored = proposals(&self.r.device, f, &format!("{mode}.proposals"));
         assert_eq!(own.boxes.shape(), stored.boxes.shape());
@@ -155,7 +155,7 @@ impl<'a> Pass<'a> {
         for term in &terms {
             let (_, key) = LOSSES.iter().find(|l| l.0 == term.name).expect("a loss of mmdetection");
             let got = f64::from(term.value.value().f32s()[0]);
-            // The float64 pass is the truth where it was made.
+            // The float64 pass is the truth where it exists.
             let from =
                 if self.mode == "pretrain" { "pretrain.losses_f64".into() } else { format!("{}.losses", self.mode) };
             let want = f.number(&from, key);
@@ -206,11 +206,11 @@ fn distance(got: &[f32], stride: usize, want: &[f32]) -> f64 {
         apart += f64::from(g - w).powi(2);
         norm += f64::from(w).powi(2);
     }
-    // A gradient of zeros is zeros.
+    // A zero gradient must stay zero.
     if norm > 0.0 { (apart / norm).sqrt() } else { apart.sqrt() }
 }
 
-/// Running statistics have moved as torch moves them: share 0.1, variance unbiased.
+/// Running statistics move as in torch: share 0.1, unbiased variance.
 fn statistics_after_the_step(r: &Reference, f: &Fixture) {
     let summary = f.value("pretrain.bn_after_summary").as_object().unwrap();
     let mut errors = Errors::new("running statistics: sum and dot, relative to l1 and l2", 1e-5);

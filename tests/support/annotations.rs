@@ -1,8 +1,9 @@
-//! An annotation file to spoil.
+//! A small valid COCO annotation file, which tests then damage.
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-/// A good file with two images of 100×80 and three annotations.
+/// A valid file: two images of 100×80 pixels and three annotations.
 pub fn good() -> Value {
     json!({
         "images": [
@@ -16,4 +17,11 @@ pub fn good() -> Value {
             {"id": 13, "image_id": 2, "category_id": 7, "bbox": [50, 40, 50, 40], "area": 2000, "iscrowd": 0}
         ]
     })
+}
+
+/// Writes an annotation file into a folder, as `a.json`.
+pub fn write(dir: &TempDir, text: impl AsRef<[u8]>) -> std::path::PathBuf {
+    let path = dir.path().join("a.json");
+    std::fs::write(&path, text).unwrap();
+    path
 }

@@ -1,9 +1,9 @@
-//! Reads tests/fixtures (what they hold: tests/fixtures/README.md) and compares with them.
+//! Readers of tests/fixtures (described in tests/fixtures/README.md) and comparisons with the stored numbers.
 //!
-//! Everything in the files is in torch's order (NCHW, OIHW); upres is NHWC and `[O,KH,KW,I]`. [`nchw_to_nhwc`] converts
-//! activations and weights alike: only the last three of four axes move.
+//! All tensors in the files are in torch's order (NCHW, OIHW); upres is NHWC and `[O,KH,KW,I]`. [`nchw_to_nhwc`]
+//! converts activations and weights alike, because only the last three of the four axes move.
 //!
-//! Not for: building models. This module knows slices and names, no tensor type of the library.
+//! This module does not build models: it knows slices and names, and no tensor type of the library.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,18 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
+use super::numbers::root;
+pub use super::numbers::{nchw_to_nhwc, nhwc_to_nchw};
+
 /// FNV-1a, 64 bits.
-pub fn fnv1a(name: &str) -> u64 {
-    name.bytes().fold(0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3))
+pub fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3))
 }
 
-/// The hash rule's numbers in (-1, 1) for a name: 24 bits each, so exact in f32 too. The `i`-th call belongs to element `i`.
+/// The hash rule: numbers in (-1, 1) that follow from a name, 24 bits each and therefore exact in f32. The `i`-th
+/// number belongs to element `i`.
 pub fn hash_uniform(name: &str) -> impl Iterator<Item = f64> {
-    let h = fnv1a(name);
+    let h = fnv1a(name.as_bytes());
     (1_u64..).map(move |i| {
         let mut z = h.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -34,37 +38,13 @@ pub fn hash_tensor(name: &str, n: usize, scale: f64, offset: f64) -> Vec<f32> {
     hash_uniform(name).take(n).map(|u| (offset + scale * u) as f32).collect()
 }
 
-/// `sum_i x_i u_i`, `u` from the name `"dot:" + name`: one number that depends on every element and on its place.
+/// `sum_i x_i u_i`, where `u` follows from the name `"dot:" + name`: one number that depends on every element and its
+/// position.
 pub fn hash_dot(name: &str, x: &[f32]) -> f64 {
     x.iter().zip(hash_uniform(&format!("dot:{name}"))).map(|(&x, u)| f64::from(x) * u).sum()
 }
 
-/// `[N,C,H,W]` to `[N,H,W,C]`; weights `[O,I,KH,KW]` to `[O,KH,KW,I]`; and the columns of a linear layer on flattened
-/// features, `[O, C*H*W]` to `[O, H*W*C]` (pass the shape as `[O,C,H,W]`).
-pub fn nchw_to_nhwc(x: &[f32], shape: [usize; 4]) -> Vec<f32> {
-    let [n, c, h, w] = shape;
-    swap_planes(x, n, c, h * w)
-}
-
-/// `[N,H,W,C]` to `[N,C,H,W]`. `shape` is the NCHW one, the same as for the way there.
-pub fn nhwc_to_nchw(x: &[f32], shape: [usize; 4]) -> Vec<f32> {
-    let [n, c, h, w] = shape;
-    swap_planes(x, n, h * w, c)
-}
-
-/// Transposes each of `n` row-major `[rows, cols]` matrices.
-fn swap_planes(x: &[f32], n: usize, rows: usize, cols: usize) -> Vec<f32> {
-    assert_eq!(x.len(), n * rows * cols, "layout: {n} x {rows} x {cols} elements wanted");
-    let mut y = Vec::with_capacity(x.len());
-    for m in x.chunks_exact((rows * cols).max(1)) {
-        for j in 0..cols {
-            y.extend((0..rows).map(|i| m[i * cols + j]));
-        }
-    }
-    y
-}
-
-/// How one tensor's weights are made.
+/// The rule by which one weight tensor is made from its name.
 #[derive(Clone, Debug)]
 pub struct WeightRule {
     /// Shape in torch's order.
@@ -130,7 +110,7 @@ impl Fixture {
         self.json["tensors"].as_object().expect("tensors").keys().cloned().collect()
     }
 
-    /// A value of the json file that is no tensor ("pretrain.losses", "metas").
+    /// A value of the json file besides the tensors ("pretrain.losses", "metas").
     pub fn value(&self, key: &str) -> &Value {
         self.json.get(key).unwrap_or_else(|| panic!("{}: no value {key}", self.path.display()))
     }
@@ -148,7 +128,7 @@ impl Fixture {
         usizes(&self.entry(name)["shape"])
     }
 
-    /// 1: stored whole. k: elements 0, k, 2k … of the full tensor are stored.
+    /// 1 if the tensor is stored whole; k if only its elements 0, k, 2k … are stored.
     pub fn stride(&self, name: &str) -> usize {
         self.entry(name)["stride"].as_u64().expect("stride") as usize
     }
@@ -158,7 +138,7 @@ impl Fixture {
         self.entry(name)["dtype"].as_str().expect("dtype").to_owned()
     }
 
-    /// The stored elements (all of them if [`Fixture::stride`] is 1), f32.
+    /// The stored elements as f32; all elements if [`Fixture::stride`] is 1.
     pub fn stored_f32(&self, name: &str) -> Vec<f32> {
         self.elements(name, Dtype::F32, f32::from_le_bytes)
     }
@@ -193,9 +173,9 @@ impl Fixture {
         (0..n).map(|i| bytes[i / 8] >> (7 - i % 8) & 1).collect()
     }
 
-    /// Compares a full tensor in torch's order with the stored one: every stored element within
-    /// `rel * (|want| + rms)`, the l2 norm and the hash dot product (which see every element) within `rel * l2`.
-    /// The root mean square enters because a sum that cancels to nearly nothing carries its terms' rounding.
+    /// Compares a full tensor in torch's order with the stored one. Every stored element must be within
+    /// `rel * (|want| + rms)`; the l2 norm and the hash dot product, which see every element, within `rel * l2`. The
+    /// root mean square is part of the tolerance because a sum that nearly cancels carries the rounding of its terms.
     pub fn compare(&self, name: &str, got: &[f32], rel: f64) -> Result<(), String> {
         let (shape, stride, entry) = (self.shape(name), self.stride(name), self.entry(name));
         let n: usize = shape.iter().product();
@@ -215,7 +195,8 @@ impl Fixture {
         if worst.0 > 1.0 {
             let (share, i, got, want) = worst;
             return Err(format!(
-                "{name}[{i}] (torch's order, {shape:?}): got {got}, want {want}, rms {rms:.3e}: {share:.2} x the tolerance {rel:e}"
+                "{name}[{i}] (torch's order, {shape:?}): got {got}, want {want}, rms {rms:.3e}: {share:.2} x \
+                 the tolerance {rel:e}"
             ));
         }
         let got_l2 = got.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
@@ -231,7 +212,7 @@ impl Fixture {
         Ok(())
     }
 
-    /// [`Fixture::compare`] for a tensor in upres's order.
+    /// Like [`Fixture::compare`], for a tensor in upres's order.
     pub fn compare_nhwc(&self, name: &str, got: &[f32], rel: f64) -> Result<(), String> {
         let shape: [usize; 4] =
             self.shape(name).try_into().unwrap_or_else(|s| panic!("{name}: rank 4 wanted, is {s:?}"));
@@ -241,7 +222,7 @@ impl Fixture {
         self.compare(name, &nhwc_to_nchw(got, shape), rel)
     }
 
-    /// Summaries of gradients, `<mode>.grad_summary[_f64]`: parameter to `[l2, sum, dot]`, None where frozen.
+    /// The gradient summaries under the key `<mode>.grad_summary[_f64]`, by parameter; `None` for a frozen parameter.
     pub fn grad_summary(&self, key: &str) -> BTreeMap<String, Option<GradSummary>> {
         let Value::Object(entries) = self.value(key) else { panic!("{key}: want an object") };
         let read = |v: &Value| {
@@ -264,7 +245,7 @@ impl Fixture {
     }
 }
 
-/// What is known of a parameter's gradient.
+/// The stored summary of a parameter's gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct GradSummary {
     /// Euclidean norm.
@@ -282,8 +263,8 @@ impl GradSummary {
         GradSummary { l2, sum: grad.iter().map(|&g| f64::from(g)).sum(), dot: hash_dot(param, grad) }
     }
 
-    /// (|l2 - want.l2|, |dot - want.dot|), both relative to the wanted l2: the measures in which the fixtures state their own
-    /// noise (`noise.f64`).
+    /// The errors `|l2 - want.l2|` and `|dot - want.dot|`, both relative to the wanted l2. The fixtures state their own
+    /// noise (`noise.f64`) in the same measures.
     pub fn relative_errors(&self, want: &GradSummary) -> (f64, f64) {
         let scale = want.l2.max(f64::MIN_POSITIVE);
         ((self.l2 - want.l2).abs() / scale, (self.dot - want.dot).abs() / scale)
@@ -291,7 +272,7 @@ impl GradSummary {
 }
 
 fn fixture_dir() -> PathBuf {
-    Path::new(&super::tensors::root()).join("tests/fixtures")
+    Path::new(&root()).join("tests/fixtures")
 }
 
 fn read_json(path: &Path) -> Value {

@@ -1,10 +1,11 @@
-//! Helpers shared by the integration tests: `mod support;` in a test file.
+//! Helpers that the test binaries share: `#[path = "../support/mod.rs"] mod support;` in each `main.rs`.
 
-// Each test file is a crate of its own and uses a part of this.
+// Each binary uses a part of this.
 #![allow(dead_code)]
 
 pub mod annotations;
 pub mod fixtures;
+pub mod numbers;
 pub mod programs;
 pub mod small;
 pub mod tensors;

@@ -1,4 +1,4 @@
-//! The programs as a user runs them, and a recipe that is done in seconds.
+//! Runs the programs as a user does, and holds a recipe that trains in seconds.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use serde_json::Value;
 use tempfile::TempDir;
 use upres::data::shapes::{ShapesOptions, generate};
 
-/// What a program did.
+/// Exit code and output of a finished program.
 #[derive(Debug)]
 pub struct Ran {
     pub code: Option<i32>,
@@ -25,7 +26,7 @@ impl From<Output> for Ran {
 }
 
 impl Ran {
-    /// Ended well.
+    /// Asserts that the program succeeded and did not panic.
     #[track_caller]
     pub fn done(self) -> Ran {
         assert_eq!(self.code, Some(0), "{self:?}");
@@ -33,8 +34,8 @@ impl Ran {
         self
     }
 
-    /// Failed as users are promised: exit code 1, one line about it, the last, which holds all of `parts`. Before it
-    /// there may be lines about the progress of a training run.
+    /// Asserts that the program failed as users are promised: exit code 1, and one error line, the last one, which
+    /// contains all of `parts`. Lines about the progress of a training run may precede it.
     #[track_caller]
     pub fn complains(self, parts: &[&str]) {
         assert_eq!(self.code, Some(1), "want exit code 1: {self:?}");
@@ -74,7 +75,8 @@ pub fn train(recipe: &Path, out: &Path, more: &[&str]) -> Ran {
     run("train", [recipe, "--out".as_ref(), out].into_iter().chain(more.iter().map(|s| s.as_ref())))
 }
 
-/// Twelve pictures to train on and six to evaluate on, made once for all tests of a file.
+/// The built-in data set with twelve training and six validation pictures, made once per test binary. Tests only read
+/// it.
 pub fn shapes() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -85,7 +87,7 @@ pub fn shapes() -> &'static Path {
     })
 }
 
-/// A folder of its own for a test, with a copy of the data set in `data/`.
+/// A temporary folder for one test, with a copy of the data set in `data/`.
 pub fn folder_with_data() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     copy_folder(shapes(), &dir.path().join("data"));
@@ -107,8 +109,9 @@ fn copy_folder(from: &Path, to: &Path) {
 /// Optimizer steps of [`tiny_recipe`].
 pub const STEPS: u64 = 200;
 
-/// Two stages, everything that a checkpoint must hold: momentum, an average of the weights, batch norm statistics,
-/// accumulated gradients, flips, crops and colours. `data` is a folder as [`shapes`] makes it.
+/// A recipe of two stages that uses everything a checkpoint holds or an augmentation draws: momentum, averaged weights,
+/// batch norm statistics, accumulated gradients, flips, crops and colour jitter. `data` is a folder like that of
+/// [`shapes`].
 pub fn tiny_recipe(data: &Path) -> String {
     let data = data.display();
     format!(
@@ -155,14 +158,14 @@ schedule = {{ kind = "cosine", warmup_steps = 2 }}
     )
 }
 
-/// Writes [`tiny_recipe`] over a data folder into `dir`.
+/// Writes [`tiny_recipe`] for a data folder into `dir`.
 pub fn write_recipe(dir: &Path, data: &Path) -> PathBuf {
     let path = dir.join("tiny.toml");
     fs::write(&path, tiny_recipe(data)).unwrap();
     path
 }
 
-/// A finished run of [`tiny_recipe`], never interrupted; made once for all tests of a file.
+/// A finished, never interrupted run of [`tiny_recipe`], made once per test binary. Tests only read it.
 pub fn finished_run() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -173,6 +176,16 @@ pub fn finished_run() -> &'static Path {
         train(&recipe, &folder.join("run"), &[]).done();
         folder.join("run")
     })
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A JSON file.
+pub fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// The newest checkpoint of a run.

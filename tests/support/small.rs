@@ -1,4 +1,4 @@
-//! A small detector, pictures for it and the plans of its steps.
+//! A small detector, synthetic pictures for it, and the plans of its steps.
 
 use std::rc::Rc;
 
@@ -23,7 +23,7 @@ pub fn small() -> ModelConfig {
     }
 }
 
-/// Any detector on any backbone, as small.
+/// A detector of any family on any backbone, about as small as [`small`].
 pub fn small_of(detector: Detector, kind: BackboneKind) -> ModelConfig {
     let mut m = ModelConfig::paper(detector);
     m.backbone = BackboneConfig { kind, width: 0.25, window: 4, ..Default::default() };
@@ -36,7 +36,7 @@ pub fn small_of(detector: Detector, kind: BackboneKind) -> ModelConfig {
     m
 }
 
-/// Room for the runs of an image's masks.
+/// Run lengths that fit in the mask buffer of one image.
 const RUNS: usize = 1024;
 
 pub fn setup_of(model: &ModelConfig, batch: usize, norm: BatchNormMode) -> StageSetup {
@@ -60,7 +60,7 @@ pub fn engine_of(model: &ModelConfig, device: &Device, setup: &StageSetup) -> En
     e
 }
 
-/// Filled squares of a colour for each class on a noisy ground.
+/// A batch of pictures: filled squares, in one colour per class, on a noisy background.
 pub struct Pictures {
     pub images: Vec<u8>,
     pub sizes: Vec<[f32; 4]>,
@@ -141,7 +141,7 @@ pub fn plans(s: &StageSetup) -> Plans {
     plans_for(&Device::cpu(), s)
 }
 
-/// Plans of the steps on a device.
+/// The plans of all steps on a device.
 pub fn plans_for(device: &Device, s: &StageSetup) -> Plans {
     plans_of(&small(), device, s)
 }

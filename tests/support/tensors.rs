@@ -1,63 +1,17 @@
-//! For the tests of ops: random inputs, comparisons, finite differences, and one op run in every way in which it may run.
+//! Helpers of the tests of ops: tensors, finite differences, and [`everywhere`], which runs an op in every way it may
+//! run.
 
 use half::{bf16, f16};
 use rayon::ThreadPoolBuilder;
-use safetensors::SafeTensors;
 use upres::device::Device;
 use upres::error::Result;
-use upres::philox::{Purpose, Stream};
 use upres::tensor::{DType, Element, Tensor};
 
-/// `n` numbers in [lo, hi), the same on every run.
-pub fn uniform(seed: u64, n: usize, lo: f32, hi: f32) -> Vec<f32> {
-    let mut rng = Stream::new(seed, 0, 0, 0, Purpose::Test).rng();
-    (0..n).map(|_| rng.range(lo, hi)).collect()
-}
-
-/// `n` integers in [lo, hi), or `lo` if there are none.
-pub fn integers(seed: u64, n: usize, lo: i32, hi: i32) -> Vec<i32> {
-    let mut rng = Stream::new(seed, 1, 0, 0, Purpose::Test).rng();
-    (0..n).map(|_| lo + rng.below((hi - lo).max(1) as u32) as i32).collect()
-}
-
-/// `n` boxes with their first corner in [0, size) and sides in [1, size/2).
-pub fn boxes(seed: u64, n: usize, size: f32) -> Vec<f32> {
-    let mut rng = Stream::new(seed, 2, 0, 0, Purpose::Test).rng();
-    let mut one = || {
-        let (x, y) = (rng.range(0.0, size), rng.range(0.0, size));
-        [x, y, x + rng.range(1.0, 0.5 * size), y + rng.range(1.0, 0.5 * size)]
-    };
-    (0..n).flat_map(|_| one()).collect()
-}
+pub use super::numbers::*;
 
 /// A tensor made of a slice.
 pub fn tensor<T: Element>(dev: &Device, shape: &[usize], data: &[T]) -> Tensor {
     Tensor::from_slice(dev, shape, data).expect("a tensor of the given elements")
-}
-
-/// Panics at the worst element if one differs by more than `abs + rel |want|`; NaN equals only NaN.
-#[track_caller]
-pub fn assert_close(what: &str, got: &[f32], want: &[f64], abs: f64, rel: f64) {
-    assert_eq!(got.len(), want.len(), "{what}: number of elements");
-    let mut worst = (0.0, 0);
-    for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
-        let share = match (got.is_nan(), want.is_nan()) {
-            (true, true) => 0.0,
-            (false, false) if f64::from(got) == want => 0.0, // infinities
-            _ => (f64::from(got) - want).abs() / (abs + rel * want.abs()),
-        };
-        let share = if share.is_nan() { f64::INFINITY } else { share };
-        if share > worst.0 {
-            worst = (share, i);
-        }
-    }
-    let (share, i) = worst;
-    assert!(share <= 1.0, "{what}[{i}]: got {}, want {}: {share:.2} x the tolerance", got[i], want[i]);
-}
-
-/// f32 to f64.
-pub fn wide(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|&x| f64::from(x)).collect()
 }
 
 /// Compares `got`, the gradient of `f` at `x`, with central differences of `f` at about 100 elements.
@@ -127,17 +81,19 @@ impl Output {
     }
 }
 
-/// Runs `f`, which makes its inputs itself and returns what is to be seen of the result:
-/// outside a step; under a plan traced on the plan device, in memory that an earlier step left full of NaN; with 1 and with
-/// 3 threads. All must agree to the bit. On every GPU of this build (the simulated device under three orders of its threads)
-/// it runs outside a step and under a plan too: these agree to the bit with each other, and with the CPU within 1e-5 of a
-/// number's size plus 1e-6 of its tensor's largest (sums run in other orders), integers and bf16 to the bit. Returns the CPU's outputs.
+/// Runs `f` in every way an op may run, and returns the CPU's outputs. `f` makes its own inputs and returns the tensors
+/// to compare. On the CPU it runs outside a step; in a planned step whose arena an earlier step left full of NaN; and
+/// with 1 and with 3 threads. All of these must agree to the bit. On every GPU of this build (on the simulated device
+/// under three orders of its threads) it runs outside a step and in a planned step: these agree with each other to the
+/// bit, and with the CPU within 1e-5 of a number's size plus 1e-6 of the largest element of its tensor, because sums
+/// run in another order. Integers and bf16 agree with the CPU to the bit.
 #[track_caller]
 pub fn everywhere(f: impl Fn(&Device) -> Result<Vec<Tensor>> + Sync) -> Vec<Output> {
     everywhere_within(1e-5, 1e-6, f)
 }
 
-/// As [`everywhere`], with other tolerances for GPUs: of a number's size, and of its tensor's largest.
+/// Like [`everywhere`], but with other tolerances for GPUs: relative to a number, and to the largest element of its
+/// tensor.
 #[track_caller]
 pub fn everywhere_within(rel: f64, of_max: f64, f: impl Fn(&Device) -> Result<Vec<Tensor>> + Sync) -> Vec<Output> {
     let run = |dev: &Device| f(dev).expect("the op").iter().map(Output::of).collect::<Vec<_>>();
@@ -173,7 +129,8 @@ pub fn everywhere_within(rel: f64, of_max: f64, f: impl Fn(&Device) -> Result<Ve
     free
 }
 
-/// How a test of 16-bit storage makes its inputs: rounded to a type, and stored as it or (the reference) as f32.
+/// Makes the inputs of a 16-bit test: numbers rounded to a 16-bit type, stored in that type or, for the reference, as
+/// f32.
 #[derive(Clone, Copy)]
 pub struct Halves {
     round: DType,
@@ -181,7 +138,7 @@ pub struct Halves {
 }
 
 impl Halves {
-    /// A tensor of these numbers.
+    /// A tensor that holds these numbers, rounded.
     pub fn tensor(self, dev: &Device, shape: &[usize], data: &[f32]) -> Tensor {
         match (self.round, self.store) {
             (DType::F16, DType::F16) => tensor(dev, shape, &data.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>()),
@@ -194,15 +151,17 @@ impl Halves {
     }
 }
 
-/// Runs `f` with 16-bit storage on every GPU of this build and compares with the CPU's f32 on the same (rounded) inputs: each
-/// output element within `ulps` units in the last place (2^-10 in f16, 2^-7 in bf16) of its own size plus those of a
-/// hundredth of its tensor's largest. One rounding of the result is half a unit.
+/// Runs `f` with 16-bit storage on the CPU and on every GPU of this build, and compares with the CPU's f32 result for
+/// the same rounded inputs. Each output element must be within `ulps` units in the last place (2^-10 in f16, 2^-7 in
+/// bf16) of its own size, plus as many units of a hundredth of the largest element of its tensor. One rounding of the
+/// result costs half a unit.
 #[track_caller]
 pub fn in_halves(ulps: f64, f: impl Fn(&Device, Halves) -> Result<Vec<Tensor>>) {
     in_halves_within(ulps, 0.01 * ulps, f);
 }
 
-/// As [`in_halves`], with other tolerances: units in the last place of an element, and of its tensor's largest.
+/// Like [`in_halves`], but with two tolerances: units in the last place of an element, and of the largest element of
+/// its tensor.
 #[track_caller]
 pub fn in_halves_within(ulps: f64, of_max: f64, f: impl Fn(&Device, Halves) -> Result<Vec<Tensor>>) {
     for (round, ulp) in [(DType::F16, 2f64.powi(-10)), (DType::BF16, 2f64.powi(-7))] {
@@ -236,7 +195,8 @@ pub fn floats(t: &Tensor) -> Vec<f32> {
     }
 }
 
-/// The GPUs to test on, by name: several devices of one name must agree to the bit. What is not there is said on stderr.
+/// The GPUs to test on, by name. Several devices under one name must agree to the bit. Says on stderr which GPU is
+/// missing.
 pub fn gpus() -> Vec<(&'static str, Vec<Device>)> {
     [sim(), cuda()].into_iter().flatten().collect()
 }
@@ -256,8 +216,8 @@ fn cuda() -> Option<(&'static str, Vec<Device>)> {
     None
 }
 
-/// Two devices on the first GPU: each chooses its own algorithms. Made once a thread. `UPRES_REQUIRE_GPU=1` makes it an error that
-/// there is none.
+/// Two devices on the first GPU, because each chooses its own algorithms. They are made once per thread. With
+/// `UPRES_REQUIRE_GPU=1` a missing GPU is an error.
 #[cfg(feature = "cuda-driver")]
 fn cuda() -> Option<(&'static str, Vec<Device>)> {
     thread_local! {
@@ -274,7 +234,7 @@ fn cuda() -> Option<(&'static str, Vec<Device>)> {
     DEVICES.with(|devices| devices.get_or_init(open).clone()).map(|devices| ("cuda", devices))
 }
 
-/// The outputs under a plan, in memory that an earlier step left full of NaN.
+/// Runs `f` in a planned step whose arena an earlier step left full of NaN, and returns its outputs.
 fn planned(dev: &Device, f: &impl Fn(&Device) -> Result<Vec<Tensor>>) -> Vec<Output> {
     let tracer = dev.planner();
     let ((), plan) = tracer.step(None, || f(&tracer).map(drop)).expect("tracing the step");
@@ -284,54 +244,4 @@ fn planned(dev: &Device, f: &impl Fn(&Device) -> Result<Vec<Tensor>>) -> Vec<Out
     dev.step(Some(&soil_plan), || soil(dev)).expect("filling the arena with NaN");
     let run = || Ok(f(dev)?.iter().map(Output::of).collect::<Vec<_>>());
     dev.step(Some(&plan), run).expect("the planned step").0
-}
-
-/// The package's folder: cargo says it when the tests run; tests run by themselves are run in it.
-pub fn root() -> String {
-    std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| ".".into())
-}
-
-/// A file of tests/fixtures/ops.
-pub struct OpFixture(Vec<u8>);
-
-impl OpFixture {
-    /// Opens `tests/fixtures/ops/<name>.safetensors`.
-    pub fn open(name: &str) -> Self {
-        let path = format!("{}/tests/fixtures/ops/{name}.safetensors", root());
-        OpFixture(std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}")))
-    }
-
-    /// An f32 tensor.
-    pub fn f32(&self, key: &str) -> Vec<f32> {
-        bytemuck::pod_collect_to_vec(&self.bytes(key, safetensors::Dtype::F32))
-    }
-
-    /// An i32 tensor.
-    pub fn i32(&self, key: &str) -> Vec<i32> {
-        bytemuck::pod_collect_to_vec(&self.bytes(key, safetensors::Dtype::I32))
-    }
-
-    /// A tensor of bytes.
-    pub fn u8(&self, key: &str) -> Vec<u8> {
-        self.bytes(key, safetensors::Dtype::U8)
-    }
-
-    /// Dimensions.
-    pub fn shape(&self, key: &str) -> Vec<usize> {
-        let file = SafeTensors::deserialize(&self.0).expect("a safetensors file");
-        file.tensor(key).unwrap_or_else(|e| panic!("{key}: {e}")).shape().to_vec()
-    }
-
-    /// A stored `[N,C,H,W]` tensor as `[N,H,W,C]`, and its NCHW shape.
-    pub fn nhwc(&self, key: &str) -> (Vec<f32>, [usize; 4]) {
-        let shape = self.shape(key).try_into().unwrap_or_else(|s| panic!("{key}: rank 4 wanted, is {s:?}"));
-        (super::fixtures::nchw_to_nhwc(&self.f32(key), shape), shape)
-    }
-
-    fn bytes(&self, key: &str, dtype: safetensors::Dtype) -> Vec<u8> {
-        let file = SafeTensors::deserialize(&self.0).expect("a safetensors file");
-        let view = file.tensor(key).unwrap_or_else(|e| panic!("{key}: {e}"));
-        assert_eq!(view.dtype(), dtype, "{key}");
-        view.data().to_vec()
-    }
 }

@@ -8,5 +8,7 @@ pub(super) mod partial;
 pub mod relu_gradient;
 pub(crate) mod stochastic_rounding;
 #[cfg(test)]
+#[allow(dead_code)] // the integration tests use the rest
+#[path = "../../../tests/support/numbers.rs"]
 pub(crate) mod testing;
 pub(super) mod wide;

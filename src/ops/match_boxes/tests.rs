@@ -2,20 +2,53 @@ use super::*;
 use crate::detection::anchors;
 use crate::device::Device;
 use crate::models::config::RpnConfig;
-use crate::ops::common::testing::Fixture;
+use crate::ops::common::testing::OpFixture;
 use crate::philox::{Purpose, Stream};
 
-/// The CPU, and the GPUs of this build.
-fn devices() -> Vec<Device> {
-    vec![
-        Device::cpu(),
-        #[cfg(feature = "sim")]
-        Device::sim(1),
-    ]
-}
-
-fn ints(t: &Tensor) -> Vec<i32> {
-    t.to_vec().unwrap()
+/// Seven boxes and two ground truths by hand, with the RPN's thresholds: positive from 0.7, negative below 0.3.
+///
+/// All are 4 high (y from 0 to 4), except boxes 0 and 1, which are 3 and 2 high.
+///
+/// ```text
+///   x  0   1   2   3   4   5   6   7   8   9   10  11  12
+///  G0  [===============]                                      area 16
+///  G1                          [===============]              area 16
+///
+///   0  [===============]                                      IoU with G0: 12 / 16 = 0.75          -> positive, 1
+///   1  [===============]                                      IoU with G0:  8 / 16 = 0.50          -> ignored, -1
+///   2              [=======]                                  IoU with G0:  4 / (16 + 8 - 4) = 0.2 -> negative, 0
+///   3                              [===============]          IoU with G1: 12 / 20 = 0.60          -> ignored, -1
+///   4                                  [===============]      IoU with G1:  8 / 24 = 0.33          -> ignored, -1
+///   5                      [===============]                  IoU with G1: 12 / 20 = 0.60          -> ignored, -1
+///   6  [===============]                                      not valid: takes no part             -> -2
+/// ```
+///
+/// No box reaches 0.7 with G1. With `low_quality` G1 takes its best boxes, 3 and 5, which are equally good: both become 2.
+/// G0's best is box 0 (0.75 ≥ 0.3, positive anyway): box 6 would have an IoU of 1 with it, but does not count.
+#[test]
+fn an_example_by_hand() {
+    let boxes = [
+        [0.0f32, 0.0, 4.0, 3.0],
+        [0.0, 0.0, 4.0, 2.0],
+        [3.0, 0.0, 5.0, 4.0],
+        [7.0, 0.0, 11.0, 4.0],
+        [8.0, 0.0, 12.0, 4.0],
+        [5.0, 0.0, 9.0, 4.0],
+        [0.0, 0.0, 4.0, 4.0],
+    ];
+    let truth = [[0.0f32, 0.0, 4.0, 4.0], [6.0, 0.0, 10.0, 4.0]];
+    for dev in devices() {
+        let boxes = Tensor::from_slice(&dev, &[7, 4], &boxes.concat()).unwrap();
+        let truth = Tensor::from_slice(&dev, &[1, 2, 4], &truth.concat()).unwrap();
+        let count = Tensor::from_slice(&dev, &[1], &[2i32]).unwrap();
+        let valid = Tensor::from_slice(&dev, &[1, 7], &[1u8, 1, 1, 1, 1, 1, 0]).unwrap();
+        let matched = |low_quality| {
+            let m = Matcher { pos_iou: 0.7, neg_iou: 0.3, min_pos_iou: 0.3, low_quality };
+            ints(&match_boxes(&boxes, Some(&valid), &truth, &count, m).unwrap())
+        };
+        assert_eq!(matched(false), [1, IGNORED, 0, IGNORED, IGNORED, IGNORED, INVALID]);
+        assert_eq!(matched(true), [1, IGNORED, 0, 2, IGNORED, 2, INVALID]);
+    }
 }
 
 /// IoU matrix in f64 on f32 overlaps: the definition, whole matrix in memory.
@@ -46,6 +79,19 @@ fn naive(boxes: &[f32], gt: &[f32], m: Matcher) -> Vec<i32> {
             a
         })
         .collect()
+}
+
+/// The CPU, and the GPUs of this build.
+fn devices() -> Vec<Device> {
+    vec![
+        Device::cpu(),
+        #[cfg(feature = "sim")]
+        Device::sim(1),
+    ]
+}
+
+fn ints(t: &Tensor) -> Vec<i32> {
+    t.to_vec().unwrap()
 }
 
 fn random(n: usize, seed: u64) -> Vec<f32> {
@@ -97,9 +143,9 @@ fn invalid_and_nan_boxes_do_not_count() {
 
 #[test]
 fn equals_mmdetection() {
-    let f = Fixture::ops("assigner");
+    let f = OpFixture::open("assigner");
     // Unused slots hold a box that would match: the count must keep it out.
-    let mut gt = f.f32s("gt");
+    let mut gt = f.f32("gt");
     gt.extend([0.0, 0.0, 100.0, 100.0]);
     for (name, pos_iou, neg_iou, min_pos_iou, low_quality) in [
         ("rpn", 0.7, 0.3, 0.3, true),
@@ -111,10 +157,10 @@ fn equals_mmdetection() {
         let m = Matcher { pos_iou, neg_iou, min_pos_iou, low_quality };
         for (dev, count) in devices().into_iter().flat_map(|dev| [(dev.clone(), 6), (dev, 0)]) {
             let key = if count == 0 { format!("{name}_nogt.gt_inds") } else { format!("{name}.gt_inds") };
-            let priors = Tensor::from_slice(&dev, &[120, 4], &f.f32s("priors")).unwrap();
+            let priors = Tensor::from_slice(&dev, &[120, 4], &f.f32("priors")).unwrap();
             let gt = Tensor::from_slice(&dev, &[1, 7, 4], &gt).unwrap();
             let count = Tensor::from_slice(&dev, &[1], &[count]).unwrap();
-            assert_eq!(ints(&match_boxes(&priors, None, &gt, &count, m).unwrap()), f.i32s(&key), "{dev:?} {key}");
+            assert_eq!(ints(&match_boxes(&priors, None, &gt, &count, m).unwrap()), f.i32(&key), "{dev:?} {key}");
         }
     }
 }

@@ -1,6 +1,54 @@
 use super::*;
 use crate::device::Device;
-use crate::ops::common::testing::{Fixture, assert_close, boxes, uniform};
+use crate::ops::common::testing::{OpFixture, assert_close, boxes_around, uniform, wide};
+
+/// One box on a map of 4×4 pixels by hand: stride 1, 2×2 bins, 2×2 samples a bin, aligned.
+///
+/// ```text
+///      x 0    1    2    3    4     A pixel's value is that of its centre: "11" is the value at (1.5, 1.5).
+///  y 0   +----+----+----+----+     The box goes from (1, 1) to (3, 3): each bin is one pixel.
+///        |  0 |  1 |  2 |  3 |
+///    1   +----#====#====#----+     aligned: half a pixel is taken off, so that centres have whole coordinates.
+///        | 10 # 11 | 12 # 13 |       The box goes from 0.5 to 2.5, a bin is 2 / 2 = 1 wide, and samples are at
+///    2   +----#----+----#----+       0.5 + 0.25 = 0.75 and 0.5 + 0.75 = 1.25 (first bin), 1.75 and 2.25 (second).
+///        | 20 # 21 | 22 # 23 |     not aligned: nothing is taken off. The box goes from 1 to 3, samples are at
+///    3   +----#====#====#----+       1.25 and 1.75, 2.25 and 2.75: half a pixel to the right of and below the picture.
+///        | 30 | 31 | 32 | 33 |
+///    4   +----+----+----+----+
+/// ```
+///
+/// The first bin's sample (0.75, 0.75) lies between the pixels 0, 1, 10 and 11, with weights 0.25 and 0.75 on each axis:
+/// `0.25·0.25·0 + 0.25·0.75·1 + 0.75·0.25·10 + 0.75·0.75·11 = 0 + 0.1875 + 1.875 + 6.1875 = 8.25`. The other three are
+/// 8.75 (x = 1.25), 13.25 (y = 1.25) and 13.75 (both); the mean is `(8.25 + 8.75 + 13.25 + 13.75) / 4 = 11`. The other
+/// bins are one pixel further: 12, 21 and 22. A box on whole pixels gives these pixels.
+///
+/// Not aligned the first bin is the mean of 13.75, 14.25, 18.75 and 19.25, which is 16.5; the others are 17.5, 26.5, 27.5.
+///
+/// Gradient (aligned) of the first bin: on an axis the samples at 0.75 and 1.25 give pixels 0, 1 and 2 the weights
+/// `0.25`, `0.75 + 0.75` and `0.25`, halved `1/8, 6/8, 1/8`; a pixel's weight is the product of those of its row and its
+/// column. With a gradient of 64 for the bin, pixel 11 gets `64 · 6/8 · 6/8 = 36`.
+#[test]
+fn an_example_by_hand() {
+    let x = [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23, 30, 31, 32, 33].map(|v| v as f32).to_vec();
+    let p = RoiAlign { sampling_ratio: 2, ..RoiAlign::new(2, 2) };
+    let problem = |p| {
+        let levels = vec![LevelShape { h: 4, w: 4, stride_px: 1.0 }];
+        Problem { levels, n: 1, c: 1, rois: vec![1.0, 1.0, 3.0, 3.0], valid: vec![0], p }
+    };
+    for dev in devices() {
+        let (y, dx) = problem(p).run(&dev, std::slice::from_ref(&x), &[64.0, 0.0, 0.0, 0.0]);
+        assert_eq!(y, [11.0, 12.0, 21.0, 22.0]);
+        #[rustfmt::skip]
+        assert_eq!(dx[0], [
+            1.0,  6.0, 1.0, 0.0,
+            6.0, 36.0, 6.0, 0.0,
+            1.0,  6.0, 1.0, 0.0,
+            0.0,  0.0, 0.0, 0.0,
+        ]);
+        let (y, _) = problem(RoiAlign { aligned: false, ..p }).run(&dev, std::slice::from_ref(&x), &[0.0; 4]);
+        assert_eq!(y, [16.5, 17.5, 26.5, 27.5]);
+    }
+}
 
 /// Sample by sample in f64, as the definition says; `add(offset, weight)` for each of the four neighbours.
 fn samples(roi: &[f32], level: &LevelShape, p: &RoiAlign, i: usize, j: usize, mut add: impl FnMut(usize, usize, f64)) {
@@ -119,13 +167,12 @@ impl Problem {
                 dxs[l][at + k] += weight * f64::from(dy[out + k]);
             }
         });
-        let as_f32 = |v: &[f64]| v.iter().map(|&v| v as f32).collect::<Vec<_>>();
         // Positions are f32 and up to the size of the map: a weight is good to about 1e-5.
         for dev in devices() {
             let (got_y, got_dxs) = self.run(&dev, &xs, &dy);
-            assert_close(&got_y, &as_f32(&y), 5e-5, 1e-5);
+            assert_close("y", &got_y, &y, 5e-5, 1e-5);
             for (got, want) in got_dxs.iter().zip(&dxs) {
-                assert_close(got, &as_f32(want), 2e-4, 1e-4);
+                assert_close("dx", got, want, 2e-4, 1e-4);
             }
         }
     }
@@ -159,7 +206,7 @@ fn equals_the_definition_in_f64() {
         (5, 130, 1, 1, 3, false), // two blocks and a tail
     ] {
         let n = 2;
-        let rois = boxes(seed, 40, 150.0, 30.0);
+        let rois = boxes_around(seed, 40, 150.0, 30.0);
         let valid = (0..40).map(|r| if r % 7 == 3 { -1 } else { r }).collect();
         let levels = pyramid(120, 161, 4);
         let p = RoiAlign { sampling_ratio, aligned, finest_scale_px: 28.0, ..RoiAlign::new(ph, pw) };
@@ -172,10 +219,10 @@ fn equals_the_definition_in_f64() {
 
 #[test]
 fn equals_mmcv() {
-    let f = Fixture::ops("roi_align");
-    let x = f.nhwc("x");
+    let f = OpFixture::open("roi_align");
+    let (x, _) = f.nhwc("x");
     // mmcv's boxes name their image; ours come by image: each image gets all of them, its own are valid.
-    let rows = f.f32s("rois");
+    let rows = f.f32("rois");
     let boxes: Vec<f32> = rows.chunks(5).flat_map(|r| r[1..].to_vec()).collect();
     let image: Vec<usize> = rows.chunks(5).map(|r| r[0] as usize).collect();
     let valid: Vec<i32> = (0..24).map(|r| if image[r % 12] == r / 12 { 0 } else { -1 }).collect();
@@ -197,13 +244,19 @@ fn equals_mmcv() {
                         valid: valid.clone(),
                         p: RoiAlign { sampling_ratio, aligned, ..RoiAlign::new(ph, pw) },
                     };
-                    let dy = f.nhwc(&format!("gout.{ph}x{pw}"));
+                    let (dy, _) = f.nhwc(&format!("gout.{ph}x{pw}"));
                     let row = ph * pw * 5;
                     for dev in devices() {
                         let (y, dx) = problem.run(&dev, std::slice::from_ref(&x), &[dy.clone(), dy.clone()].concat());
                         let own = (0..12).flat_map(|r| y[(image[r] * 12 + r) * row..][..row].to_vec());
-                        assert_close(&own.collect::<Vec<f32>>(), &f.nhwc(&format!("{key}.y")), 3e-6, 1e-5);
-                        assert_close(&dx[0], &f.nhwc(&format!("{key}.dx")), 1e-5, 1e-5);
+                        assert_close(
+                            &key,
+                            &own.collect::<Vec<f32>>(),
+                            &wide(&f.nhwc(&format!("{key}.y")).0),
+                            3e-6,
+                            1e-5,
+                        );
+                        assert_close(&key, &dx[0], &wide(&f.nhwc(&format!("{key}.dx")).0), 1e-5, 1e-5);
                     }
                 }
             }
@@ -283,7 +336,7 @@ fn result_does_not_depend_on_threads() {
         levels: pyramid(120, 161, 3),
         n: 2,
         c: 33,
-        rois: boxes(9, 60, 150.0, 10.0),
+        rois: boxes_around(9, 60, 150.0, 10.0),
         valid: vec![0; 60],
         p: RoiAlign::new(7, 7),
     };

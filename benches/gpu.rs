@@ -15,7 +15,7 @@ use upres::device::Device;
 use upres::device::Recording;
 use upres::device::choice::DeviceChoice;
 use upres::ops::adamw::{AdamWParam, AdamWRule, adamw};
-use upres::ops::batch_norm_relu::{BnMode, batch_norm_relu};
+use upres::ops::batch_norm_relu::{BatchNormRelu, BnMode, batch_norm_relu};
 use upres::ops::grad_norm::grad_norm;
 use upres::ops::image_normalize::image_normalize;
 use upres::ops::max_pool::max_pool;
@@ -190,7 +190,10 @@ impl Bench {
         };
         let forward = |tape: &mut Tape, i: &Inputs, mode: BnMode| {
             let (x, gamma, beta) = (tape.leaf(i.x.clone()), tape.leaf(i.gamma.clone()), tape.leaf(i.beta.clone()));
-            batch_norm_relu(tape, &x, &gamma, &beta, (&i.running.0, &i.running.1), mode, 1e-5, None, true)
+            let (mean, var) = (&i.running.0, &i.running.1);
+            let op =
+                BatchNormRelu { gamma: &gamma, beta: &beta, mean, var, mode, eps: 1e-5, residual: None, relu: true };
+            batch_norm_relu(tape, &x, op)
         };
         let train = BnMode::Train { momentum: 0.1 };
         self.time(&title("train fwd"), 3 * bytes, make, |dev, i| {

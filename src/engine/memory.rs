@@ -79,7 +79,7 @@ impl Engine {
                 parts.anchors += anchors;
             }
             // Taken apart: a new field is asked for here.
-            let Detections { boxes, scores, classes, masks, rescaled: _ } = &stage.outputs;
+            let Detections { boxes, scores, classes, masks, frame: _ } = &stage.outputs;
             parts.scalars += key + stage.loss_scale.as_ref().map_or(0, Tensor::bytes);
             parts.outputs = sum([boxes, scores, classes].into_iter().chain(masks).map(Tensor::bytes));
         }

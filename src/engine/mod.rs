@@ -8,14 +8,14 @@ mod recordings;
 
 use std::rc::Rc;
 
-use optimizer::OptimizerState;
 pub(super) use optimizer::is_state;
+use optimizer::{OptimizerState, StepFactors};
 
 use crate::detection::anchors::Anchors;
 use crate::device::{Device, StepPlan};
 use crate::engine::recordings::{Recordings, Step};
 use crate::error::{Error, Result};
-use crate::models::{BackboneMode, Detections, Inputs, Model, ModelConfig, PixelStats, Sampling};
+use crate::models::{BackboneMode, BoxFrame, Detections, Inputs, Model, ModelConfig, PixelStats, Sampling};
 use crate::nn::{NormMode, ParamStore};
 use crate::ops::adamw::bias_correction;
 use crate::ops::ema::ema;
@@ -228,7 +228,7 @@ impl Engine {
             scores: Tensor::zeros(&self.device, &[b, d], DType::F32)?,
             classes: Tensor::zeros(&self.device, &[b, d], DType::I32)?,
             masks: mask.map(|s| Tensor::zeros(&self.device, &[b, d, s, s], DType::F32)).transpose()?,
-            rescaled: mask.is_none(),
+            frame: if mask.is_some() { BoxFrame::Network } else { BoxFrame::Original },
         };
         let scaled = training && setup.dtype == DType::F16;
         let loss_scale = scaled.then(|| initial_state(&self.device, INITIAL_SCALE)).transpose()?;
@@ -351,7 +351,7 @@ impl Engine {
                 }
                 None => clip_scale(&total, limit)?,
             };
-            optimizer.step(&setup.optimizer, &params, &grads, [lr, correction, &scale])?;
+            optimizer.step(&setup.optimizer, &params, &grads, StepFactors { lr, correction, scale: &scale })?;
             if !average.is_empty() {
                 let values: Vec<Tensor> = store.all().iter().map(Param::value).collect();
                 let mut pairs: Vec<_> = average.iter_mut().zip(&values).collect();
@@ -403,7 +403,10 @@ impl Engine {
     pub fn detections(&self, bucket: usize) -> Result<Vec<Vec<RawDetection>>> {
         let stage = self.stage();
         let out = &stage.outputs;
-        let scale = if out.rescaled { None } else { Some(stage.eval[bucket].scale.read::<f32>()?) };
+        let scale = match out.frame {
+            BoxFrame::Original => None,
+            BoxFrame::Network => Some(stage.eval[bucket].scale.read::<f32>()?),
+        };
         let masks = out.masks.as_ref().map(Tensor::read::<f32>).transpose()?;
         let pixels = self.model_config.mask_size().map_or(0, |s| s * s);
         let d = out.scores.dim(1);

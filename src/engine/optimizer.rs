@@ -21,6 +21,16 @@ pub(crate) fn is_state(name: &str) -> bool {
     SGD.iter().chain(ADAMW).any(|kind| name.strip_prefix(kind).is_some_and(|rest| rest.starts_with('.')))
 }
 
+/// Numbers of one step, on the device.
+pub(super) struct StepFactors<'a> {
+    /// Learning rate `[1]`.
+    pub(super) lr: &'a Tensor,
+    /// AdamW's bias correction of the two means, `[2]`.
+    pub(super) correction: &'a Tensor,
+    /// What gradients are multiplied with, `[1]`: clipping, and one over the loss scale.
+    pub(super) scale: &'a Tensor,
+}
+
 /// What an optimizer keeps between steps.
 pub(super) struct OptimizerState {
     /// A name and a tensor for each trained parameter.
@@ -82,8 +92,9 @@ impl OptimizerState {
         cfg: &OptimizerConfig,
         params: &[&Param],
         grads: &[&Tensor],
-        [lr, correction, scale]: [&Tensor; 3],
+        factors: StepFactors<'_>,
     ) -> Result<()> {
+        let StepFactors { lr, correction, scale } = factors;
         let mut values: Vec<_> = params.iter().map(|p| p.value_mut()).collect();
         let each = values.iter_mut().zip(grads).zip(params.iter().map(|p| decay_of(cfg, p.role())));
         let key = self.key.as_ref();

@@ -1,11 +1,11 @@
 //! Second stage of Faster R-CNN: samples of proposals, RoI features, a head of shared layers, classes and class-specific
 //! deltas, losses and detections.
 
-use super::common::{Detections, Loss, Sampling, in_f32};
+use super::common::{BoxFrame, Detections, Loss, Sampling, in_f32};
 use super::config::{BoxHeadConfig, BoxHeadKind};
 use super::inputs::Inputs;
 use crate::error::Result;
-use crate::nn::{Builder, Conv2d, Init, Linear};
+use crate::nn::{Builder, Conv2d, ConvSpec, Init, Linear};
 use crate::ops::bce::rpn_targets;
 use crate::ops::box_decode::refine_boxes;
 use crate::ops::box_encode::{box_encode, labels};
@@ -79,7 +79,7 @@ impl BoxHead {
         let mut conv_layers = Vec::new();
         for i in 0..convs {
             let mut s = b.sub(format!("shared_convs.{i}.conv"));
-            conv_layers.push(Conv2d::new(&mut s, c, cfg.conv_channels, 3, 1, true, Init::KaimingFanOut)?);
+            conv_layers.push(Conv2d::new(&mut s, ConvSpec::new(c, cfg.conv_channels, Init::KaimingFanOut).kernel(3))?);
             c = cfg.conv_channels;
         }
         let mut width = c * cfg.pool * cfg.pool;
@@ -200,18 +200,18 @@ impl BoxHead {
         boxes: &Tensor,
         valid: &Tensor,
         inputs: &Inputs,
-        rescale: bool,
+        frame: BoxFrame,
     ) -> Result<Detections> {
         let cfg = &self.cfg;
         let (b, r) = (boxes.dim(0), boxes.dim(1));
         let probs = softmax(out.logits.value())?.reshape(&[b, r, self.classes + 1])?;
         let deltas = out.deltas.value();
         let deltas = deltas.reshape(&[b, r, deltas.dim(1)])?;
-        let scale = rescale.then_some(&inputs.scale);
+        let scale = frame.scale(&inputs.scale);
         let c = class_candidates(&probs, &deltas, boxes, valid, &inputs.sizes, cfg.stds, cfg.score_threshold, scale)?;
         let how = Nms { iou_threshold: cfg.nms_iou, groups: self.classes, max_out: cfg.max_detections, offset: true };
         let keep = nms(&c.boxes, &c.scores, &c.classes, how)?;
         let (boxes, scores, classes) = detections(&c, &keep)?;
-        Ok(Detections { boxes, scores, classes, masks: None, rescaled: rescale })
+        Ok(Detections { boxes, scores, classes, masks: None, frame })
     }
 }

@@ -6,7 +6,7 @@
 //! ```
 
 use super::box_head::{BoxHead, BoxOutput};
-use super::common::{Detections, Loss, Sampling, branch};
+use super::common::{BoxFrame, Detections, Loss, Sampling, branch};
 use super::config::{CASCADE_STAGES, ModelConfig};
 use super::inputs::Inputs;
 use super::rpn::{Proposals, Rpn};
@@ -75,7 +75,7 @@ impl CascadeRcnn {
 
     /// Detections: boxes refined three times, classes by the mean of the heads' logits; boxes are divided by the image's scale
     /// before NMS with `rescale`.
-    pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, rescale: bool) -> Result<Detections> {
+    pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, frame: BoxFrame) -> Result<Detections> {
         let Proposals { mut boxes, valid, .. } = self.rpn.test(tape, &p, inputs)?;
         let (mut logits, mut last) = (Vec::new(), None);
         for (i, head) in self.stages.iter().enumerate() {
@@ -93,6 +93,6 @@ impl CascadeRcnn {
         drop(logits);
         let (head, last) = self.stages.last().zip(last).unwrap_or_else(|| unreachable!("three stages"));
         let out = BoxOutput { logits: tape.constant(mean), deltas: last.deltas };
-        head.detections(&out, &boxes, &valid, inputs, rescale)
+        head.detections(&out, &boxes, &valid, inputs, frame)
     }
 }

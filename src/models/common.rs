@@ -17,8 +17,24 @@ pub struct Detections {
     pub classes: Tensor,
     /// Logits of each box's mask `[B,D,S,S]`, of detectors that have masks.
     pub masks: Option<Tensor>,
-    /// Whether boxes are in original pixels.
-    pub rescaled: bool,
+    /// What boxes are measured in.
+    pub frame: BoxFrame,
+}
+
+/// The pixels that boxes are measured in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BoxFrame {
+    /// Pixels of the network's input.
+    Network,
+    /// Pixels of the picture: boxes were divided by the image's scale, before NMS.
+    Original,
+}
+
+impl BoxFrame {
+    /// The scale to divide boxes by, if they are to be in original pixels.
+    pub(super) fn scale(self, scale: &Tensor) -> Option<&Tensor> {
+        (self == BoxFrame::Original).then_some(scale)
+    }
 }
 
 /// One term of the training loss, weighted.

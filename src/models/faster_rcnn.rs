@@ -6,7 +6,7 @@
 //! ```
 
 use super::box_head::{BoxHead, RoiSamples};
-use super::common::{Detections, Loss, Sampling, branch};
+use super::common::{BoxFrame, Detections, Loss, Sampling, branch};
 use super::config::ModelConfig;
 use super::inputs::Inputs;
 use super::rpn::{Proposals, Rpn};
@@ -70,12 +70,12 @@ impl FasterRcnn {
     }
 
     /// Detections; boxes are divided by the image's scale before NMS with `rescale`.
-    pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, rescale: bool) -> Result<Detections> {
+    pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, frame: BoxFrame) -> Result<Detections> {
         let proposals = self.rpn.test(tape, &p, inputs)?;
         tape.scope("box_head", |tape| {
             let out = self.box_head.forward(tape, &p, &proposals.boxes, &proposals.valid)?;
             drop(p);
-            self.box_head.detections(&out, &proposals.boxes, &proposals.valid, inputs, rescale)
+            self.box_head.detections(&out, &proposals.boxes, &proposals.valid, inputs, frame)
         })
     }
 }

@@ -3,7 +3,7 @@
 
 use super::config::{FpnConfig, FpnExtra};
 use crate::error::Result;
-use crate::nn::{Builder, Conv2d, Init};
+use crate::nn::{Builder, Conv2d, ConvSpec, Init};
 use crate::ops::conv2d::Activation;
 use crate::ops::max_pool::max_pool;
 use crate::ops::relu::relu;
@@ -25,18 +25,21 @@ impl Fpn {
         let (mut lateral, mut output, mut extra) = (Vec::new(), Vec::new(), Vec::new());
         for (i, &c) in used.iter().enumerate() {
             let mut l = b.sub(format!("lateral_convs.{i}.conv"));
-            lateral.push(Conv2d::new(&mut l, c, cfg.channels, 1, 1, true, Init::XavierUniform)?);
+            lateral.push(Conv2d::new(&mut l, ConvSpec::new(c, cfg.channels, Init::XavierUniform))?);
         }
         for i in 0..used.len() {
             let mut o = b.sub(format!("fpn_convs.{i}.conv"));
-            output.push(Conv2d::new(&mut o, cfg.channels, cfg.channels, 3, 1, true, Init::XavierUniform)?);
+            output.push(Conv2d::new(&mut o, ConvSpec::new(cfg.channels, cfg.channels, Init::XavierUniform).kernel(3))?);
         }
         if cfg.extra != FpnExtra::Subsample {
             for i in used.len()..cfg.levels {
                 let first = i == used.len() && cfg.extra == FpnExtra::ConvC5;
                 let c = if first { c_in[3] } else { cfg.channels };
                 let mut o = b.sub(format!("fpn_convs.{i}.conv"));
-                extra.push(Conv2d::new(&mut o, c, cfg.channels, 3, 2, true, Init::XavierUniform)?);
+                extra.push(Conv2d::new(
+                    &mut o,
+                    ConvSpec::new(c, cfg.channels, Init::XavierUniform).kernel(3).stride(2),
+                )?);
             }
         }
         Ok(Fpn { lateral, output, extra, cfg: cfg.clone() })

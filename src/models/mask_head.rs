@@ -11,7 +11,7 @@ use super::common::{Loss, branch};
 use super::config::MaskHeadConfig;
 use super::inputs::Inputs;
 use crate::error::Result;
-use crate::nn::{Builder, Conv2d, Deconv2x2, Init, SelectLinear};
+use crate::nn::{Builder, Conv2d, ConvSpec, Deconv2x2, Init, SelectLinear};
 use crate::ops::bce::bce;
 use crate::ops::conv2d::Activation;
 use crate::ops::gather_rows::{take, take_i32};
@@ -64,7 +64,7 @@ impl MaskHead {
         let mut convs = Vec::new();
         for i in 0..cfg.convs {
             let mut s = b.sub(format!("convs.{i}.conv"));
-            convs.push(Conv2d::new(&mut s, if i == 0 { c_in } else { c }, c, 3, 1, true, init)?);
+            convs.push(Conv2d::new(&mut s, ConvSpec::new(if i == 0 { c_in } else { c }, c, init).kernel(3))?);
         }
         let c_in = if cfg.convs == 0 { c_in } else { c };
         Ok(MaskHead {

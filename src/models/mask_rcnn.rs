@@ -6,7 +6,7 @@
 //!        └→ RoIAlign ←───────────────────────────────────┴→ mask head → masks
 //! ```
 
-use super::common::{Detections, Loss, Sampling};
+use super::common::{BoxFrame, Detections, Loss, Sampling};
 use super::config::ModelConfig;
 use super::faster_rcnn::FasterRcnn;
 use super::inputs::Inputs;
@@ -59,7 +59,7 @@ impl MaskRcnn {
         let proposals = rpn.test(tape, &p, inputs)?;
         let found = tape.scope("box_head", |tape| {
             let out = box_head.forward(tape, &p, &proposals.boxes, &proposals.valid)?;
-            box_head.detections(&out, &proposals.boxes, &proposals.valid, inputs, false)
+            box_head.detections(&out, &proposals.boxes, &proposals.valid, inputs, BoxFrame::Network)
         })?;
         drop(proposals);
         let masks = tape.scope("mask_head", |tape| {
@@ -67,6 +67,6 @@ impl MaskRcnn {
             self.mask_head.forward(tape, &p, &found.boxes, &found.classes, &counts)
         })?;
         let ([b, d], s) = (found.classes.dims("mask_rcnn: classes")?, self.mask_head.size());
-        Ok(Detections { masks: Some(masks.value().reshape(&[b, d, s, s])?), rescaled: false, ..found })
+        Ok(Detections { masks: Some(masks.value().reshape(&[b, d, s, s])?), frame: BoxFrame::Network, ..found })
     }
 }

@@ -21,7 +21,7 @@ pub mod rpn;
 pub mod swin;
 
 pub use backbone::Backbone;
-pub use common::{Detections, Loss, Sampling};
+pub use common::{BoxFrame, Detections, Loss, Sampling};
 pub use config::ModelConfig;
 pub use inputs::{HostBatch, Inputs, MaskInputs};
 pub use mode::BackboneMode;

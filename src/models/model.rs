@@ -6,7 +6,7 @@
 
 use super::backbone::Backbone;
 use super::cascade_rcnn::CascadeRcnn;
-use super::common::{Detections, Loss, Sampling};
+use super::common::{BoxFrame, Detections, Loss, Sampling};
 use super::config::{Detector, ModelConfig};
 use super::faster_rcnn::FasterRcnn;
 use super::fpn::Fpn;
@@ -106,14 +106,20 @@ impl Model {
     /// Detections of one evaluation pass, in original pixels where [`Detections::rescaled`] says so, else in network pixels.
     pub fn detect(&self, tape: &mut Tape, inputs: &Inputs) -> Result<Detections> {
         let image = self.normalized(tape, inputs, BackboneMode::EVALUATION.dtype)?;
-        self.detect_from_image(tape, image, inputs, true)
+        self.detect_from_image(tape, image, inputs, BoxFrame::Original)
     }
 
     /// As [`Model::detect`], from an image that is normalised already; in network pixels without `rescale`. Mask R-CNN's
     /// boxes are in network pixels always, as mmdetection's are where it divides them after NMS: see [`Detections::rescaled`].
-    pub fn detect_from_image(&self, tape: &mut Tape, image: Var, inputs: &Inputs, rescale: bool) -> Result<Detections> {
+    pub fn detect_from_image(
+        &self,
+        tape: &mut Tape,
+        image: Var,
+        inputs: &Inputs,
+        frame: BoxFrame,
+    ) -> Result<Detections> {
         let p = self.features(tape, image, BackboneMode::EVALUATION, None)?;
-        self.heads.detect(tape, p, inputs, rescale)
+        self.heads.detect(tape, p, inputs, frame)
     }
 }
 
@@ -163,12 +169,12 @@ impl Heads {
         }
     }
 
-    fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, rescale: bool) -> Result<Detections> {
+    fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, frame: BoxFrame) -> Result<Detections> {
         match self {
-            Heads::Faster(heads) => heads.detect(tape, p, inputs, rescale),
-            Heads::Cascade(heads) => heads.detect(tape, p, inputs, rescale),
+            Heads::Faster(heads) => heads.detect(tape, p, inputs, frame),
+            Heads::Cascade(heads) => heads.detect(tape, p, inputs, frame),
             Heads::Mask(heads) => heads.detect(tape, p, inputs),
-            Heads::Retina(head) => head.detect(tape, p, inputs, rescale),
+            Heads::Retina(head) => head.detect(tape, p, inputs, frame),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use super::config::BackboneConfig;
 use super::mode::BackboneMode;
 use crate::error::Result;
-use crate::nn::{BatchNorm, Builder, Conv2d, Init, NormMode};
+use crate::nn::{BatchNorm, Builder, Conv2d, ConvSpec, Init, NormMode};
 use crate::ops::conv2d::Activation;
 use crate::ops::max_pool::max_pool;
 use crate::tape::{Tape, Var};
@@ -41,7 +41,10 @@ impl ResNet {
     /// Parameters under the builder's prefix, named as torchvision and mmdetection name them.
     pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig) -> Result<Self> {
         let stem = cfg.channels(64);
-        let conv1 = Conv2d::new(&mut b.sub("conv1"), 3, stem, 7, 2, false, Init::KaimingFanOut)?;
+        let conv1 = Conv2d::new(
+            &mut b.sub("conv1"),
+            ConvSpec::new(3, stem, Init::KaimingFanOut).kernel(7).stride(2).no_bias(),
+        )?;
         let bn1 = BatchNorm::new(&mut b.sub("bn1"), stem, cfg.norm_eps, cfg.norm_momentum, 1.0)?;
         let mut layers = Vec::new();
         let mut c_in = stem;
@@ -114,14 +117,20 @@ impl Block {
         for (i, &(ci, co, k, s)) in plan.iter().enumerate() {
             let last = i + 1 == plan.len();
             let gamma = if last && cfg.zero_init_residual { 0.0 } else { 1.0 };
-            let conv = Conv2d::new(&mut b.sub(format!("conv{}", i + 1)), ci, co, k, s, false, Init::KaimingFanOut)?;
+            let conv = Conv2d::new(
+                &mut b.sub(format!("conv{}", i + 1)),
+                ConvSpec::new(ci, co, Init::KaimingFanOut).kernel(k).stride(s).no_bias(),
+            )?;
             let bn = BatchNorm::new(&mut b.sub(format!("bn{}", i + 1)), co, cfg.norm_eps, cfg.norm_momentum, gamma)?;
             convs.push((conv, bn));
         }
         let downsample = (stride_px != 1 || c_in != c_out)
             .then(|| -> Result<_> {
                 let mut d = b.sub("downsample");
-                let conv = Conv2d::new(&mut d.sub(0), c_in, c_out, 1, stride_px, false, Init::KaimingFanOut)?;
+                let conv = Conv2d::new(
+                    &mut d.sub(0),
+                    ConvSpec::new(c_in, c_out, Init::KaimingFanOut).stride(stride_px).no_bias(),
+                )?;
                 let bn = BatchNorm::new(&mut d.sub(1), c_out, cfg.norm_eps, cfg.norm_momentum, 1.0)?;
                 Ok((conv, bn))
             })

@@ -5,12 +5,12 @@
 //!        └→ 4 × conv → 4 deltas for each anchor
 //! ```
 
-use super::common::{Detections, Loss, in_f32};
+use super::common::{BoxFrame, Detections, Loss, in_f32};
 use super::config::{ModelConfig, RetinaHeadConfig, Selection};
 use super::inputs::Inputs;
 use crate::detection::dense::{DenseConfig, Shortlist, dense_detections};
 use crate::error::Result;
-use crate::nn::{Builder, Conv2d, Init};
+use crate::nn::{Builder, Conv2d, ConvSpec, Init};
 use crate::ops::box_encode::{DenseTargets, dense_targets};
 use crate::ops::concat_rows::concat_rows;
 use crate::ops::conv2d::Activation;
@@ -49,7 +49,7 @@ impl RetinaNet {
         let mut b = b.sub("bbox_head");
         let mut branch = |name: &str| -> Result<Vec<Conv2d>> {
             let of = |i| if i == 0 { c_in } else { c };
-            let conv = |i| Conv2d::new(&mut b.sub(format!("{name}.{i}.conv")), of(i), c, 3, 1, true, init);
+            let conv = |i| Conv2d::new(&mut b.sub(format!("{name}.{i}.conv")), ConvSpec::new(of(i), c, init).kernel(3));
             (0..cfg.convs).map(conv).collect()
         };
         let (cls_convs, reg_convs) = (branch("cls_convs")?, branch("reg_convs")?);
@@ -58,8 +58,8 @@ impl RetinaNet {
         Ok(RetinaNet {
             cls_convs,
             reg_convs,
-            cls: Conv2d::with_bias(&mut b.sub("retina_cls"), c, a * classes, 3, init, bias)?,
-            reg: Conv2d::new(&mut b.sub("retina_reg"), c, 4 * a, 3, 1, true, init)?,
+            cls: Conv2d::new(&mut b.sub("retina_cls"), ConvSpec::new(c, a * classes, init).kernel(3).bias(bias))?,
+            reg: Conv2d::new(&mut b.sub("retina_reg"), ConvSpec::new(c, 4 * a, init).kernel(3))?,
             cfg: cfg.clone(),
             classes,
         })
@@ -116,16 +116,16 @@ impl RetinaNet {
     }
 
     /// Detections; boxes are divided by the image's scale before NMS with `rescale`.
-    pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, rescale: bool) -> Result<Detections> {
+    pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, frame: BoxFrame) -> Result<Detections> {
         tape.scope("retina_head", |tape| {
             let out = self.forward(tape, &p)?;
             drop(p);
-            self.detections(&out, inputs, rescale)
+            self.detections(&out, inputs, frame)
         })
     }
 
     /// Detections of raw outputs.
-    pub fn detections(&self, out: &RetinaOutput, inputs: &Inputs, rescale: bool) -> Result<Detections> {
+    pub fn detections(&self, out: &RetinaOutput, inputs: &Inputs, frame: BoxFrame) -> Result<Detections> {
         let cfg = &self.cfg;
         let how = DenseConfig {
             nms_pre: cfg.nms_pre,
@@ -138,9 +138,9 @@ impl RetinaNet {
             max_detections: cfg.max_detections,
             stds: cfg.stds,
         };
-        let scale = rescale.then_some(&inputs.scale);
+        let scale = frame.scale(&inputs.scale);
         let (logits, deltas) = (out.logits.value(), out.deltas.value());
         let (boxes, scores, classes) = dense_detections(logits, deltas, &inputs.anchors, &inputs.sizes, scale, &how)?;
-        Ok(Detections { boxes, scores, classes, masks: None, rescaled: rescale })
+        Ok(Detections { boxes, scores, classes, masks: None, frame })
     }
 }

@@ -5,7 +5,7 @@ use super::common::{Loss, Sampling, branch, in_f32};
 use super::config::RpnConfig;
 use super::inputs::Inputs;
 use crate::error::Result;
-use crate::nn::{Builder, Conv2d, Init};
+use crate::nn::{Builder, Conv2d, ConvSpec, Init};
 use crate::ops::bce::{bce, rpn_targets};
 use crate::ops::box_decode::{box_decode, valid_groups};
 use crate::ops::box_encode::box_encode;
@@ -64,9 +64,9 @@ impl Rpn {
         let init = Init::Normal(0.01);
         let a = cfg.anchors().per_cell();
         Ok(Rpn {
-            conv: Conv2d::new(&mut b.sub("rpn_conv"), c_in, cfg.channels, 3, 1, true, init)?,
-            cls: Conv2d::new(&mut b.sub("rpn_cls"), cfg.channels, a, 1, 1, true, init)?,
-            reg: Conv2d::new(&mut b.sub("rpn_reg"), cfg.channels, 4 * a, 1, 1, true, init)?,
+            conv: Conv2d::new(&mut b.sub("rpn_conv"), ConvSpec::new(c_in, cfg.channels, init).kernel(3))?,
+            cls: Conv2d::new(&mut b.sub("rpn_cls"), ConvSpec::new(cfg.channels, a, init))?,
+            reg: Conv2d::new(&mut b.sub("rpn_reg"), ConvSpec::new(cfg.channels, 4 * a, init))?,
             cfg: cfg.clone(),
         })
     }

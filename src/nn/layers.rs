@@ -4,7 +4,7 @@
 use super::init::Init;
 use super::store::Builder;
 use crate::error::Result;
-use crate::ops::batch_norm_relu::{BnMode, batch_norm_relu};
+use crate::ops::batch_norm_relu::{BatchNormRelu, BnMode, batch_norm_relu};
 use crate::ops::cast::cast;
 use crate::ops::conv2d::{Activation, conv2d, conv2d_live};
 use crate::ops::deconv2x2::deconv2x2;
@@ -30,27 +30,52 @@ pub struct Conv2d {
     pad: usize,
 }
 
-impl Conv2d {
-    /// `k`×`k`, padded to keep the size at stride 1; `bias` starts at 0.
-    pub fn new(
-        b: &mut Builder<'_>,
-        i: usize,
-        o: usize,
-        k: usize,
-        stride_px: usize,
-        bias: bool,
-        init: Init,
-    ) -> Result<Self> {
-        let weight = b.param("weight", Role::Weight, &[o, k, k, i], init)?;
-        let bias = bias.then(|| b.param("bias", Role::Bias, &[o], Init::Constant(0.0))).transpose()?;
-        Ok(Conv2d { weight, bias, stride_px, pad: k / 2 })
+/// What a [`Conv2d`] is made of: 1×1 at stride 1 with a bias that starts at 0, unless it is told otherwise.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvSpec {
+    c_in: usize,
+    c_out: usize,
+    init: Init,
+    kernel: usize,
+    stride_px: usize,
+    /// Initial value.
+    bias: Option<f32>,
+}
+
+impl ConvSpec {
+    /// From `c_in` to `c_out` channels, with weights from `init`.
+    pub fn new(c_in: usize, c_out: usize, init: Init) -> ConvSpec {
+        ConvSpec { c_in, c_out, init, kernel: 1, stride_px: 1, bias: Some(0.0) }
     }
 
-    /// As [`Conv2d::new`] at stride 1, with a bias that starts at `value`.
-    pub fn with_bias(b: &mut Builder<'_>, i: usize, o: usize, k: usize, init: Init, value: f32) -> Result<Self> {
-        let weight = b.param("weight", Role::Weight, &[o, k, k, i], init)?;
-        let bias = Some(b.param("bias", Role::Bias, &[o], Init::Constant(value))?);
-        Ok(Conv2d { weight, bias, stride_px: 1, pad: k / 2 })
+    /// With `side`×`side` weights, padded to keep the size at stride 1.
+    pub fn kernel(self, side: usize) -> ConvSpec {
+        ConvSpec { kernel: side, ..self }
+    }
+
+    /// With a stride.
+    pub fn stride(self, stride_px: usize) -> ConvSpec {
+        ConvSpec { stride_px, ..self }
+    }
+
+    /// With a bias that starts at `value`.
+    pub fn bias(self, value: f32) -> ConvSpec {
+        ConvSpec { bias: Some(value), ..self }
+    }
+
+    /// Without a bias.
+    pub fn no_bias(self) -> ConvSpec {
+        ConvSpec { bias: None, ..self }
+    }
+}
+
+impl Conv2d {
+    /// A layer with initial values.
+    pub fn new(b: &mut Builder<'_>, spec: ConvSpec) -> Result<Self> {
+        let ConvSpec { c_in, c_out, init, kernel, stride_px, bias } = spec;
+        let weight = b.param("weight", Role::Weight, &[c_out, kernel, kernel, c_in], init)?;
+        let bias = bias.map(|value| b.param("bias", Role::Bias, &[c_out], Init::Constant(value))).transpose()?;
+        Ok(Conv2d { weight, bias, stride_px, pad: kernel / 2 })
     }
 
     /// `[N,H,W,I]` to `[N,OH,OW,O]`.
@@ -188,7 +213,12 @@ impl BatchNorm {
             NormMode::Train => BnMode::Train { momentum: self.momentum },
             NormMode::Eval | NormMode::Frozen => BnMode::Frozen, // scale and bias have a gradient where they are trained
         };
-        batch_norm_relu(tape, x, &gamma, &beta, (&self.mean, &self.var), mode, self.eps, residual, relu)
+        let BatchNorm { mean, var, eps, .. } = self;
+        batch_norm_relu(
+            tape,
+            x,
+            BatchNormRelu { gamma: &gamma, beta: &beta, mean, var, mode, eps: *eps, residual, relu },
+        )
     }
 }
 

@@ -7,5 +7,5 @@ mod layers;
 mod store;
 
 pub use init::Init;
-pub use layers::{BatchNorm, Conv2d, Deconv2x2, LayerNorm, Linear, NormMode, SelectLinear};
+pub use layers::{BatchNorm, Conv2d, ConvSpec, Deconv2x2, LayerNorm, Linear, NormMode, SelectLinear};
 pub use store::{Builder, ParamStore};

@@ -182,6 +182,15 @@ impl Tensor {
         Rc::strong_count(&self.buf) == 1
     }
 
+    /// A tensor to be overwritten with a result of this shape: this one if nobody else holds it, else a fresh one, and this one to read
+    /// from.
+    pub(crate) fn into_output(self) -> Result<(Tensor, Option<Tensor>)> {
+        if self.is_unique() {
+            return Ok((self, None));
+        }
+        Ok((Tensor::empty(&self.device, &self.shape, self.dtype)?, Some(self)))
+    }
+
     /// The elements.
     ///
     /// # Panics

@@ -4,7 +4,7 @@ use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
-use upres::ops::batch_norm_relu::{BnMode, batch_norm_relu};
+use upres::ops::batch_norm_relu::{BatchNormRelu, BnMode, batch_norm_relu};
 use upres::ops::max_pool::max_pool;
 use upres::tape::{Param, Role, Tape};
 use upres::tensor::{DType, Tensor};
@@ -198,7 +198,9 @@ impl Problem {
         };
         let (g, b) = (tape.param(&gamma), tape.param(&beta));
         let x = max_pool(&mut tape, &x0, 1, 1, 0)?; // a copy that only the op under test holds
-        let y = batch_norm_relu(&mut tape, &x, &g, &b, (&mean, &var), self.mode, EPS, r.as_ref(), self.relu)?;
+        let (mode, residual, relu) = (self.mode, r.as_ref(), self.relu);
+        let op = BatchNormRelu { gamma: &g, beta: &b, mean: &mean, var: &var, mode, eps: EPS, residual, relu };
+        let y = batch_norm_relu(&mut tape, &x, op)?;
         let mut out = vec![y.value().clone()];
         let dy = map(&self.dy)?;
         let held = self.shared.then(|| [dy.clone(), x.value().clone()]);
@@ -394,7 +396,9 @@ fn parameters_of_another_type_are_refused() {
         let x = tape.leaf(Tensor::zeros(&dev, &[1, 2, 2, 4], DType::F32).unwrap());
         let (g, b) = (tape.leaf(tensor(0)), tape.leaf(tensor(1)));
         let (mean, var) = (Param::new("m", Role::Statistic, tensor(2)), Param::new("v", Role::Statistic, tensor(3)));
-        let out = batch_norm_relu(&mut tape, &x, &g, &b, (&mean, &var), BnMode::Frozen, EPS, None, true);
+        let (mode, residual, relu) = (BnMode::Frozen, None, true);
+        let op = BatchNormRelu { gamma: &g, beta: &b, mean: &mean, var: &var, mode, eps: EPS, residual, relu };
+        let out = batch_norm_relu(&mut tape, &x, op);
         let error = out.unwrap_err().to_string();
         assert!(error.starts_with(&format!("batch_norm_relu: {name}: want f32")), "{error}");
     }
@@ -409,7 +413,8 @@ fn frozen_batch_norm_saves_no_input() {
         let (gamma, beta, mean, var) = (param(), param(), param(), param());
         let mut tape = Tape::new(&dev);
         let (x, g, b) = (tape.leaf(zeros(&[2, 3, 3, 8])), tape.param(&gamma), tape.param(&beta));
-        batch_norm_relu(&mut tape, &x, &g, &b, (&mean, &var), mode, EPS, None, relu).unwrap();
+        let op = BatchNormRelu { gamma: &g, beta: &b, mean: &mean, var: &var, mode, eps: EPS, residual: None, relu };
+        batch_norm_relu(&mut tape, &x, op).unwrap();
         tape.saved_bytes()
     };
     let (map, statistics) = (2 * 3 * 3 * 8 * 4, 2 * 8 * 4);

@@ -4,7 +4,7 @@
 use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
-use upres::ops::batch_norm_relu::{BnMode, batch_norm_relu};
+use upres::ops::batch_norm_relu::{BatchNormRelu, BnMode, batch_norm_relu};
 use upres::ops::conv2d::{Activation, conv2d};
 use upres::ops::gelu::gelu;
 use upres::ops::layer_norm::layer_norm;
@@ -54,7 +54,9 @@ const OPS: [(&str, Op, Next); 7] = [
 
 fn batch_norm(tape: &mut Tape, x: &Var, [gamma, beta, mean, var]: &[Param; 4]) -> Result<Var> {
     let (g, b) = (tape.param(gamma), tape.param(beta));
-    batch_norm_relu(tape, x, &g, &b, (mean, var), BnMode::Train { momentum: 0.1 }, 1e-5, None, true)
+    let mode = BnMode::Train { momentum: 0.1 };
+    let op = BatchNormRelu { gamma: &g, beta: &b, mean, var, mode, eps: 1e-5, residual: None, relu: true };
+    batch_norm_relu(tape, x, op)
 }
 
 fn norm(tape: &mut Tape, x: &Var, [gamma, beta, ..]: &[Param; 4]) -> Result<Var> {

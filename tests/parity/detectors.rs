@@ -2,7 +2,7 @@
 //! `training` and `stored` examine Faster R-CNN more closely.
 
 use upres::detection::mask_paste::paste;
-use upres::models::{BackboneMode, Detections, Inputs};
+use upres::models::{BackboneMode, BoxFrame, Detections, Inputs};
 use upres::tape::Tape;
 
 use crate::harness::*;
@@ -44,9 +44,14 @@ fn evaluation(detector: &str, keys: &[(&str, bool)], change: impl Fn(&mut upres:
     }
     errors.check();
     for (key, rescale) in keys {
-        let d = r.model.detect_from_image(&mut tape, image.clone(), &inputs, *rescale).unwrap();
+        let d = r.model.detect_from_image(&mut tape, image.clone(), &inputs, frame(*rescale)).unwrap();
         compare(&f, key, &d, &inputs, *rescale);
     }
+}
+
+/// The boxes of mmdetection's `rescale`.
+fn frame(rescale: bool) -> BoxFrame {
+    if rescale { BoxFrame::Original } else { BoxFrame::Network }
 }
 
 /// Two scores may be closer to each other than the programs are, so the order is not compared, and one pair may be
@@ -58,7 +63,7 @@ fn compare(f: &Fixture, key: &str, d: &Detections, inputs: &Inputs, rescale: boo
         let (boxes, scores) = (f.f32(&format!("{key}.bboxes")), f.f32(&format!("{key}.scores")));
         let labels = f.i32(&format!("{key}.labels"));
         let scale: [f32; 2] = inputs.scale.f32s()[2 * i..][..2].try_into().unwrap();
-        let scale = if rescale && !d.rescaled { scale } else { [1.0; 2] };
+        let scale = if rescale && d.frame == BoxFrame::Network { scale } else { [1.0; 2] };
         let of = |j: usize| -> [f32; 4] { std::array::from_fn(|k| d.boxes.f32s()[4 * j + k] / scale[k % 2]) };
         let near = |a: &[f32], b: &[f32], by: f32| a.iter().zip(b).all(|(a, b)| (a - b).abs() < by);
         let place = |k: usize| {

@@ -1,7 +1,7 @@
 //! An evaluation pass: features, raw outputs of both stages, detections.
 
 use upres::device::Device;
-use upres::models::{BackboneMode, Inputs};
+use upres::models::{BackboneMode, BoxFrame, Inputs};
 use upres::tape::{Tape, Var};
 use upres::tensor::Tensor;
 
@@ -100,8 +100,8 @@ impl FixedRois {
 /// From the image to detections without any injected values. Two scores of image 1 are 3e-6 apart, so the order is not
 /// compared, and one pair of the 100 may be missing.
 fn whole_pass(r: &Reference, tape: &mut Tape, f: &Fixture, image: &Var, inputs: &Inputs) {
-    for (key, rescale) in [("rescale0", false), ("rescale1", true)] {
-        let d = r.model.detect_from_image(tape, image.clone(), inputs, rescale).unwrap();
+    for (key, frame) in [("rescale0", BoxFrame::Network), ("rescale1", BoxFrame::Original)] {
+        let d = r.model.detect_from_image(tape, image.clone(), inputs, frame).unwrap();
         let n = d.scores.dim(1);
         for i in 0..2 {
             let key = format!("eval.det.{key}.{i}");

@@ -3,7 +3,7 @@
 
 use upres::models::box_head::{BoxHead, BoxOutput};
 use upres::models::rpn::Rpn;
-use upres::models::{Inputs, Sampling};
+use upres::models::{BoxFrame, Inputs, Sampling};
 use upres::nn::ParamStore;
 use upres::ops::softmax_ce::{AvgFactor, avg_factor};
 use upres::recipe::Recipe;
@@ -73,8 +73,8 @@ fn detections_of_stored_outputs_are_the_same_in_the_same_order() {
         BoxOutput { logits: raw("eval.roi.cls_score", CLASSES + 1), deltas: raw("eval.roi.bbox_pred", 4 * CLASSES) };
     let mut boxes = Errors::new("detections of stored outputs, boxes in px", 1e-3);
     let mut scores = Errors::new("detections of stored outputs, scores", 1e-6);
-    for (key, rescale) in [("rescale0", false), ("rescale1", true)] {
-        let d = h.box_head.detections(&out, &stored.boxes, &stored.valid, &inputs, rescale).unwrap();
+    for (key, frame) in [("rescale0", BoxFrame::Network), ("rescale1", BoxFrame::Original)] {
+        let d = h.box_head.detections(&out, &stored.boxes, &stored.valid, &inputs, frame).unwrap();
         let n = d.scores.dim(1);
         for i in 0..2 {
             let key = format!("eval.det.{key}.{i}");

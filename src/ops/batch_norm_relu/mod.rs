@@ -26,82 +26,48 @@ pub enum BnMode {
     Frozen,
 }
 
+/// What [`batch_norm_relu`] is given beside x.
+#[derive(Clone, Copy)]
+pub struct BatchNormRelu<'a> {
+    /// Scale `[C]`.
+    pub gamma: &'a Var,
+    /// Shift `[C]`.
+    pub beta: &'a Var,
+    /// Running mean `[C]`.
+    pub mean: &'a Param,
+    /// Running variance `[C]`.
+    pub var: &'a Param,
+    /// Where mean and variance come from.
+    pub mode: BnMode,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Added before the ReLU, of x's shape.
+    pub residual: Option<&'a Var>,
+    /// Whether a ReLU follows.
+    pub relu: bool,
+}
+
 /// `y = relu((x - mean) * rstd * gamma + beta + residual)` over N, H, W; residual and ReLU are optional.
 ///
 /// Shapes: x, residual, y `[N,H,W,C]`, floats of one type; gamma, beta, running mean and variance `[C]` f32.
 /// Saves: x, y (for the ReLU's mask; the next op keeps it anyway), mean and rstd `[C]`. Frozen without a gradient for gamma
-/// and beta: y and `[C]` only. On a tape that keeps less ([`Tape::rematerialise_outputs`]) and without a residual, x and `[C]` only: y is made again,
-/// for itself and for the next op.
+/// and beta: y and `[C]` only. Where outputs are rematerialised ([`Tape::rematerialise_outputs`]) and without a residual, x and `[C]`
+/// only: y is recomputed once, for this rule and for those of later ops.
 /// Gradient: x, gamma, beta, residual; written over the incoming gradient and over x where nobody else holds them.
 /// Cost: training reads x twice and writes y, backward reads dy, x, y twice and writes dx; frozen one pass each; memory-bound.
 /// Errors: `Shape`, `Dtype`; `Value` for training on one value a channel, whose variance is 0.
 /// Reference: Ioffe and Szegedy 2015, algorithm 1; running statistics as torch.nn.BatchNorm2d.
-pub fn batch_norm_relu(
-    tape: &mut Tape,
-    x: &Var,
-    gamma: &Var,
-    beta: &Var,
-    running: (&Param, &Param),
-    mode: BnMode,
-    eps: f32,
-    residual: Option<&Var>,
-    relu: bool,
-) -> Result<Var> {
+pub fn batch_norm_relu(tape: &mut Tape, x: &Var, op: BatchNormRelu<'_>) -> Result<Var> {
     let device = x.device();
     let _op = device.enter("batch_norm_relu");
     let [n, h, w, c] = x.value().dims("batch_norm_relu: x")?;
-    x.value().expect_float("batch_norm_relu: x")?;
-    let dtype = x.value().dtype();
-    for (what, t) in [
-        ("batch_norm_relu: gamma", gamma.value()),
-        ("batch_norm_relu: beta", beta.value()),
-        ("batch_norm_relu: running mean", &running.0.value()),
-        ("batch_norm_relu: running variance", &running.1.value()),
-    ] {
-        t.expect_shape(what, &[c])?;
-        t.expect_dtype(what, DType::F32)?;
-    }
-    if let Some(r) = residual {
-        r.value().expect_shape("batch_norm_relu: residual", x.shape())?;
-        r.value().expect_dtype("batch_norm_relu: residual", dtype)?;
-    }
+    op.check(x.value(), c)?;
+    let BatchNormRelu { gamma, beta, residual, mode, relu, .. } = op;
     if wide::needed(x) {
-        let running = (running.0.clone(), running.1.clone());
-        let inputs: Vec<&Var> = [x, gamma, beta].into_iter().chain(residual).collect();
-        return wide::run(tape, &inputs, move |tape, v| {
-            batch_norm_relu(tape, &v[0], &v[1], &v[2], (&running.0, &running.1), mode, eps, v.get(3), relu)
-        });
+        return in_16_bits(tape, x, op);
     }
     let split = cpu::Split::new(n * h * w, c);
-    let mut stats = Tensor::empty(device, &[2, c], DType::F32)?;
-    match mode {
-        BnMode::Train { .. } if split.m == 1 => {
-            return Err(Error::value(
-                "batch_norm_relu",
-                format!("one value a channel in {:?} has no variance: use more images or freeze batch norm", x.shape()),
-            ));
-        }
-        BnMode::Train { momentum } => {
-            let momentum = if tape.is_rematerialising() { 0.0 } else { momentum }; // the statistics have moved
-            let mut partial = Tensor::empty(device, &partial_shape(device, 3, &split, dtype), DType::F32)?;
-            let (mut mean, mut var) = (running.0.value_mut(), running.1.value_mut());
-            on_device!(
-                device,
-                cpu => cpu::batch_stats(
-                    stats.f32s_mut(), mean.f32s_mut(), var.f32s_mut(), partial.f32s_mut(), x.value().f32s(), momentum, eps, &split),
-                cuda => cuda::batch_stats(
-                    &mut stats, (&mut mean, &mut var), &mut partial, x.value(), momentum, eps, split.size()),
-            );
-        }
-        BnMode::Frozen => {
-            let (mean, var) = (running.0.value(), running.1.value());
-            on_device!(
-                device,
-                cpu => cpu::running_stats(stats.f32s_mut(), mean.f32s(), var.f32s(), eps),
-                cuda => cuda::running_stats(&mut stats, &mean, &var, eps),
-            );
-        }
-    }
+    let stats = op.statistics(x.value(), &split, tape.is_rematerialising())?;
     let y = normalize(x.value(), residual.map(Var::value), relu, &stats, gamma.value(), beta.value(), &split)?;
     let inputs = [x, gamma, beta, residual.unwrap_or(x)];
     let inputs = if residual.is_some() { &inputs[..] } else { &inputs[..3] };
@@ -121,15 +87,84 @@ pub fn batch_norm_relu(
     };
     if let (true, true, None, Some(x)) = (tape.rematerialises_outputs(), relu, residual, &saved_x) {
         let (x, stats, gamma, beta) = (x.clone(), stats.clone(), gamma.value().clone(), beta.value().clone());
-        let remade = Rematerialised::new(&y, move || {
+        let recipe = Rematerialised::new(&y, move || {
             let _op = x.device().enter("batch_norm_relu");
             normalize(&x, None, true, &stats, &gamma, &beta, &split)
         });
-        let rule = rule(Some(Saved::Rematerialised(remade.clone())));
-        return Ok(tape.record_rematerialised(inputs, y, remade, rule));
+        let rule = rule(Some(Saved::Rematerialised(recipe.clone())));
+        return Ok(tape.record_rematerialised(inputs, y, recipe, rule));
     }
     let rule = rule(relu.then(|| Saved::Kept(y.clone())));
     Ok(tape.record_all(inputs, y, rule))
+}
+
+/// The op on the CPU where activations have 16 bits: in f32, rounded once.
+fn in_16_bits(tape: &mut Tape, x: &Var, op: BatchNormRelu<'_>) -> Result<Var> {
+    let BatchNormRelu { gamma, beta, mean, var, mode, eps, residual, relu } = op;
+    let (mean, var) = (mean.clone(), var.clone());
+    let inputs: Vec<&Var> = [x, gamma, beta].into_iter().chain(residual).collect();
+    wide::run(tape, &inputs, move |tape, v| {
+        let (mean, var, residual) = (&mean, &var, v.get(3));
+        batch_norm_relu(tape, &v[0], BatchNormRelu { gamma: &v[1], beta: &v[2], mean, var, mode, eps, residual, relu })
+    })
+}
+
+impl BatchNormRelu<'_> {
+    fn check(&self, x: &Tensor, c: usize) -> Result<()> {
+        x.expect_float("batch_norm_relu: x")?;
+        for (what, t) in [
+            ("batch_norm_relu: gamma", self.gamma.value()),
+            ("batch_norm_relu: beta", self.beta.value()),
+            ("batch_norm_relu: running mean", &self.mean.value()),
+            ("batch_norm_relu: running variance", &self.var.value()),
+        ] {
+            t.expect_shape(what, &[c])?;
+            t.expect_dtype(what, DType::F32)?;
+        }
+        if let Some(r) = self.residual {
+            r.value().expect_shape("batch_norm_relu: residual", x.shape())?;
+            r.value().expect_dtype("batch_norm_relu: residual", x.dtype())?;
+        }
+        Ok(())
+    }
+
+    /// Mean and reciprocal deviation of each channel, `[2,C]`; in training the running statistics move.
+    fn statistics(&self, x: &Tensor, split: &cpu::Split, is_rematerialising: bool) -> Result<Tensor> {
+        let (device, eps) = (x.device(), self.eps);
+        let mut stats = Tensor::empty(device, &[2, split.c], DType::F32)?;
+        match self.mode {
+            BnMode::Train { .. } if split.m == 1 => {
+                return Err(Error::value(
+                    "batch_norm_relu",
+                    format!(
+                        "one value a channel in {:?} has no variance: use more images or freeze batch norm",
+                        x.shape()
+                    ),
+                ));
+            }
+            BnMode::Train { momentum } => {
+                let momentum = if is_rematerialising { 0.0 } else { momentum }; // the first run has moved them
+                let mut partial = Tensor::empty(device, &partial_shape(device, 3, split, x.dtype()), DType::F32)?;
+                let (mut mean, mut var) = (self.mean.value_mut(), self.var.value_mut());
+                on_device!(
+                    device,
+                    cpu => cpu::batch_stats(
+                        stats.f32s_mut(), mean.f32s_mut(), var.f32s_mut(), partial.f32s_mut(), x.f32s(), momentum, eps, split),
+                    cuda => cuda::batch_stats(
+                        &mut stats, (&mut mean, &mut var), &mut partial, x, momentum, eps, split.size()),
+                );
+            }
+            BnMode::Frozen => {
+                let (mean, var) = (self.mean.value(), self.var.value());
+                on_device!(
+                    device,
+                    cpu => cpu::running_stats(stats.f32s_mut(), mean.f32s(), var.f32s(), eps),
+                    cuda => cuda::running_stats(&mut stats, &mean, &var, eps),
+                );
+            }
+        }
+        Ok(stats)
+    }
 }
 
 /// `relu((x - mean) * rstd * gamma + beta + residual)`.
@@ -185,53 +220,77 @@ impl Backward for BatchNormReluBwd {
         tensor(&self.x) + self.y.as_ref().map_or(0, Saved::bytes) + self.stats.bytes()
     }
 
-    fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let BatchNormReluBwd { x, y, gamma, stats, train, split } = *self;
-        let (device, shape, dtype) = (dy.device().clone(), dy.shape().to_vec(), dy.dtype());
-        let y = y.map(Saved::get).transpose()?;
-        let (needs_x, needs_residual) = (sink.needs(0), sink.needs(3));
-        let (y, size) = (y.as_ref(), split.size());
-        let y_values = || y.map(Tensor::f32s);
-        let mut coef = Tensor::empty(&device, &[4, coef_lanes(&device, &split)], DType::F32)?;
-
-        let mut sums = None;
-        if let Some(x) = x.as_ref().filter(|_| sink.needs(1) || sink.needs(2) || (train && needs_x)) {
-            let mut both = Tensor::empty(&device, &[2, split.c], DType::F32)?;
-            let mut partial = Tensor::empty(&device, &partial_shape(&device, 2, &split, dtype), DType::F32)?;
-            on_device!(
-                &device,
-                cpu => {
-                    cpu::reduce(
-                        partial.f32s_mut(), dy.f32s(), x.f32s(), y_values(), stats.f32s(), coef.f32s_mut(), &split);
-                    cpu::fold(both.f32s_mut(), partial.f32s(), &split);
-                },
-                cuda => cuda::reduce(&mut both, &mut partial, &dy, x, y, &stats, size),
-            );
-            drop(partial);
-            for i in 0..2 {
-                sink.write(1 + i, &device, &[split.c], DType::F32, |target, add| {
-                    on_device!(
-                        &device,
-                        cpu => cpu::put(target.f32s_mut(), &both.f32s()[i * split.c..][..split.c], add),
-                        cuda => cuda::put(target, &both, i, add),
-                    );
-                    Ok(())
-                })?;
-            }
-            sums = train.then_some(both);
-        }
+    fn backward(mut self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
+        let y = self.y.take().map(Saved::get).transpose()?;
+        let mut coef = Tensor::empty(dy.device(), &[4, coef_lanes(dy.device(), &self.split)], DType::F32)?;
+        let sums = self.reduce(&dy, y.as_ref(), &mut coef, sink)?;
+        let BatchNormReluBwd { gamma, stats, split, .. } = &*self;
         on_device!(
-            &device,
+            dy.device(),
             cpu => cpu::backward_coef(
-                coef.f32s_mut(), stats.f32s(), gamma.f32s(), sums.as_ref().map(Tensor::f32s), &split),
+                coef.f32s_mut(), stats.f32s(), gamma.f32s(), sums.as_ref().map(Tensor::f32s), split),
             cuda => Ok::<(), Error>(()), // each thread makes its own
         );
-        let sums = || sums.as_ref().expect("batch_norm_relu: training reduces before it needs the sums");
+        self.backward_inputs(dy, y.as_ref(), &coef, sums.as_ref(), sink)
+    }
+}
 
-        match (needs_x, needs_residual, x) {
+impl BatchNormReluBwd {
+    /// Writes the gradients of gamma and beta. Returns their sums `[2,C]`, which the gradient of x needs in training.
+    fn reduce(
+        &self,
+        dy: &Tensor,
+        y: Option<&Tensor>,
+        coef: &mut Tensor,
+        sink: &mut Sink<'_>,
+    ) -> Result<Option<Tensor>> {
+        let BatchNormReluBwd { x, stats, train, split, .. } = self;
+        let wanted = sink.needs(1) || sink.needs(2) || (*train && sink.needs(0));
+        let Some(x) = x.as_ref().filter(|_| wanted) else { return Ok(None) };
+        let device = dy.device();
+        let mut both = Tensor::empty(device, &[2, split.c], DType::F32)?;
+        let mut partial = Tensor::empty(device, &partial_shape(device, 2, split, dy.dtype()), DType::F32)?;
+        on_device!(
+            device,
+            cpu => {
+                let y = y.map(Tensor::f32s);
+                cpu::reduce(partial.f32s_mut(), dy.f32s(), x.f32s(), y, stats.f32s(), coef.f32s_mut(), split);
+                cpu::fold(both.f32s_mut(), partial.f32s(), split);
+            },
+            cuda => cuda::reduce(&mut both, &mut partial, dy, x, y, stats, split.size()),
+        );
+        drop(partial);
+        for i in 0..2 {
+            sink.write(1 + i, device, &[split.c], DType::F32, |target, add| {
+                on_device!(
+                    device,
+                    cpu => cpu::put(target.f32s_mut(), &both.f32s()[i * split.c..][..split.c], add),
+                    cuda => cuda::put(target, &both, i, add),
+                );
+                Ok(())
+            })?;
+        }
+        Ok(train.then_some(both))
+    }
+
+    /// Gradients of x and of the residual, each written over dy or x where nobody else holds them.
+    fn backward_inputs(
+        self,
+        dy: Tensor,
+        y: Option<&Tensor>,
+        coef: &Tensor,
+        sums: Option<&Tensor>,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        let BatchNormReluBwd { x, gamma, stats, train, split, .. } = self;
+        let (device, shape, dtype) = (dy.device().clone(), dy.shape().to_vec(), dy.dtype());
+        let y_values = || y.map(Tensor::f32s);
+        let size = split.size();
+        let sums = || sums.expect("batch_norm_relu: training reduces before it needs the sums");
+        match (sink.needs(0), sink.needs(3), x) {
             (false, false, _) => Ok(()),
             (true, false, Some(x)) if train => {
-                let (mut dx, dy) = own(dy)?;
+                let (mut dx, dy) = dy.into_output()?;
                 on_device!(
                     &device,
                     cpu => cpu::backward_train(
@@ -241,8 +300,8 @@ impl Backward for BatchNormReluBwd {
                 sink.add(0, dx)
             }
             (true, true, Some(x)) if train => {
-                let (mut dresidual, dy) = own(dy)?;
-                let (mut dx, x) = own(x)?;
+                let (mut dresidual, dy) = dy.into_output()?;
+                let (mut dx, x) = x.into_output()?;
                 on_device!(
                     &device,
                     cpu => cpu::backward_train_residual(
@@ -255,7 +314,7 @@ impl Backward for BatchNormReluBwd {
                 sink.add(3, dresidual)
             }
             (true, false, _) => {
-                let (mut dx, dy) = own(dy)?;
+                let (mut dx, dy) = dy.into_output()?;
                 on_device!(
                     &device,
                     cpu => cpu::backward_frozen(
@@ -265,7 +324,7 @@ impl Backward for BatchNormReluBwd {
                 sink.add(0, dx)
             }
             (needs_x, true, _) => {
-                let (mut dresidual, dy) = own(dy)?;
+                let (mut dresidual, dy) = dy.into_output()?;
                 let mut dx = needs_x.then(|| Tensor::empty(&device, &shape, dtype)).transpose()?;
                 on_device!(
                     &device,
@@ -282,12 +341,4 @@ impl Backward for BatchNormReluBwd {
             }
         }
     }
-}
-
-/// A tensor to be overwritten: `t` itself if nobody else holds it, else a fresh one and `t` to be copied from.
-fn own(t: Tensor) -> Result<(Tensor, Option<Tensor>)> {
-    if t.is_unique() {
-        return Ok((t, None));
-    }
-    Ok((Tensor::empty(t.device(), t.shape(), t.dtype())?, Some(t)))
 }

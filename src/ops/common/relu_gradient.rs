@@ -9,12 +9,11 @@ use crate::tensor::{Tensor, elementwise};
 
 /// 0 where `y <= 0`, else `dy`; in place if nobody else holds `dy`. Without `y` there was no ReLU. The CPU leaves images that do
 /// not count as they are.
-pub(in crate::ops) fn relu_gradient(mut dy: Tensor, y: Option<Tensor>, live: &Live) -> Result<Tensor> {
+pub(in crate::ops) fn relu_gradient(dy: Tensor, y: Option<Tensor>, live: &Live) -> Result<Tensor> {
     let Some(y) = y else { return Ok(dy) };
-    if !dy.is_unique() {
-        let mut own = Tensor::empty(dy.device(), dy.shape(), dy.dtype())?;
-        elementwise::copy(&mut own, &dy)?;
-        dy = own;
+    let (mut dy, shared) = dy.into_output()?;
+    if let Some(shared) = shared {
+        elementwise::copy(&mut dy, &shared)?;
     }
     on_device!(
         y.device(),

@@ -65,8 +65,7 @@ impl Backward for GeluBwd {
     }
 
     fn backward(self: Box<Self>, dy: Tensor, sink: &mut Sink<'_>) -> Result<()> {
-        let (mut dx, dy) =
-            if dy.is_unique() { (dy, None) } else { (Tensor::empty(dy.device(), dy.shape(), dy.dtype())?, Some(dy)) };
+        let (mut dx, dy) = dy.into_output()?;
         on_device!(
             self.x.device(),
             cpu => cpu::backward(dx.f32s_mut(), dy.as_ref().map(Tensor::f32s), self.x.f32s()),

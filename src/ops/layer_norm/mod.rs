@@ -89,10 +89,11 @@ impl Backward for LayerNormBwd {
             (true, true) => cuda::chunks(m, c, x.dtype()),
         };
         let mut partial = Tensor::empty(device, &[chunks, 2, c], DType::F32)?;
-        let (mut dx, dy) = match (sink.needs(0), dy.is_unique()) {
-            (false, _) => (None, Some(dy)),
-            (true, true) => (Some(dy), None),
-            (true, false) => (Some(Tensor::empty(device, dy.shape(), dy.dtype())?), Some(dy)),
+        let (mut dx, dy) = if sink.needs(0) {
+            let (dx, dy) = dy.into_output()?;
+            (Some(dx), dy)
+        } else {
+            (None, Some(dy))
         };
         on_device!(
             device,

@@ -161,11 +161,8 @@ impl Backward for WindowAttentionBwd {
         let shape = if kernels { cuda::partial_sums(&s) } else { cpu::partial_sums(&s) };
         let mut partial = Tensor::empty(&device, &shape, DType::F32)?;
         // A window reads its own tokens before it writes them.
-        let (mut dqkv, qkv) = if qkv.is_unique() && !kernels {
-            (qkv, None)
-        } else {
-            (Tensor::empty(&device, qkv.shape(), qkv.dtype())?, Some(qkv))
-        };
+        let (mut dqkv, qkv) =
+            if kernels { (Tensor::empty(&device, qkv.shape(), qkv.dtype())?, Some(qkv)) } else { qkv.into_output()? };
         {
             let elements = if kernels { 0 } else { cpu::backward_workspace(&s) };
             let mut ws = Tensor::empty(&device, &[elements], DType::F32)?;

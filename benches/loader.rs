@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use upres::data::masks::{MaskMap, MaskScratch};
+use upres::data::mask_trace::MaskScratch;
+use upres::data::masks::MaskMap;
 use upres::data::pipeline::Draws;
 use upres::data::resize::{Scratch, Window, resize_window};
 use upres::data::{

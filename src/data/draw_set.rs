@@ -139,7 +139,7 @@ pub(crate) fn rle_outlines(rle: &hotcoco::Rle) -> Vec<Vec<[f64; 2]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::masks::MaskScratch;
+    use crate::data::mask_trace::MaskScratch;
 
     fn info(width: u32, height: u32) -> ImageInfo {
         ImageInfo { id: 1, file_name: "a.png".into(), width, height }

@@ -1,21 +1,61 @@
-//! From the entries of an annotation file to a [`Dataset`]: what each is worth, and what is wrong with it.
+//! Reads an annotation file into a [`Dataset`]: what each entry is worth, and what is wrong with it.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use rayon::prelude::*;
 
 use super::coco::{Annotation, Category, Dataset, ImageInfo, Masks, ReadOptions, TrainFilter};
 use super::decode;
-use super::findings::{FindingKind, MAX_COORDINATE};
-use super::masks::MaskScratch;
-use super::raw::{Loose, RawAnnotation, RawBox, RawCategory, RawFile, RawImage};
+use super::findings::{FindingKind, Findings, MAX_COORDINATE};
+use super::left_out::LeftOut;
+use super::mask_trace::MaskScratch;
+use super::raw::{self, Loose, RawAnnotation, RawBox, RawCategory, RawFile, RawImage};
 use super::segmentation::{self, Parsed};
+use crate::error::{Error, Result};
 
 /// Why an annotation is not used, and the index of its image, if that is known.
 type Lost = (FindingKind, Option<usize>);
 
+impl Dataset {
+    /// Reads `annotations`; the images are files in `images`. Fatal findings are an error.
+    pub fn load(annotations: impl AsRef<Path>, images: impl AsRef<Path>) -> Result<Self> {
+        Self::load_with(annotations, images, ReadOptions::default())
+    }
+
+    /// As [`Dataset::load`], with options.
+    pub fn load_with(annotations: impl AsRef<Path>, images: impl AsRef<Path>, options: ReadOptions) -> Result<Self> {
+        let dataset = Self::read(annotations, images, options)?;
+        if let Some(message) = dataset.findings.fatal() {
+            return Err(Error::data(&dataset.path, message));
+        }
+        if options.masks == Masks::Train {
+            dataset.expect_masks()?;
+        }
+        Ok(dataset)
+    }
+
+    /// As [`Dataset::load_with`], but fatal findings are only listed in `findings`: what `dataset check` wants.
+    pub fn read(annotations: impl AsRef<Path>, images: impl AsRef<Path>, options: ReadOptions) -> Result<Self> {
+        let (path, images_dir) = (annotations.as_ref(), images.as_ref());
+        let bytes = raw::read_bytes(path, "annotation file")?;
+        let text = raw::make_json(&bytes);
+        let file = raw::parse(path, &text)?;
+        let empty = Dataset {
+            path: path.to_path_buf(),
+            images_dir: images_dir.to_path_buf(),
+            images: Vec::new(),
+            categories: Vec::new(),
+            annotations: Vec::new(),
+            findings: Findings::new(options.examples),
+            left_out: LeftOut::default(),
+        };
+        Ok(Reader::new(empty, options).read(file))
+    }
+}
+
 /// State of [`Dataset::read`].
-pub(super) struct Reader {
+struct Reader {
     options: ReadOptions,
     dataset: Dataset,
     image_index: HashMap<i64, usize>,
@@ -28,14 +68,14 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Will add to a data set that has its paths.
-    pub fn new(dataset: Dataset, options: ReadOptions) -> Self {
+    fn new(dataset: Dataset, options: ReadOptions) -> Self {
         let (image_index, dropped_images) = (HashMap::new(), HashMap::new());
         let (class_of, annotation_ids) = (HashMap::new(), HashMap::new());
         Self { options, dataset, image_index, dropped_images, class_of, annotation_ids }
     }
 
     /// Adds what is in a file.
-    pub fn read(mut self, file: RawFile) -> Dataset {
+    fn read(mut self, file: RawFile) -> Dataset {
         self.images(file.images.unwrap_or_default());
         self.categories(file.categories.unwrap_or_default());
         let annotations = file.annotations.unwrap_or_default();

@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
+use crate::error::Error;
+
 /// Keys of the twelve COCO numbers, in pycocotools' order.
 pub const COCO_KEYS: [&str; 12] = [
     "bbox_ap",
@@ -152,4 +154,8 @@ pub fn per_class_json(boxes: &Metrics, masks: Option<&Metrics>) -> Value {
         Value::Object(of(boxes, "").into_iter().chain(masks).collect())
     };
     Value::Object(boxes.per_class.keys().map(|name| (name.clone(), class(name))).collect::<Map<_, _>>())
+}
+
+pub(super) fn wrong(e: hotcoco::error::Error) -> Error {
+    Error::value("evaluate", e.to_string())
 }

@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::log::RunLog;
 use super::results::Results;
 use crate::error::{Error, Result};
+use crate::run::log_reader::RunLog;
 
 /// A run directory as far as the report needs it.
 #[derive(Clone, Debug, Default, PartialEq)]

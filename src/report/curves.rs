@@ -71,10 +71,10 @@ impl Chart {
     /// The chart as an `<svg>` element; `None` if there is no finite point.
     pub fn svg(&self) -> Result<Option<String>> {
         let lines: Vec<(&Series, Vec<(f64, f64)>)> =
-            self.series.iter().map(|s| (s, super::log::finite(s.points.iter().copied()))).collect();
+            self.series.iter().map(|s| (s, crate::run::log_reader::finite(s.points.iter().copied()))).collect();
         let edges = self.bands.iter().flat_map(|b| b.points.iter().flat_map(|p| [(p.0, p.1), (p.0, p.2)]));
         let all: Vec<(f64, f64)> =
-            lines.iter().flat_map(|l| l.1.iter().copied()).chain(super::log::finite(edges)).collect();
+            lines.iter().flat_map(|l| l.1.iter().copied()).chain(crate::run::log_reader::finite(edges)).collect();
         let Some((x_range, fitted)) = ranges(&all) else { return Ok(None) };
         let marks: Vec<&(f64, String)> = self.marks.iter().filter(|m| m.0.is_finite()).collect();
         let x1 = marks.iter().fold(x_range.1, |m, k| m.max(k.0));
@@ -84,7 +84,7 @@ impl Chart {
         let mut text = String::new();
         self.draw(&mut text, &lines, &marks, x_range, y_range)
             .map_err(|e| Error::value("report: chart", format!("{}: {e}", self.title)))?;
-        let opened = format!("<svg role=\"img\" aria-label=\"{}\" ", super::html::escape(&self.title));
+        let opened = format!("<svg role=\"img\" aria-label=\"{}\" ", super::text::escape(&self.title));
         Ok(Some(text.replacen("<svg ", &opened, 1)))
     }
 

@@ -8,6 +8,7 @@ use super::compare::{Group, Run, groups};
 use super::pictures::{base64, read_examples};
 use super::results::Results;
 use super::sections;
+use super::text::{duration, escape, percent};
 use crate::error::Result;
 use crate::format::counted;
 use crate::output::write_atomically;
@@ -42,23 +43,6 @@ pub fn write_report(run_dir: &Path, compare: &[PathBuf]) -> Result<()> {
     let recipe = std::fs::read_to_string(run_dir.join("recipe.toml")).unwrap_or_default();
     let page = render(&groups, &recipe, &read_examples(run_dir))?;
     write_atomically(&run_dir.join("report.html"), page.as_bytes())
-}
-
-/// Text for HTML and for attributes in quotes.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c if c.is_control() && c != '\n' && c != '\t' => {}
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 /// The page: the first run of the first group is the one that it is about.
@@ -254,53 +238,14 @@ fn pictures(body: &mut String, examples: &[(Vec<u8>, String)]) {
     body.push_str("</div>\n");
 }
 
-/// A share as per cent; a dash if it is not known (NaN, or COCO's -1).
-pub(super) fn percent(v: f64) -> String {
-    if v.is_finite() && v >= 0.0 { format!("{:.1}", 100.0 * v) } else { "–".into() }
-}
-
-/// Seconds in words.
-pub(super) fn duration(seconds: f64) -> String {
-    if !seconds.is_finite() || seconds < 0.0 {
-        return "–".into();
-    }
-    let s = seconds.round() as u64;
-    match (s / 3600, s / 60 % 60, s % 60) {
-        (0, 0, s) => format!("{s} s"),
-        (0, m, s) => format!("{m} min {s:02} s"),
-        (h, m, _) => format!("{h} h {m:02} min"),
-    }
-}
-
-/// Bytes in words; a dash for 0.
-pub(super) fn bytes(n: u64) -> String {
-    match n {
-        0 => "–".into(),
-        n if n < 1 << 20 => format!("{:.1} KiB", n as f64 / 1024.0),
-        n if n < 1 << 30 => format!("{:.1} MiB", n as f64 / f64::from(1 << 20)),
-        n => format!("{:.2} GiB", n as f64 / f64::from(1 << 30)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn text_cannot_leave_its_place() {
-        assert_eq!(escape("<b a='x' c=\"&\">\u{1b}\n"), "&lt;b a=&#39;x&#39; c=&quot;&amp;&quot;&gt;\n");
         let run = Run { name: "<script>".into(), ..Run::default() };
         let page = render(&[Group { name: "g".into(), runs: vec![run] }], "name = \"</title><script>\"", &[]).unwrap();
         assert!(!page.contains("<script>") && page.contains("&lt;/title&gt;"));
-    }
-
-    #[test]
-    fn numbers_read_well() {
-        assert_eq!((percent(0.6123).as_str(), percent(-1.0).as_str(), percent(f64::NAN).as_str()), ("61.2", "–", "–"));
-        assert_eq!(
-            (duration(59.7).as_str(), duration(3725.0).as_str(), duration(f64::NAN).as_str()),
-            ("1 min 00 s", "1 h 02 min", "–")
-        );
-        assert_eq!((bytes(0).as_str(), bytes(1536).as_str(), bytes(3 << 30).as_str()), ("–", "1.5 KiB", "3.00 GiB"));
     }
 }

@@ -4,10 +4,10 @@
 pub mod compare;
 pub mod curves;
 pub mod html;
-pub mod log;
 pub mod pictures;
 pub mod results;
 mod sections;
 pub mod tensorboard;
+mod text;
 
 pub use html::write_report;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::log::{RunLog, number, without_bare_nan};
+use crate::run::log_reader::{RunLog, number, without_bare_nan};
 
 /// The numbers of one evaluation.
 #[derive(Clone, Debug, Default, PartialEq)]

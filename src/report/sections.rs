@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 
 use super::compare::{Group, Spread, spread};
 use super::curves::{Band, Chart, Series, line_colour, smooth, thin};
-use super::html::{bytes, duration, escape, percent};
-use super::log::{RunLog, TrainLine, finite};
+use super::text::{bytes, duration, escape, percent};
 use crate::error::Result;
+use crate::run::log_reader::{RunLog, TrainLine, finite};
 
 /// Points of a line at most: more do not show at this size.
 const POINTS: usize = 400;

@@ -90,7 +90,7 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::log::RunLog;
+    use crate::run::log_reader::RunLog;
 
     /// A line as an event; fields that do not matter here are filled in.
     fn event(line: &str) -> Event {

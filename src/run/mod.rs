@@ -9,3 +9,4 @@ pub mod convert;
 pub mod dir;
 pub mod event;
 pub mod log;
+pub mod log_reader;

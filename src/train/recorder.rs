@@ -68,8 +68,8 @@ impl Observer for Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::log::RunLog;
     use crate::run::event::{CheckpointWritten, End};
+    use crate::run::log_reader::RunLog;
 
     #[test]
     fn a_run_and_its_resumption() {

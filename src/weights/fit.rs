@@ -1,6 +1,6 @@
 //! What another program's models can be, and where they compute differently: by the keys of a recipe.
 
-use super::Format;
+use super::format::Format;
 use crate::models::config::{BoxHeadKind, Detector, FpnExtra, ModelConfig};
 
 /// The first reason why a detector is none of the other program's, with the recipe's key first; none if it is one.

@@ -7,8 +7,10 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
+use super::format::Format;
 use super::names::Dialect;
-use super::{Format, Predictor, Translator, file, fit};
+use super::translate::{Predictor, Translator};
+use super::{file, fit};
 use crate::error::{Error, Result};
 use crate::format::counted;
 use crate::models::config::{Detector, ModelConfig};
@@ -209,7 +211,7 @@ impl Reader<'_> {
 
 /// A parameter's values to be read.
 struct Job<'a> {
-    place: super::Place,
+    place: super::translate::Place,
     view: &'a TensorView<'a>,
     pick: Option<(Predictor, &'a [usize], usize)>,
 }

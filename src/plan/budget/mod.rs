@@ -2,6 +2,7 @@
 //!
 //! A stage needs what stays between its steps and the arena of its largest step: all that its plans say. Main function: [`fit`].
 
+mod limit;
 mod needs;
 
 use std::fmt;
@@ -10,17 +11,13 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+pub use limit::{Budget, Change, MOST_IMAGES, StageFit};
+
 use self::needs::{Needs, STATE, TooLittle, ways};
 use super::Planner;
-use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::bytes;
 use crate::recipe::{Recipe, Recompute, StageConfig};
-
-/// Least part of a GPU that is left to what libraries take later.
-const MARGIN_BYTES: usize = 256 << 20;
-/// [`Largest`] looks no further.
-pub const MOST_IMAGES: usize = 1024;
 
 /// A number of bytes as a user writes it: `11GiB`, `11GB`, `1.5 GiB`, `12000MiB`, or bytes alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,42 +61,6 @@ impl FromStr for MemorySize {
     }
 }
 
-/// Bytes that each stage may take, and who says so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Budget {
-    /// The user, by `--memory`.
-    Given(usize),
-    /// The device: what it has free, less a margin.
-    Free(usize),
-}
-
-impl Budget {
-    /// What a GPU has free, less a twentieth of its memory, and at least 256 MiB, for what its libraries take later. None for the
-    /// CPU and the simulated device.
-    ///
-    /// Errors: `Kernel` if the driver does not say.
-    pub fn free(device: &Device) -> Result<Option<Budget>> {
-        let memory = device.memory()?;
-        Ok(memory.map(|(free, total)| Budget::Free(free.saturating_sub(MARGIN_BYTES.max(total / 20)))))
-    }
-
-    /// How many.
-    pub fn bytes(self) -> usize {
-        match self {
-            Budget::Given(bytes) | Budget::Free(bytes) => bytes,
-        }
-    }
-}
-
-impl fmt::Display for Budget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Budget::Given(given) => write!(f, "--memory gives {}", bytes(*given)),
-            Budget::Free(free) => write!(f, "the GPU has {} free beside a margin", bytes(*free)),
-        }
-    }
-}
-
 /// What a budget made of a recipe.
 #[derive(Clone, Debug)]
 pub struct Fitted {
@@ -114,28 +75,6 @@ impl Fitted {
     pub fn notes(&self) -> impl Iterator<Item = &String> {
         self.stages.iter().flat_map(|stage| &stage.why)
     }
-}
-
-/// What was changed of a stage so that it fits.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct StageFit {
-    /// What it needs as the recipe has it.
-    pub unchanged_bytes: usize,
-    /// Keys of the stage that were changed.
-    pub changes: Vec<Change>,
-    /// In words: what and why, and what it costs.
-    pub why: Vec<String>,
-}
-
-/// A key of a stage with another value.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Change {
-    /// The key: `micro_batch`, `recompute`, `eval_batch` or `optimizer.state`.
-    pub key: &'static str,
-    /// What the recipe says.
-    pub was: String,
-    /// What the run takes.
-    pub is: String,
 }
 
 /// Largest numbers of images of a pass that fit a budget, whatever `images_per_step` is; up to [`MOST_IMAGES`].

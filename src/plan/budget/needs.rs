@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::{Budget, Change, MOST_IMAGES, StageFit};
+use super::limit::{Budget, Change, MOST_IMAGES, StageFit};
 use crate::engine::StageSetup;
 use crate::error::{Error, Result};
 use crate::format::bytes;

@@ -274,7 +274,7 @@ fn parse_line(line: &str) -> Option<Line> {
 }
 
 /// Other writers put bare `NaN` and `Infinity` into JSON: null instead, outside of strings.
-pub(super) fn without_bare_nan(line: &str) -> String {
+pub(crate) fn without_bare_nan(line: &str) -> String {
     let (mut out, mut rest, mut in_string) = (String::with_capacity(line.len()), line, false);
     while let Some(c) = rest.chars().next() {
         if !in_string {

@@ -15,11 +15,11 @@ use half::bf16;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use super::atomic::write_atomic;
 use crate::engine::is_state;
 use crate::error::{Error, Result};
 use crate::format::counted;
 use crate::nn::ParamStore;
+use crate::output::write_durably;
 use crate::recipe::Recipe;
 use crate::tape::Param;
 use crate::tensor::{DType, Tensor};
@@ -87,7 +87,7 @@ pub struct Checkpoint {
 
 /// Writes a checkpoint. If anything fails the old file is intact and no temporary one stays.
 pub fn save(path: &Path, meta: &Meta, tensors: &[(String, Tensor)]) -> Result<()> {
-    write_atomic(path, |mut out| write_to(&mut out, meta, tensors))
+    write_durably(path, |mut out| write_to(&mut out, meta, tensors))
 }
 
 /// The file's bytes: length of the header, header, tensors.

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::atomic::write_atomic;
 use super::checkpoint::{Checkpoint, Meta, save};
 use crate::device::Device;
 use crate::engine::feed::pixel_stats;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::ParamStore;
+use crate::output::write_durably;
 use crate::output::{check_files, refuse_existing};
 use crate::recipe::Recipe;
 use crate::weights::{self, Format, Origin};
@@ -37,7 +37,7 @@ pub fn to_foreign(checkpoint: &Path, format: Format, out: &Path) -> Result<Conve
     let values = file.model_values(&store, true)?;
     let params = store.all().iter().zip(values).map(|(p, v)| (p.name().to_string(), p.shape(), v.to_vec()));
     let exported = weights::export(checkpoint, format, &recipe.model, params)?;
-    write_atomic(out, |to| weights::write(to, &exported.tensors, &file.meta.classes))?;
+    write_durably(out, |to| weights::write(to, &exported.tensors, &file.meta.classes))?;
     Ok(Converted {
         tensors: exported.tensors.len(),
         parameters: store.all().iter().map(|p| p.numel()).sum(),

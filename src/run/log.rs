@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::atomic::write_atomic;
 use super::event::Event;
 use crate::error::{Error, Result};
+use crate::output::write_durably;
 
 /// The log of a run, open for writing. Each line reaches the system at once: a killed process loses none.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl LogFile {
                 kept.iter().rposition(|(place, _)| place.is_last_checkpoint() && place.global_step == global_step);
             kept.truncate(own.map_or(kept.len(), |own| own + 1));
             begun.extend(kept.iter().filter(|(place, _)| place.event == "stage").map(|(place, _)| place.stage_index));
-            write_atomic(path, |file| kept.iter().try_for_each(|(_, line)| writeln!(file, "{line}")))?;
+            write_durably(path, |file| kept.iter().try_for_each(|(_, line)| writeln!(file, "{line}")))?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(|error| Error::io(path, error))?;
         Ok(LogFile { path: path.to_path_buf(), file, begun })

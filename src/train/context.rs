@@ -10,9 +10,9 @@ use crate::engine::Engine;
 use crate::engine::feed::RunData;
 use crate::error::{Error, Result};
 use crate::eval::Evaluator;
+use crate::output::link_atomic;
 use crate::plan::{StageContext, StagePlans};
 use crate::recipe::{Recipe, StageConfig};
-use crate::run::atomic::link_atomic;
 use crate::run::checkpoint::{Checkpoint, Meta, save};
 use crate::run::event::{self, Event, Observer};
 

@@ -1,11 +1,15 @@
 //! What a program leaves behind: standard output, and the files and folders that its user names. These are checked before the work
 //! whose results they take: nothing is computed and then lost, and no file of the user's is lost to it.
 
+mod atomic;
+
 use std::fmt::Display;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+pub use atomic::{link_atomic, write_atomically, write_durably};
 
 use crate::error::{Error, Result};
 
@@ -123,21 +127,6 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
 fn full(path: &Path) -> PathBuf {
     let by_folder = || Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?));
     path.canonicalize().ok().or_else(by_folder).unwrap_or_else(|| path.to_path_buf())
-}
-
-/// Writes next to `path` and renames, so that a reader never sees half a file.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io(dir, e))?;
-    file.write_all(bytes).map_err(|e| Error::io(path, e))?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt; // a temporary file is private; the data set need not be
-        let shared = fs::Permissions::from_mode(0o644);
-        file.as_file().set_permissions(shared).map_err(|e| Error::io(path, e))?;
-    }
-    file.persist(path).map_err(|e| Error::io(path, e.error))?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,4 +1,8 @@
-//! Files that are either old or new, never half: written beside, synced, renamed.
+//! Files that are either old or new, never half.
+//!
+//! [`write_durably`] is for what a run cannot lose (checkpoints, recipe, log): the file is on the disk when it returns.
+//! [`write_atomically`] is for what can be made again (pictures, reports, data sets): it does not wait for the disk,
+//! and several processes may write the same file.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -6,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Writes a file so that `path` holds either its old content or all of the new, whatever happens: a temporary file in the
-/// same folder, synced, renamed over `path`, the folder synced. On an error the temporary file is removed.
-pub fn write_atomic(path: &Path, body: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+/// Writes a file so that `path` holds either its old content or all of the new, whatever happens: a temporary file in
+/// the same folder, synced, renamed over `path`, the folder synced. On an error the temporary file is removed.
+pub fn write_durably(path: &Path, body: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let failed = |message: String| Error::Value { what: path.display().to_string(), message };
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(failed("not a file name".into()));
@@ -46,6 +50,21 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
+/// Writes next to `path` and renames, so that a reader never sees half a file.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io(dir, e))?;
+    file.write_all(bytes).map_err(|e| Error::io(path, e))?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt; // a temporary file is private; the data set need not be
+        let shared = fs::Permissions::from_mode(0o644);
+        file.as_file().set_permissions(shared).map_err(|e| Error::io(path, e))?;
+    }
+    file.persist(path).map_err(|e| Error::io(path, e.error))?;
+    Ok(())
+}
+
 /// Gives `to` the content of `from` by a second link (a copy where the file system has no links), atomically.
 pub fn link_atomic(from: &Path, to: &Path) -> Result<()> {
     let name = to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -56,7 +75,7 @@ pub fn link_atomic(from: &Path, to: &Path) -> Result<()> {
         Ok(()) => fs::rename(&temporary.0, to).map_err(|error| Error::io(to, error)),
         Err(_) => {
             let mut source = File::open(from).map_err(|error| Error::io(from, error))?;
-            write_atomic(to, |file| io::copy(&mut source, file).map(|_| ()))
+            write_durably(to, |file| io::copy(&mut source, file).map(|_| ()))
         }
     }
 }
@@ -108,7 +127,7 @@ mod tests {
             if let Some(old) = old {
                 fs::write(&path, old).unwrap();
             }
-            let error = write_atomic(&path, |file| Full { inner: file, left }.write_all(&content)).unwrap_err();
+            let error = write_durably(&path, |file| Full { inner: file, left }.write_all(&content)).unwrap_err();
             let text = error.to_string();
             assert!(text.starts_with(&path.display().to_string()), "{text}");
             assert!(text.contains("not written: ") && text.contains("free some space"), "{text}");
@@ -118,21 +137,21 @@ mod tests {
         }
         // What a killed process left is replaced.
         fs::write(folder.path().join(".x.tmp"), "half").unwrap();
-        write_atomic(&path, |file| file.write_all(b"new")).unwrap();
+        write_durably(&path, |file| file.write_all(b"new")).unwrap();
         assert_eq!(names(folder.path()), ["x"]);
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
-        assert!(write_atomic(&folder.path().join("none/x"), |_| Ok(())).is_err());
-        assert!(write_atomic(Path::new("/"), |_| Ok(())).is_err());
+        assert!(write_durably(&folder.path().join("none/x"), |_| Ok(())).is_err());
+        assert!(write_durably(Path::new("/"), |_| Ok(())).is_err());
     }
 
     #[test]
     fn links_keep_their_content_when_the_first_name_moves_on() {
         let folder = tempfile::tempdir().unwrap();
         let (last, best) = (folder.path().join("last"), folder.path().join("best"));
-        write_atomic(&last, |file| file.write_all(b"1")).unwrap();
+        write_durably(&last, |file| file.write_all(b"1")).unwrap();
         link_atomic(&last, &best).unwrap();
         link_atomic(&last, &best).unwrap();
-        write_atomic(&last, |file| file.write_all(b"2")).unwrap();
+        write_durably(&last, |file| file.write_all(b"2")).unwrap();
         assert_eq!(fs::read_to_string(&best).unwrap(), "1");
         link_atomic(&last, &best).unwrap();
         assert_eq!(fs::read_to_string(&best).unwrap(), "2");

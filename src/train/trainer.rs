@@ -18,7 +18,7 @@ use crate::eval::{Evaluator, Metrics};
 use crate::models::Sampling;
 use crate::plan::{StageContext, StagePlans, loader_options, stage_context};
 use crate::recipe::Recipe;
-use crate::run::checkpoint::{Checkpoint, Meta};
+use crate::run::checkpoint::{Checkpoint, Meta, Weights};
 use crate::run::event::{self, Event, Observer};
 use crate::tensor::DType;
 
@@ -97,8 +97,8 @@ pub fn train_on(
             let message = format!("its classes {:?} are not those of the data now, {classes:?}", c.meta.classes);
             return Err(Error::checkpoint(&c.path, message));
         }
-        c.load_model(&engine.store, false)?;
-        c.model_values(&engine.store, true)?; // averages, too, must be finite
+        c.load_model(&engine.store, Weights::Trained)?;
+        c.model_values(&engine.store, Weights::Averaged)?; // averages, too, must be finite
         meta = Meta { recipe: meta.recipe, category_ids: meta.category_ids, ..c.meta.clone() };
     } else {
         load_initial_weights(recipe, &classes, &engine.store)?.iter().for_each(|note| observer.note(note));

@@ -65,8 +65,8 @@ pub enum Budget {
 }
 
 impl Budget {
-    /// Free memory of a GPU, less a margin for allocations that its libraries make later: a twentieth of the GPU's memory, at
-    /// least 256 MiB. `None` for the CPU and the simulated device.
+    /// Free memory of a GPU, less a margin for allocations that its libraries make later: a twentieth of the GPU's
+    /// memory, at least 256 MiB. `None` for the CPU and the simulated device.
     ///
     /// Errors: `Kernel` if the driver does not report its memory.
     pub fn free(device: &Device) -> Result<Option<Budget>> {

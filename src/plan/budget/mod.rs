@@ -1,8 +1,9 @@
 //! Fits the stages of a recipe into a number of bytes: plans each stage in other ways until one fits.
 //!
-//! Not for training, and not for the plans themselves ([`super::StagePlans`]). A stage needs the memory that stays between its
-//! steps plus the arena of its largest step; both are in its plans. Main function: [`fit`]. Read `ways.rs` next (the ways that
-//! are tried, in their order), then `needs.rs` (the memory that each takes); `limit.rs` has the budget, `outcome.rs` the results.
+//! Not for training, and not for the plans themselves ([`super::StagePlans`]). A stage needs the memory that stays
+//! between its steps plus the arena of its largest step; both are in its plans. Main function: [`fit`]. Read `ways.rs`
+//! next (the ways that are tried, in their order), then `needs.rs` (the memory that each takes); `limit.rs` has the
+//! budget, `outcome.rs` the results.
 
 mod limit;
 mod needs;
@@ -22,23 +23,25 @@ pub use self::outcome::{Change, Fitted, Largest, MOST_IMAGES, StageBudget, Stage
 /// Changes each stage as little as necessary to fit the budget. Ways are tried in the order of the time that they cost:
 ///
 /// 1. the recipe as it is;
-/// 2. smaller evaluation batches, which change no result: combined with each of the following ways, largest first, before
-///    training is changed any further;
-/// 3. `recompute = "norms"`: one more pass over the outputs of batch norm, or of layer norm and GELU, for the same bits;
+/// 2. smaller evaluation batches, which change no result: combined with each of the following ways, largest first,
+///    before training is changed any further;
+/// 3. `recompute = "norms"`: one more pass over the outputs of batch norm, or of layer norm and GELU, for the same
+///    bits;
 /// 4. where batch norm uses the statistics of a pass (`batch_norm = "train"` in a model that has batch norm):
-///    `recompute = "blocks"`, which also gives the same bits, for a fifth to a third more time; then each smaller divisor of
-///    `images_per_step` as `micro_batch`, largest first, with each `recompute`, so that batch norm sees as many images as fit;
-/// 5. otherwise: each smaller `micro_batch`, which costs next to no time, without and then with "norms"; then the recipe's
-///    `micro_batch` and the smaller ones again, with "blocks";
-/// 6. where the recipe says `optimizer.state = "auto"`: all of these again, in the same order, with "bf16". It is last because
-///    it changes the result.
+///    `recompute = "blocks"`, which also gives the same bits, for a fifth to a third more time; then each smaller
+///    divisor of `images_per_step` as `micro_batch`, largest first, with each `recompute`, so that batch norm sees as
+///    many images as fit;
+/// 5. otherwise: each smaller `micro_batch`, which costs next to no time, without and then with "norms"; then the
+///    recipe's `micro_batch` and the smaller ones again, with "blocks";
+/// 6. where the recipe says `optimizer.state = "auto"`: all of these again, in the same order, with "bf16". It is last
+///    because it changes the result.
 ///
-/// `recompute` never becomes less than the recipe's. `images_per_step` and learning rates stay. A smaller `micro_batch` does
-/// not give the same bits: losses are means over a pass, and images of many shapes are grouped into passes differently.
-/// Without a budget nothing is changed.
+/// `recompute` never becomes less than the recipe's. `images_per_step` and learning rates stay. A smaller `micro_batch`
+/// does not give the same bits: losses are means over a pass, and images of many shapes are grouped into passes
+/// differently. Without a budget nothing is changed.
 ///
-/// Errors: `Value` if no way makes a stage fit. It names the smallest budget that fits every stage, and a smaller one that
-/// would be enough with `optimizer.state = "auto"`.
+/// Errors: `Value` if no way makes a stage fit. It names the smallest budget that fits every stage, and a smaller one
+/// that would be enough with `optimizer.state = "auto"`.
 pub fn fit(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>) -> Result<Fitted> {
     match budget {
         Some(budget) => fit_from(planner, recipe, budget, Begin::Anew),
@@ -46,8 +49,8 @@ pub fn fit(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>) -> Re
     }
 }
 
-/// Checks a run that is resumed in stage `first`: this stage and the later ones must fit as the recipe has them, because a
-/// run goes on as it began unless the user says otherwise.
+/// Checks a run that is resumed in stage `first`: this stage and the later ones must fit as the recipe has them,
+/// because a run goes on as it began unless the user says otherwise.
 ///
 /// Errors: `Value` that names the settings that would make it fit; like [`fit`] where none would.
 pub fn check(planner: &mut Planner, recipe: &Recipe, budget: Budget, first: usize) -> Result<()> {

@@ -41,8 +41,9 @@ pub(super) struct TooLittle {
 }
 
 impl TooLittle {
-    /// The error for `all` stages that do not fit: it names the one that needs most, because its bytes are enough for every
-    /// stage. With a `hint_budget` it also says whether `optimizer.state = "auto"` would need less. `None` if `all` is empty.
+    /// The error for `all` stages that do not fit: it names the one that needs most, because its bytes are enough for
+    /// every stage. With a `hint_budget` it also says whether `optimizer.state = "auto"` would need less. `None` if
+    /// `all` is empty.
     pub(super) fn error(all: &[TooLittle], hint_budget: Option<usize>) -> Option<Error> {
         let worst = all.iter().rev().max_by_key(|stage| stage.least)?;
         let mut message = worst.message.clone();
@@ -59,8 +60,8 @@ impl TooLittle {
     }
 }
 
-/// The memory of a stage in each way. Training is planned once for each `micro_batch`, `recompute` and type of optimizer state,
-/// evaluation once for each batch size.
+/// The memory of a stage in each way. Training is planned once for each `micro_batch`, `recompute` and type of
+/// optimizer state, evaluation once for each batch size.
 pub(super) struct Needs<'a> {
     planner: &'a mut Planner,
     recipe: &'a Recipe,

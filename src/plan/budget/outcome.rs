@@ -1,4 +1,5 @@
-//! What fitting a recipe into a budget leads to: the changed keys of each stage, and the largest batches that would fit.
+//! What fitting a recipe into a budget leads to: the changed keys of each stage, and the largest batches that would
+//! fit.
 //!
 //! Main types: [`Fitted`], [`StageFit`], [`StageBudget`].
 

@@ -55,8 +55,8 @@ impl fmt::Display for Way {
     }
 }
 
-/// Ways to train a stage in the order of [`crate::plan::budget::fit`], each with the largest evaluation batch allowed for it.
-/// `sees_batch`: batch norm uses the statistics of a pass, so that the result depends on `micro_batch`.
+/// Ways to train a stage in the order of [`crate::plan::budget::fit`], each with the largest evaluation batch allowed
+/// for it. `sees_batch`: batch norm uses the statistics of a pass, so that the result depends on `micro_batch`.
 pub(super) fn ways(stage: &StageConfig, sees_batch: bool) -> Vec<Way> {
     let written = stage.optimizer.state;
     let states = if written == StatePrecision::Auto { &[written, StatePrecision::Bf16][..] } else { &[written] };

@@ -1,9 +1,9 @@
-//! The report of `train --plan`: the memory that each stage of a recipe needs, and for which purposes, before anything is
-//! trained.
+//! The report of `train --plan`: the memory that each stage of a recipe needs, and for which purposes, before anything
+//! is trained.
 //!
-//! Not for planning ([`super::Planner`]) nor for fitting a budget ([`super::budget`]): here their results become numbers with
-//! names. Sizes are bytes. Main type: [`PlanReport`]; [`PlanReport::to_json`] writes it for programs, `Display` for people.
-//! Read `stage.rs` next, then `step.rs`; `text.rs` has the text.
+//! Not for planning ([`super::Planner`]) nor for fitting a budget ([`super::budget`]): here their results become
+//! numbers with names. Sizes are bytes. Main type: [`PlanReport`]; [`PlanReport::to_json`] writes it for programs,
+//! `Display` for people. Read `stage.rs` next, then `step.rs`; `text.rs` has the text.
 
 mod stage;
 mod step;
@@ -70,8 +70,8 @@ pub struct LargestInput {
 }
 
 impl PlanReport {
-    /// Plans every stage for the planner's device, changed to fit the budget if there is one. The expected times come from
-    /// `rates`.
+    /// Plans every stage for the planner's device, changed to fit the budget if there is one. The expected times come
+    /// from `rates`.
     pub fn new(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>, rates: &Rates) -> Result<PlanReport> {
         let target = planner.target();
         let has_batch_norm = planner.has_batch_norm();
@@ -143,8 +143,8 @@ fn notes(target: Target) -> Vec<String> {
             &["on top: the guard bands of the simulated device, and what a run on the CPU needs beside its plan"]
         }
         Target::Cuda => &[
-            "included: the workspaces of cuDNN and cuBLASLt, as planned; where none of cuDNN's deterministic algorithms \
-             fits the planned one, its own comes on top",
+            "included: the workspaces of cuDNN and cuBLASLt, as planned; where none of cuDNN's deterministic \
+             algorithms fits the planned one, its own comes on top",
             "on top: the driver's context and the libraries, whose size only the GPU knows",
             "not counted: memory of the host (batches made ahead, decoded images)",
         ],

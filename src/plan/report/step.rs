@@ -105,8 +105,8 @@ impl StepReport {
     }
 }
 
-/// Kind and module of a buffer. The module is the first two names of the module's path, or the first name of the scope if
-/// there is no module.
+/// Kind and module of a buffer. The module is the first two names of the module's path, or the first name of the scope
+/// if there is no module.
 fn group_of(row: &LiveAtPeak) -> (LiveKind, String) {
     let mut names = row.scope.split('/').filter(|name| ![BACKWARD, RECOMPUTE].contains(name));
     let kind = match row.workspace {

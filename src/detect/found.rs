@@ -1,4 +1,4 @@
-//! What a detector finds in a picture: boxes, classes, scores and masks in the picture's own pixels.
+//! Detections of a picture: boxes, classes, scores and masks in the picture's own pixels.
 //!
 //! Main types: [`Detection`], [`ImageDetections`].
 
@@ -12,18 +12,19 @@ use crate::eval::{ResultBox, RleMask};
 /// A final box, and its mask where the detector has masks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detection {
-    /// x0 y0 x1 y1 in original pixels, inside the image.
+    /// x0, y0, x1, y1 in original pixels, inside the image.
     pub bbox: [f32; 4],
     /// 0 to 1.
     pub score: f32,
     /// Class index.
     pub class: usize,
-    /// Pixels of the image.
+    /// Mask over the whole image.
     pub mask: Option<RleMask>,
 }
 
 impl Detection {
-    /// From the engine's, for an image of `size` (width, height).
+    /// Converts a detection of the engine. `size` is the image's (width, height); mask pixels of at least `threshold`
+    /// are set.
     pub(super) fn new(raw: RawDetection, size: [u32; 2], threshold: f32) -> Detection {
         let RawDetection { bbox, score, class, mask_logits } = raw;
         let mask = (!mask_logits.is_empty()).then(|| {
@@ -35,10 +36,8 @@ impl Detection {
         let ([w, h], [x0, y0, x1, y1]) = (size.map(|v| v as f32), bbox);
         Detection { bbox: [x0.clamp(0.0, w), y0.clamp(0.0, h), x1.clamp(0.0, w), y1.clamp(0.0, h)], score, class, mask }
     }
-}
 
-impl Detection {
-    /// As it is drawn, with its mask.
+    /// The object to draw, with its mask.
     ///
     /// Errors: `Value` if the mask does not decode.
     pub fn drawn(&self) -> Result<DrawnObject> {

@@ -1,4 +1,4 @@
-//! Detectors from checkpoints, and detections of whole sets of images.
+//! Loads detectors from checkpoints, and detects objects in whole sets of images.
 //!
 //! Main type: [`Detector`].
 
@@ -16,11 +16,11 @@ use crate::engine::Engine;
 use crate::engine::feed::{buckets, host_batch, pixel_stats};
 use crate::error::{Error, Result};
 use crate::recipe::{BadImages, Recipe, StageConfig};
-use crate::run::checkpoint::{Checkpoint, Meta};
+use crate::run::checkpoint::{Checkpoint, Meta, Weights};
 
-/// A trained detector: what `evaluate` and `detect` need of a checkpoint.
+/// A trained detector, as `evaluate` and `detect` use it.
 pub struct Detector {
-    /// What the checkpoint says of itself.
+    /// Metadata of the checkpoint.
     pub meta: Meta,
     recipe: Recipe,
     engine: Engine,
@@ -28,7 +28,7 @@ pub struct Detector {
 }
 
 impl Detector {
-    /// Reads a checkpoint onto a device; running averages of the weights are taken where it has them.
+    /// Loads a checkpoint onto a device. Running averages of the weights are used where the checkpoint has them.
     ///
     /// Errors: `Io` and `Checkpoint` if the file is missing, truncated or not of the model that its recipe describes.
     pub fn load(checkpoint: &Path, device: &Device) -> Result<Detector> {
@@ -39,7 +39,7 @@ impl Detector {
             Engine::new(device, &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)
         };
         let (engine, planner) = (engine(device)?, engine(&device.planner())?);
-        file.load_model(&engine.store, true)?;
+        file.load_model(&engine.store, Weights::Averaged)?;
         Ok(Detector { meta: file.meta, recipe, engine, planner })
     }
 
@@ -48,12 +48,12 @@ impl Detector {
         &self.meta.classes
     }
 
-    /// Images of an evaluation pass in training.
+    /// Images in an evaluation pass during training.
     pub fn batch_size(&self) -> usize {
         self.stage().eval_batch()
     }
 
-    /// What the recipe does with images that cannot be read.
+    /// The recipe's treatment of images that cannot be read.
     pub fn bad_images(&self) -> data::BadImages {
         match self.recipe.data.bad_images {
             BadImages::Fail => data::BadImages::Fail,
@@ -61,14 +61,14 @@ impl Detector {
         }
     }
 
-    /// The stage that the checkpoint is of: its weights are evaluated at its resolution.
+    /// The stage in which the checkpoint was written. Its weights are evaluated at the resolution of this stage.
     fn stage(&self) -> &StageConfig {
         let last = self.recipe.stages.last().expect("a recipe that was checked has a stage");
         self.recipe.stages.get(self.meta.stage).unwrap_or(last)
     }
 
-    /// Detections in all images of a store, at the size of the checkpoint's stage, `batch_size` images at a time.
-    /// `progress` hears how many of how many images are done.
+    /// Detects objects in all images of a store, at the resolution of the checkpoint's stage, `batch_size` images at a
+    /// time. `progress` receives the number of images done and the number of all images.
     pub fn detect(
         &mut self,
         store: &Arc<ImageStore>,
@@ -78,7 +78,7 @@ impl Detector {
         self.detect_views(store, batch_size, &[View::PLAIN], progress)
     }
 
-    /// As [`Detector::detect`], from several views of each image ([`merge`]).
+    /// Like [`Detector::detect`], but merges the detections of several views of each image ([`merge`]).
     pub fn detect_views(
         &mut self,
         store: &Arc<ImageStore>,
@@ -99,7 +99,7 @@ impl Detector {
         Ok(merge(all, self.recipe.model.nms_iou(), self.recipe.model.max_detections()))
     }
 
-    /// Detections of one view, in its own pixels: mirrored ones are mirrored still.
+    /// Detections in one view, in the view's own pixels: boxes of a mirrored view are still mirrored.
     fn detect_view(
         &mut self,
         store: &Arc<ImageStore>,
@@ -124,14 +124,15 @@ impl Detector {
         Ok(found.expect("detect_all: nobody ended it"))
     }
 
-    /// Whether it finds masks.
+    /// Whether detections have masks.
     pub fn has_masks(&self) -> bool {
         self.recipe.model.mask_size().is_some()
     }
 
-    /// Rewrites class numbers of this detector as those of a data set with the same class names in another order.
+    /// The class index in a data set for each class of this detector. The data set must have the same class names, in
+    /// any order.
     ///
-    /// Errors: `Data` that names the first class that one has and the other has not.
+    /// Errors: `Data` that names the first class that only one of both has.
     pub fn match_classes(&self, dataset: &data::Dataset) -> Result<Vec<usize>> {
         let theirs = dataset.class_names();
         let mine = self.classes();
@@ -152,9 +153,9 @@ impl Detector {
     }
 }
 
-/// Runs the detector over all images of a store. `order[b]` is the engine's number of the pipeline's bucket `b`. Images that
-/// cannot be read (and are skipped) have no detections. `progress` hears how many of how many images are done, and ends it
-/// by `false`: the result is then none.
+/// Runs the detector over all images of a store. `order[b]` is the engine's number of the pipeline's bucket `b`. Images
+/// that are skipped because they cannot be read have no detections. `progress` receives the number of images done and
+/// the number of all images. If it returns `false` the detection stops and the result is `None`.
 pub fn detect_all(
     engine: &mut Engine,
     plans: &[Rc<StepPlan>],

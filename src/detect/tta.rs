@@ -1,9 +1,11 @@
-//! Test-time augmentation: each picture is looked at several times, mirrored or at other sizes, and what was found is put
-//! together.
+//! Test-time augmentation: detects objects in several views of each picture, mirrored or at other sizes, and merges
+//! them.
 //!
-//! A view is an ordinary evaluation pass with buckets and memory plans of its own. Boxes and masks come back to the
-//! picture's pixels exactly; views are merged on the host, class by class ([`merge`]). Main types: [`Tta`], [`View`].
+//! A view is an ordinary evaluation pass with buckets and memory plans of its own. Boxes and masks are mapped back to
+//! the picture's pixels exactly; views are merged on the host, class by class ([`merge`]). Main types: [`Tta`],
+//! [`View`].
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use super::found::{Detection, ImageDetections};
@@ -11,12 +13,12 @@ use crate::data::Pipeline;
 use crate::error::Result;
 use crate::recipe::{Resize, StageConfig};
 
-/// One way to look at a picture.
+/// A scaled or mirrored version of a picture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct View {
-    /// Times the evaluation size.
+    /// Scale relative to the evaluation size.
     pub scale: f64,
-    /// Mirrored left and right.
+    /// Mirrored horizontally.
     pub flip: bool,
 }
 
@@ -24,12 +26,12 @@ impl View {
     /// The evaluation without augmentation.
     pub const PLAIN: View = View { scale: 1.0, flip: false };
 
-    /// What happens to the pictures of a stage.
+    /// The evaluation pipeline of a stage for this view.
     pub(super) fn pipeline(&self, stage: &StageConfig) -> Pipeline {
         let times = |side: u32| (f64::from(side) * self.scale).round() as u32;
         let resize = match stage.eval_resize() {
             resize if self.scale == 1.0 => resize,
-            // A multiple of 32, as all levels of the pyramid like it.
+            // A multiple of 32, so that it divides evenly on all levels of the pyramid.
             Resize::FitCrop { size, jitter } => {
                 Resize::FitCrop { size: ((f64::from(times(size)) / 32.0).round() as u32 * 32).max(32), jitter }
             }
@@ -41,7 +43,7 @@ impl View {
         Pipeline { flip: if self.flip { 1.0 } else { 0.0 }, ..plain }
     }
 
-    /// Brings what was found in this view of a picture `width` pixels wide back to the picture.
+    /// Maps detections in this view back to the picture, which is `width` pixels wide.
     pub(super) fn restore(&self, found: &mut [Detection], width: u32) -> Result<()> {
         if self.flip {
             for d in found {
@@ -54,23 +56,26 @@ impl View {
     }
 }
 
-/// The views of a picture, as the command line names them: `flip`, `scales=0.8,1.0,1.2`, `scales=0.8,1.0,1.2,flip`.
+/// The views of a picture, parsed from the command line: `flip`, `scales=0.8,1.0,1.2`, `scales=0.8,1.0,1.2,flip`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tta {
-    /// Each scale, and then the same mirrored.
+    /// All scales, then the same scales mirrored.
     pub views: Vec<View>,
 }
 
-/// Scales that make sense.
+/// Allowed scales.
 const SCALES: std::ops::RangeInclusive<f64> = 0.25..=4.0;
-/// Views at most: each costs as much as an evaluation.
+/// The most views: each costs as much as an evaluation.
 const MOST_VIEWS: usize = 32;
 
 impl FromStr for Tta {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Tta, String> {
-        let (mut scales, mut flip, mut listing) = (Vec::new(), false, false);
+        let mut scales = Vec::new();
+        let mut flip = false;
+        // Items after `scales=` are further scales.
+        let mut listing = false;
         for item in text.split(',').map(str::trim) {
             let number = item.strip_prefix("scales=");
             listing |= number.is_some();
@@ -108,15 +113,16 @@ impl FromStr for Tta {
     }
 }
 
-/// What several views found of the same pictures, put together: all detections of a picture by falling score (equal
-/// ones in the order of the views), each dropped whose box overlaps a kept one of its class from another view with an
-/// IoU above `iou`, and the first `most` of them. A kept box keeps its mask.
+/// Merges the detections of several views of the same pictures. The detections of a picture are visited by falling
+/// score (equal scores in the order of the views). One is dropped if its box overlaps a kept box of its class from
+/// another view with an IoU above `iou`; at most `most` are kept. A kept box keeps its mask.
 ///
-/// Boxes of one view are not compared: the detector has done so, with the same threshold. So one view stays as it is.
+/// Boxes of one view are not compared: the detector has already done so with the same threshold. A single view is
+/// unchanged.
 ///
 /// Reference: detectron2's `GeneralizedRCNNWithTTA`, which also averages the masks of the views.
 pub fn merge(views: Vec<Vec<ImageDetections>>, iou: f32, most: usize) -> Vec<ImageDetections> {
-    let mut all: std::collections::BTreeMap<usize, Vec<(usize, Detection)>> = Default::default();
+    let mut all: BTreeMap<usize, Vec<(usize, Detection)>> = BTreeMap::new();
     for (view, images) in views.into_iter().enumerate() {
         for image in images {
             all.entry(image.index).or_default().extend(image.found.into_iter().map(|d| (view, d)));
@@ -136,7 +142,7 @@ pub fn merge(views: Vec<Vec<ImageDetections>>, iou: f32, most: usize) -> Vec<Ima
     all.into_iter().map(of_image).collect()
 }
 
-/// Intersection over union; NaN of two empty boxes, which suppresses nothing, as in the op.
+/// Intersection over union. It is NaN for two empty boxes, which suppresses nothing, like in the NMS op.
 fn overlap(a: [f32; 4], b: [f32; 4]) -> f32 {
     let side = |k: usize| (a[k + 2].min(b[k + 2]) - a[k].max(b[k])).max(0.0);
     let area = |c: [f32; 4]| (c[2] - c[0]) * (c[3] - c[1]);

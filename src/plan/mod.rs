@@ -1,4 +1,8 @@
-//! What follows from a recipe and its data before the first step: shapes, schedules, memory plans.
+//! Everything that follows from a recipe and its data before the first step: shapes, schedules, memory plans.
+//!
+//! Not for executing steps ([`crate::train`]) nor for tracing a single one ([`crate::engine`]). Main types:
+//! [`Planner`], [`StageContext`], [`StagePlans`]. Read `budget/mod.rs` next (fits stages into a number of bytes), then
+//! `report/mod.rs` (the numbers of `train --plan`) and `rates.rs` (measured speeds of earlier runs).
 
 pub mod budget;
 pub mod rates;
@@ -19,17 +23,17 @@ use crate::recipe::schedule::Schedule;
 use crate::recipe::{Recipe, StageConfig};
 use crate::tape::Role;
 
-/// Memory plans of a stage.
+/// The memory plans of a stage.
 pub struct StagePlans {
     /// One for each training bucket.
     pub train: Vec<Rc<StepPlan>>,
     /// One for each evaluation bucket.
     pub eval: Vec<Rc<StepPlan>>,
-    /// The optimizer's.
+    /// The plan of the optimizer's step.
     pub update: Rc<StepPlan>,
     /// Bytes of parameters, optimizer state and inputs.
     pub persistent_bytes: usize,
-    /// The same by kind.
+    /// These bytes by kind.
     pub persistent: PersistentBytes,
 }
 
@@ -49,15 +53,15 @@ impl StagePlans {
         self.persistent_bytes + self.arena_bytes()
     }
 
-    /// Bytes of the arena that holds each of the steps.
+    /// Bytes of the arena, which is large enough for each step.
     pub fn arena_bytes(&self) -> usize {
         self.train.iter().chain(&self.eval).chain([&self.update]).map(|p| p.peak_bytes()).max().unwrap_or(0)
     }
 }
 
-/// A stage with the numbers that follow from the data.
+/// A stage, with the numbers that depend on the data.
 pub struct StageContext {
-    /// What the engine prepares.
+    /// The setup for the engine.
     pub setup: StageSetup,
     /// Learning rates and length.
     pub schedule: Schedule,
@@ -65,7 +69,7 @@ pub struct StageContext {
     pub eval_shapes: Vec<Shape>,
 }
 
-/// What follows from recipe and data for stage `index` on a device.
+/// Computes the context of stage `index` of a recipe on a device.
 pub fn stage_context(recipe: &Recipe, data: &RunData, index: usize, device: &Device) -> Result<StageContext> {
     let stage = &recipe.stages[index];
     let options = loader_options(recipe, data, index, 0, u64::MAX);
@@ -85,11 +89,13 @@ pub fn stage_context(recipe: &Recipe, data: &RunData, index: usize, device: &Dev
     Ok(StageContext { setup, schedule, eval_shapes })
 }
 
+/// Shapes of the evaluation inputs of a store, the same as [`crate::data::EvalLoader`] finds.
 pub(crate) fn eval_buckets(stage: &StageConfig, store: &ImageStore) -> Vec<Shape> {
     let all: Vec<usize> = (0..store.dataset().images.len()).collect();
-    eval_pipeline(stage).buckets(store.dataset(), &all, 1).shapes // as EvalLoader
+    eval_pipeline(stage).buckets(store.dataset(), &all, 1).shapes
 }
 
+/// Options of the training loader of stage `index`, for the passes from `start_step` up to `end_step`.
 pub(crate) fn loader_options(
     recipe: &Recipe,
     data: &RunData,
@@ -113,18 +119,19 @@ pub(crate) fn loader_options(
     }
 }
 
-/// Plans stages without training: one that is planned again in another way (another `micro_batch`) costs some milliseconds
+/// Plans stages without training. Planning a stage again in another way (another `micro_batch`) costs some milliseconds
 /// for each bucket.
 pub struct Planner {
     device: Device,
-    /// What is trained on.
+    /// The data.
     pub data: RunData,
     /// The detector, without data.
     pub engine: Engine,
 }
 
 impl Planner {
-    /// For the data and the detector of a recipe, on `device`, or the one that it plans for.
+    /// Opens a recipe's data and builds its detector. `device` is the device to plan for, or a planner of such a
+    /// device.
     pub fn new(recipe: &Recipe, file: &Path, device: &Device) -> Result<Planner> {
         let data = RunData::open_with(recipe, file, recipe.model.mask_size().is_some())?;
         let classes = data.train.dataset().categories.len();
@@ -132,22 +139,22 @@ impl Planner {
         Ok(Planner { device: device.clone(), data, engine })
     }
 
-    /// Whom it plans for.
+    /// The kind of device that it plans for.
     pub fn target(&self) -> Target {
         self.device.target()
     }
 
-    /// Whether the detector has batch norm, whatever stages do with it.
+    /// Whether the detector has batch norm, in whichever mode stages use it.
     pub fn has_batch_norm(&self) -> bool {
         self.engine.store.all().iter().any(|p| p.role() == Role::Statistic)
     }
 
-    /// Context of stage `index` of a recipe, which may differ from that of [`Planner::new`] in its stages.
+    /// Context of stage `index` of a recipe. Only its stages may differ from those of the recipe in [`Planner::new`].
     pub fn context(&self, recipe: &Recipe, index: usize) -> Result<StageContext> {
         stage_context(recipe, &self.data, index, &self.device)
     }
 
-    /// Context and plans of stage `index` of such a recipe.
+    /// Context and plans of stage `index`, for a recipe like that of [`Planner::context`].
     pub fn stage(&mut self, recipe: &Recipe, index: usize) -> Result<(StageContext, StagePlans)> {
         let context = self.context(recipe, index)?;
         let plans = StagePlans::trace(&mut self.engine, &context.setup)?;

@@ -1,4 +1,4 @@
-//! How fast stages have been trained before, from the logs of earlier runs: what a plan expects of the same stage.
+//! Training speeds from the logs of earlier runs. A plan expects the same speed of a stage that does the same work.
 //!
 //! Main type: [`Rates`].
 
@@ -14,27 +14,28 @@ use crate::recipe::{Recipe, StageConfig};
 use crate::run::dir::RunDir;
 use crate::run::event::Event;
 
-/// Lines of the log, a second each, that are left out where a stage begins or goes on: caches are cold, and a GPU chooses its algorithms.
+/// Log lines that are skipped where a stage begins or is resumed, each about a second: caches are cold, and a GPU still
+/// chooses its algorithms.
 const COLD_LINES: usize = 5;
-/// Lines behind them before a rate is one.
+/// Log lines that are needed after the skipped ones for a rate.
 const FEWEST_LINES: usize = 10;
-/// Images a second that something may train at: what is not in here is a damaged log.
+/// Plausible rates in images per second. A log with others is damaged.
 const BELIEVABLE: RangeInclusive<f64> = 1e-6..=1e9;
 
-/// A speed that was measured.
+/// A measured training speed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rate {
-    /// Images that were trained on in a second, evaluations left out.
+    /// Training images per second, without evaluations.
     pub images_per_s: f64,
-    /// The run.
+    /// Folder of the run.
     pub run: PathBuf,
-    /// Its device in words.
+    /// The run's device in words.
     pub device: String,
-    /// Its threads, which matter on the CPU.
+    /// The run's threads, which matter on the CPU.
     pub threads: usize,
 }
 
-/// Earlier runs, the one to be believed first in front.
+/// Earlier runs, in the order in which they are asked for a rate.
 #[derive(Clone, Debug, Default)]
 pub struct Rates {
     runs: Vec<Run>,
@@ -47,17 +48,24 @@ struct Run {
     measured: Measured,
 }
 
-/// What a log says of training by the recipe of its folder: a run that goes on may have another from there on.
+/// The rates in a log that belong to the recipe of its folder. A resumed run may have changed its recipe, so a log may
+/// hold rates of several recipes.
 #[derive(Clone, Debug, Default)]
 struct Measured {
     device: String,
     threads: usize,
-    /// Name of a stage, and images a second.
-    lines: Vec<(String, f64)>,
+    lines: Vec<Line>,
+}
+
+/// A log line of training.
+#[derive(Clone, Debug)]
+struct Line {
+    stage: String,
+    images_per_s: f64,
 }
 
 impl Rates {
-    /// The runs in a folder, newest first. What is no run, or cannot be read, has no rate: a plan does without.
+    /// The runs in a folder, newest first. Entries that are not runs or cannot be read are skipped.
     pub fn in_folder(folder: &Path) -> Rates {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
         let mut runs: Vec<(SystemTime, Run)> = entries.filter_map(|path| Run::read(&path)).collect();
@@ -65,21 +73,22 @@ impl Rates {
         Rates { runs: runs.into_iter().map(|(_, run)| run).collect() }
     }
 
-    /// These, and before them the run in a folder.
+    /// Puts the run in a folder before these runs.
     pub fn after(mut self, run: &Path) -> Rates {
         self.runs.splice(0..0, Run::read(run).map(|(_, run)| run));
         self
     }
 
-    /// What the first run has reached that did the work of this stage on a device of the kind, and on the CPU with as many
-    /// `threads`: the same model, data and passes, whatever its learning rate, length or seed.
+    /// The rate of the first run that did the same work as this stage on the same kind of device, and on the CPU with
+    /// the same number of `threads`. The same work means the same model, data and passes; learning rate, length and
+    /// seed may differ.
     pub fn of(&self, recipe: &Recipe, stage: &StageConfig, target: Target, threads: usize) -> Option<Rate> {
         self.runs.iter().find_map(|run| run.rate(recipe, stage, target, threads))
     }
 }
 
 impl Run {
-    /// And when its log was written last.
+    /// Reads the run in a folder, and the time of the last write to its log. `None` if the folder has no readable run.
     fn read(path: &Path) -> Option<(SystemTime, Run)> {
         let dir = RunDir::at(path);
         let recipe = Recipe::read(dir.recipe(), &[]).ok()?;
@@ -96,7 +105,7 @@ impl Run {
         }
         let alike = |other: &&StageConfig| is_same_work((recipe, stage), (&self.recipe, other));
         let other = self.recipe.stages.iter().find(alike)?;
-        let here = lines.iter().filter(|(stage, _)| *stage == other.name).map(|(_, rate)| *rate);
+        let here = lines.iter().filter(|line| line.stage == other.name).map(|line| line.images_per_s);
         let mut rates: Vec<f64> = here.filter(|rate| BELIEVABLE.contains(rate)).collect();
         if rates.len() < FEWEST_LINES {
             return None;
@@ -107,7 +116,7 @@ impl Run {
     }
 }
 
-/// What a log says of the device, as a plan names it.
+/// The kind of a device, from its name in a log.
 fn kind(device: &str) -> Target {
     match device {
         "cpu" => Target::Cpu,
@@ -117,9 +126,11 @@ fn kind(device: &str) -> Target {
 }
 
 impl Measured {
-    /// Of the parts of a log by this recipe those on the device of the last.
+    /// The log lines that were made with this recipe, on the device and thread count it last ran with.
     fn of(log: &str, recipe: u32) -> Measured {
-        let (mut measured, mut is_of_recipe, mut cold) = (Measured::default(), false, 0);
+        let mut measured = Measured::default();
+        let mut is_of_recipe = false;
+        let mut cold = 0;
         for event in log.lines().filter_map(|line| serde_json::from_str(line).ok()) {
             match event {
                 Event::Start(start) => {
@@ -132,7 +143,9 @@ impl Measured {
                 Event::Stage(_) => cold = COLD_LINES,
                 Event::Train(_) if !is_of_recipe => {}
                 Event::Train(_) if cold > 0 => cold -= 1,
-                Event::Train(train) => measured.lines.push((train.stage, train.images_per_s)),
+                Event::Train(train) => {
+                    measured.lines.push(Line { stage: train.stage, images_per_s: train.images_per_s });
+                }
                 _ => {}
             }
         }
@@ -140,7 +153,7 @@ impl Measured {
     }
 }
 
-/// Whether an image costs the same in both.
+/// Whether an image costs the same time in both stages, each given with its recipe.
 fn is_same_work((recipe, a): (&Recipe, &StageConfig), (other, b): (&Recipe, &StageConfig)) -> bool {
     let step = |s: &StageConfig| (s.images_per_step, s.micro_batch, s.precision, s.recompute, s.batch_norm);
     let update = |s: &StageConfig| (s.frozen_stages, s.optimizer.kind, s.optimizer.state.dtype(), s.ema > 0.0);
@@ -159,8 +172,8 @@ fn is_same_work((recipe, a): (&Recipe, &StageConfig), (other, b): (&Recipe, &Sta
 mod tests {
     use super::*;
 
-    const START: &str = r#"{"event":"start","version":"0","recipe":"r","seed":0,"device":"DEVICE","threads":2,"classes":[],
-        "parameters":1,"resumed_at":null,"recipe_crc32c":CRC}"#;
+    const START: &str = r#"{"event":"start","version":"0","recipe":"r","seed":0,"device":"DEVICE","threads":2,
+        "classes":[],"parameters":1,"resumed_at":null,"recipe_crc32c":CRC}"#;
 
     fn start(device: &str, recipe: &Recipe) -> String {
         START.replace('\n', " ").replace("DEVICE", device).replace("CRC", &recipe.crc32c().to_string())
@@ -168,8 +181,8 @@ mod tests {
 
     fn train(stage: &str, images_per_s: &str) -> String {
         format!(
-            r#"{{"event":"train","stage":"{stage}","stage_index":0,"step":1,"global_step":1,"epoch":0.1,"lr":0.1,"losses":{{}},
-            "grad_norm":1.0,"images_per_s":{images_per_s},"data_wait":0.0,"time_s":1.0,"memory_bytes":1}}"#
+            r#"{{"event":"train","stage":"{stage}","stage_index":0,"step":1,"global_step":1,"epoch":0.1,"lr":0.1,
+            "losses":{{}},"grad_norm":1.0,"images_per_s":{images_per_s},"data_wait":0.0,"time_s":1.0,"memory_bytes":1}}"#
         )
         .replace('\n', " ")
     }
@@ -187,7 +200,7 @@ mod tests {
         rates.of(recipe, &recipe.stages[0], target, threads).map(|rate| rate.images_per_s)
     }
 
-    /// Cold lines, and then each rate five times.
+    /// Log lines with cold rates, then each of the given rates five times.
     fn lines_of(images_per_s: &[&str]) -> Vec<String> {
         let warm = images_per_s.iter().flat_map(|rate| [*rate; 5]);
         ["1e5"; COLD_LINES].into_iter().chain(warm).map(|rate| train("pretrain", rate)).collect()

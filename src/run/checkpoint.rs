@@ -1,8 +1,10 @@
-//! Checkpoints: safetensors files that hold everything a run needs to go on bit-exactly, written atomically.
+//! Checkpoints: safetensors files with the whole state of a run, so that it can be resumed bit-exactly. Files are
+//! written atomically.
 //!
 //! Tensors: parameters under their names, `momentum.<name>` (AdamW: `exp_avg.<name>`, `exp_avg_sq.<name>`),
-//! `ema.<name>`. All are F32, but for optimizer state in bf16, which is BF16 and comes last, so that every tensor begins where its
-//! elements may. The metadata holds [`Meta`] as JSON, and a checksum of it and of the tensors' bytes.
+//! `ema.<name>`. All are F32, except optimizer state in bf16, which is BF16 and comes last, so that the data of every
+//! tensor is aligned to its element type. The metadata holds [`Meta`] as JSON, and a checksum of this JSON and the
+//! tensors' bytes. Main type: [`Checkpoint`].
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -25,21 +27,22 @@ use crate::tape::Param;
 use crate::tensor::{DType, Tensor};
 use crate::weights;
 
-/// Version of the format: raised when an older program could not read it. A file without tensors in bf16 is of version 1.
+/// Version of the format. It is raised when an older program could not read the file. Files without bf16 tensors are
+/// still written as version 1.
 const FORMAT: u32 = 2;
 /// Key of [`Meta`] in the safetensors metadata.
 const META_KEY: &str = weights::OURS;
-/// Key of the CRC-32C (hexadecimal) of the metadata's text followed by the tensors' bytes.
+/// Key of the CRC-32C (hexadecimal) of the metadata's JSON text followed by the tensors' bytes.
 const CHECKSUM_KEY: &str = "crc32c";
 
-/// What a checkpoint says of itself.
+/// Metadata of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
     /// Version of the format.
     pub format: u32,
-    /// The resolved recipe, TOML.
+    /// The resolved recipe as TOML.
     pub recipe: String,
-    /// Class names, in the order of the outputs.
+    /// Class names, in the order of the detector's outputs.
     pub classes: Vec<String>,
     /// Category id of each class in the annotation file.
     pub category_ids: Vec<i64>,
@@ -51,15 +54,15 @@ pub struct Meta {
     pub global_step: u64,
     /// Seconds of training so far.
     pub time_s: f64,
-    /// Best validation AP so far, of this run.
+    /// The run's best validation AP so far.
     pub best_ap: Option<f64>,
-    /// An evaluation is due before the next step: it had not ended when this was written.
+    /// An evaluation is due before the next step: it had not ended when the checkpoint was written.
     #[serde(default)]
     pub evaluation_due: bool,
 }
 
 impl Meta {
-    /// Of a run that has not begun.
+    /// Metadata of a run that has not begun.
     pub fn new(recipe: String, classes: Vec<String>, category_ids: Vec<i64>) -> Meta {
         Meta {
             format: 1,
@@ -80,17 +83,33 @@ impl Meta {
 pub struct Checkpoint {
     /// The file.
     pub path: PathBuf,
-    /// What it says of itself.
+    /// Its metadata.
     pub meta: Meta,
-    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    tensors: BTreeMap<String, Stored>,
 }
 
-/// Writes a checkpoint. If anything fails the old file is intact and no temporary one stays.
+/// A tensor of a checkpoint.
+struct Stored {
+    shape: Vec<usize>,
+    /// Converted to f32 where the file has bf16.
+    values: Vec<f32>,
+}
+
+/// The weights to take from a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// The parameters as the optimizer left them.
+    Trained,
+    /// Their running averages where the checkpoint has them, otherwise the parameters.
+    Averaged,
+}
+
+/// Writes a checkpoint. On an error the old file is intact and no temporary file remains.
 pub fn save(path: &Path, meta: &Meta, tensors: &[(String, Tensor)]) -> Result<()> {
     write_durably(path, |mut out| write_to(&mut out, meta, tensors))
 }
 
-/// The file's bytes: length of the header, header, tensors.
+/// Writes the file's bytes: length of the header, header, tensors.
 fn write_to(out: &mut impl Write, meta: &Meta, tensors: &[(String, Tensor)]) -> std::io::Result<()> {
     let mut header = serde_json::Map::new();
     let format = if tensors.iter().any(|(_, t)| t.dtype() == DType::BF16) { FORMAT } else { 1 };
@@ -111,7 +130,7 @@ fn write_to(out: &mut impl Write, meta: &Meta, tensors: &[(String, Tensor)]) -> 
         offset = end;
     }
     let mut header = serde_json::to_vec(&header).map_err(std::io::Error::other)?;
-    header.resize(header.len().next_multiple_of(8), b' '); // data begin at a multiple of 8
+    header.resize(header.len().next_multiple_of(8), b' '); // tensor data begins at a multiple of 8
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
     for (_, t) in tensors {
@@ -120,7 +139,7 @@ fn write_to(out: &mut impl Write, meta: &Meta, tensors: &[(String, Tensor)]) -> 
     out.flush()
 }
 
-/// The bytes of a tensor of f32 or bf16: nothing else is saved.
+/// The bytes of a tensor in f32 or bf16. Other types are never saved.
 fn content(t: &Tensor) -> std::io::Result<Cow<'_, [u8]>> {
     let bytes = match t.dtype() {
         DType::BF16 => t.read::<bf16>().map(as_bytes),
@@ -136,8 +155,26 @@ fn as_bytes<T: bytemuck::Pod>(elements: Cow<'_, [T]>) -> Cow<'_, [u8]> {
     }
 }
 
+/// The tensors of a file, converted to f32.
+fn stored(path: &Path, file: &SafeTensors<'_>) -> Result<BTreeMap<String, Stored>> {
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let values = match view.dtype() {
+            Dtype::F32 => bytemuck::pod_collect_to_vec(view.data()),
+            Dtype::BF16 if is_state(&name) => {
+                bytemuck::pod_collect_to_vec::<u8, bf16>(view.data()).into_iter().map(bf16::to_f32).collect()
+            }
+            other => return Err(Error::checkpoint(path, format!("{name}: want F32, got {other:?}"))),
+        };
+        tensors.insert(name, Stored { shape: view.shape().to_vec(), values });
+    }
+    Ok(tensors)
+}
+
 impl Checkpoint {
     /// Reads and checks a file.
+    ///
+    /// Errors: `Io`; `Checkpoint` if the file is truncated, damaged, of a newer format or not a checkpoint.
     pub fn load(path: &Path) -> Result<Checkpoint> {
         let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
         let broken = |e: safetensors::SafeTensorError| weights::broken(path, &bytes, e);
@@ -150,7 +187,7 @@ impl Checkpoint {
                 "no upres metadata: a weights file of another program, not a checkpoint (`convert --from` makes one)",
             )
         })?;
-        // The library has checked that the tensors fill the rest of the file.
+        // The safetensors library has checked that the tensors fill the rest of the file.
         let data = bytes.get(8 + header_len..).unwrap_or_default();
         let sum = format!("{:08x}", crc32c::crc32c_append(crc32c::crc32c(text.as_bytes()), data));
         if metadata.and_then(|m| m.get(CHECKSUM_KEY)).is_some_and(|want| *want != sum) {
@@ -164,21 +201,10 @@ impl Checkpoint {
             let message = format!("format {} is newer than this program's {FORMAT}: update upres", meta.format);
             return Err(Error::checkpoint(path, message));
         }
-        let mut tensors = BTreeMap::new();
-        for (name, view) in file.tensors() {
-            let values = match view.dtype() {
-                Dtype::F32 => bytemuck::pod_collect_to_vec(view.data()),
-                Dtype::BF16 if is_state(&name) => {
-                    bytemuck::pod_collect_to_vec::<u8, bf16>(view.data()).into_iter().map(bf16::to_f32).collect()
-                }
-                other => return Err(Error::checkpoint(path, format!("{name}: want F32, got {other:?}"))),
-            };
-            tensors.insert(name, (view.shape().to_vec(), values));
-        }
-        Ok(Checkpoint { path: path.to_path_buf(), meta, tensors })
+        Ok(Checkpoint { path: path.to_path_buf(), meta, tensors: stored(path, &file)? })
     }
 
-    /// Its recipe.
+    /// The recipe of the run.
     ///
     /// Errors: `Checkpoint` if this version of the program does not know a key of it.
     pub fn recipe(&self) -> Result<Recipe> {
@@ -187,43 +213,43 @@ impl Checkpoint {
         })
     }
 
-    /// Overwrites a model's parameters. With `averaged`, running averages are taken where the checkpoint has them.
+    /// Overwrites a model's parameters.
     ///
-    /// Errors: `Checkpoint` that names the first tensors that are missing or have another shape, or the first that is not finite; nothing
-    /// is changed then.
-    pub fn load_model(&self, store: &ParamStore, averaged: bool) -> Result<()> {
-        let values = self.model_values(store, averaged)?;
+    /// Errors: `Checkpoint` that names the first tensors that are missing or have another shape, or the first one that
+    /// is not finite. On an error nothing is changed.
+    pub fn load_model(&self, store: &ParamStore, weights: Weights) -> Result<()> {
+        let values = self.model_values(store, weights)?;
         store.all().iter().zip(values).try_for_each(|(p, values)| p.load(values))
     }
 
-    /// As [`Checkpoint::load_model`] with averages, but for the layers whose rows are classes: they keep the values they have.
+    /// Like [`Checkpoint::load_model`] with averaged weights, but layers whose rows are classes keep their values.
     pub fn load_all_but_classes(&self, store: &ParamStore) -> Result<()> {
         let of_classes =
             |p: &&Param| [".fc_cls.", ".fc_reg.", ".conv_logits.", ".retina_cls."].iter().any(|l| p.name().contains(l));
         let rest: Vec<&Param> = store.all().iter().filter(|p| !of_classes(p)).collect();
-        let values = self.values_of(store, &rest, true)?;
+        let values = self.values_of(store, &rest, Weights::Averaged)?;
         rest.iter().zip(values).try_for_each(|(p, values)| p.load(values))
     }
 
-    /// The values of a model's parameters, in the store's order. Otherwise as [`Checkpoint::load_model`].
-    pub fn model_values(&self, store: &ParamStore, averaged: bool) -> Result<Vec<&[f32]>> {
-        self.values_of(store, &store.all().iter().collect::<Vec<_>>(), averaged)
+    /// The values of a model's parameters, in the store's order. Like [`Checkpoint::load_model`], but changes nothing.
+    pub fn model_values(&self, store: &ParamStore, weights: Weights) -> Result<Vec<&[f32]>> {
+        self.values_of(store, &store.all().iter().collect::<Vec<_>>(), weights)
     }
 
     /// The values of some of the store's parameters.
-    fn values_of(&self, store: &ParamStore, params: &[&Param], averaged: bool) -> Result<Vec<&[f32]>> {
+    fn values_of(&self, store: &ParamStore, params: &[&Param], weights: Weights) -> Result<Vec<&[f32]>> {
         let (mut wrong, mut spoilt) = (Vec::new(), None);
         let mut all = Vec::with_capacity(params.len());
         for p in params {
             match self.tensors.get(p.name()) {
                 None => wrong.push(format!("{} is missing", p.name())),
-                Some((shape, _)) if *shape != p.shape() => {
+                Some(Stored { shape, .. }) if *shape != p.shape() => {
                     wrong.push(format!("{} is {shape:?}, the model wants {:?}", p.name(), p.shape()));
                 }
-                Some((_, values)) => {
+                Some(stored) => {
                     let average = format!("ema.{}", p.name());
-                    let average = self.tensors.get_key_value(&average).filter(|_| averaged);
-                    let (name, values) = average.map_or((p.name(), values), |(name, (_, values))| (name, values));
+                    let average = self.tensors.get_key_value(&average).filter(|_| weights == Weights::Averaged);
+                    let (name, Stored { values, .. }) = average.map_or((p.name(), stored), |(name, s)| (name, s));
                     let bad = values.iter().find(|v| !v.is_finite());
                     spoilt = spoilt.or(bad.map(|bad| format!("{name} holds {bad}: use another checkpoint")));
                     all.push(values.as_slice());
@@ -237,6 +263,7 @@ impl Checkpoint {
         }
     }
 
+    /// The error for tensors that do not match the model, with the likely cause.
     fn mismatch(&self, store: &ParamStore, wrong: &[String]) -> Error {
         let heads = wrong.iter().all(|w| w.contains(".fc_cls.") || w.contains(".fc_reg."));
         let cause = match store.all().iter().find(|p| p.name().ends_with("fc_cls.bias")) {
@@ -250,21 +277,24 @@ impl Checkpoint {
         Error::checkpoint(&self.path, format!("{cause}: {}{more}", wrong[..wrong.len().min(3)].join("; ")))
     }
 
-    /// Whether it has a tensor.
+    /// Whether the checkpoint has a tensor.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
     /// The values of a tensor of `n` elements.
     ///
-    /// Errors: `Checkpoint` if it is missing, has another number of elements, or holds NaN. (Squares may have overflowed.)
+    /// Errors: `Checkpoint` if it is missing, has another number of elements, or holds NaN. Infinity is allowed,
+    /// because squares may have overflowed.
     pub fn values(&self, name: &str, n: usize) -> Result<Vec<f32>> {
         match self.tensors.get(name) {
-            Some((_, v)) if v.iter().any(|v| v.is_nan()) => {
+            Some(Stored { values, .. }) if values.iter().any(|v| v.is_nan()) => {
                 Err(Error::checkpoint(&self.path, format!("{name} holds NaN: use another checkpoint")))
             }
-            Some((_, v)) if v.len() == n => Ok(v.clone()),
-            Some((shape, _)) => Err(Error::checkpoint(&self.path, format!("{name} is {shape:?}, want {n} elements"))),
+            Some(Stored { values, .. }) if values.len() == n => Ok(values.clone()),
+            Some(Stored { shape, .. }) => {
+                Err(Error::checkpoint(&self.path, format!("{name} is {shape:?}, want {n} elements")))
+            }
             None => Err(Error::checkpoint(&self.path, format!("{name} is missing: the stage's settings have changed"))),
         }
     }
@@ -298,16 +328,16 @@ mod tests {
         s.all().iter().map(|p| (p.name().to_string(), p.value())).collect()
     }
 
-    /// The tensor that is read is named: the average where there is one.
+    /// The error names the tensor that is read: the average where there is one.
     #[test]
     fn what_is_not_finite_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.safetensors");
-        for (weight, average, averaged, named) in [
-            (f32::NAN, 1.0, true, None),
-            (f32::NAN, 1.0, false, Some("conv.weight holds NaN")),
-            (1.0, f32::NEG_INFINITY, true, Some("ema.conv.weight holds -inf")),
-            (1.0, f32::NEG_INFINITY, false, None),
+        for (weight, average, weights, named) in [
+            (f32::NAN, 1.0, Weights::Averaged, None),
+            (f32::NAN, 1.0, Weights::Trained, Some("conv.weight holds NaN")),
+            (1.0, f32::NEG_INFINITY, Weights::Averaged, Some("ema.conv.weight holds -inf")),
+            (1.0, f32::NEG_INFINITY, Weights::Trained, None),
         ] {
             let s = store(2);
             let mut tensors = state(&s);
@@ -315,7 +345,7 @@ mod tests {
             tensors[0].1 = six(weight);
             tensors.push(("ema.conv.weight".into(), six(average)));
             save(&path, &meta(), &tensors).unwrap();
-            let loaded = Checkpoint::load(&path).unwrap().load_model(&store(2), averaged);
+            let loaded = Checkpoint::load(&path).unwrap().load_model(&store(2), weights);
             match named {
                 None => loaded.unwrap(),
                 Some(named) => assert!(loaded.unwrap_err().to_string().contains(named), "{named}"),
@@ -334,7 +364,7 @@ mod tests {
         assert_eq!(c.meta, meta());
         let other = store(2);
         other.all()[0].load(&[0.0; 6]).unwrap();
-        c.load_model(&other, true).unwrap();
+        c.load_model(&other, Weights::Averaged).unwrap();
         for (a, b) in s.all().iter().zip(other.all()) {
             let bits = |p: &crate::tape::Param| p.value().f32s().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(a), bits(b));
@@ -342,7 +372,7 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
     }
 
-    /// To the bit, of sizes that leave the next tensor at odd places; and nothing else may be bf16.
+    /// Bit-exactly, with sizes after which the next tensor would be misaligned. No other tensors may be bf16.
     #[test]
     fn state_in_bf16_is_kept() {
         let dir = tempfile::tempdir().unwrap();
@@ -394,7 +424,7 @@ mod tests {
             let e = Checkpoint::load(&path).map(|_| ()).unwrap_err().to_string();
             assert!(e.contains("c.safetensors") && e.contains("truncated"), "{n}: {e}");
         }
-        // One bit anywhere in the weights, or in what the checkpoint says of itself.
+        // One flipped bit in the weights, or in the metadata.
         let said = bytes.windows(8).position(|w| w == b"name = \\").unwrap();
         for (place, bit) in [(bytes.len() - 1, 0x80), (bytes.len() - 30, 1), (said + 1, 1)] {
             let mut damaged = bytes.clone();
@@ -417,18 +447,18 @@ mod tests {
         let c = Checkpoint::load(&path).unwrap();
         let mut other = ParamStore::new(&Device::cpu());
         other.builder(1).param("conv.weight", Role::Weight, &[2, 4], Init::Constant(5.0)).unwrap();
-        let e = c.load_model(&other, false).unwrap_err().to_string();
+        let e = c.load_model(&other, Weights::Trained).unwrap_err().to_string();
         assert!(e.contains("another model") && e.contains("conv.weight is [2, 3], the model wants [2, 4]"), "{e}");
         assert_eq!(other.all()[0].value().f32s(), [5.0; 8]);
         let mut head = ParamStore::new(&Device::cpu());
         head.builder(1).sub("x").param("fc_cls.bias", Role::Bias, &[6], Init::Constant(0.0)).unwrap();
-        let e = c.load_model(&head, false).unwrap_err().to_string();
+        let e = c.load_model(&head, Weights::Trained).unwrap_err().to_string();
         assert!(e.contains("the checkpoint has 2 classes, the recipe 5"), "{e}");
     }
 
     #[test]
     fn a_full_disk_leaves_the_old_checkpoint() {
-        /// Fails after some bytes, as a full disk does.
+        /// Fails after some bytes, like a full disk.
         struct Full(usize);
         impl Write for Full {
             fn write(&mut self, b: &[u8]) -> std::io::Result<usize> {
@@ -448,7 +478,7 @@ mod tests {
         let path = dir.path().join("c.safetensors");
         save(&path, &meta(), &tensors).unwrap();
         let before = fs::read(&path).unwrap();
-        // A target that cannot be replaced: the same way out as for any failure.
+        // A target that cannot be replaced takes the same path as any other failure.
         let blocked = dir.path().join("folder");
         fs::create_dir_all(blocked.join("not empty")).unwrap();
         assert!(save(&blocked, &meta(), &tensors).is_err());

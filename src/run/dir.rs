@@ -1,5 +1,7 @@
 //! The folder of a run: `recipe.toml`, `log.jsonl`, `metrics.json`, `report.html`, TensorBoard events and
 //! `checkpoints/{last,best,stage-NAME,step-N}.safetensors`.
+//!
+//! Main type: [`RunDir`].
 
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
@@ -11,10 +13,10 @@ use crate::output::{link_atomic, write_durably};
 use crate::recipe::Recipe;
 use crate::recipe::read::Override;
 
-/// Where runs go that are not told where.
+/// The folder of runs without `--out`.
 const DEFAULT_PARENT: &str = "runs";
 
-/// Held by the process that trains in the folder.
+/// The lock file, held by the process that trains in the folder.
 const LOCK: &str = ".lock";
 
 /// The folder of one run.
@@ -24,9 +26,9 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// A new run in `out`, or in the next free `runs/NAME-N`. Writes `recipe.toml`.
+    /// Creates a new run in `out`, or in the next free `runs/NAME-N`, and writes `recipe.toml`.
     ///
-    /// Errors: `out` exists and is not an empty folder: a run is never overwritten.
+    /// Errors: `Value` if `out` is not an empty folder (a run is never overwritten); `Io`.
     pub fn create(out: Option<&Path>, recipe: &Recipe) -> Result<RunDir> {
         let root = match out {
             Some(out) => {
@@ -42,12 +44,12 @@ impl RunDir {
         Ok(run)
     }
 
-    /// The run in `root`, if it is one.
+    /// The run in `root`, without checking that there is one.
     pub fn at(root: &Path) -> RunDir {
         RunDir { root: root.to_path_buf() }
     }
 
-    /// Where runs lie that are put beside `out`, or that are not told where.
+    /// The folder that holds the neighbouring runs of `out`, or the runs without `--out`.
     pub fn parent(out: Option<&Path>) -> PathBuf {
         match out.and_then(Path::parent) {
             Some(parent) if parent != Path::new("") => parent.to_path_buf(),
@@ -56,9 +58,9 @@ impl RunDir {
         }
     }
 
-    /// Keeps other processes from training in the folder for as long as the result lives, or this process.
+    /// Keeps other processes from training in the folder, until the returned file is dropped or this process ends.
     ///
-    /// Errors: `Value` if another one does.
+    /// Errors: `Value` if another process trains in the folder; `Io`.
     pub fn lock(&self) -> Result<File> {
         let path = self.root.join(LOCK);
         let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
@@ -67,18 +69,20 @@ impl RunDir {
                 let what = self.root.display().to_string();
                 Err(Error::value(what, "another process is training in this folder: wait for its end, or end it"))
             }
-            // Some file systems have no locks: nothing is lost that was there before.
+            // Some file systems have no locks: training goes on without one.
             Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
         }
     }
 
-    /// Whether another process trains in the folder, without disturbing it.
+    /// Whether another process trains in the folder. Does not disturb it.
     fn is_locked(&self) -> bool {
         let file = File::open(self.root.join(LOCK));
         file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
-    /// A run to go on with: needs its recipe and its last checkpoint.
+    /// Opens a run to resume.
+    ///
+    /// Errors: `Value` if the folder lacks a recipe or a last checkpoint.
     pub fn resume(root: &Path) -> Result<RunDir> {
         let run = RunDir::at(root);
         let nothing = |what: String| Error::value("--resume", format!("nothing to resume: {what}"));
@@ -105,7 +109,7 @@ impl RunDir {
         Ok(run)
     }
 
-    /// Removes what a killed process left half written. Needs the [lock](RunDir::lock).
+    /// Removes temporary files that a killed process left. Needs the [lock](RunDir::lock).
     pub fn clear_half_written(&self) -> Result<()> {
         for folder in [self.root.clone(), self.checkpoints()] {
             let entries = fs::read_dir(&folder).map_err(|error| Error::io(&folder, error))?;
@@ -119,7 +123,7 @@ impl RunDir {
         Ok(())
     }
 
-    /// The folder.
+    /// The folder of the run.
     pub fn path(&self) -> &Path {
         &self.root
     }
@@ -129,17 +133,17 @@ impl RunDir {
         self.root.join("recipe.toml")
     }
 
-    /// The log, one JSON object a line.
+    /// The log, one JSON object per line.
     pub fn log(&self) -> PathBuf {
         self.root.join("log.jsonl")
     }
 
-    /// What the run reached.
+    /// The final metrics.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.json")
     }
 
-    /// The page to look at.
+    /// The report, a web page.
     pub fn report(&self) -> PathBuf {
         self.root.join("report.html")
     }
@@ -149,32 +153,32 @@ impl RunDir {
         self.root.join("checkpoints")
     }
 
-    /// The newest state; `--resume` goes on from it.
+    /// The newest checkpoint, from which `--resume` continues.
     pub fn last(&self) -> PathBuf {
         self.checkpoints().join("last.safetensors")
     }
 
-    /// The state of the best evaluation.
+    /// The checkpoint of the best evaluation.
     pub fn best(&self) -> PathBuf {
         self.checkpoints().join("best.safetensors")
     }
 
-    /// The state at the end of a stage.
+    /// The checkpoint of the end of a stage.
     pub fn stage(&self, name: &str) -> PathBuf {
         self.checkpoints().join(format!("stage-{name}.safetensors"))
     }
 
-    /// A state kept by its step.
+    /// A checkpoint that is kept under its step.
     pub fn step(&self, global_step: u64) -> PathBuf {
         self.checkpoints().join(format!("step-{global_step:09}.safetensors"))
     }
 
-    /// A path as the log shows it: relative to the folder.
+    /// A path relative to the folder, as in the log.
     pub fn relative(&self, path: &Path) -> String {
         path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
     }
 
-    /// The recipe that the run was started with, with further overrides.
+    /// Reads the run's recipe, with further overrides.
     pub fn read_recipe(&self, overrides: &[Override]) -> Result<Recipe> {
         Recipe::read(self.recipe(), overrides)
     }
@@ -189,8 +193,8 @@ impl RunDir {
         write_durably(&self.metrics(), |file| writeln!(file, "{metrics:#}"))
     }
 
-    /// Removes the folder of a run that failed before anything came of it: no checkpoint, no step in the log. The same
-    /// command then works once its cause is mended.
+    /// Removes the folder of a run that failed without a checkpoint and without a step in the log, so that the same
+    /// command works once the cause of the failure is fixed.
     pub fn discard_unbegun(&self) -> Result<()> {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         if self.last().exists() || log.contains(r#""event":"train""#) {
@@ -199,17 +203,8 @@ impl RunDir {
         fs::remove_dir_all(&self.root).map_err(|error| Error::io(&self.root, error))
     }
 
-    /// Makes the last checkpoint the best one.
-    pub fn keep_best(&self) -> Result<()> {
-        link_atomic(&self.last(), &self.best())
-    }
-
-    /// Keeps the last checkpoint as that of the end of a stage.
-    pub fn keep_stage(&self, name: &str) -> Result<()> {
-        link_atomic(&self.last(), &self.stage(name))
-    }
-
-    /// Keeps the last checkpoint under its step, and of such only the newest `keep`; 0 does nothing.
+    /// Keeps the last checkpoint under its step, and removes all but the newest `keep` of these. Does nothing if `keep`
+    /// is 0.
     pub fn keep_step(&self, global_step: u64, keep: usize) -> Result<()> {
         if keep == 0 {
             return Ok(());
@@ -223,7 +218,7 @@ impl RunDir {
         Ok(())
     }
 
-    /// Steps of the states kept by step.
+    /// The steps of the checkpoints that are kept under their step.
     fn steps(&self) -> Result<Vec<u64>> {
         let folder = self.checkpoints();
         let entries = fs::read_dir(&folder).map_err(|error| Error::io(&folder, error))?;
@@ -233,6 +228,7 @@ impl RunDir {
     }
 }
 
+/// Refuses a folder that is not empty.
 fn refuse_used(out: &Path) -> Result<()> {
     let refuse = |what: &str| Err(Error::value("--out", format!("{} {what}", out.display())));
     match fs::read_dir(out) {
@@ -250,7 +246,8 @@ fn refuse_used(out: &Path) -> Result<()> {
     }
 }
 
-/// Makes `parent/name-n` with the lowest `n` above all that are there, so that runs stay in the order of their numbers.
+/// Creates `parent/name-n`. `n` is one more than the highest number in use, so that runs stay in the order of their
+/// numbers.
 fn next_free(parent: &Path, name: &str) -> Result<PathBuf> {
     make_folder("--out", parent)?;
     let entries = fs::read_dir(parent).map_err(|error| Error::io(parent, error))?;
@@ -261,7 +258,7 @@ fn next_free(parent: &Path, name: &str) -> Result<PathBuf> {
         let path = parent.join(format!("{name}-{n}"));
         match fs::create_dir(&path) {
             Ok(()) => return Ok(path),
-            // Another run took it in between.
+            // Another run has taken the name in the meantime.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => n += 1,
             Err(error) => return Err(Error::io(&path, error)),
         }
@@ -354,17 +351,11 @@ mod tests {
         for step in [5, 10, 1_000_000_000, 100] {
             write_durably(&run.last(), |file| write!(file, "{step}")).unwrap();
             run.keep_step(step, 2).unwrap();
-            if step == 10 {
-                run.keep_best().unwrap();
-                run.keep_stage("one").unwrap();
-            }
         }
         let mut kept = run.steps().unwrap();
         kept.sort_unstable();
         assert_eq!(kept, [100, 1_000_000_000]);
         assert_eq!(fs::read_to_string(run.step(100)).unwrap(), "100");
-        assert_eq!(fs::read_to_string(run.best()).unwrap(), "10");
-        assert_eq!(fs::read_to_string(run.stage("one")).unwrap(), "10");
         assert_eq!(run.relative(&run.best()), "checkpoints/best.safetensors");
         run.keep_step(7, 0).unwrap();
         assert_eq!(run.steps().unwrap().len(), 2);

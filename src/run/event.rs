@@ -1,4 +1,6 @@
-//! What a run tells the world: one value for each line of `log.jsonl`.
+//! Events of a run: one value for each line of `log.jsonl`.
+//!
+//! Main types: [`Event`], [`Observer`].
 
 use std::collections::BTreeMap;
 
@@ -8,9 +10,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// The run begins, or goes on.
+    /// The run begins or is resumed.
     Start(Start),
-    /// A stage begins, or goes on.
+    /// A stage begins or is resumed.
     Stage(Stage),
     /// An optimizer step.
     Train(Train),
@@ -39,12 +41,12 @@ pub struct Start {
     pub classes: Vec<String>,
     /// Number of parameters.
     pub parameters: usize,
-    /// CRC-32C of the resolved recipe: what follows is of it.
+    /// CRC-32C of the resolved recipe. The following events are of this recipe.
     #[serde(default)]
     pub recipe_crc32c: u32,
-    /// Global step that a resumed run goes on from.
+    /// Global step from which a resumed run continues.
     pub resumed_at: Option<u64>,
-    /// What of the data is not used, in words.
+    /// Data that is not used, in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
 }
@@ -95,9 +97,9 @@ pub struct Train {
     pub losses: BTreeMap<String, f64>,
     /// L2 norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Since the last line.
+    /// Images per second since the last line.
     pub images_per_s: f64,
-    /// Share of the time since the last line that training waited for data.
+    /// Share of the time since the last line in which training waited for data.
     pub data_wait: f64,
     /// Seconds of the run, evaluations included.
     pub time_s: f64,
@@ -125,7 +127,7 @@ pub struct Eval {
     pub epoch: f64,
     /// Seconds of the run.
     pub time_s: f64,
-    /// `bbox_ap` and the other COCO numbers, 0 to 1.
+    /// `bbox_ap` and the other COCO metrics, 0 to 1.
     pub metrics: BTreeMap<String, f64>,
     /// AP of each class.
     pub per_class: BTreeMap<String, f64>,
@@ -149,14 +151,14 @@ pub struct End {
     pub global_step: u64,
     /// Seconds of the run.
     pub time_s: f64,
-    /// Share of all training time that waited for data.
+    /// Share of all training time in which training waited for data.
     pub data_wait: f64,
 }
 
-/// Hears of events: the log, the progress bar, TensorBoard.
+/// Receives the events of a run: the log, the progress bar, TensorBoard.
 pub trait Observer {
-    /// Something happened. An error ends the run.
+    /// Handles an event. An error ends the run.
     fn event(&mut self, event: &Event) -> crate::Result<()>;
-    /// A line for the user that is not part of the log.
+    /// Handles a line for the user that is not part of the log.
     fn note(&mut self, _line: &str) {}
 }

@@ -1,4 +1,6 @@
-//! Writes `log.jsonl`, one [`Event`] a line; a run that goes on drops the lines that it will write again.
+//! Writes `log.jsonl`, one [`Event`] per line. A resumed run drops the lines that it will write again.
+//!
+//! Main type: [`LogFile`].
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -10,24 +12,24 @@ use super::event::Event;
 use crate::error::{Error, Result};
 use crate::output::write_durably;
 
-/// The log of a run, open for writing. Each line reaches the system at once: a killed process loses none.
+/// The log of a run, open for writing. Each line is passed to the system at once: a killed process loses none.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
     file: File,
-    /// Stages whose beginning is in the log: one that goes on does not begin twice.
+    /// Stages whose beginning is in the log. A resumed stage does not begin twice.
     begun: Vec<usize>,
 }
 
 impl LogFile {
-    /// A new log.
+    /// Creates a new log.
     pub fn create(path: &Path) -> Result<LogFile> {
         let file = File::create(path).map_err(|error| Error::io(path, error))?;
         Ok(LogFile { path: path.to_path_buf(), file, begun: Vec::new() })
     }
 
-    /// Goes on with a log from a checkpoint that was made in stage `stage_index` after `global_step` steps of the run:
-    /// what came after it is dropped, and so is a last line that was cut off.
+    /// Continues a log from a checkpoint that was written in stage `stage_index` after `global_step` steps of the run.
+    /// Drops the lines that came after the checkpoint, and lines that were cut off.
     pub fn resume(path: &Path, stage_index: usize, global_step: u64) -> Result<LogFile> {
         let mut begun = Vec::new();
         if path.exists() {
@@ -35,7 +37,8 @@ impl LogFile {
             let text = String::from_utf8_lossy(&bytes);
             let mut kept = text.lines().filter_map(|line| Some((Place::of(line)?, line))).collect::<Vec<_>>();
             kept.retain(|(place, _)| place.is_before(stage_index, global_step));
-            // Lines of the same step that follow the checkpoint's own (the last evaluation, say) will come again.
+            // Lines of the same step after the checkpoint's own line (such as the last evaluation) will be written
+            // again.
             let own =
                 kept.iter().rposition(|(place, _)| place.is_last_checkpoint() && place.global_step == global_step);
             kept.truncate(own.map_or(kept.len(), |own| own + 1));
@@ -46,7 +49,7 @@ impl LogFile {
         Ok(LogFile { path: path.to_path_buf(), file, begun })
     }
 
-    /// Adds one line. Numbers that are not finite become `null`.
+    /// Adds one line. Numbers that are not finite are written as `null`.
     pub fn write(&mut self, event: &Event) -> Result<()> {
         if let Event::Stage(stage) = event {
             if self.begun.contains(&stage.stage_index) {
@@ -59,7 +62,7 @@ impl LogFile {
     }
 }
 
-/// What decides whether a line stays; all other fields are free.
+/// The fields that decide whether a line is kept. All other fields may be anything.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Place {
@@ -70,17 +73,17 @@ struct Place {
 }
 
 impl Place {
-    /// `None` for what is no JSON object. Lines of other versions are fine.
+    /// Parses a line; `None` if it is not a JSON object. Lines of other versions are accepted.
     fn of(line: &str) -> Option<Place> {
         serde_json::from_str(line).ok()
     }
 
-    /// Whether the line tells of the checkpoint that runs go on from.
+    /// Whether the line is about the checkpoint from which runs are resumed.
     fn is_last_checkpoint(&self) -> bool {
         self.event == "checkpoint" && Path::new(&self.path).file_stem().is_some_and(|stem| stem == "last")
     }
 
-    /// Whether the line tells of what was done up to a checkpoint.
+    /// Whether the line is about something that happened up to a checkpoint.
     fn is_before(&self, stage_index: usize, global_step: u64) -> bool {
         let before = self.stage_index <= stage_index && self.global_step <= global_step;
         self.event == "start" || (self.event != "end" && before)

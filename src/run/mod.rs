@@ -1,7 +1,7 @@
-//! What a run leaves on disk: its folder, checkpoints, the events and their log, conversion of weights.
+//! The files of a run: its folder, checkpoints, the events and their log, conversion of weights.
 //!
 //! Not for training ([`crate::train`]) nor for showing a run ([`crate::report`]). Main types: [`dir::RunDir`],
-//! [`checkpoint::Checkpoint`], [`event::Event`]. Read `dir.rs` first: it names every file.
+//! [`checkpoint::Checkpoint`], [`event::Event`]. Read `dir.rs` next: it names every file.
 
 pub mod checkpoint;
 pub mod convert;

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::nn::ParamStore;
 use crate::recipe::Recipe;
-use crate::run::checkpoint::Checkpoint;
+use crate::run::checkpoint::{Checkpoint, Weights};
 use crate::weights::{self, Origin, is_foreign};
 
 /// Fills a detector of `classes` with `init.weights`, if the recipe has it: weights of another program, or a checkpoint, whose predictors
@@ -17,7 +17,7 @@ pub fn load_initial_weights(recipe: &Recipe, classes: &[String], store: &ParamSt
     } else {
         let checkpoint = Checkpoint::load(file)?;
         if checkpoint.meta.classes == classes {
-            checkpoint.load_model(store, true)?;
+            checkpoint.load_model(store, Weights::Averaged)?;
             Vec::new()
         } else {
             checkpoint.load_all_but_classes(store)?;

@@ -12,7 +12,7 @@ use crate::engine::Engine;
 use crate::engine::feed::{RunData, pixel_stats};
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
-use crate::run::checkpoint::{Checkpoint, Meta};
+use crate::run::checkpoint::{Checkpoint, Meta, Weights};
 use crate::run::event::{self, Event, Observer};
 
 /// Number of skipped images that are named at the end of a run.
@@ -81,8 +81,8 @@ fn load_weights(
         let message = format!("its classes {:?} are not those of the data now, {classes:?}", c.meta.classes);
         return Err(Error::checkpoint(&c.path, message));
     }
-    c.load_model(&engine.store, false)?;
-    c.model_values(&engine.store, true)?; // the running averages, too, must be finite
+    c.load_model(&engine.store, Weights::Trained)?;
+    c.model_values(&engine.store, Weights::Averaged)?; // the running averages, too, must be finite
     Ok(Meta { recipe: meta.recipe, category_ids: meta.category_ids, ..c.meta.clone() })
 }
 

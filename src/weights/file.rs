@@ -1,4 +1,7 @@
-//! Weights files of other programs, in the safetensors format: reading what anybody wrote, writing what torch reads.
+//! Weights files of other programs, in the safetensors format: reads the tensors of any program, writes files that
+//! torch reads.
+//!
+//! Main functions: [`is_foreign`], [`write`].
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -9,13 +12,13 @@ use safetensors::{Dtype, SafeTensorError};
 
 use crate::error::{Error, Result};
 
-/// Key of a checkpoint's metadata: a file that has it is one of ours.
+/// Key of a checkpoint's metadata. A file that has it is one of our checkpoints.
 pub(crate) const OURS: &str = "upres";
 
-/// Longer headers than this are no headers: the format's own limit.
+/// The longest header that the format allows.
 const HEADER_MAX: u64 = 100_000_000;
 
-/// Whether a file is a weights file of another program, and not one of our checkpoints (or no weights file at all).
+/// Whether a file is a weights file of another program: false for our checkpoints and for files that hold no weights.
 pub fn is_foreign(path: &Path) -> Result<bool> {
     let file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
     let mut start = Vec::new();
@@ -33,12 +36,12 @@ pub fn is_foreign(path: &Path) -> Result<bool> {
     Ok(header.is_ok_and(|h| h.get("__metadata__").is_none_or(|m| m.get(OURS).is_none())))
 }
 
-/// What PyTorch writes: a zip archive, or (before 1.6) a bare pickle.
+/// Whether a file is PyTorch's own: a zip archive, or (before 1.6) a bare pickle.
 fn is_pickle(bytes: &[u8]) -> bool {
     bytes.starts_with(b"PK\x03\x04") || (bytes.len() >= 2 && bytes[0] == 0x80 && (2..=5).contains(&bytes[1]))
 }
 
-/// What to say of a file that the safetensors library refuses.
+/// The error for a file that the safetensors library refuses.
 pub(crate) fn broken(path: &Path, bytes: &[u8], error: SafeTensorError) -> Error {
     if is_pickle(bytes) {
         let message = "a PyTorch file: make a safetensors file of it, `python tools/pth_to_safetensors.py FILE.pth \
@@ -71,11 +74,11 @@ pub(super) fn values(path: &Path, name: &str, view: &TensorView<'_>) -> Result<V
 
 /// A tensor for another program.
 pub struct ForeignTensor {
-    /// Name there.
+    /// Its name there.
     pub name: String,
-    /// Shape there.
+    /// Its shape there.
     pub shape: Vec<usize>,
-    /// Elements there.
+    /// Its elements, in the other program's order.
     pub data: ForeignData,
 }
 
@@ -96,9 +99,9 @@ impl ForeignTensor {
     }
 }
 
-/// Writes tensors as torch's safetensors do (`format` is `pt`), with the class names.
+/// Writes tensors and the class names in the form of torch's safetensors files (`format` is `pt`).
 pub fn write(out: &mut dyn Write, tensors: &[ForeignTensor], classes: &[String]) -> io::Result<()> {
-    // The wider type first, so that every tensor lies at a multiple of its elements' size.
+    // The wider type comes first, so that every tensor begins at a multiple of its element size.
     let (wide, narrow): (Vec<_>, Vec<_>) = tensors.iter().partition(|t| matches!(t.data, ForeignData::I64(_)));
     let tensors: Vec<&ForeignTensor> = wide.into_iter().chain(narrow).collect();
     let classes = serde_json::to_string(classes).map_err(io::Error::other)?;

@@ -1,82 +1,98 @@
-//! Where each element of a tensor of ours lies in the tensor of another program.
+//! Maps each element of one of our tensors to its place in the tensor of another program.
 //!
-//! One description serves both ways: [`Placement::import`] gathers along it, [`Placement::export`] scatters along it, so
-//! that one undoes the other whatever the layout.
+//! One description serves both ways: [`Placement::import`] gathers along it, [`Placement::export`] scatters along it,
+//! so that one undoes the other whatever the layout.
 
-/// How a row of a tensor (what belongs to one output) is laid out in torch, and here.
+/// Layout of a row of a tensor (the elements of one output) in torch, and here. Each variant names the layout in torch
+/// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// The same: vectors, matrices.
+    /// The same on both sides: vectors, matrices.
     Same,
-    /// `[I,KH,KW]`; `[KH,KW,I]`. (And the transposed convolution's `[O,2,2]`; `[2,2,O]`.)
+    /// `[I,KH,KW]`; `[KH,KW,I]`. Also the transposed convolution's `[O,2,2]`; `[2,2,O]`.
     Conv,
     /// `[C,1,1]`; `[C]`.
     Pointwise,
-    /// Columns of a layer on a flattened map of so many pixels: C, H, W; H, W, C.
+    /// Columns of a linear layer on a flattened feature map with this number of pixels. Order C, H, W; order H, W, C.
     Flattened(usize),
-    /// A square convolution as wide as its stride, `[I,k,k]`; its patch as one vector, in the order kh, kw, i.
+    /// A square convolution with kernel size k equal to its stride. `[I,k,k]`; one vector in the order kh, kw, i.
     Patch(usize),
-    /// Four neighbours side by side: [`MergeOrder`]; in the order kh, kw, c.
+    /// The channels of four neighbouring tokens. The order of [`MergeOrder`]; the order kh, kw, c.
     Merge(MergeOrder),
 }
 
-/// Order of the channels of four tokens that Swin merges.
+/// Order of the channels where Swin merges four tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergeOrder {
-    /// c, kh, kw: as mmdetection's unfold has it.
+    /// c, kh, kw: the order of mmdetection's unfold.
     ChannelsFirst,
-    /// kw, kh, c: as the paper's repository and torchvision have it, (0,0) (1,0) (0,1) (1,1).
+    /// kw, kh, c, that is (0,0) (1,0) (0,1) (1,1): the order of the paper's repository and of torchvision.
     ColumnsFirst,
 }
 
-/// How the rows of a predictor are ordered there; here the K classes come first, and then the background.
+/// Order of the rows of a predictor there. Here the K classes come first, then the background.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
-    /// As here.
+    /// The same order.
     Same,
     /// K + 1 rows, background first.
     BackgroundFirst,
-    /// So many rows for each of K + 1 classes, background first; here it has none.
+    /// This number of rows for each of K + 1 classes, background first; here the background has no rows.
     WithBackground(usize),
-    /// K + 1 rows for each of so many anchors, background first; here it has none.
+    /// K + 1 rows for each of this number of anchors, background first; here the background has no rows.
     AnchorsWithBackground(usize),
 }
 
-/// Logit of a background class that a sigmoid classifier does not have here: it is never found.
+/// Logit of the background class, which a sigmoid classifier does not have here: low enough never to be detected.
 const NEVER: f32 = -100.0;
 
-/// A tensor of ours in the tensor of another program.
+/// The places of our tensor's elements in the tensor of another program.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placement {
-    /// Shape there.
+    /// The shape there.
     pub shape: Vec<usize>,
     parts: Vec<Part>,
-    /// What elements have there that are not here.
+    /// The value of elements there that have no counterpart here.
     fill: f32,
-    /// Elements here.
+    /// The number of elements here.
     elements: usize,
 }
 
-/// Consecutive elements of ours: axes, outermost first, each with its length here and its stride there.
+/// Consecutive elements here, as axes from the outermost to the innermost.
 #[derive(Clone, Debug, PartialEq)]
 struct Part {
+    /// Place there of the first element.
     start: usize,
-    axes: Vec<(usize, usize)>,
+    axes: Vec<Axis>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Axis {
+    /// Length here.
+    len: usize,
+    /// Stride there.
+    stride: usize,
+}
+
+const fn axis(len: usize, stride: usize) -> Axis {
+    Axis { len, stride }
 }
 
 impl Placement {
-    /// Of a tensor of this shape. None if the shape is none that the layout can be of.
+    /// Placement of a tensor of shape `ours`; `None` if the layout cannot have it.
     pub fn new(layout: Layout, rows: Rows, ours: &[usize]) -> Option<Placement> {
         let has_rows = !(matches!(layout, Layout::Merge(_)) && ours.len() == 1);
         let (n, row) = if has_rows { (*ours.first()?, &ours[1..]) } else { (1, ours) };
         let width: usize = row.iter().product();
-        let (shape, axes): (Vec<usize>, Vec<(usize, usize)>) = match (layout, row) {
-            (Layout::Same, _) => (row.to_vec(), vec![(width, 1)]),
-            (Layout::Conv, &[kh, kw, i]) => (vec![i, kh, kw], vec![(kh, kw), (kw, 1), (i, kh * kw)]),
-            (Layout::Pointwise, &[c]) => (vec![c, 1, 1], vec![(c, 1)]),
-            (Layout::Flattened(map), &[w]) if map > 0 && w % map == 0 => (vec![w], vec![(map, 1), (w / map, map)]),
+        let (shape, axes): (Vec<usize>, Vec<Axis>) = match (layout, row) {
+            (Layout::Same, _) => (row.to_vec(), vec![axis(width, 1)]),
+            (Layout::Conv, &[kh, kw, i]) => (vec![i, kh, kw], vec![axis(kh, kw), axis(kw, 1), axis(i, kh * kw)]),
+            (Layout::Pointwise, &[c]) => (vec![c, 1, 1], vec![axis(c, 1)]),
+            (Layout::Flattened(map), &[w]) if map > 0 && w % map == 0 => {
+                (vec![w], vec![axis(map, 1), axis(w / map, map)])
+            }
             (Layout::Patch(k), &[w]) if k > 0 && w % (k * k) == 0 => {
-                (vec![w / (k * k), k, k], vec![(k * k, 1), (w / (k * k), k * k)])
+                (vec![w / (k * k), k, k], vec![axis(k * k, 1), axis(w / (k * k), k * k)])
             }
             (Layout::Merge(order), &[w]) if w % 4 == 0 => {
                 let c = w / 4;
@@ -84,22 +100,22 @@ impl Placement {
                     MergeOrder::ChannelsFirst => [2, 1, 4],
                     MergeOrder::ColumnsFirst => [c, 2 * c, 1],
                 };
-                (vec![w], vec![(2, strides[0]), (2, strides[1]), (c, strides[2])])
+                (vec![w], vec![axis(2, strides[0]), axis(2, strides[1]), axis(c, strides[2])])
             }
             _ => return None,
         };
-        // Rows first, `count` of them `step` rows apart, `first` rows from the start.
-        let part = |first: usize, outer: &[(usize, usize)]| Part {
+        // The outer axes are rows: their strides count rows, and the part begins with row `first`.
+        let part = |first: usize, outer: &[Axis]| Part {
             start: first * width,
-            axes: outer.iter().map(|&(count, step)| (count, step * width)).chain(axes.iter().copied()).collect(),
+            axes: outer.iter().map(|rows| axis(rows.len, rows.stride * width)).chain(axes.iter().copied()).collect(),
         };
         let (there, parts) = match rows {
-            Rows::Same => (n, vec![part(0, &[(n, 1)])]),
-            Rows::BackgroundFirst => (n, vec![part(1, &[(n.checked_sub(1)?, 1)]), part(0, &[(1, 1)])]),
-            Rows::WithBackground(each) => (n + each, vec![part(each, &[(n, 1)])]),
+            Rows::Same => (n, vec![part(0, &[axis(n, 1)])]),
+            Rows::BackgroundFirst => (n, vec![part(1, &[axis(n.checked_sub(1)?, 1)]), part(0, &[axis(1, 1)])]),
+            Rows::WithBackground(each) => (n + each, vec![part(each, &[axis(n, 1)])]),
             Rows::AnchorsWithBackground(a) if a > 0 && n % a == 0 => {
                 let k = n / a;
-                (n + a, vec![part(1, &[(a, k + 1), (k, 1)])])
+                (n + a, vec![part(1, &[axis(a, k + 1), axis(k, 1)])])
             }
             Rows::AnchorsWithBackground(_) => return None,
         };
@@ -108,12 +124,12 @@ impl Placement {
         Some(Placement { shape, parts, fill: if never { NEVER } else { 0.0 }, elements: ours.iter().product() })
     }
 
-    /// Elements there.
+    /// The number of elements there.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// From there to here. Panics unless `there` has the elements of [`Placement::shape`].
+    /// Converts elements from their order to ours. Panics unless `there` has the elements of [`Placement::shape`].
     pub fn import(&self, there: &[f32]) -> Vec<f32> {
         assert_eq!(there.len(), self.elements(), "import: elements of {:?}", self.shape);
         let mut here = Vec::with_capacity(self.elements);
@@ -121,7 +137,8 @@ impl Placement {
         here
     }
 
-    /// From here to there. Panics unless `here` has the elements that this was made for.
+    /// Converts elements from our order to theirs. Panics unless `here` has the elements of the shape in
+    /// [`Placement::new`].
     pub fn export(&self, here: &[f32]) -> Vec<f32> {
         assert_eq!(here.len(), self.elements, "export: elements of {:?}", self.shape);
         let mut there = vec![self.fill; self.elements()];
@@ -133,12 +150,12 @@ impl Placement {
     }
 }
 
-/// Calls `f` with the place there of each element, in our order.
-fn walk(axes: &[(usize, usize)], start: usize, f: &mut impl FnMut(usize)) {
+/// Calls `f` with the place of each element there, in our order.
+fn walk(axes: &[Axis], start: usize, f: &mut impl FnMut(usize)) {
     match axes {
         [] => f(start),
-        [(n, stride)] => (0..*n).for_each(|i| f(start + i * stride)),
-        [(n, stride), rest @ ..] => (0..*n).for_each(|i| walk(rest, start + i * stride, f)),
+        [Axis { len, stride }] => (0..*len).for_each(|i| f(start + i * stride)),
+        [Axis { len, stride }, rest @ ..] => (0..*len).for_each(|i| walk(rest, start + i * stride, f)),
     }
 }
 
@@ -195,7 +212,7 @@ mod tests {
         assert_eq!(of(Layout::Conv, Rows::Same, &[1, 1, 3, 2]).export(&counting(6)), [1., 3., 5., 2., 4., 6.]);
         // Two pixels of three channels: C, H, W there.
         assert_eq!(of(Layout::Flattened(2), Rows::Same, &[1, 6]).export(&counting(6)), [1., 4., 2., 5., 3., 6.]);
-        // Ours is 00a 00b 01a 01b 10a 10b 11a 11b.
+        // Our order is 00a 00b 01a 01b 10a 10b 11a 11b.
         let merge = |order| of(Layout::Merge(order), Rows::Same, &[8]).export(&counting(8));
         assert_eq!(merge(MergeOrder::ChannelsFirst), [1., 3., 5., 7., 2., 4., 6., 8.]);
         assert_eq!(merge(MergeOrder::ColumnsFirst), [1., 2., 5., 6., 3., 4., 7., 8.]);

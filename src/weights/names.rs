@@ -1,13 +1,21 @@
-//! What other programs call our parameters, as tables: one line a layer.
+//! Tables of the names of our parameters in other programs, one line for each layer.
 //!
-//! A line matches a whole number of segments of a name; what is left (`weight`, `running_var`, …) is the same on both
-//! sides. On the left `*` stands for a number, and on the right for the same number, `*2+1` for twice it and one. The first
-//! line that matches counts.
+//! A line matches whole segments at the beginning of a name; the rest (`weight`, `running_var`, …) is the same on both
+//! sides. On the left `*` stands for a number. On the right `*` is the same number, `*2+1` twice the number plus one.
+//! The first line that matches is used. Main type: [`Dialect`].
 
 use super::layout::{MergeOrder, Rows};
 
-/// A layer: our name, theirs, and the order of its rows.
-pub(super) struct Line(&'static str, &'static str, RowOrder);
+/// A layer: our name, the other program's name, and the order of its rows there.
+pub(super) struct Line {
+    ours: &'static str,
+    theirs: &'static str,
+    rows: RowOrder,
+}
+
+const fn line(ours: &'static str, theirs: &'static str, rows: RowOrder) -> Line {
+    Line { ours, theirs, rows }
+}
 
 /// [`Rows`] before the number of anchors is known.
 #[derive(Clone, Copy)]
@@ -20,25 +28,25 @@ enum RowOrder {
 
 use RowOrder::{Anchors, BackgroundFirst, Same, WithBackground};
 
-/// How one program, or one of its generations, names things.
+/// The names of one program, or of one of its generations.
 pub(super) struct Dialect {
-    /// For messages.
+    /// Title for messages.
     pub title: &'static str,
     lines: &'static [Line],
     /// Order of channels where Swin merges tokens.
     pub merge: MergeOrder,
     /// A tensor that only files of this dialect have.
     mark: &'static str,
-    /// Beginnings of tensors that a detector has no use for.
+    /// Beginnings of the names of tensors that a detector does not need.
     ignored: &'static [&'static str],
-    /// Older name, newer name; what is left is one segment.
+    /// Older name and newer name of a layer. One segment (such as `weight`) must follow the older name.
     old: &'static [(&'static str, &'static str)],
 }
 
-/// mmdetection 2 and 3: our own names.
+/// mmdetection 2 and 3. Our names are the same.
 pub(super) const MMDETECTION: Dialect = Dialect {
     title: "mmdetection",
-    lines: &[Line("", "", Same)],
+    lines: &[line("", "", Same)],
     merge: MergeOrder::ChannelsFirst,
     mark: "backbone.",
     ignored: &["ema_", "head."],
@@ -49,12 +57,12 @@ pub(super) const MMDETECTION: Dialect = Dialect {
 const PAPER: Dialect = Dialect {
     title: "mmdetection 2 with the Swin of its authors",
     lines: &[
-        Line("backbone.patch_embed.projection", "backbone.patch_embed.proj", Same),
-        Line("backbone.stages.*.blocks.*.attn.w_msa", "backbone.layers.*.blocks.*.attn", Same),
-        Line("backbone.stages.*.blocks.*.ffn.layers.0.0", "backbone.layers.*.blocks.*.mlp.fc1", Same),
-        Line("backbone.stages.*.blocks.*.ffn.layers.1", "backbone.layers.*.blocks.*.mlp.fc2", Same),
-        Line("backbone.stages.*", "backbone.layers.*", Same),
-        Line("", "", Same),
+        line("backbone.patch_embed.projection", "backbone.patch_embed.proj", Same),
+        line("backbone.stages.*.blocks.*.attn.w_msa", "backbone.layers.*.blocks.*.attn", Same),
+        line("backbone.stages.*.blocks.*.ffn.layers.0.0", "backbone.layers.*.blocks.*.mlp.fc1", Same),
+        line("backbone.stages.*.blocks.*.ffn.layers.1", "backbone.layers.*.blocks.*.mlp.fc2", Same),
+        line("backbone.stages.*", "backbone.layers.*", Same),
+        line("", "", Same),
     ],
     merge: MergeOrder::ColumnsFirst,
     mark: "backbone.layers.0.blocks.0.attn.qkv.weight",
@@ -62,16 +70,16 @@ const PAPER: Dialect = Dialect {
     old: &[],
 };
 
-/// ImageNet classifiers of Swin's authors.
+/// The ImageNet classifiers of Swin's authors.
 const SWIN: Dialect = Dialect {
     title: "Swin's authors (a classifier)",
     lines: &[
-        Line("backbone.patch_embed.projection", "patch_embed.proj", Same),
-        Line("backbone.patch_embed", "patch_embed", Same),
-        Line("backbone.stages.*.blocks.*.attn.w_msa", "layers.*.blocks.*.attn", Same),
-        Line("backbone.stages.*.blocks.*.ffn.layers.0.0", "layers.*.blocks.*.mlp.fc1", Same),
-        Line("backbone.stages.*.blocks.*.ffn.layers.1", "layers.*.blocks.*.mlp.fc2", Same),
-        Line("backbone.stages.*", "layers.*", Same),
+        line("backbone.patch_embed.projection", "patch_embed.proj", Same),
+        line("backbone.patch_embed", "patch_embed", Same),
+        line("backbone.stages.*.blocks.*.attn.w_msa", "layers.*.blocks.*.attn", Same),
+        line("backbone.stages.*.blocks.*.ffn.layers.0.0", "layers.*.blocks.*.mlp.fc1", Same),
+        line("backbone.stages.*.blocks.*.ffn.layers.1", "layers.*.blocks.*.mlp.fc2", Same),
+        line("backbone.stages.*", "layers.*", Same),
     ],
     merge: MergeOrder::ColumnsFirst,
     mark: "layers.0.blocks.0.attn.qkv.weight",
@@ -83,23 +91,23 @@ const SWIN: Dialect = Dialect {
 pub(super) const TORCHVISION: Dialect = Dialect {
     title: "torchvision",
     lines: &[
-        Line("backbone", "backbone.body", Same),
-        Line("neck.lateral_convs.*.conv", "backbone.fpn.inner_blocks.*.0", Same),
-        Line("neck.fpn_convs.*.conv", "backbone.fpn.layer_blocks.*.0", Same),
-        Line("rpn_head.rpn_conv", "rpn.head.conv.0.0", Same),
-        Line("rpn_head.rpn_cls", "rpn.head.cls_logits", Same),
-        Line("rpn_head.rpn_reg", "rpn.head.bbox_pred", Same),
-        Line("roi_head.bbox_head.shared_fcs.0", "roi_heads.box_head.fc6", Same),
-        Line("roi_head.bbox_head.shared_fcs.1", "roi_heads.box_head.fc7", Same),
-        Line("roi_head.bbox_head.fc_cls", "roi_heads.box_predictor.cls_score", BackgroundFirst),
-        Line("roi_head.bbox_head.fc_reg", "roi_heads.box_predictor.bbox_pred", WithBackground(4)),
-        Line("roi_head.mask_head.convs.*.conv", "roi_heads.mask_head.*.0", Same),
-        Line("roi_head.mask_head.upsample", "roi_heads.mask_predictor.conv5_mask", Same),
-        Line("roi_head.mask_head.conv_logits", "roi_heads.mask_predictor.mask_fcn_logits", WithBackground(1)),
-        Line("bbox_head.cls_convs.*.conv", "head.classification_head.conv.*.0", Same),
-        Line("bbox_head.reg_convs.*.conv", "head.regression_head.conv.*.0", Same),
-        Line("bbox_head.retina_cls", "head.classification_head.cls_logits", Anchors),
-        Line("bbox_head.retina_reg", "head.regression_head.bbox_reg", Same),
+        line("backbone", "backbone.body", Same),
+        line("neck.lateral_convs.*.conv", "backbone.fpn.inner_blocks.*.0", Same),
+        line("neck.fpn_convs.*.conv", "backbone.fpn.layer_blocks.*.0", Same),
+        line("rpn_head.rpn_conv", "rpn.head.conv.0.0", Same),
+        line("rpn_head.rpn_cls", "rpn.head.cls_logits", Same),
+        line("rpn_head.rpn_reg", "rpn.head.bbox_pred", Same),
+        line("roi_head.bbox_head.shared_fcs.0", "roi_heads.box_head.fc6", Same),
+        line("roi_head.bbox_head.shared_fcs.1", "roi_heads.box_head.fc7", Same),
+        line("roi_head.bbox_head.fc_cls", "roi_heads.box_predictor.cls_score", BackgroundFirst),
+        line("roi_head.bbox_head.fc_reg", "roi_heads.box_predictor.bbox_pred", WithBackground(4)),
+        line("roi_head.mask_head.convs.*.conv", "roi_heads.mask_head.*.0", Same),
+        line("roi_head.mask_head.upsample", "roi_heads.mask_predictor.conv5_mask", Same),
+        line("roi_head.mask_head.conv_logits", "roi_heads.mask_predictor.mask_fcn_logits", WithBackground(1)),
+        line("bbox_head.cls_convs.*.conv", "head.classification_head.conv.*.0", Same),
+        line("bbox_head.reg_convs.*.conv", "head.regression_head.conv.*.0", Same),
+        line("bbox_head.retina_cls", "head.classification_head.cls_logits", Anchors),
+        line("bbox_head.retina_reg", "head.regression_head.bbox_reg", Same),
     ],
     merge: MergeOrder::ColumnsFirst,
     mark: "backbone.body.conv1.weight",
@@ -125,31 +133,32 @@ pub(super) const TORCHVISION: Dialect = Dialect {
 
 /// The convolutions above P5, which torchvision names by their level (RetinaNet's pyramid begins at P3).
 const TORCHVISION_P6_P7: &[Line] = &[
-    Line("neck.fpn_convs.3.conv", "backbone.fpn.extra_blocks.p6", Same),
-    Line("neck.fpn_convs.4.conv", "backbone.fpn.extra_blocks.p7", Same),
+    line("neck.fpn_convs.3.conv", "backbone.fpn.extra_blocks.p6", Same),
+    line("neck.fpn_convs.4.conv", "backbone.fpn.extra_blocks.p7", Same),
 ];
 
 /// torchvision's ResNet classifiers.
 pub(super) const TORCHVISION_RESNET: Dialect = Dialect {
     title: "torchvision (a classifier)",
-    lines: &[Line("backbone", "", Same)],
+    lines: &[line("backbone", "", Same)],
     merge: MergeOrder::ColumnsFirst,
     mark: "layer1.0.conv1.weight",
     ignored: &["fc."],
     old: &[],
 };
 
-/// torchvision's Swin classifiers. The norms of the outputs are a detector's own: `norm` is the classifier's.
+/// torchvision's Swin classifiers. They lack the norms of a detector's backbone outputs; their `norm` is the
+/// classifier's own.
 pub(super) const TORCHVISION_SWIN: Dialect = Dialect {
     title: "torchvision (a classifier)",
     lines: &[
-        Line("backbone.patch_embed.projection", "features.0.0", Same),
-        Line("backbone.patch_embed.norm", "features.0.2", Same),
-        Line("backbone.stages.*.blocks.*.attn.w_msa", "features.*2+1.*.attn", Same),
-        Line("backbone.stages.*.blocks.*.ffn.layers.0.0", "features.*2+1.*.mlp.0", Same),
-        Line("backbone.stages.*.blocks.*.ffn.layers.1", "features.*2+1.*.mlp.3", Same),
-        Line("backbone.stages.*.blocks.*", "features.*2+1.*", Same),
-        Line("backbone.stages.*.downsample", "features.*2+2", Same),
+        line("backbone.patch_embed.projection", "features.0.0", Same),
+        line("backbone.patch_embed.norm", "features.0.2", Same),
+        line("backbone.stages.*.blocks.*.attn.w_msa", "features.*2+1.*.attn", Same),
+        line("backbone.stages.*.blocks.*.ffn.layers.0.0", "features.*2+1.*.mlp.0", Same),
+        line("backbone.stages.*.blocks.*.ffn.layers.1", "features.*2+1.*.mlp.3", Same),
+        line("backbone.stages.*.blocks.*", "features.*2+1.*", Same),
+        line("backbone.stages.*.downsample", "features.*2+2", Same),
     ],
     merge: MergeOrder::ColumnsFirst,
     mark: "features.1.0.attn.qkv.weight",
@@ -157,11 +166,11 @@ pub(super) const TORCHVISION_SWIN: Dialect = Dialect {
     old: &[],
 };
 
-/// From the one that says most about a file to the one that says least.
+/// All dialects, the ones with the most specific marks first.
 const ALL: [&Dialect; 6] = [&TORCHVISION, &TORCHVISION_SWIN, &PAPER, &SWIN, &TORCHVISION_RESNET, &MMDETECTION];
 
 impl Dialect {
-    /// The dialect of a file with these tensors.
+    /// The dialect of a file with these tensor names.
     pub fn of<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<&'static Dialect> {
         let has = |mark: &str| match mark.strip_suffix('.') {
             Some(_) => names.clone().any(|n| n.starts_with(mark)),
@@ -170,17 +179,17 @@ impl Dialect {
         ALL.into_iter().find(|d| has(d.mark))
     }
 
-    /// Whether its files are torchvision's.
+    /// Whether it is one of torchvision's dialects.
     pub fn is_torchvision(&self) -> bool {
         self.title.starts_with("torchvision")
     }
 
-    /// Their name of a parameter and the order of its rows; None if it has none. `levels_from` is the pyramid's finest
-    /// level, `anchors` those of a cell.
+    /// The other program's name of a parameter and the order of its rows; `None` if it has no such parameter.
+    /// `levels_from` is the finest level of the pyramid, `anchors` the number of anchors of a cell.
     pub fn name(&self, ours: &str, levels_from: usize, anchors: usize) -> Option<(String, Rows)> {
         let high = if self.title == TORCHVISION.title && levels_from == 3 { TORCHVISION_P6_P7 } else { &[] };
         let lines = high.iter().chain(self.lines);
-        let (name, rows) = lines.filter_map(|l| Some((rename(ours, l.0, l.1)?, l.2))).next()?;
+        let (name, rows) = lines.filter_map(|l| Some((rename(ours, l.ours, l.theirs)?, l.rows))).next()?;
         let rows = match rows {
             Same => Rows::Same,
             BackgroundFirst => Rows::BackgroundFirst,
@@ -190,14 +199,15 @@ impl Dialect {
         Some((name, rows))
     }
 
-    /// The newest name of a tensor of a file.
+    /// The newest name of a tensor that may have an older name in a file.
     pub fn newest(&self, theirs: &str) -> String {
         let is_old = |from: &str| theirs.split('.').count() == from.split('.').count() + 1;
         let mut renamed = self.old.iter().filter(|(from, _)| is_old(from)).filter_map(|(a, b)| rename(theirs, a, b));
         renamed.next().unwrap_or_else(|| theirs.to_string())
     }
 
-    /// Whether a detector can do without a tensor of a file: counters, tables that follow from sizes, a classifier's end.
+    /// Whether a detector does not need a tensor of a file: counters, tables that follow from sizes, a classifier's
+    /// last layers.
     pub fn ignores(&self, theirs: &str) -> bool {
         const LAST: [&str; 3] = ["num_batches_tracked", "relative_position_index", "attn_mask"];
         theirs.rsplit('.').next().is_some_and(|last| LAST.contains(&last))

@@ -11,7 +11,9 @@ use upres::models::config::{BackboneKind, BoxHeadKind, Detector, FpnExtra, Model
 use upres::models::{Model, PixelStats};
 use upres::nn::ParamStore;
 use upres::recipe::Recipe;
-use upres::weights::{ForeignData, ForeignTensor, Format, Loaded, Origin, Translator, export, is_foreign, load, write};
+use upres::weights::{
+    ForeignData, ForeignTensor, Format, Keep, Loaded, Named, Origin, Translator, export, is_foreign, load, write,
+};
 
 pub const CLASSES: usize = 5;
 
@@ -45,8 +47,11 @@ pub fn bits(store: &ParamStore) -> BTreeMap<String, Vec<u32>> {
 }
 
 pub fn tensors(format: Format, cfg: &ModelConfig, store: &ParamStore) -> Vec<ForeignTensor> {
-    let params = store.all().iter().map(|p| (p.name().to_string(), p.shape(), p.value().f32s().to_vec()));
-    export(Path::new("x"), format, cfg, params).unwrap().tensors
+    let named = |p: &upres::tape::Param| {
+        let values = p.value().f32s().to_vec();
+        Named { name: p.name().to_string(), shape: p.shape(), values }
+    };
+    export(Path::new("x"), format, cfg, store.all().iter().map(named)).unwrap().tensors
 }
 
 fn save(path: &Path, tensors: &[ForeignTensor]) -> PathBuf {
@@ -315,7 +320,7 @@ fn chosen_classes() {
         let store = filled(&cfg, CLASSES);
         let path = save(&dir.path().join("w.safetensors"), &tensors(format, &cfg, &store));
         let other = model(&Device::cpu(), &cfg, keep.len());
-        let origin = Origin { format: Some(format), keep: Some((&keep, CLASSES)) };
+        let origin = Origin { format: Some(format), keep: Some(Keep { classes: &keep, of: CLASSES }) };
         load(&path, &cfg, &other, origin).unwrap();
         for (a, b) in store.all().iter().zip(other.all()) {
             let (a_value, b_value) = (a.value(), b.value());
@@ -336,7 +341,7 @@ fn chosen_classes() {
             let want: Vec<f32> = picked.iter().flat_map(|&r| x[r * width..][..width].to_vec()).collect();
             assert!(y == want, "{detector:?}: {}", a.name());
         }
-        let origin = Origin { format: Some(format), keep: Some((&keep, 4)) };
+        let origin = Origin { format: Some(format), keep: Some(Keep { classes: &keep, of: 4 }) };
         let e = load(&path, &cfg, &other, origin).unwrap_err().to_string();
         assert!(e.contains("it has 5 classes, and 4 are named"), "{e}");
     }

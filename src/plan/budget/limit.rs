@@ -1,38 +1,80 @@
-//! How many bytes a stage may take, and what was changed of it so that it fits.
+//! The number of bytes that each stage may take: how a user writes it, and what a device has free.
+//!
+//! Main types: [`MemorySize`], [`Budget`].
 
 use std::fmt;
-
-use serde::Serialize;
+use std::num::IntErrorKind;
+use std::str::FromStr;
 
 use crate::device::Device;
 use crate::error::Result;
 use crate::format::bytes;
 
-/// Part of a GPU, in bytes, that is left at least to what libraries take later.
+/// Smallest part of a GPU's memory that stays free for allocations that libraries make later.
 const MARGIN_BYTES: usize = 256 << 20;
-/// Largest number of images of a pass that [`super::Largest`] tries.
-pub const MOST_IMAGES: usize = 1024;
 
-/// Bytes that each stage may take, and who says so.
+/// A number of bytes as a user writes it: `11GiB`, `11GB`, `1.5 GiB`, `12000MiB`, or a plain number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySize(pub usize);
+
+impl FromStr for MemorySize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
+        let factor: u64 = match unit.trim_start() {
+            "" | "B" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            "kB" | "KB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "TB" => 1_000_000_000_000,
+            _ => return Err("want a number of bytes, KiB, MiB, GiB, TiB, kB, MB, GB or TB, such as 11GiB".into()),
+        };
+        let parts = number.split_once('.');
+        let (whole, fraction) = parts.unwrap_or((number, "0"));
+        // Nine digits are more than anyone means; a fraction of a byte is refused.
+        if fraction.is_empty() || fraction.len() > 9 || (factor == 1 && parts.is_some()) {
+            return Err("want a number such as 11GiB, 1.5GiB or 12000000000".into());
+        }
+        let digits = |text: &str| match text.parse::<u128>() {
+            Err(error) if *error.kind() == IntErrorKind::PosOverflow => Ok(u128::MAX),
+            other => other.map_err(|_| "want a number such as 11GiB or 1.5GiB".to_string()),
+        };
+        let part = digits(fraction)? * u128::from(factor) / 10_u128.pow(fraction.len() as u32);
+        let all = digits(whole)?.checked_mul(factor.into()).and_then(|bytes| bytes.checked_add(part));
+        match all.and_then(|bytes| usize::try_from(bytes).ok()) {
+            None => Err("more than this machine can count".into()),
+            Some(0) => Err("want more than 0 bytes".into()),
+            Some(bytes) => Ok(MemorySize(bytes)),
+        }
+    }
+}
+
+/// Bytes that each stage may take, and where the number comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Budget {
-    /// The user, by `--memory`.
+    /// From the user, by `--memory`.
     Given(usize),
-    /// The device: what it has free, less a margin.
+    /// From the device: its free memory less a margin.
     Free(usize),
 }
 
 impl Budget {
-    /// What a GPU has free, less a twentieth of its memory, and at least 256 MiB, for what its libraries take later. None for the
-    /// CPU and the simulated device.
+    /// Free memory of a GPU, less a margin for allocations that its libraries make later: a twentieth of the GPU's
+    /// memory, at least 256 MiB. `None` for the CPU and the simulated device.
     ///
-    /// Errors: `Kernel` if the driver does not say.
+    /// Errors: `Kernel` if the driver does not report its memory.
     pub fn free(device: &Device) -> Result<Option<Budget>> {
         let memory = device.memory()?;
         Ok(memory.map(|(free, total)| Budget::Free(free.saturating_sub(MARGIN_BYTES.max(total / 20)))))
     }
 
-    /// How many.
+    /// The number of bytes.
     pub fn bytes(self) -> usize {
         match self {
             Budget::Given(bytes) | Budget::Free(bytes) => bytes,
@@ -47,26 +89,4 @@ impl fmt::Display for Budget {
             Budget::Free(free) => write!(f, "the GPU has {} free beside a margin", bytes(*free)),
         }
     }
-}
-
-/// What was changed of a stage so that it fits.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct StageFit {
-    /// What it needs as the recipe has it.
-    pub unchanged_bytes: usize,
-    /// Keys of the stage that were changed.
-    pub changes: Vec<Change>,
-    /// In words: what and why, and what it costs.
-    pub why: Vec<String>,
-}
-
-/// A key of a stage with another value.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Change {
-    /// The key: `micro_batch`, `recompute`, `eval_batch` or `optimizer.state`.
-    pub key: &'static str,
-    /// What the recipe says.
-    pub was: String,
-    /// What the run takes.
-    pub is: String,
 }

@@ -1,148 +1,60 @@
-//! Fits the stages of a recipe into a number of bytes, by planning them in other ways until one fits. Nothing is trained here.
+//! Fits the stages of a recipe into a number of bytes: plans each stage in other ways until one fits.
 //!
-//! A stage needs what stays between its steps and the arena of its largest step: all that its plans say. Main function: [`fit`].
+//! Not for training, and not for the plans themselves ([`super::StagePlans`]). A stage needs the memory that stays
+//! between its steps plus the arena of its largest step; both are in its plans. Main function: [`fit`]. Read `ways.rs`
+//! next (the ways that are tried, in their order), then `needs.rs` (the memory that each takes); `limit.rs` has the
+//! budget, `outcome.rs` the results.
 
 mod limit;
 mod needs;
+mod outcome;
+mod ways;
 
-use std::fmt;
-use std::num::IntErrorKind;
-use std::str::FromStr;
-
-use serde::Serialize;
-
-pub use limit::{Budget, Change, MOST_IMAGES, StageFit};
-
-use self::needs::{Needs, STATE, TooLittle, ways};
+use self::needs::{Needs, TooLittle};
+use self::ways::{STATE, ways};
 use super::Planner;
 use crate::error::{Error, Result};
 use crate::format::bytes;
 use crate::recipe::{Recipe, Recompute, StageConfig};
 
-/// A number of bytes as a user writes it: `11GiB`, `11GB`, `1.5 GiB`, `12000MiB`, or bytes alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemorySize(pub usize);
+pub use self::limit::{Budget, MemorySize};
+pub use self::outcome::{Change, Fitted, Largest, MOST_IMAGES, StageBudget, StageFit};
 
-impl FromStr for MemorySize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let text = text.trim();
-        let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
-        let factor: u64 = match unit.trim_start() {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            "TiB" => 1 << 40,
-            "kB" | "KB" => 1_000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            "TB" => 1_000_000_000_000,
-            _ => return Err("want a number of bytes, KiB, MiB, GiB, TiB, kB, MB, GB or TB, such as 11GiB".into()),
-        };
-        let parts = number.split_once('.');
-        let (whole, fraction) = parts.unwrap_or((number, "0"));
-        // Nine digits are more than anyone means; a fraction of a byte is nothing.
-        if fraction.is_empty() || fraction.len() > 9 || (factor == 1 && parts.is_some()) {
-            return Err("want a number such as 11GiB, 1.5GiB or 12000000000".into());
-        }
-        let digits = |text: &str| match text.parse::<u128>() {
-            Err(error) if *error.kind() == IntErrorKind::PosOverflow => Ok(u128::MAX),
-            other => other.map_err(|_| "want a number such as 11GiB or 1.5GiB".to_string()),
-        };
-        let part = digits(fraction)? * u128::from(factor) / 10_u128.pow(fraction.len() as u32);
-        let all = digits(whole)?.checked_mul(factor.into()).and_then(|bytes| bytes.checked_add(part));
-        match all.and_then(|bytes| usize::try_from(bytes).ok()) {
-            None => Err("more than this machine can count".into()),
-            Some(0) => Err("want more than 0 bytes".into()),
-            Some(bytes) => Ok(MemorySize(bytes)),
-        }
-    }
-}
-
-/// What a budget made of a recipe.
-#[derive(Clone, Debug)]
-pub struct Fitted {
-    /// The recipe, changed in its stages.
-    pub recipe: Recipe,
-    /// One for each stage.
-    pub stages: Vec<StageFit>,
-}
-
-impl Fitted {
-    /// What to tell the user.
-    pub fn notes(&self) -> impl Iterator<Item = &String> {
-        self.stages.iter().flat_map(|stage| &stage.why)
-    }
-}
-
-/// Largest numbers of images of a pass that fit a budget, whatever `images_per_step` is; up to [`MOST_IMAGES`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Largest {
-    /// With the recipe's `recompute`.
-    pub micro_batch: usize,
-    /// With `recompute = "blocks"`.
-    pub micro_batch_recompute: usize,
-}
-
-/// What a plan says of a stage and a budget.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct StageBudget {
-    /// The budget: the report has it already.
-    #[serde(skip)]
-    pub bytes: usize,
-    /// What was changed.
-    #[serde(flatten)]
-    pub fit: StageFit,
-    /// What would fit.
-    pub largest: Largest,
-}
-
-impl fmt::Display for StageBudget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.fit.why.iter().try_for_each(|line| write!(f, "\n  {line}"))?;
-        let count = |n: usize| match n {
-            0 => "none".into(),
-            MOST_IMAGES => format!("{n} or more"),
-            n => n.to_string(),
-        };
-        let Largest { micro_batch, micro_batch_recompute } = self.largest;
-        write!(f, "\n  largest batch that fits {}: {}", bytes(self.bytes), count(micro_batch))?;
-        write!(f, ", with recompute {}", count(micro_batch_recompute))
-    }
-}
-
-/// Changes each stage as little as it takes to fit the budget. Ways are tried in the order of the time that they cost:
+/// Changes each stage as little as necessary to fit the budget. Ways are tried in the order of the time that they cost:
 ///
 /// 1. the recipe as it is;
-/// 2. smaller batches in evaluation, which change no result: tried with each of the following ways too, largest first, before
-///    training is changed any further;
-/// 3. `recompute = "norms"`, one more pass over the outputs of batch norm, or of layer norm and GELU, for the same bits;
-/// 4. where batch norm takes the statistics of a pass (`batch_norm = "train"` in a model that has it): `recompute = "blocks"`, which
-///    gives the same bits too, for a fifth to a third more time; then each smaller divisor of `images_per_step` as `micro_batch`,
-///    largest first, with each `recompute`, so that batch norm sees as many images as fit;
-/// 5. else: the smaller `micro_batch`es, which cost next to no time, without and then with "norms"; then the recipe's, and the
-///    smaller ones again, with "blocks";
-/// 6. where the recipe says `optimizer.state = "auto"`: all of these again, in their order, with "bf16", which is last because it
-///    gives another result wherever it is.
+/// 2. smaller evaluation batches, which change no result: combined with each of the following ways, largest first,
+///    before training is changed any further;
+/// 3. `recompute = "norms"`: one more pass over the outputs of batch norm, or of layer norm and GELU, for the same
+///    bits;
+/// 4. where batch norm uses the statistics of a pass (`batch_norm = "train"` in a model that has batch norm):
+///    `recompute = "blocks"`, which also gives the same bits, for a fifth to a third more time; then each smaller
+///    divisor of `images_per_step` as `micro_batch`, largest first, with each `recompute`, so that batch norm sees as
+///    many images as fit;
+/// 5. otherwise: each smaller `micro_batch`, which costs next to no time, without and then with "norms"; then the
+///    recipe's `micro_batch` and the smaller ones again, with "blocks";
+/// 6. where the recipe says `optimizer.state = "auto"`: all of these again, in the same order, with "bf16". It is last
+///    because it changes the result.
 ///
-/// `recompute` is never less than the recipe's.
-/// `images_per_step` and learning rates stay. A smaller `micro_batch` is another recipe to the bit: losses are means over a pass, and
-/// passes of pictures of many shapes are put together otherwise. Without a budget nothing is changed.
+/// `recompute` never becomes less than the recipe's. `images_per_step` and learning rates stay. A smaller `micro_batch`
+/// does not give the same bits: losses are means over a pass, and images of many shapes are grouped into passes
+/// differently. Without a budget nothing is changed.
 ///
-/// Errors: `Value` if a stage fits in no way. It names the smallest budget with which every stage fits, and a smaller one that
-/// `optimizer.state = "auto"` would do with.
+/// Errors: `Value` if no way makes a stage fit. It names the smallest budget that fits every stage, and a smaller one
+/// that would be enough with `optimizer.state = "auto"`.
 pub fn fit(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>) -> Result<Fitted> {
-    fit_from(planner, recipe, budget, None)
+    match budget {
+        Some(budget) => fit_from(planner, recipe, budget, Begin::Anew),
+        None => Ok(unchanged(recipe)),
+    }
 }
 
-/// For a run that goes on in stage `first`: Err if a stage from there on does not fit as the recipe has it. A run goes on as it
-/// began, unless the user says otherwise.
+/// Checks a run that is resumed in stage `first`: this stage and the later ones must fit as the recipe has them,
+/// because a run goes on as it began unless the user says otherwise.
 ///
-/// Errors: `Value` that names what would make it fit; as [`fit`] where nothing would.
+/// Errors: `Value` that names the settings that would make it fit; like [`fit`] where none would.
 pub fn check(planner: &mut Planner, recipe: &Recipe, budget: Budget, first: usize) -> Result<()> {
-    let fitted = fit_from(planner, recipe, Some(budget), Some(first))?;
+    let fitted = fit_from(planner, recipe, budget, Begin::Resumed(first))?;
     let changed = || recipe.stages.iter().zip(&fitted.stages).filter(|(_, fit)| !fit.changes.is_empty());
     let Some((stage, fit)) = changed().max_by_key(|(_, fit)| fit.unchanged_bytes) else { return Ok(()) };
     let of = |(stage, fit): (&StageConfig, &StageFit)| {
@@ -160,12 +72,26 @@ pub fn check(planner: &mut Planner, recipe: &Recipe, budget: Budget, first: usiz
     Err(Error::value(format!("stage {}", stage.name), message))
 }
 
-/// `resumed`: the stage that a run goes on in.
-fn fit_from(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>, resumed: Option<usize>) -> Result<Fitted> {
-    let mut fitted = Fitted { recipe: recipe.clone(), stages: vec![StageFit::default(); recipe.stages.len()] };
-    let Some(budget) = budget else { return Ok(fitted) };
+/// Where a run begins.
+#[derive(Clone, Copy)]
+enum Begin {
+    Anew,
+    /// In this stage.
+    Resumed(usize),
+}
+
+fn unchanged(recipe: &Recipe) -> Fitted {
+    Fitted { recipe: recipe.clone(), stages: vec![StageFit::default(); recipe.stages.len()] }
+}
+
+fn fit_from(planner: &mut Planner, recipe: &Recipe, budget: Budget, begin: Begin) -> Result<Fitted> {
+    let mut fitted = unchanged(recipe);
+    let first = match begin {
+        Begin::Anew => 0,
+        Begin::Resumed(stage) => stage,
+    };
     let mut too_little: Vec<TooLittle> = Vec::new();
-    for (index, stage) in recipe.stages.iter().enumerate().skip(resumed.unwrap_or(0)) {
+    for (index, stage) in recipe.stages.iter().enumerate().skip(first) {
         let mut needs = Needs::new(planner, recipe, index);
         let ways = ways(stage, needs.sees_batch(stage));
         match needs.first_that_fits(&ways, budget.bytes())? {
@@ -176,12 +102,12 @@ fn fit_from(planner: &mut Planner, recipe: &Recipe, budget: Option<Budget>, resu
             None => too_little.push(needs.too_little(stage, &ways, budget)?),
         }
     }
-    // A run that goes on is not told of another recipe that would fit: it would be refused that as well.
-    let hints = resumed.is_none();
-    TooLittle::error(&too_little, hints.then_some(budget.bytes())).map_or(Ok(fitted), Err)
+    // A resumed run gets no hint at another recipe that would fit: it would be refused too.
+    let hint_budget = matches!(begin, Begin::Anew).then_some(budget.bytes());
+    TooLittle::error(&too_little, hint_budget).map_or(Ok(fitted), Err)
 }
 
-/// The largest passes of stage `index` that fit a budget, where evaluations may be as small as one image.
+/// The largest training passes of stage `index` that fit a budget. Its evaluation passes may be as small as one image.
 pub fn largest(planner: &mut Planner, recipe: &Recipe, index: usize, budget: Budget) -> Result<Largest> {
     let mut needs = Needs::new(planner, recipe, index);
     let kept = recipe.stages[index].recompute;

@@ -1,9 +1,12 @@
-//! What a stage needs, in every way that it may be run; each part is planned once.
+//! The memory that a stage needs in each way to run it. Each part is planned once.
+//!
+//! Main type: [`Needs`].
 
 use std::collections::HashMap;
-use std::fmt;
 
-use super::limit::{Budget, Change, MOST_IMAGES, StageFit};
+use super::limit::Budget;
+use super::outcome::{Change, MOST_IMAGES, StageFit};
+use super::ways::{STATE, Way, ways_with};
 use crate::engine::StageSetup;
 use crate::error::{Error, Result};
 use crate::format::bytes;
@@ -12,95 +15,40 @@ use crate::plan::{Planner, StagePlans};
 use crate::recipe::{BatchNormMode, Recipe, Recompute, StageConfig, StatePrecision};
 use crate::tensor::DType;
 
-/// A way to run a stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Way {
-    micro_batch: usize,
-    recompute: Recompute,
-    /// At most so many images in an evaluation pass.
-    eval_batch: usize,
-    /// As in the recipe, or bf16 in place of auto.
-    state: StatePrecision,
-}
-
-impl Way {
-    pub(super) fn apply(self, stage: &mut StageConfig) {
-        stage.micro_batch = self.micro_batch;
-        stage.recompute = self.recompute;
-        stage.optimizer.state = self.state;
-        if stage.eval_batch() != self.eval_batch {
-            stage.eval_batch = Some(self.eval_batch);
-        }
-    }
-}
-
-impl fmt::Display for Way {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "micro_batch = {}", self.micro_batch)?;
-        if self.recompute != Recompute::None {
-            write!(f, " with recompute = {:?}", self.recompute.name())?;
-        }
-        if self.state == StatePrecision::Bf16 {
-            write!(f, ", {STATE} = {:?}", self.state.name())?;
-        }
-        if self.eval_batch < self.micro_batch { write!(f, " and eval_batch = {}", self.eval_batch) } else { Ok(()) }
-    }
-}
-
-/// The key of [`Way::state`].
-pub(super) const STATE: &str = "optimizer.state";
-
-/// Ways to train a stage, cheapest first ([`crate::plan::budget::fit`]), each with the largest evaluation batch that may go with it.
-pub(super) fn ways(stage: &StageConfig, sees_batch: bool) -> Vec<Way> {
-    let written = stage.optimizer.state;
-    let states = if written == StatePrecision::Auto { &[written, StatePrecision::Bf16][..] } else { &[written] };
-    states.iter().flat_map(|&state| ways_with(stage, sees_batch, state)).collect()
-}
-
-/// Those with optimizer state that is stored so.
-fn ways_with(stage: &StageConfig, sees_batch: bool, state: StatePrecision) -> Vec<Way> {
-    let images = stage.images_per_step;
-    let batches: Vec<usize> = (1..=stage.micro_batch).rev().filter(|n| images.is_multiple_of(*n)).collect();
-    let recomputes = Recompute::ALL.into_iter().skip_while(|r| *r != stage.recompute);
-    // Those that are tried with every batch before the next ones are with any.
-    let (cheap, dear): (Vec<_>, Vec<_>) = recomputes.partition(|r| sees_batch || *r != Recompute::Blocks);
-    let way = |micro_batch: usize, recompute: Recompute| {
-        let changed = StageConfig { micro_batch, ..stage.clone() };
-        Way { micro_batch, recompute, eval_batch: changed.eval_batch(), state }
-    };
-    let with = |recomputes: &[Recompute]| -> Vec<Way> {
-        batches.iter().flat_map(|&batch| recomputes.iter().map(move |&r| (batch, r))).map(|(b, r)| way(b, r)).collect()
-    };
-    [with(&cheap), with(&dear)].concat()
-}
-
-/// What a part of a stage needs.
+/// Bytes that a part of a stage needs.
 #[derive(Clone, Copy)]
 struct Need {
-    /// Between steps.
+    /// Kept between steps.
     kept: usize,
-    /// In the largest step.
+    /// The arena of the largest step.
     arena: usize,
 }
 
-/// A stage that fits in no way.
+impl Need {
+    fn total(self) -> usize {
+        self.kept + self.arena
+    }
+}
+
+/// A stage that no way makes fit.
 pub(super) struct TooLittle {
     stage: String,
-    /// What it needs at least.
-    pub(super) least: usize,
-    /// The same with `optimizer.state = "auto"` in place of f32, if that is less.
+    /// The smallest number of bytes that any way needs.
+    least: usize,
+    /// The same with `optimizer.state = "auto"` instead of f32, if that is less.
     auto: Option<usize>,
     message: String,
 }
 
 impl TooLittle {
-    /// The error of the stage that needs most of `all` that do not fit, where the others fit the budget: what would be enough for
-    /// all. With a `budget`, also whether `optimizer.state = "auto"` would need less.
-    pub(super) fn error(all: &[TooLittle], budget: Option<usize>) -> Option<Error> {
+    /// The error for `all` stages that do not fit: it names the one that needs most, because its bytes are enough for
+    /// every stage. With a `hint_budget` it also says whether `optimizer.state = "auto"` would need less. `None` if
+    /// `all` is empty.
+    pub(super) fn error(all: &[TooLittle], hint_budget: Option<usize>) -> Option<Error> {
         let worst = all.iter().rev().max_by_key(|stage| stage.least)?;
         let mut message = worst.message.clone();
         let auto = all.iter().map(|stage| stage.auto.unwrap_or(stage.least)).max()?;
-        if let Some(budget) = budget.filter(|_| auto < worst.least) {
+        if let Some(budget) = hint_budget.filter(|_| auto < worst.least) {
             let stages = all.iter().filter(|stage| stage.auto.is_some());
             let sets: Vec<_> = stages.map(|s| format!("--set stage.{}.{STATE}=auto", s.stage)).collect();
             message += &match auto <= budget {
@@ -112,8 +60,8 @@ impl TooLittle {
     }
 }
 
-/// What a stage needs in each way, planned once: training by `micro_batch`, `recompute` and the type of optimizer state, evaluation by
-/// its batch.
+/// The memory of a stage in each way. Training is planned once for each `micro_batch`, `recompute` and type of
+/// optimizer state, evaluation once for each batch size.
 pub(super) struct Needs<'a> {
     planner: &'a mut Planner,
     recipe: &'a Recipe,
@@ -121,22 +69,29 @@ pub(super) struct Needs<'a> {
     setups: HashMap<usize, StageSetup>,
     train: HashMap<(usize, Recompute, DType), Need>,
     eval: HashMap<usize, Need>,
-    /// What both keep, with optimizer state as the recipe has it.
+    /// Bytes that both keep between steps, with the recipe's optimizer state.
     common: Option<usize>,
 }
 
 impl Needs<'_> {
     pub(super) fn new<'a>(planner: &'a mut Planner, recipe: &'a Recipe, index: usize) -> Needs<'a> {
-        let (setups, train, eval) = Default::default();
-        Needs { planner, recipe, index, setups, train, eval, common: None }
+        Needs {
+            planner,
+            recipe,
+            index,
+            setups: HashMap::new(),
+            train: HashMap::new(),
+            eval: HashMap::new(),
+            common: None,
+        }
     }
 
-    /// Whether batch norm takes the statistics of a pass.
+    /// Whether batch norm uses the statistics of a pass.
     pub(super) fn sees_batch(&self, stage: &StageConfig) -> bool {
         stage.batch_norm == BatchNormMode::Train && self.planner.has_batch_norm()
     }
 
-    /// Shapes depend on the number of images too.
+    /// The setup for a `micro_batch`: the shapes of the buckets depend on it too.
     fn setup(&mut self, micro_batch: usize) -> Result<StageSetup> {
         if let Some(setup) = self.setups.get(&micro_batch) {
             return Ok(setup.clone());
@@ -145,7 +100,7 @@ impl Needs<'_> {
         let stage = &mut recipe.stages[self.index];
         stage.micro_batch = micro_batch;
         if !stage.images_per_step.is_multiple_of(micro_batch) {
-            stage.images_per_step = micro_batch; // of no account for memory
+            stage.images_per_step = micro_batch; // memory does not depend on it
         }
         let setup = self.planner.context(&recipe, self.index)?.setup;
         self.setups.insert(micro_batch, setup.clone());
@@ -157,7 +112,7 @@ impl Needs<'_> {
         Ok(Need { kept: plans.persistent_bytes, arena: plans.arena_bytes() })
     }
 
-    /// Without evaluations, but with the outputs of one image.
+    /// Training without evaluations, but with the evaluation outputs of one image.
     fn train(&mut self, way: Way) -> Result<Need> {
         let Way { micro_batch, recompute, state, .. } = way;
         let key = (micro_batch, recompute, state.dtype());
@@ -171,7 +126,7 @@ impl Needs<'_> {
         Ok(need)
     }
 
-    /// Without training passes, with optimizer state as the recipe has it.
+    /// Evaluation without training passes, with the recipe's optimizer state.
     fn eval(&mut self, eval_batch: usize) -> Result<Need> {
         if let Some(need) = self.eval.get(&eval_batch) {
             return Ok(*need);
@@ -183,8 +138,8 @@ impl Needs<'_> {
         Ok(need)
     }
 
-    /// What stays between steps, and in all: as [`StagePlans::total_bytes`].
-    fn of(&mut self, way: Way) -> Result<(usize, usize)> {
+    /// Memory of the whole stage, the same as [`StagePlans::total_bytes`].
+    fn of(&mut self, way: Way) -> Result<Need> {
         let common = match self.common {
             Some(common) => common,
             None => {
@@ -196,19 +151,19 @@ impl Needs<'_> {
             }
         };
         let (train, eval) = (self.train(way)?, self.eval(way.eval_batch)?);
-        let kept = train.kept + (eval.kept - common);
-        Ok((kept, kept + train.arena.max(eval.arena)))
+        Ok(Need { kept: train.kept + (eval.kept - common), arena: train.arena.max(eval.arena) })
     }
 
+    /// The first of the ways, with the largest evaluation batch, that fits the budget.
     pub(super) fn first_that_fits(&mut self, ways: &[Way], budget: usize) -> Result<Option<Way>> {
         for way in ways {
             let train = self.train(*way)?;
-            if train.kept + train.arena > budget {
-                continue; // whatever evaluation needs
+            if train.total() > budget {
+                continue; // training alone does not fit
             }
             for eval_batch in (1..=way.eval_batch).rev() {
                 let way = Way { eval_batch, ..*way };
-                if self.of(way)?.1 <= budget {
+                if self.of(way)?.total() <= budget {
                     return Ok(Some(way));
                 }
             }
@@ -216,16 +171,16 @@ impl Needs<'_> {
         Ok(None)
     }
 
-    /// The way that needs least: what stays between steps, what it needs in all.
-    fn least(&mut self, ways: &[Way]) -> Result<(usize, usize, Way)> {
-        let mut least: Option<(usize, usize, Way)> = None;
+    /// The way that needs least, and what it needs.
+    fn least(&mut self, ways: &[Way]) -> Result<(Way, Need)> {
+        let mut least: Option<(Way, Need)> = None;
         for way in ways {
             let train = self.train(*way)?;
             for eval_batch in 1..=way.eval_batch {
                 let way = Way { eval_batch, ..*way };
-                let (kept, all) = self.of(way)?;
-                if least.is_none_or(|(_, least, _)| all < least) {
-                    least = Some((kept, all, way));
+                let need = self.of(way)?;
+                if least.is_none_or(|(_, least)| need.total() < least.total()) {
+                    least = Some((way, need));
                 }
                 if self.eval(eval_batch)?.arena <= train.arena {
                     break; // larger ones keep more and share the same arena
@@ -235,9 +190,10 @@ impl Needs<'_> {
         Ok(least.expect("a recipe that was checked has a micro_batch of at least 1"))
     }
 
-    /// What is to be said of a stage that no way fits.
+    /// The message for a stage that no way makes fit.
     pub(super) fn too_little(&mut self, stage: &StageConfig, ways: &[Way], budget: Budget) -> Result<TooLittle> {
-        let (kept, all, way) = self.least(ways)?;
+        let (way, need) = self.least(ways)?;
+        let (kept, all) = (need.kept, need.total());
         let mut message = format!("needs at least {} ({all} bytes): {way}; {budget}", bytes(all));
         if budget.bytes() < kept {
             message += &format!(", less than the {} that stay between steps", bytes(kept));
@@ -245,20 +201,16 @@ impl Needs<'_> {
         let mut auto = None;
         if stage.optimizer.state == StatePrecision::F32 {
             let ways = ways_with(stage, self.sees_batch(stage), StatePrecision::Bf16);
-            auto = Some(self.least(&ways)?.1).filter(|bytes| *bytes < all);
+            auto = Some(self.least(&ways)?.1.total()).filter(|bytes| *bytes < all);
         }
         Ok(TooLittle { stage: stage.name.clone(), least: all, auto, message })
     }
 
+    /// The changes of `way` to a stage, in keys and in words.
     pub(super) fn explain(&mut self, stage: &StageConfig, way: Way, budget: Budget) -> Result<StageFit> {
         let Way { micro_batch, recompute, eval_batch, state } = way;
-        let unchanged = Way {
-            micro_batch: stage.micro_batch,
-            recompute: stage.recompute,
-            eval_batch: stage.eval_batch(),
-            state: stage.optimizer.state,
-        };
-        let mut fit = StageFit { unchanged_bytes: self.of(unchanged)?.1, ..StageFit::default() };
+        let unchanged_bytes = self.of(Way::written(stage))?.total();
+        let mut fit = StageFit { unchanged_bytes, ..StageFit::default() };
         let mut changed = |key, was: String, is: String| fit.changes.push(Change { key, was, is });
         if recompute != stage.recompute {
             changed("recompute", stage.recompute.name().into(), recompute.name().into());
@@ -281,7 +233,7 @@ impl Needs<'_> {
             key => format!("{key} = {}, was {}", c.is, c.was),
         };
         let changes: Vec<_> = fit.changes.iter().map(said).collect();
-        let (before, after) = (bytes(fit.unchanged_bytes), bytes(self.of(way)?.1));
+        let (before, after) = (bytes(fit.unchanged_bytes), bytes(self.of(way)?.total()));
         let changes = changes.join("; ");
         fit.why.push(format!("{}: {changes}: it needs {after}, as written {before}; {budget}", stage.name));
         if micro_batch != stage.micro_batch && self.sees_batch(stage) {
@@ -293,18 +245,21 @@ impl Needs<'_> {
         }
         if state != stage.optimizer.state {
             fit.why.push(format!(
-                "{}: the optimizer's state is rounded to bf16, half its bytes, because nothing else fits: the result is not that of f32",
+                "{}: the optimizer's state is rounded to bf16, half its bytes, because nothing else fits: \
+                 the result is not that of f32",
                 stage.name
             ));
         }
         Ok(fit)
     }
 
+    /// The largest `micro_batch` that fits with `recompute` and evaluation passes of one image; 0 if none does.
     pub(super) fn largest(&mut self, recompute: Recompute, budget: usize) -> Result<usize> {
-        // An op may refuse a tensor as large as nobody trains with: such a batch does not fit either.
+        // An op may refuse tensors that are far larger than anyone trains with: such a batch does not fit either.
         let state = self.recipe.stages[self.index].optimizer.state;
-        let mut fits =
-            |micro_batch| self.of(Way { micro_batch, recompute, eval_batch: 1, state }).is_ok_and(|n| n.1 <= budget);
+        let mut fits = |micro_batch| {
+            self.of(Way { micro_batch, recompute, eval_batch: 1, state }).is_ok_and(|n| n.total() <= budget)
+        };
         let (mut fit, mut not) = (0, 1);
         while not <= MOST_IMAGES && fits(not) {
             (fit, not) = (not, 2 * not);

@@ -4,9 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::names::{self, Dialect};
-use crate::error::Result;
 
-/// Programs whose weights are read and written.
+/// A program whose weights are read and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Detectors and ImageNet classifiers of torchvision.
@@ -19,6 +18,7 @@ impl Format {
     /// All of them.
     pub const ALL: [Format; 2] = [Format::Torchvision, Format::Mmdetection];
 
+    /// The program's names for a detector.
     pub(super) fn dialect(self) -> &'static Dialect {
         match self {
             Format::Torchvision => &names::TORCHVISION,

@@ -10,8 +10,9 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
+use upres::data::Shape;
 use upres::device::{Device, Target};
-use upres::engine::{Bucket, Engine, StageSetup};
+use upres::engine::{Engine, StageSetup};
 use upres::models::PixelStats;
 use upres::plan::StagePlans;
 use upres::recipe::{Recipe, Recompute, Resize, StageConfig};
@@ -28,12 +29,12 @@ const BUDGET: usize = 11 << 30;
 const PIXELS: PixelStats = PixelStats { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
 
 /// The largest shape of a stage: 448×448, or 800×1344 (1333 padded to a multiple of 32).
-fn bucket(resize: &Resize) -> Bucket {
+fn bucket(resize: &Resize) -> Shape {
     match *resize {
-        Resize::FitCrop { size, .. } => Bucket { h: size as usize, w: size as usize },
+        Resize::FitCrop { size, .. } => Shape { height: size as usize as u32, width: size as usize as u32 },
         Resize::KeepRatio { long, short, pad_to, .. } => {
             let padded = |side: u32| side.next_multiple_of(pad_to) as usize;
-            Bucket { h: padded(short), w: padded(long) }
+            Shape { height: padded(short) as u32, width: padded(long) as u32 }
         }
     }
 }

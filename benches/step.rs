@@ -11,10 +11,11 @@ use std::io::Write;
 use std::time::Instant;
 
 use upres::cpu::use_threads;
+use upres::data::Shape;
 use upres::device::choice::DeviceChoice;
 use upres::device::op_times;
 use upres::device::reset_op_times;
-use upres::engine::{Bucket, Engine, StageSetup};
+use upres::engine::{Engine, StageSetup};
 use upres::models::config::{BoxHeadKind, Detector};
 use upres::models::{PixelStats, Sampling};
 use upres::recipe::{Precision, Recipe, Recompute, StageConfig};
@@ -43,7 +44,7 @@ fn main() {
     let head = set_head(&mut recipe, options.get("head").map(String::as_str));
     let config = &recipe.model;
     let stage = StageConfig { micro_batch: b, images_per_step: b, ..recipe.stages[0].clone() };
-    let bucket = vec![Bucket { h, w }];
+    let bucket = vec![Shape { height: h as u32, width: w as u32 }];
     let mut setup = StageSetup::new(&stage, bucket.clone(), bucket, 8.max(objects.next_multiple_of(8)));
     let batch = inputs::Batch::new(b, [h, w], objects, setup.max_gt, CLASSES);
     setup.mask_runs = if config.mask_size().is_some() { batch.room } else { 0 };

@@ -1,10 +1,13 @@
 //! Random changes of colour, as one affine map of RGB for each picture.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::philox::Rng;
 
 /// Each factor is drawn from 1 ± the value, hue from ± the value in turns; all zero is off.
-#[derive(Clone, Copy, Debug, PartialEq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ColourJitter {
     /// All channels times a factor.
     pub brightness: f32,

@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::coco::Dataset;
 use super::decode::{Image, decode_file};
 use crate::error::{Error, Result};
 
 /// What to do with a picture that is missing, corrupt, or of another size than annotated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum BadImages {
     /// Stop with an error that names it.
     #[default]
     Fail,
-    /// Use another one instead, count and list it.
+    /// Count it and list it. In training another picture takes its place; an evaluation finds nothing in it.
     Skip,
 }
 

@@ -13,7 +13,7 @@ use super::tta::{View, merge};
 use crate::data::{self, EvalLoader, ImageStore, Pipeline};
 use crate::device::{Device, StepPlan};
 use crate::engine::Engine;
-use crate::engine::feed::{buckets, host_batch, pixel_stats};
+use crate::engine::feed::{host_batch, pixel_stats};
 use crate::error::{Error, Result};
 use crate::recipe::{BadImages, Recipe, StageConfig};
 use crate::run::checkpoint::{Checkpoint, Meta, Weights};
@@ -54,11 +54,8 @@ impl Detector {
     }
 
     /// The recipe's treatment of images that cannot be read.
-    pub fn bad_images(&self) -> data::BadImages {
-        match self.recipe.data.bad_images {
-            BadImages::Fail => data::BadImages::Fail,
-            BadImages::Skip => data::BadImages::Skip,
-        }
+    pub fn bad_images(&self) -> BadImages {
+        self.recipe.data.bad_images
     }
 
     /// The stage in which the checkpoint was written. Its weights are evaluated at the resolution of this stage.
@@ -109,7 +106,7 @@ impl Detector {
     ) -> Result<Vec<ImageDetections>> {
         let pipeline = view.pipeline(self.stage());
         let all: Vec<usize> = (0..store.dataset().images.len()).collect();
-        let shapes = buckets(&pipeline.buckets(store.dataset(), &all, 1).shapes);
+        let shapes = pipeline.buckets(store.dataset(), &all, 1).shapes;
         self.planner.enter_eval(shapes.clone(), batch_size)?;
         let plans: Vec<_> = (0..shapes.len()).map(|b| self.planner.eval_pass(None, b)).collect::<Result<_>>()?;
         let order: Vec<usize> = (0..shapes.len()).collect();

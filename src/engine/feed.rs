@@ -3,14 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Bucket;
 use crate::data::shapes::{ShapesOptions, ensure};
 use crate::data::{
     self, Dataset, Geometry, ImageStore, Masks, Pipeline, ReadOptions, Shape, TrainFilter, run_capacity,
 };
 use crate::error::{Error, Result};
 use crate::models::{HostBatch, PixelStats};
-use crate::recipe::{BuiltInData, ColourJitter, DataConfig, Recipe, Resize, SplitConfig, StageConfig};
+use crate::recipe::{BuiltInData, DataConfig, Recipe, Resize, SplitConfig, StageConfig};
 
 /// The data of a run. Stages share what is decoded.
 pub struct RunData {
@@ -91,11 +90,7 @@ impl RunData {
 pub fn open_split(split: &SplitConfig, cfg: &DataConfig, masks: Masks) -> Result<Arc<ImageStore>> {
     let options = ReadOptions { masks, ..ReadOptions::default() };
     let dataset = Arc::new(Dataset::load_with(&split.annotations, &split.images, options)?);
-    let bad = match cfg.bad_images {
-        crate::recipe::BadImages::Fail => data::BadImages::Fail,
-        crate::recipe::BadImages::Skip => data::BadImages::Skip,
-    };
-    Ok(Arc::new(ImageStore::new(dataset, bad, cfg.cache_mib << 20)))
+    Ok(Arc::new(ImageStore::new(dataset, cfg.bad_images, cfg.cache_mib << 20)))
 }
 
 fn geometry(resize: &Resize) -> Geometry {
@@ -111,23 +106,17 @@ fn geometry(resize: &Resize) -> Geometry {
 
 /// What happens to training images of a stage.
 pub fn train_pipeline(stage: &StageConfig) -> Pipeline {
-    let ColourJitter { brightness, contrast, saturation, hue } = stage.colour_jitter;
     Pipeline {
         geometry: geometry(&stage.resize),
         flip: stage.flip,
         vertical_flip: stage.vertical_flip,
-        colour: data::ColourJitter { brightness, contrast, saturation, hue },
+        colour: stage.colour_jitter,
     }
 }
 
 /// What happens to evaluation images of a stage.
 pub fn eval_pipeline(stage: &StageConfig) -> Pipeline {
     Pipeline::test(geometry(&stage.eval_resize()))
-}
-
-/// Shapes as the engine wants them.
-pub fn buckets(shapes: &[Shape]) -> Vec<Bucket> {
-    shapes.iter().map(|s| Bucket { h: s.height as usize, w: s.width as usize }).collect()
 }
 
 /// Normalisation of a recipe.

@@ -11,6 +11,7 @@ use std::rc::Rc;
 pub(super) use optimizer::is_state;
 use optimizer::{OptimizerState, StepFactors};
 
+use crate::data::Shape;
 use crate::detection::anchors::Anchors;
 use crate::device::{Device, StepPlan};
 use crate::engine::recordings::{Recordings, Step};
@@ -21,7 +22,7 @@ use crate::ops::adamw::bias_correction;
 use crate::ops::ema::ema;
 use crate::ops::grad_norm::{clip_scale, grad_norm};
 use crate::ops::loss_scale::{INITIAL_SCALE, LossScaleRule, initial_state, loss_scale, scaled_seed};
-use crate::recipe::{BatchNormMode, OptimizerConfig, Recompute, StageConfig};
+use crate::recipe::{OptimizerConfig, Recompute, StageConfig};
 use crate::tape::{Param, Tape, watch};
 use crate::tensor::elementwise;
 use crate::tensor::{DType, Tensor};
@@ -29,24 +30,15 @@ use crate::tensor::{DType, Tensor};
 /// Name of the loss scale's state in checkpoints.
 const LOSS_SCALE: &str = "loss_scale";
 
-/// One shape of network inputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bucket {
-    /// Height in pixels.
-    pub h: usize,
-    /// Width in pixels.
-    pub w: usize,
-}
-
 /// What an engine prepares for a stage.
 #[derive(Clone, Debug)]
 pub struct StageSetup {
     /// Index of the stage, in the keys of its random numbers.
     pub index: u8,
     /// Shapes of training passes.
-    pub train: Vec<Bucket>,
+    pub train: Vec<Shape>,
     /// Shapes of evaluation passes.
-    pub eval: Vec<Bucket>,
+    pub eval: Vec<Shape>,
     /// Images of a training pass.
     pub micro_batch: usize,
     /// Images of an evaluation pass.
@@ -58,7 +50,7 @@ pub struct StageSetup {
     /// Part of the backbone that is frozen.
     pub frozen_stages: i32,
     /// Batch norm of the rest.
-    pub batch_norm: BatchNormMode,
+    pub batch_norm: NormMode,
     /// What of the backbone is computed again instead of being kept.
     pub recompute: Recompute,
     /// What activations are stored in, in training.
@@ -73,7 +65,7 @@ pub struct StageSetup {
 
 impl StageSetup {
     /// From a recipe's stage and the shapes found in the data, as the first stage; activations are f32.
-    pub fn new(stage: &StageConfig, train: Vec<Bucket>, eval: Vec<Bucket>, max_gt: usize) -> StageSetup {
+    pub fn new(stage: &StageConfig, train: Vec<Shape>, eval: Vec<Shape>, max_gt: usize) -> StageSetup {
         StageSetup {
             index: 0,
             train,
@@ -94,13 +86,8 @@ impl StageSetup {
 
     /// How the backbone runs.
     pub fn mode(&self) -> BackboneMode {
-        let norm = match self.batch_norm {
-            BatchNormMode::Train => NormMode::Train,
-            BatchNormMode::Eval => NormMode::Eval,
-            BatchNormMode::Frozen => NormMode::Frozen,
-        };
         BackboneMode {
-            norm,
+            norm: self.batch_norm,
             frozen_stages: self.frozen_stages,
             recompute: self.recompute == Recompute::Blocks,
             dtype: self.dtype,
@@ -187,7 +174,7 @@ impl Engine {
     }
 
     /// Makes inputs for evaluation passes of `batch` images, and nothing that only training needs. Weights stay.
-    pub fn enter_eval(&mut self, buckets: Vec<Bucket>, batch: usize) -> Result<()> {
+    pub fn enter_eval(&mut self, buckets: Vec<Shape>, batch: usize) -> Result<()> {
         let stage = StageConfig { micro_batch: batch, ema: 0.0, ..StageConfig::default() };
         self.enter(&StageSetup::new(&stage, Vec::new(), buckets, 1), false)
     }
@@ -210,12 +197,13 @@ impl Engine {
             }
         }
         self.ema_share.write(&[(1.0 - setup.ema) as f32])?;
-        let inputs = |buckets: &[Bucket], batch: usize, max_gt: usize, mask_runs: usize| -> Result<Vec<Inputs>> {
+        let inputs = |buckets: &[Shape], batch: usize, max_gt: usize, mask_runs: usize| -> Result<Vec<Inputs>> {
             buckets
                 .iter()
                 .map(|b| {
-                    let anchors = Anchors::new(&self.device, &self.model_config.anchors(), b.h, b.w)?;
-                    Inputs::new(&self.device, batch, b.h, b.w, max_gt, mask_runs, anchors)
+                    let (h, w) = (b.height as usize, b.width as usize);
+                    let anchors = Anchors::new(&self.device, &self.model_config.anchors(), h, w)?;
+                    Inputs::new(&self.device, batch, h, w, max_gt, mask_runs, anchors)
                 })
                 .collect()
         };

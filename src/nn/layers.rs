@@ -1,6 +1,8 @@
 //! Convolution, linear, batch norm and layer norm layers. Parameters are f32; the weights of products are cast to the type of what they
 //! are multiplied with.
 
+use serde::{Deserialize, Serialize};
+
 use super::init::Init;
 use super::store::Builder;
 use crate::error::Result;
@@ -172,14 +174,15 @@ impl SelectLinear {
     }
 }
 
-/// Where batch norm has its statistics from, and what of it is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where batch norm takes its statistics from, and what of it is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NormMode {
-    /// Batch statistics; the running ones follow.
+    /// Statistics of each micro-batch; scale, bias and running statistics move.
     Train,
-    /// Running statistics, untouched; scale and bias are trained.
+    /// Running statistics, which stay; scale and bias are trained. mmdetection's `norm_eval`, with its usual `requires_grad`.
     Eval,
-    /// Running statistics, untouched; nothing is trained.
+    /// Running statistics; nothing moves.
     Frozen,
 }
 

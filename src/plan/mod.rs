@@ -14,7 +14,7 @@ use std::rc::Rc;
 use crate::data::loader::plan_batches;
 use crate::data::{ImageStore, LoaderOptions, Shape};
 use crate::device::{Device, StepPlan, Target};
-use crate::engine::feed::{RunData, buckets, eval_pipeline, pixel_stats, train_pipeline};
+use crate::engine::feed::{RunData, eval_pipeline, pixel_stats, train_pipeline};
 use crate::engine::memory::PersistentBytes;
 use crate::engine::{Engine, StageSetup};
 use crate::error::Result;
@@ -83,7 +83,7 @@ pub fn stage_context(recipe: &Recipe, data: &RunData, index: usize, device: &Dev
             }
         }
     }
-    let setup = StageSetup::new(stage, buckets(&shapes), buckets(&eval_shapes), data.max_gt);
+    let setup = StageSetup::new(stage, shapes, eval_shapes.clone(), data.max_gt);
     let dtype = stage.precision.on(device)?;
     let setup = StageSetup { index: index as u8, mask_runs: options.mask_runs, dtype, ..setup };
     Ok(StageContext { setup, schedule, eval_shapes })

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{BatchNormMode, ExpectConfig, ExpectSplit, Recipe, Resize, ScheduleConfig, ScheduleKind, StageConfig};
+use super::{ExpectConfig, ExpectSplit, NormMode, Recipe, Resize, ScheduleConfig, ScheduleKind, StageConfig};
 use crate::models::config::{Detector, ModelConfig};
 use crate::{Error, Result};
 
@@ -153,8 +153,8 @@ impl StageConfig {
         }
         let scratch = "needs loaded weights, and this stage starts from scratch: such a network cannot train; \
                        load some (init.weights = \"FILE.safetensors\")";
-        if let (BatchNormMode::Frozen | BatchNormMode::Eval, true, false) = (self.batch_norm, has_norm, has_weights) {
-            let mode = if self.batch_norm == BatchNormMode::Eval { "eval" } else { "frozen" };
+        if let (NormMode::Frozen | NormMode::Eval, true, false) = (self.batch_norm, has_norm, has_weights) {
+            let mode = if self.batch_norm == NormMode::Eval { "eval" } else { "frozen" };
             return error("batch_norm", format!("\"{mode}\" {scratch}, or set stage.{name}.batch_norm = \"train\""));
         }
         if self.frozen_stages >= 0 && !has_weights {

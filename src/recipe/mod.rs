@@ -14,9 +14,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::data::{BadImages, ColourJitter};
 use crate::format::counted;
 use crate::models::config::ModelConfig;
-pub use crate::recipe::precision::{Precision, StatePrecision};
+pub use crate::nn::NormMode;
+pub use precision::{Precision, StatePrecision};
 
 /// One training run, resolved: what is not in the file has its default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
@@ -148,16 +150,6 @@ pub struct SplitConfig {
     pub images: PathBuf,
 }
 
-/// What to do with an image that cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BadImages {
-    /// Stop with an error that names it.
-    Fail,
-    /// Leave it out, count and list it.
-    Skip,
-}
-
 /// One stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -184,7 +176,7 @@ pub struct StageConfig {
     /// Chance to mirror an image top to bottom.
     pub vertical_flip: f32,
     /// Batch norm: batch statistics, or running statistics with nothing trained.
-    pub batch_norm: BatchNormMode,
+    pub batch_norm: NormMode,
     /// Frozen parts of the backbone: -1 none, 0 the stem, n the stem and the first n layers.
     pub frozen_stages: i32,
     /// Storage of activations.
@@ -273,7 +265,7 @@ impl Default for StageConfig {
             eval_batch: None,
             flip: 0.5,
             vertical_flip: 0.0,
-            batch_norm: BatchNormMode::Train,
+            batch_norm: NormMode::Train,
             frozen_stages: -1,
             precision: Precision::Auto,
             recompute: Recompute::None,
@@ -334,39 +326,6 @@ impl Default for Resize {
     fn default() -> Self {
         Resize::KeepRatio { long: 1333, short: 800, pad_to: Self::default_pad_to(), buckets: Self::default_buckets() }
     }
-}
-
-/// Random changes of colour: each factor is drawn from 1 ± the value. All zero is off.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, Default)]
-#[serde(default, deny_unknown_fields)]
-pub struct ColourJitter {
-    /// Brightness.
-    pub brightness: f32,
-    /// Contrast.
-    pub contrast: f32,
-    /// Saturation.
-    pub saturation: f32,
-    /// Hue, in turns (0.5 is half the circle).
-    pub hue: f32,
-}
-
-impl ColourJitter {
-    /// Whether nothing changes.
-    pub fn is_off(&self) -> bool {
-        *self == ColourJitter::default()
-    }
-}
-
-/// What batch norm does in a stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BatchNormMode {
-    /// Statistics of each micro-batch; scale, bias and running statistics move.
-    Train,
-    /// Running statistics, which stay; scale and bias are trained. mmdetection's `norm_eval`, with its usual `requires_grad`.
-    Eval,
-    /// Running statistics; nothing moves.
-    Frozen,
 }
 
 /// Activations of the backbone that are not kept for the backward pass.

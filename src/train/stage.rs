@@ -119,7 +119,7 @@ fn announce(run: &mut Run<'_>, stage: &StageRun<'_>) -> Result<()> {
         steps_per_epoch: stage.context.schedule.steps_per_epoch(),
         total_steps: before + stage.steps() + later,
         images: run.data.train.dataset().training_images(run.data.filter)?.len(),
-        buckets: stage.context.setup.train.iter().map(|b| [b.h, b.w]).collect(),
+        buckets: stage.context.setup.train.iter().map(|b| [b.height as usize, b.width as usize]).collect(),
         persistent_bytes: stage.plans.persistent_bytes,
         arena_bytes: stage.plans.arena_bytes(),
         global_step: run.meta.global_step,

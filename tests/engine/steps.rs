@@ -4,13 +4,13 @@ use crate::support::small::*;
 use upres::device::Device;
 use upres::engine::{Engine, StageSetup};
 use upres::models::{HostBatch, Sampling};
-use upres::recipe::{BatchNormMode, Recompute};
+use upres::recipe::{NormMode, Recompute};
 use upres::tape::Role;
 use upres::tensor::Tensor;
 
 #[test]
 fn memory_in_use_is_the_plan_to_the_byte() {
-    for norm in [BatchNormMode::Train, BatchNormMode::Eval, BatchNormMode::Frozen] {
+    for norm in [NormMode::Train, NormMode::Eval, NormMode::Frozen] {
         let s = setup(2, norm);
         let plans = plans(&s);
         let device = Device::cpu();
@@ -35,7 +35,7 @@ fn memory_in_use_is_the_plan_to_the_byte() {
 /// over from the previous step. With running statistics and fixed samples both passes are the same function.
 #[test]
 fn accumulated_gradients_are_those_of_one_pass() {
-    let s = setup(2, BatchNormMode::Eval);
+    let s = setup(2, NormMode::Eval);
     let (plans, device) = (plans(&s), Device::cpu());
     let mut e = engine(&device, &s);
     let mut gradients = |weights: &[f32], pictures: &Pictures| {
@@ -76,9 +76,9 @@ fn accumulated_gradients_are_those_of_one_pass() {
 #[test]
 fn batch_norm_moves_as_its_mode_says() {
     for (norm, moving) in [
-        (BatchNormMode::Train, &["weight", "bias", "running_mean", "running_var"][..]),
-        (BatchNormMode::Eval, &["weight", "bias"]),
-        (BatchNormMode::Frozen, &[]),
+        (NormMode::Train, &["weight", "bias", "running_mean", "running_var"][..]),
+        (NormMode::Eval, &["weight", "bias"]),
+        (NormMode::Frozen, &[]),
     ] {
         let s = StageSetup { frozen_stages: 1, ..setup(2, norm) };
         let (plans, device) = (plans(&s), Device::cpu());
@@ -101,7 +101,7 @@ fn batch_norm_moves_as_its_mode_says() {
 
 #[test]
 fn eight_pictures_are_learnt_by_heart() {
-    let s = setup(8, BatchNormMode::Train);
+    let s = setup(8, NormMode::Train);
     let plans = plans(&s);
     let device = Device::cpu();
     let mut e = engine(&device, &s);
@@ -151,7 +151,7 @@ fn every_detector_on_every_backbone() {
         for kind in [BackboneKind::Resnet18, BackboneKind::SwinT] {
             let what = format!("{detector:?} on {kind:?}");
             let model = small_of(detector, kind);
-            let s = setup_of(&model, 2, BatchNormMode::Train);
+            let s = setup_of(&model, 2, NormMode::Train);
             let (plans, device) = (plans_of(&model, &Device::cpu(), &s), Device::cpu());
             let mut e = engine_of(&model, &device, &s);
             load(&mut e, &pictures(2), 0);
@@ -186,11 +186,11 @@ fn every_detector_on_every_backbone() {
 fn what_is_recomputed_is_what_is_kept() {
     use upres::models::config::{BackboneKind, Detector};
     let cases = [
-        (BackboneKind::Resnet18, BatchNormMode::Train, -1),
-        (BackboneKind::Resnet50, BatchNormMode::Eval, 1),
-        (BackboneKind::Resnet50, BatchNormMode::Frozen, 4),
-        (BackboneKind::SwinT, BatchNormMode::Train, -1),
-        (BackboneKind::SwinT, BatchNormMode::Train, 2),
+        (BackboneKind::Resnet18, NormMode::Train, -1),
+        (BackboneKind::Resnet50, NormMode::Eval, 1),
+        (BackboneKind::Resnet50, NormMode::Frozen, 4),
+        (BackboneKind::SwinT, NormMode::Train, -1),
+        (BackboneKind::SwinT, NormMode::Train, 2),
     ];
     for (kind, norm, frozen_stages) in cases {
         let mut model = small_of(Detector::MaskRcnn, kind);
@@ -226,7 +226,7 @@ fn what_is_recomputed_is_what_is_kept() {
         }
         let (norms, blocks) = (memory[1], memory[2]);
         assert!(frozen_stages == 4 || blocks < memory[0], "{kind:?}, {norm:?}: {memory:?}");
-        let can_save = kind == BackboneKind::SwinT || norm != BatchNormMode::Frozen;
+        let can_save = kind == BackboneKind::SwinT || norm != NormMode::Frozen;
         assert_eq!(norms < memory[0], can_save, "{kind:?}, {norm:?}: {memory:?}");
     }
 }
@@ -246,7 +246,7 @@ fn slices_of_the_mask_head_are_the_whole() {
     (model.rpn.train_max, model.rpn.nms_iou) = (400, 0.95);
     (model.box_head.pos_iou, model.box_head.neg_iou, model.box_head.min_pos_iou) = (0.02, 0.02, 0.02);
     let device = Device::cpu();
-    let s = setup_of(&model, 4, BatchNormMode::Eval);
+    let s = setup_of(&model, 4, NormMode::Eval);
     let mut inputs = engine_of(&model, &device, &s);
     load(&mut inputs, &pictures(4), 0);
     let run = |seed: Option<Tensor>, inputs: &mut Engine| {

@@ -7,7 +7,7 @@ use upres::device::gpu::Grid;
 use upres::device::{Device, Target};
 use upres::models::config::ModelConfig;
 use upres::models::{HostBatch, Sampling};
-use upres::recipe::{BatchNormMode, OptimizerKind, StatePrecision};
+use upres::recipe::{NormMode, OptimizerKind, StatePrecision};
 use upres::tensor::{DType, Tensor};
 
 /// The result of some training steps: losses and gradient norm of each step, then the number of detections in each
@@ -23,11 +23,11 @@ struct Run {
 /// at a rate of 0.01 the samples differ by the seventh. At this rate a run of 20 steps stays within the tolerance.
 const LR: f64 = 2e-5;
 
-fn train(device: &Device, norm: BatchNormMode, steps: u64, accumulate: usize) -> Run {
+fn train(device: &Device, norm: NormMode, steps: u64, accumulate: usize) -> Run {
     train_of(&small(), device, norm, steps, accumulate)
 }
 
-fn train_of(model: &ModelConfig, device: &Device, norm: BatchNormMode, steps: u64, accumulate: usize) -> Run {
+fn train_of(model: &ModelConfig, device: &Device, norm: NormMode, steps: u64, accumulate: usize) -> Run {
     let s = setup_of(model, 2, norm);
     let plans = plans_of(model, device, &s);
     let mut e = engine_of(model, device, &s);
@@ -69,7 +69,7 @@ fn train_of(model: &ModelConfig, device: &Device, norm: BatchNormMode, steps: u6
 /// The steps are executed, recorded and replayed. Equal losses imply that the samples are the same too.
 #[test]
 fn training_is_that_of_the_cpu() {
-    for (norm, steps, accumulate) in [(BatchNormMode::Train, 20, 1), (BatchNormMode::Frozen, 5, 2)] {
+    for (norm, steps, accumulate) in [(NormMode::Train, 20, 1), (NormMode::Frozen, 5, 2)] {
         let want = train(&Device::cpu(), norm, steps, accumulate);
         for (name, devices) in gpus() {
             let device = devices.last().expect("a device");
@@ -96,12 +96,12 @@ fn every_detector_trains_as_on_the_cpu() {
     use upres::models::config::{BackboneKind::*, Detector::*};
     for (detector, backbone) in [(CascadeRcnn, Resnet18), (MaskRcnn, SwinT), (RetinaNet, Resnet18)] {
         let model = small_of(detector, backbone);
-        let want = train_of(&model, &Device::cpu(), BatchNormMode::Train, 3, 1);
+        let want = train_of(&model, &Device::cpu(), NormMode::Train, 3, 1);
         for (name, devices) in gpus() {
             let device = devices.last().expect("a device");
             let is_sim = device.target() == Target::Sim;
             let (rel, rel_norm) = if is_sim { (1e-4, 1e-2) } else { (2e-2, 5e-2) };
-            let got = train_of(&model, device, BatchNormMode::Train, 3, 1);
+            let got = train_of(&model, device, NormMode::Train, 3, 1);
             for (i, (got, want)) in got.steps.iter().zip(&want.steps).enumerate() {
                 let losses = got.0.iter().zip(&want.0).all(|(g, w)| (g - w).abs() <= rel * w.abs().max(1e-3));
                 let norms = (got.1 - want.1).abs() <= rel_norm * want.1;
@@ -118,7 +118,7 @@ fn every_detector_trains_as_on_the_cpu() {
 #[test]
 fn training_repeats_itself() {
     for (name, devices) in gpus() {
-        let [first, again] = [0, 1].map(|i| train(&devices[i], BatchNormMode::Train, 4, 1));
+        let [first, again] = [0, 1].map(|i| train(&devices[i], NormMode::Train, 4, 1));
         assert_eq!(first.steps, again.steps, "{name}");
         assert_eq!(first.detections, again.detections, "{name}");
     }
@@ -129,7 +129,7 @@ fn training_repeats_itself() {
 #[test]
 fn state_in_bf16_is_that_of_the_cpu() {
     let run = |device: &Device, kind: OptimizerKind| {
-        let mut s = setup(2, BatchNormMode::Train);
+        let mut s = setup(2, NormMode::Train);
         (s.index, s.optimizer.kind, s.optimizer.state) = (1, kind, StatePrecision::Bf16);
         s.optimizer.weight_decay = 0.1;
         let plans = plans_for(device, &s);
@@ -160,7 +160,7 @@ fn state_in_bf16_is_that_of_the_cpu() {
 #[test]
 fn one_small_step() {
     for (_, devices) in gpus() {
-        train(&devices[0], BatchNormMode::Train, 1, 1);
+        train(&devices[0], NormMode::Train, 1, 1);
     }
 }
 
@@ -169,7 +169,7 @@ fn one_small_step() {
 fn no_step_waits_for_the_device() {
     for (name, devices) in gpus() {
         let device = &devices[0];
-        let s = setup(2, BatchNormMode::Train);
+        let s = setup(2, NormMode::Train);
         let plans = plans_for(device, &s);
         let mut e = engine(device, &s);
         let before = device.gpu().host_syncs();

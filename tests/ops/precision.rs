@@ -14,7 +14,7 @@ use upres::engine::{Engine, StageSetup};
 use upres::models::Sampling;
 use upres::models::config::{BackboneKind, Detector, ModelConfig};
 use upres::ops::loss_scale::INITIAL_SCALE;
-use upres::recipe::{BatchNormMode, OptimizerKind, Recompute, StatePrecision};
+use upres::recipe::{NormMode, OptimizerKind, Recompute, StatePrecision};
 use upres::run::checkpoint::{self, Checkpoint, Meta};
 use upres::tape::{Param, Role, watch};
 use upres::tensor::DType;
@@ -22,7 +22,7 @@ use upres::tensor::DType;
 const HALVES: [DType; 2] = [DType::F16, DType::BF16];
 
 fn setup_in(model: &ModelConfig, batch: usize, dtype: DType) -> StageSetup {
-    StageSetup { dtype, ..setup_of(model, batch, BatchNormMode::Train) }
+    StageSetup { dtype, ..setup_of(model, batch, NormMode::Train) }
 }
 
 /// A loss scale at which no gradient of the small detectors overflows.
@@ -179,7 +179,7 @@ fn steps_in(model: &ModelConfig, s: &StageSetup, steps: u64) -> f32 {
 /// 200 steps from one seed end at similar losses: four pictures are memorised in every precision.
 #[test]
 fn two_hundred_steps_end_together() {
-    let s = |dtype| StageSetup { dtype, ..setup(4, BatchNormMode::Train) };
+    let s = |dtype| StageSetup { dtype, ..setup(4, NormMode::Train) };
     let whole = steps_in(&small(), &s(DType::F32), 200);
     for dtype in HALVES {
         let half = steps_in(&small(), &s(dtype), 200);
@@ -190,7 +190,7 @@ fn two_hundred_steps_end_together() {
 
 /// Like [`setup`], with an optimizer whose state is stored as `state`.
 fn setup_with(kind: OptimizerKind, state: StatePrecision) -> StageSetup {
-    let mut s = setup(4, BatchNormMode::Train);
+    let mut s = setup(4, NormMode::Train);
     (s.optimizer.kind, s.optimizer.state) = (kind, state);
     s
 }

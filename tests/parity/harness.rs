@@ -1,8 +1,9 @@
 //! The reference detector in upres: the recipe's model with the fixtures' weights, its inputs, and measures of error.
 
+use upres::data::Shape;
 use upres::detection::anchors::Anchors;
 use upres::device::Device;
-use upres::engine::{Bucket, StageSetup};
+use upres::engine::StageSetup;
 use upres::models::faster_rcnn::FasterRcnn;
 use upres::models::rpn::{Proposals, RpnOutput};
 use upres::models::{Heads, HostBatch, Inputs, Model, PixelStats};
@@ -56,7 +57,7 @@ fn torch_shape(name: &str, shape: &[usize]) -> Option<[usize; 4]> {
 /// A stage of the recipe by name.
 pub fn stage(recipe: &Recipe, name: &str) -> StageSetup {
     let stage = recipe.stages.iter().find(|s| s.name == name).unwrap_or_else(|| panic!("no stage {name}"));
-    let bucket = vec![Bucket { h: SIZE[0], w: SIZE[1] }];
+    let bucket = vec![Shape { height: SIZE[0] as u32, width: SIZE[1] as u32 }];
     StageSetup::new(stage, bucket.clone(), bucket, MAX_GT)
 }
 

@@ -1,13 +1,14 @@
 //! Every parameter of the detector receives a finite gradient that is not zero.
 
+use upres::data::Shape;
 use upres::device::Device;
-use upres::engine::{Bucket, Engine, StageSetup};
+use upres::engine::{Engine, StageSetup};
 use upres::models::config::{
     BackboneConfig, BackboneKind, BoxHeadConfig, BoxHeadKind, FpnConfig, ModelConfig, RpnConfig,
 };
 use upres::models::{HostBatch, Sampling};
 use upres::philox::{Purpose, Stream};
-use upres::recipe::{BatchNormMode, StageConfig};
+use upres::recipe::{NormMode, StageConfig};
 
 use crate::harness::PIXELS;
 
@@ -39,8 +40,8 @@ fn model(kind: BackboneKind, levels: usize, head: BoxHeadKind, class_agnostic: b
     }
 }
 
-fn every_parameter_learns(model: &ModelConfig, norm: BatchNormMode) {
-    let bucket = vec![Bucket { h: SIZE, w: SIZE }];
+fn every_parameter_learns(model: &ModelConfig, norm: NormMode) {
+    let bucket = vec![Shape { height: SIZE as u32, width: SIZE as u32 }];
     let stage = StageConfig { micro_batch: 2, images_per_step: 2, batch_norm: norm, ..Default::default() };
     let setup = StageSetup::new(&stage, bucket.clone(), bucket, 2);
     let engine = |device: &Device| {
@@ -80,20 +81,20 @@ fn every_parameter_learns(model: &ModelConfig, norm: BatchNormMode) {
 
 #[test]
 fn resnet_18_with_four_convolutions() {
-    every_parameter_learns(&model(BackboneKind::Resnet18, 5, BoxHeadKind::Shared4Conv1Fc, false), BatchNormMode::Train);
+    every_parameter_learns(&model(BackboneKind::Resnet18, 5, BoxHeadKind::Shared4Conv1Fc, false), NormMode::Train);
 }
 
 #[test]
 fn resnet_34_with_two_layers_one_set_of_deltas_and_four_levels() {
-    every_parameter_learns(&model(BackboneKind::Resnet34, 4, BoxHeadKind::Shared2Fc, true), BatchNormMode::Train);
+    every_parameter_learns(&model(BackboneKind::Resnet34, 4, BoxHeadKind::Shared2Fc, true), NormMode::Train);
 }
 
 #[test]
 fn resnet_50_with_two_layers_and_frozen_norms() {
-    every_parameter_learns(&model(BackboneKind::Resnet50, 5, BoxHeadKind::Shared2Fc, false), BatchNormMode::Frozen);
+    every_parameter_learns(&model(BackboneKind::Resnet50, 5, BoxHeadKind::Shared2Fc, false), NormMode::Frozen);
 }
 
 #[test]
 fn resnet_101_with_one_set_of_deltas() {
-    every_parameter_learns(&model(BackboneKind::Resnet101, 4, BoxHeadKind::Shared4Conv1Fc, true), BatchNormMode::Train);
+    every_parameter_learns(&model(BackboneKind::Resnet101, 4, BoxHeadKind::Shared4Conv1Fc, true), NormMode::Train);
 }

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use upres::data::Shape;
 use upres::device::{Device, StepPlan};
-use upres::engine::{Bucket, Engine, StageSetup};
+use upres::engine::{Engine, StageSetup};
 use upres::models::{HostBatch, PixelStats, Sampling};
 use upres::plan::StagePlans;
 use upres::recipe::{Recipe, Resize, StageConfig};
@@ -26,18 +27,18 @@ fn recipes() -> Vec<PathBuf> {
 }
 
 /// The largest shape of a stage.
-fn bucket(resize: &Resize) -> Bucket {
+fn bucket(resize: &Resize) -> Shape {
     match *resize {
-        Resize::FitCrop { size, .. } => Bucket { h: size as usize, w: size as usize },
+        Resize::FitCrop { size, .. } => Shape { height: size as usize as u32, width: size as usize as u32 },
         Resize::KeepRatio { long, short, pad_to, .. } => {
             let padded = |side: u32| side.next_multiple_of(pad_to) as usize;
-            Bucket { h: padded(short), w: padded(long) }
+            Shape { height: padded(short) as u32, width: padded(long) as u32 }
         }
     }
 }
 
 /// A grey batch with as many boxes as there are slots, of many sizes.
-fn load(engine: &mut Engine, images: usize, shape: Bucket) {
+fn load(engine: &mut Engine, images: usize, shape: Shape) {
     let (h, w) = (shape.h as f32, shape.w as f32);
     let boxes = (0..images * MAX_GT).flat_map(|i| {
         let (x, y) = ((i * 37 % 100) as f32 / 130.0, (i * 61 % 100) as f32 / 130.0);

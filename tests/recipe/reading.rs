@@ -3,7 +3,7 @@
 use upres::models::config::{BackboneKind, BoxHeadKind, ModelConfig};
 use upres::recipe::read::Override;
 use upres::recipe::schedule::Schedule;
-use upres::recipe::{BatchNormMode, Recipe, Resize, ScheduleKind, StatePrecision};
+use upres::recipe::{NormMode, Recipe, Resize, ScheduleKind, StatePrecision};
 
 const MINIMAL: &str = r#"
 [data]
@@ -143,11 +143,11 @@ fn the_paper_is_in_its_recipe() {
     let [pretrain, finetune] = &recipe.stages[..] else { panic!("two stages") };
     assert_eq!(pretrain.resize, Resize::FitCrop { size: 448, jitter: [0.8, 1.2] });
     assert_eq!((pretrain.repeat, pretrain.epochs, pretrain.images_per_step), (4, Some(12), 64));
-    assert_eq!((pretrain.batch_norm, pretrain.frozen_stages), (BatchNormMode::Train, -1));
+    assert_eq!((pretrain.batch_norm, pretrain.frozen_stages), (NormMode::Train, -1));
     assert!(!pretrain.optimizer.norm_decay && pretrain.optimizer.bias_decay);
     assert_eq!(pretrain.accumulate(), 8);
     assert_eq!(finetune.resize, Resize::KeepRatio { long: 1333, short: 800, pad_to: 32, buckets: 4 });
-    assert_eq!((finetune.batch_norm, finetune.frozen_stages), (BatchNormMode::Frozen, 1));
+    assert_eq!((finetune.batch_norm, finetune.frozen_stages), (NormMode::Frozen, 1));
     assert_eq!(finetune.schedule.kind, ScheduleKind::Step);
     let schedule = Schedule::new(finetune, 7330);
     assert!((schedule.lr(0) - 2e-5).abs() < 1e-15 && schedule.lr(500) == 0.02);

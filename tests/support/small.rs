@@ -2,12 +2,13 @@
 
 use std::rc::Rc;
 
+use upres::data::Shape;
 use upres::device::{Device, StepPlan};
-use upres::engine::{Bucket, Engine, StageSetup};
+use upres::engine::{Engine, StageSetup};
 use upres::models::config::{BackboneConfig, BackboneKind, BoxHeadConfig, Detector, FpnConfig, ModelConfig, RpnConfig};
 use upres::models::{HostBatch, PixelStats, Sampling};
 use upres::philox::{Purpose, Stream};
-use upres::recipe::{BatchNormMode, StageConfig};
+use upres::recipe::{NormMode, StageConfig};
 
 pub const PIXELS: PixelStats = PixelStats { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
 pub const SIZE: usize = 96;
@@ -39,13 +40,13 @@ pub fn small_of(detector: Detector, kind: BackboneKind) -> ModelConfig {
 /// Run lengths that fit in the mask buffer of one image.
 const RUNS: usize = 1024;
 
-pub fn setup_of(model: &ModelConfig, batch: usize, norm: BatchNormMode) -> StageSetup {
+pub fn setup_of(model: &ModelConfig, batch: usize, norm: NormMode) -> StageSetup {
     let mask_runs = if model.mask_size().is_some() { RUNS } else { 0 };
     StageSetup { mask_runs, ..setup(batch, norm) }
 }
 
-pub fn setup(batch: usize, norm: BatchNormMode) -> StageSetup {
-    let bucket = vec![Bucket { h: SIZE, w: SIZE }];
+pub fn setup(batch: usize, norm: NormMode) -> StageSetup {
+    let bucket = vec![Shape { height: SIZE as u32, width: SIZE as u32 }];
     let stage = StageConfig { micro_batch: batch, images_per_step: batch, batch_norm: norm, ..Default::default() };
     StageSetup { ema: 0.5, ..StageSetup::new(&stage, bucket.clone(), bucket, 8) }
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::bytes;
 use crate::format::counted;
 use crate::plan::{Planner, StagePlans};
-use crate::recipe::{BatchNormMode, Recipe, Recompute, StageConfig, StatePrecision};
+use crate::recipe::{NormMode, Recipe, Recompute, StageConfig, StatePrecision};
 use crate::tensor::DType;
 
 /// Bytes that a part of a stage needs.
@@ -88,7 +88,7 @@ impl Needs<'_> {
 
     /// Whether batch norm uses the statistics of a pass.
     pub(super) fn sees_batch(&self, stage: &StageConfig) -> bool {
-        stage.batch_norm == BatchNormMode::Train && self.planner.has_batch_norm()
+        stage.batch_norm == NormMode::Train && self.planner.has_batch_norm()
     }
 
     /// The setup for a `micro_batch`: the shapes of the buckets depend on it too.

@@ -7,13 +7,13 @@ use std::rc::Rc;
 use serde::Serialize;
 
 use super::step::{StepInput, StepKind, StepReport};
+use crate::data::Shape;
 use crate::device::{StepPlan, Target};
-use crate::engine::Bucket;
 use crate::engine::memory::PersistentBytes;
 use crate::plan::budget::StageBudget;
 use crate::plan::rates::Rate;
 use crate::plan::{StageContext, StagePlans};
-use crate::recipe::{BatchNormMode, Recompute, StageConfig};
+use crate::recipe::{NormMode, Recompute, StageConfig};
 use crate::tensor::DType;
 
 /// The memory of a stage.
@@ -36,7 +36,7 @@ pub struct StageReport {
     /// The outputs of the backbone that the backward pass rematerialises.
     pub recompute: Recompute,
     /// Mode of batch norm; `None` in a model without batch norm.
-    pub batch_norm: Option<BatchNormMode>,
+    pub batch_norm: Option<NormMode>,
     /// Number of images over which batch norm computes its statistics; `None` where it uses running statistics.
     pub batch_norm_images: Option<usize>,
     /// Room for the RLE runs of an image's masks; 0 without masks.
@@ -77,8 +77,8 @@ impl StageReport {
         target: Target,
     ) -> StageReport {
         let setup = &context.setup;
-        let of = |step, images, buckets: &[Bucket], plans: &[Rc<StepPlan>]| -> Vec<StepReport> {
-            let input = |&bucket: &Bucket| StepInput { images, bucket };
+        let of = |step, images, buckets: &[Shape], plans: &[Rc<StepPlan>]| -> Vec<StepReport> {
+            let input = |&bucket: &Shape| StepInput { images, bucket };
             buckets.iter().zip(plans).map(|(b, plan)| StepReport::new(step, Some(input(b)), plan)).collect()
         };
         let mut steps = of(StepKind::Train, setup.micro_batch, &setup.train, &plans.train);
@@ -97,11 +97,11 @@ impl StageReport {
                 // There, ops in 16 bits save their inputs and nothing else.
                 Recompute::Norms if target == Target::Cpu && setup.dtype != DType::F32 => Recompute::None,
                 // Frozen batch norm saves its output and nothing else.
-                Recompute::Norms if batch_norm == Some(BatchNormMode::Frozen) => Recompute::None,
+                Recompute::Norms if batch_norm == Some(NormMode::Frozen) => Recompute::None,
                 how => how,
             },
             batch_norm,
-            batch_norm_images: batch_norm.filter(|m| *m == BatchNormMode::Train).map(|_| stage.micro_batch),
+            batch_norm_images: batch_norm.filter(|m| *m == NormMode::Train).map(|_| stage.micro_batch),
             mask_runs: setup.mask_runs,
             persistent: plans.persistent,
             persistent_bytes: plans.persistent_bytes,

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::data::Shape;
 use crate::device::{LiveAtPeak, StepPlan};
-use crate::engine::Bucket;
 
 /// The scope in which [`crate::tape::Tape::backward`] executes.
 const BACKWARD: &str = "backward";
@@ -76,7 +76,7 @@ pub struct LiveGroup {
 #[derive(Clone, Copy)]
 pub(super) struct StepInput {
     pub(super) images: usize,
-    pub(super) bucket: Bucket,
+    pub(super) bucket: Shape,
 }
 
 impl StepReport {
@@ -95,8 +95,8 @@ impl StepReport {
         StepReport {
             step,
             images: input.map(|input| input.images),
-            height: input.map(|input| input.bucket.h),
-            width: input.map(|input| input.bucket.w),
+            height: input.map(|input| input.bucket.height as usize),
+            width: input.map(|input| input.bucket.width as usize),
             peak_bytes: plan.peak_bytes(),
             lower_bound_bytes: plan.lower_bound_bytes(),
             peak_in: plan.peak_scope().unwrap_or_default().into(),

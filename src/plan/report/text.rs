@@ -9,7 +9,7 @@ use super::step::{StepKind, StepReport};
 use super::{DataReport, LargestInput, PlanReport};
 use crate::format::{bytes, duration, short};
 use crate::plan::rates::Rate;
-use crate::recipe::{BatchNormMode, Recompute};
+use crate::recipe::{NormMode, Recompute};
 use crate::tensor::DType;
 
 /// Groups of live buffers printed for a step; the others are summed up in one row.
@@ -78,12 +78,12 @@ impl fmt::Display for StageReport {
         write!(f, "batch norm: ")?;
         match self.batch_norm {
             None => write!(f, "none in this model")?,
-            Some(BatchNormMode::Train) if pass < step => {
+            Some(NormMode::Train) if pass < step => {
                 write!(f, "statistics of the {pass} images of a pass, not of the {step} of a step")?;
             }
-            Some(BatchNormMode::Train) => write!(f, "statistics of the {pass} images of a step")?,
-            Some(BatchNormMode::Eval) => write!(f, "running statistics, scale and bias trained")?,
-            Some(BatchNormMode::Frozen) => write!(f, "running statistics, nothing trained")?,
+            Some(NormMode::Train) => write!(f, "statistics of the {pass} images of a step")?,
+            Some(NormMode::Eval) => write!(f, "running statistics, scale and bias trained")?,
+            Some(NormMode::Frozen) => write!(f, "running statistics, nothing trained")?,
         }
         if self.mask_runs > 0 {
             write!(f, "; room for {} runs of masks an image", self.mask_runs)?;

@@ -109,7 +109,7 @@ fn main() {
                 if let Some(file) = &mut file {
                     let shape = bucket(&stage.resize);
                     let line = serde_json::json!({
-                        "recipe": name, "stage": stage.name, "images": stage.micro_batch, "height": shape.h, "width": shape.w,
+                        "recipe": name, "stage": stage.name, "images": stage.micro_batch, "height": shape.height, "width": shape.width,
                         "dtype": dtype.name(), "recompute": again, "persistent_bytes": persistent,
                         "step_bytes": arena, "lower_bound_bytes": step.lower_bound_bytes(), "plan_s": seconds,
                         "largest_batch_11gib": fits,

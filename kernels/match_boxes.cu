@@ -1,9 +1,12 @@
-// Matching of boxes to ground truth. boxes [N,4] or [B,N,4], gt [B,G,4], count [B], valid [B,N] u8 or i32 (at most one is not
-// null); assigned [B,N] i32; best [B,G]: the bits of each ground truth's largest IoU, 0 before the first kernel, or null.
-// One thread a box, blocks along y over images; ground truths pass through shared memory in tiles, and a warp skips those that
-// none of its boxes touches. First kernel: each box's best ground truth, and each ground truth's best IoU by integer maxima
-// (IoUs are not negative: their bits are in their order). Second, for low-quality matches: the IoUs again, those that equal the
-// best are assigned. No matrix in memory. Deterministic: maxima do not depend on the order.
+// Matching of boxes to ground truth. boxes [N,4] or [B,N,4], gt [B,G,4], count [B], valid [B,N] u8 or i32 (at most one
+// is not null); assigned [B,N] i32: ground truth + 1, 0 for background, IGNORED or INVALID; best [B,G]: the bits of
+// each ground truth's largest IoU, 0 before the first kernel, or null.
+//
+// Ground truths go through shared memory in tiles, and a warp skips those that none of its boxes touches.
+// First kernel: finds each box's best ground truth, and each ground truth's best IoU by integer maxima. IoUs are not
+// negative, so their bits have the same order as the numbers.
+// Second kernel, for low-quality matches: computes the IoUs once more and assigns the boxes whose IoU equals the best.
+// The matrix of IoUs is never in memory. Deterministic: a maximum does not depend on the order.
 #include "common/boxes.cuh"
 #include "common/reduce.cuh"
 
@@ -22,7 +25,8 @@ struct Min {
     __device__ __forceinline__ float operator()(float a, float b) const { return fminf(a, b); }
 };
 
-// The box of one thread. One that takes no part, or has a NaN, becomes one that meets nothing: its IoUs are 0.
+// The box of one thread. A box that takes no part, or whose area is NaN, is replaced by one that touches nothing: its
+// IoUs are 0.
 struct Candidate {
     float4 box;
     float area;
@@ -37,18 +41,21 @@ __device__ __forceinline__ Candidate load_candidate(const float* boxes, int64_t 
     return area == area ? Candidate{box, area, true} : none;
 }
 
-// The least box around those of the warp.
+// The smallest box that contains all boxes of the warp.
 __device__ __forceinline__ float4 warp_bounds(float4 b) {
     return make_float4(warp_reduce(b.x, Min()), warp_reduce(b.y, Min()), warp_reduce(b.z, Max()), warp_reduce(b.w, Max()));
 }
 
-// The box meets nothing within the bounds: all IoUs are 0 (or NaN, where something is not finite).
+// True if `g` overlaps nothing within the bounds: then all IoUs are 0 (or NaN, if something is not finite).
 __device__ __forceinline__ bool is_off(float4 g, float4 bounds) {
     return g.x >= bounds.z || g.y >= bounds.w || g.z <= bounds.x || g.w <= bounds.y;
 }
 
 __device__ __forceinline__ uint32_t truths_of(int32_t count, uint32_t g) { return count < 0 ? 0u : min(uint32_t(count), g); }
 
+// block (x, y)   boxes x * 256 .. + 256 of images y, y + gridDim.y, ...
+// thread t       box x * 256 + t against every ground truth in order    its best IoU and index stay in registers; the first of equals wins
+//                all lanes read the same truth (a broadcast); maxima go to shared memory, then one global atomic per truth and block
 KERNEL(BLOCK, match_boxes_f32,
        (int32_t * assigned, int32_t* best, const float* boxes, const uint8_t* valid_u8, const int32_t* valid_i32, const float* gt,
         const int32_t* count, MatchBoxesParams p)) {
@@ -68,7 +75,7 @@ KERNEL(BLOCK, match_boxes_f32,
         uint32_t who = 0;
         for (uint32_t from = 0; from < truths; from += TILE) {
             const uint32_t len = min(TILE, truths - from);
-            __syncthreads();  // the tile before has been read
+            __syncthreads();  // all have read the previous tile
             for (uint32_t j = threadIdx.x; j < len; j += BLOCK) {
                 truth[j] = load_box(gt, int64_t(image) * p.g + from + j);
                 area[j] = box_area(truth[j]);
@@ -83,7 +90,7 @@ KERNEL(BLOCK, match_boxes_f32,
                     most = iou;
                     who = from + j;
                 }
-                // A stale maximum costs an atomic that changes nothing.
+                // The check saves atomics. A stale value of top[j] only costs an atomic that changes nothing.
                 if (best && iou > __int_as_float(*static_cast<volatile int32_t*>(top + j))) atomicMax(top + j, __float_as_int(iou));
             }
             if (best) {
@@ -104,6 +111,8 @@ KERNEL(BLOCK, match_boxes_f32,
     }
 }
 
+// block and thread as in match_boxes_f32: one box per thread against every ground truth in order. The last truth whose
+// best IoU the box reaches wins. Each thread writes only its own box: no atomics.
 KERNEL(BLOCK, match_boxes_low_quality_f32,
        (int32_t * assigned, const int32_t* best, const float* boxes, const float* gt, const int32_t* count, MatchBoxesParams p)) {
     SHARED(float4, truth, TILE);
@@ -119,7 +128,7 @@ KERNEL(BLOCK, match_boxes_low_quality_f32,
         int32_t last = 0;
         for (uint32_t from = 0; from < truths; from += TILE) {
             const uint32_t len = min(TILE, truths - from);
-            __syncthreads();  // the tile before has been read
+            __syncthreads();  // all have read the previous tile
             for (uint32_t j = threadIdx.x; j < len; j += BLOCK) {
                 truth[j] = load_box(gt, int64_t(image) * p.g + from + j);
                 area[j] = box_area(truth[j]);
@@ -130,7 +139,7 @@ KERNEL(BLOCK, match_boxes_low_quality_f32,
             for (uint32_t j = 0; j < len; j++) {
                 const float4 g = truth[j];
                 const float most = top[j];
-                // A best IoU of 0 belongs to every box that does not touch it, too.
+                // If the best IoU is 0, boxes that do not touch the truth reach it too: they must not be skipped.
                 if (most < 0.0f || (most > 0.0f && is_off(g, bounds))) continue;
                 if (box_iou(own.box, own.area, g, area[j]) == most) last = int32_t(from + j) + 1;
             }

@@ -1,7 +1,11 @@
-// The selected output layer. x, dx [R,M,C] T; y, dy [R,M] f32; w [K,C], b [K] f32; label [R] i32: others than 0..K have y = 0, dx = 0
-// and no part in dw and db. Forward and dx: a block has 32 rows of one r, a warp four of them, a lane a 16-byte vector of channels (or
-// one channel, where C fills no vector); x is read or dx written once, w comes from cache. dw, db: blocks of 32 vectors of channels
-// x 8 rows sum a chunk of the rows of one r; then a block for each class adds its chunks in a fixed order. Deterministic.
+// Output layer that computes only the selected class: y[r,m] = x[r,m,:] . w[label[r],:] + b[label[r]].
+// x, dx [R,M,C] T; y, dy [R,M] f32; w [K,C], b [K] f32; label [R] i32. A label outside 0..K gives y = 0 and dx = 0 and
+// adds nothing to dw and db.
+//
+// Forward and dx: a block has 32 rows of one r, a warp four of them, and a lane one 16-byte vector of channels (or one
+// channel, if C is not a multiple of a vector). One pass: x is read once, or dx written once; w comes from cache.
+// dw and db: a block sums a chunk of the rows of one r, 32 vectors of channels by 8 rows at a time. Then one block per
+// class and 32 columns adds the chunks of its class in a fixed order. Deterministic.
 #include "common/reduce.cuh"
 
 struct SelectLinearParams {
@@ -9,13 +13,16 @@ struct SelectLinearParams {
 };
 static_assert(sizeof(SelectLinearParams) == 24, "mirror of src/ops/select_linear/cuda.rs");
 
-constexpr int ROWS = 4;   // of a warp
-constexpr int WARPS = 8;  // of a block
+constexpr int ROWS = 4;   // rows per warp, forward and dx
+constexpr int WARPS = 8;  // warps per block
 
+// warp w of block (r, y)   rows (8 y + w) * 4 .. + 4 of r        a vector of weights is loaded once for four rows
+// lane l                   channels l * V, (l + 32) * V, ...     neighbouring lanes read neighbouring vectors
+//                          shuffles add the 32 partial sums of each row; lane i writes row i
 template <typename T, int V>
 __device__ void select_linear_fwd(float* y, const T* x, const float* w, const float* b, const int32_t* label, SelectLinearParams p) {
     const uint32_t r = blockIdx.x, first = (blockIdx.y * WARPS + warp_id()) * ROWS;
-    const uint32_t k = uint32_t(label[r]);  // negative ones are large
+    const uint32_t k = uint32_t(label[r]);  // a negative label becomes a large number
     if (first >= p.m) return;
     const int rows = int(min(p.m - first, uint32_t(ROWS)));
     float* const out = y + int64_t(r) * p.m + first;
@@ -44,6 +51,8 @@ __device__ void select_linear_fwd(float* y, const T* x, const float* w, const fl
     }
 }
 
+// warp and lane as in select_linear_fwd: four rows, and vectors of channels l, l + 32, ...; each lane writes dx where
+// forward reads x. No sum crosses lanes: dx[r,m,c] = dy[r,m] * w[label[r],c].
 template <typename T, int V>
 __device__ void select_linear_bwd_dx(T* dx, const float* dy, const float* w, const int32_t* label, SelectLinearParams p) {
     const uint32_t r = blockIdx.x, first = (blockIdx.y * WARPS + warp_id()) * ROWS;
@@ -70,13 +79,16 @@ __device__ void select_linear_bwd_dx(T* dx, const float* dy, const float* w, con
     }
 }
 
+// block (x, y)   r = x / chunks, chunk x % chunks of its rows; 32 vectors of channels from 32 y on
+// warp w, lane l rows w, w + 8, ... of the chunk; vector 32 y + l       sums stay in registers, neighbouring lanes read neighbours
+//                then warp 0 adds the 8 warps' sums in order; the blocks with y = 0 do the same for db. One owner per sum: no atomics
 template <typename T, int V>
 __device__ void select_linear_bwd_dw(float* w_sums, float* b_sums, const float* dy, const T* x, const int32_t* label,
                                      SelectLinearParams p) {
     SHARED(float, sums, WARPS * WARP * VEC<T>);
     SHARED(float, b_scratch, WARPS);
     const uint32_t r = blockIdx.x / p.chunks;
-    if (uint32_t(label[r]) >= p.k) return;  // the whole block
+    if (uint32_t(label[r]) >= p.k) return;  // the whole block returns; the fold does not read its sums
     const uint32_t first = blockIdx.x % p.chunks * p.rows_per_chunk, end = min(first + p.rows_per_chunk, p.m);
     const uint32_t c = (blockIdx.y * WARP + lane_id()) * V;
     const int64_t row0 = int64_t(r) * p.m;
@@ -133,7 +145,10 @@ struct SelectFoldParams {
 };
 static_assert(sizeof(SelectFoldParams) == 16, "mirror of src/ops/select_linear/cuda.rs");
 
-// One block of 32 columns x 8 for class blockIdx.x: each warp adds the chunks of every eighth r, then the warps' sums.
+// Adds the chunks' sums of one class.
+// block (x, y)     class x; 32 columns from 32 y on
+// warp w, lane l   r = w, w + 8, ... if their label is x; column 32 y + l       neighbouring lanes read neighbouring columns
+//                  then warp 0 adds the 8 warps' sums in order: one owner per output, a fixed order of sums
 KERNEL(256, select_linear_fold_f32, (float* d, const float* sums, const int32_t* label, SelectFoldParams p)) {
     SHARED(float, scratch, WARPS * WARP);
     const uint32_t column = blockIdx.y * WARP + lane_id();

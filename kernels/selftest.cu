@@ -1,8 +1,10 @@
-// What kernels/common promises, to be checked on every device (tests/ops/gpu.rs): warp and block functions, tensor cores.
+// Tests of kernels/common for every device (tests/ops/gpu.rs compares the results): warp and block functions, tensor
+// cores.
 #include "common/mma.cuh"
 #include "common/reduce.cuh"
 
-// Warp and block sums, ballots, shuffles of 8 bytes, atomics: what they should be.
+// Results of warp and block sums, ballots, shuffles of 8 bytes and atomics.
+// thread t   brings x[t] to every collective and writes its six results to sums[6 t ..]; all threads add to the same two counters
 KERNEL(128, selftest_collectives_i32, (int32_t* sums, int32_t* counter, const int32_t* x)) {
     SHARED(int32_t, scratch, 33);
     const int32_t v = x[global_thread()];
@@ -22,7 +24,8 @@ KERNEL(128, selftest_collectives_i32, (int32_t* sums, int32_t* counter, const in
     atomicMax(counter + 1, v);
 }
 
-// D [16,8] = C + A [16,16] B [16,8] by one warp; B is stored by columns.
+// D [16,8] = C + A [16,16] B [16,8] by one warp; B is stored column by column. Each lane loads and writes the four
+// elements of C and D that the layout of common/mma.cuh assigns to it.
 template <typename T> __device__ void mma_once(float* d, const float* c, const T* a, const T* b) {
     MmaD sum;
     for (int i = 0; i < 4; i++) sum.v[i] = c[mma_row(i) * 8 + mma_column(i)];

@@ -1,25 +1,37 @@
-// Window attention on CUDA cores: any type, head and window that the op allows. qkv, dqkv [N,H,W,3C], y, dy [N,H,W,C] T; lse
-// [windows,heads,T], table [(2 side - 1)^2,heads], qkv_bias [3C] f32; partial [blocks,heads (2 side - 1)^2 (+ 2 C)] f32. T tokens a
-// window.
+// Window attention on CUDA cores, for every type, head size and window size that the op allows. Shapes:
+//   qkv, dqkv [N,H,W,3C] and y, dy [N,H,W,C] of the storage type
+//   lse [windows,heads,tokens], table [(2 side - 1)^2,heads], qkv_bias [3C] f32
+//   partial [blocks,heads (2 side - 1)^2 (+ 2 C)] f32, with the 2 C columns only where the map is padded
 //
-// A block takes one head of some windows, one after the other: blocks along x have other windows, along y other heads. A thread holds 32
-// channels of one of 64 rows in registers (of a head of more than 32, two threads share a row) and meets the other side's rows, 32 at a
-// time, in shared memory, where all threads read the same address. Forward: a query's row, with the running maximum of its scores.
-// Backward: a query's row for dq, then a key's for dk and dv; the scores are computed twice, since a window's probabilities would leave
-// room for one block on a multiprocessor. qkv, y, dy pass once from memory, and once more from cache.
+// A block handles one head (blockIdx.y) of `per_block` windows (by blockIdx.x), one window after the other. A thread
+// holds 32 channels of one of 64 rows in registers; if the head has more than 32 channels, two threads share a row. The
+// rows of the other side (keys for a query, queries for a key) go through shared memory 32 at a time, and all threads
+// read the same one at the same time.
 //
-// The table's gradient: at one key all queries of a warp meet different entries, so each warp adds to its own copy, key by key. Copies,
-// blocks and padded tokens are summed in order: deterministic.
+// Forward: one query per row, with an online softmax (running maximum and sum of its scores).
+// Backward: first one query per row for dq, then one key per row for dk and dv. The scores are computed in both passes:
+// the probabilities of a whole window in shared memory would leave room for only one block on a multiprocessor.
+// qkv, y and dy are read once from memory; the repeated reads hit the cache.
+//
+// Gradient of the table: at a given key, the queries of a warp belong to different table entries. Each warp therefore
+// adds to its own copy of the table, key by key, without atomics. Copies, blocks and padded tokens are summed in a
+// fixed order: deterministic.
 #include "common/reduce.cuh"
 #include "common/windows.cuh"
 
 constexpr uint32_t ROWS = 64, STREAM = 32;
-// Floats of a row of a tile of S times 32 channels, and of 32 channels: the halves of a row, and 8 rows, in different banks.
+// Layout of a tile in shared memory. ROWS: rows that the block's threads own; STREAM: rows of the other side that are
+// loaded at a time. PART: floats that 32 channels take, 4 of them padding; ROW<S>: floats of a row of S * 32 channels.
+// Thread t's own channels begin at float 36 t, so 8 neighbouring threads, and the two halves of a row, access different
+// banks.
 constexpr uint32_t PART = 36;
 template <int S> constexpr uint32_t ROW = PART * S;
 
-// Rows of a map of `stride` elements a pixel, from `column` on; padded tokens are `pad`, rounded as if stored, or zeros. Rows up to
-// `rows`, and channels behind the head's, are zeros. All threads of the block call it.
+// Loads `rows` tokens of the window, beginning with token `first`, into a tile of f32. The map has `stride` elements
+// per pixel, and the head's channels begin at element `column`. A padded token becomes `pad`, rounded to T as if it had
+// been stored, or 0 if `pad` is null. Rows past the last token and channels past the head's last become 0. All threads
+// of the block call it: neighbouring threads read neighbouring 16-byte vectors of a row (or elements, if a head's
+// channels are not a multiple of a vector).
 template <typename T, int S>
 __device__ __forceinline__ void load_tile(float* to, const T* map, uint32_t stride, uint32_t column, const float* pad, const int32_t* pixel,
                                           uint32_t first, uint32_t rows, const WindowAttentionParams& p) {
@@ -52,7 +64,8 @@ __device__ __forceinline__ void load_tile(float* to, const T* map, uint32_t stri
     }
 }
 
-// The real tokens' rows of a tile, to a map. All threads of the block call it.
+// Writes a tile's rows to the map, rounded to T; rows of padded tokens are skipped. Threads are assigned as in
+// load_tile. All threads of the block call it.
 template <typename T, int S>
 __device__ __forceinline__ void store_tile(T* map, uint32_t stride, uint32_t column, const float* tile, const int32_t* pixel,
                                            uint32_t first, const WindowAttentionParams& p) {
@@ -77,7 +90,8 @@ __device__ __forceinline__ void store_tile(T* map, uint32_t stride, uint32_t col
     }
 }
 
-// 32 channels: to registers and back, times `factor`; their product with others, and a multiple of others added.
+// A thread's 32 channels: read_row loads them to registers and write_row stores them, both times `factor`; dot_row is
+// their dot product with a row in shared memory; add_row adds `factor` times such a row to them.
 __device__ __forceinline__ void read_row(float (&x)[32], const float* from, float factor) {
 #pragma unroll
     for (int k = 0; k < 32; k += 4) {
@@ -110,9 +124,12 @@ __device__ __forceinline__ void add_row(float (&x)[32], float factor, const floa
         for (int i = 0; i < 4; i++) x[k + i] = fmaf(factor, v.v[i], x[k + i]);
     }
 }
-// Over the threads that share a row.
+// Sum over the S threads that share a row; they are neighbouring lanes.
 template <int S> __device__ __forceinline__ float join(float v) { return S == 1 ? v : v + __shfl_xor_sync(FULL_WARP, v, 1); }
 
+// block (x, y)  windows x * per_block, ... one after the other; head y      one column of the table in shared memory for all of them
+// thread t      query row t / S of 64, channels t % S * 32 .. + 32          query, output, maximum and sum stay in registers
+//               keys in ascending order, four at a time                     all rows read the same key: a broadcast, no bank conflict
 template <typename T, int S>
 __device__ __forceinline__ void window_attention_fwd(T* y, float* lse, const T* qkv, const float* qkv_bias, const float* table,
                                                      const WindowAttentionParams& p) {
@@ -175,6 +192,9 @@ __device__ __forceinline__ void window_attention_fwd(T* y, float* lse, const T* 
     }
 }
 
+// thread t, first pass   query row t / S of 64; keys in ascending order      dq stays in registers, ds goes to the warp's copy of the table
+// thread t, second pass  key row t / S of 64; queries in ascending order     dk and dv stay in registers
+//                        channels t % S * 32 .. + 32 in both                 one owner per row of dq, dk and dv: no atomics
 template <typename T, int S>
 __device__ __forceinline__ void window_attention_bwd(T* dqkv, float* partial, const T* dy, const T* qkv, const T* y, const float* lse,
                                                      const float* qkv_bias, const float* table, const WindowAttentionParams& p) {
@@ -189,8 +209,8 @@ __device__ __forceinline__ void window_attention_bwd(T* dqkv, float* partial, co
     float *const mine = tile + row * ROW<S> + part, *const second = tile + STREAM * ROW<S>, *const own_sums = sums + warp_id() * entries;
     fill_table(bias, table, head, p);
     for (uint32_t e = threadIdx.x; e < WARPS * entries; e += blockDim.x) sums[e] = 0.0f;
-    float padded_k = 0.0f, padded_v = 0.0f;  // of channel threadIdx.x
-    // To be called with a tile of k's or v's gradients.
+    float padded_k = 0.0f, padded_v = 0.0f;  // gradients of channel threadIdx.x, summed over padded tokens
+    // Adds the padded tokens' rows of channel threadIdx.x to `sum`. The tile holds gradients of k or of v.
     const auto of_padded = [&](float sum, uint32_t first) {
         if (has_padding(p) && threadIdx.x < p.d) {
             const float* const column = tile + threadIdx.x / 32 * PART + threadIdx.x % 32;
@@ -206,7 +226,7 @@ __device__ __forceinline__ void window_attention_bwd(T* dqkv, float* partial, co
         for (uint32_t t = threadIdx.x; t < tokens; t += blockDim.x)
             log_sum[t] = lse[(int64_t(window) * p.heads + head) * tokens + t] * LOG2_E;
         __syncthreads();
-        for (uint32_t q0 = 0; q0 < tokens; q0 += ROWS) {  // a query's row
+        for (uint32_t q0 = 0; q0 < tokens; q0 += ROWS) {  // first pass: one query per row
             float x[32], g[32], dx[32];
             load_tile<T, S>(tile, qkv, stride, q, qkv_bias, pixel, q0, ROWS, p);
             __syncthreads();
@@ -219,7 +239,7 @@ __device__ __forceinline__ void window_attention_bwd(T* dqkv, float* partial, co
             load_tile<T, S>(tile, y, p.c, q, nullptr, pixel, q0, ROWS, p);
             __syncthreads();
             const bool there = q0 + row < tokens;
-            const float dot = join<S>(dot_row(g, mine));  // sum of p dp over the keys
+            const float dot = join<S>(dot_row(g, mine));  // dy y equals the sum of p * dp over the keys
             const float denominator = there ? log_sum[q0 + row] : 0.0f;
             const int32_t own = there ? tag[q0 + row] : 0;
             if (there && part == 0) mean[q0 + row] = dot;
@@ -238,7 +258,7 @@ __device__ __forceinline__ void window_attention_bwd(T* dqkv, float* partial, co
                     const float ds = exp2f(s + bias_of(bias, own, other, p) - denominator) * (dp - dot);
                     add_row(dx, ds, tile + j * ROW<S> + part);
                     if (there && part == 0) own_sums[entry(own, other, p)] += ds;
-                    __syncwarp();  // the next key's entries are others' now
+                    __syncwarp();  // at the next key, other lanes add to the same entries
                 }
             }
             __syncthreads();
@@ -247,7 +267,7 @@ __device__ __forceinline__ void window_attention_bwd(T* dqkv, float* partial, co
             store_tile<T, S>(dqkv, stride, q, tile, pixel, q0, p);
             __syncthreads();
         }
-        for (uint32_t k0 = 0; k0 < tokens; k0 += ROWS) {  // a key's row
+        for (uint32_t k0 = 0; k0 < tokens; k0 += ROWS) {  // second pass: one key per row
             float x[32], z[32], dx[32], dz[32];
             load_tile<T, S>(tile, qkv, stride, k, qkv_bias, pixel, k0, ROWS, p);
             __syncthreads();
@@ -314,15 +334,18 @@ __device__ __forceinline__ void window_attention_bwd(T* dqkv, float* partial, co
 FOR_FLOATS(KERNELS)
 
 struct WindowAttentionFoldParams {
-    uint32_t blocks, columns;        // of partial
-    uint32_t first, count;           // the columns that are folded
-    uint32_t rows, heads, offset;    // where they go: see below
+    uint32_t blocks, columns;        // shape of partial
+    uint32_t first, count;           // the columns to fold
+    uint32_t rows, heads, offset;    // where they go: see the kernel
     uint32_t accumulate;
 };
 static_assert(sizeof(WindowAttentionFoldParams) == 32, "mirror of src/ops/window_attention/cuda.rs");
 
-// Sums of columns of partial [blocks,columns], 32 columns a block, 8 threads a column; blocks of partial in a fixed order. Column i goes to
-// element offset + i % rows * heads + i / rows of out, and what is before offset becomes 0 (or stays, if it accumulates).
+// Sums columns first .. first + count of partial [blocks,columns]. Column first + i goes to element offset + i % rows *
+// heads + i / rows of out. The elements of out before offset become 0, or stay as they are if it accumulates.
+// thread t of block b   column b * 32 + t % 32             neighbouring lanes read neighbouring columns
+//                       rows t / 32, t / 32 + 8, ...       one warp per eighth row of partial
+//                       then warp 0 adds the 8 sums of its column in order: a fixed order of sums
 KERNEL(256, window_attention_fold_f32, (float* out, const float* partial, WindowAttentionFoldParams p)) {
     SHARED(float, scratch, 256);
     const uint32_t i = blockIdx.x * 32 + threadIdx.x % 32, lane = threadIdx.x / 32;

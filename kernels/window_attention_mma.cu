@@ -1,30 +1,33 @@
-// Window attention on tensor cores, for windows of up to 64 tokens and heads of a multiple of 8 channels; the rest is
-// window_attention.cu's, whose shapes and partial sums are the same. T is f16 or bf16; scores, probabilities and sums are f32, rounded to
-// T where they are factors.
+// Window attention on tensor cores, for windows of up to 64 tokens and heads with a multiple of 8 channels.
+// window_attention.cu handles everything else; shapes and partial sums are the same. T is f16 or bf16. Scores,
+// probabilities and sums are f32; they are rounded to T where they enter a product as a factor.
 //
-// A block of four warps takes one head of some windows, one after the other: blocks along x have other windows, along y other heads. All
-// rows of the window are in shared memory, padded to 64 tokens. A warp has 16 queries, and their scores in registers: those of one product
-// are laid out as the next one wants its factor. Backward: 16 queries for dq, then 16 keys for dk and dv, scores computed again; the
-// table's gradient stays in registers, one for each pair of tokens, over the block's windows. Memory passes once. All sums have a fixed
-// order: deterministic.
+// A block of four warps handles one head (blockIdx.y) of `per_block` windows (by blockIdx.x), one window after the
+// other. All tokens of the window are in shared memory, padded to 64. A warp owns 16 queries and keeps their scores in
+// registers: the result of one product has the layout that the next product needs for its factor A.
+// Backward: a warp owns 16 queries for dq, then 16 keys for dk and dv; the second pass computes the scores once more.
+// The gradient of the table stays in registers, one sum for each pair of tokens, over all windows of the block.
+// One pass over memory. All sums have a fixed order: deterministic.
 #include "common/mma.cuh"
 #include "common/windows.cuh"
 
 constexpr uint32_t THREADS = 128, TOKENS = 64, MAX_ENTRIES = 15 * 15;
 
-// H times 16 channels; 8 more so that the rows of a fragment fall on different banks.
+// Elements of a tile's row: H * 16 channels, and 8 of padding so that the rows of a fragment fall on different banks.
 template <int H> constexpr int LD = H * 16 + 8;
 template <int H> constexpr uint32_t TILE = TOKENS * LD<H>;
 
-// What a block knows of its window.
+// A block's view of its window: shared memory filled by fill_table and fill_tokens, the head, and the number of tokens.
 struct Place {
     float* table;
     int32_t *pixel, *tag;
     uint32_t head, tokens;
 };
 
-// Rows of a map of `stride` elements a pixel, from `column` on; padded tokens are `pad`, rounded as if stored, or zeros, and so is what is
-// behind the last token and channel. All threads of the block call it.
+// Loads all tokens of the window into a tile. The map has `stride` elements per pixel, and the head's channels begin at
+// element `column`. A padded token becomes `pad`, rounded to T as if it had been stored, or 0 if `pad` is null. Rows
+// past the last token and channels past the head's last become 0. All threads of the block call it: neighbouring
+// threads read neighbouring 16-byte vectors of a row.
 template <typename T, int H>
 __device__ __forceinline__ void load_tile(T* to, const T* map, uint32_t stride, uint32_t column, const float* pad, const Place& place,
                                           const WindowAttentionParams& p) {
@@ -42,7 +45,8 @@ __device__ __forceinline__ void load_tile(T* to, const T* map, uint32_t stride, 
     }
 }
 
-// Real tokens' rows `first` .. `first` + `rows` of a tile, by threads `thread` of `threads`.
+// Writes rows `first` .. `first` + `rows` of a tile to the map; rows of padded tokens are skipped. `threads` threads
+// share the work, and the caller is number `thread` of them.
 template <typename T, int H>
 __device__ __forceinline__ void store_tile(T* map, uint32_t stride, uint32_t column, const T* tile, uint32_t first, uint32_t rows,
                                            uint32_t thread, uint32_t threads, const Place& place, const WindowAttentionParams& p) {
@@ -53,7 +57,8 @@ __device__ __forceinline__ void store_tile(T* map, uint32_t stride, uint32_t col
     }
 }
 
-// A warp's 16 rows of a tile.
+// Stores a warp's 16 rows, beginning with row `first`, to a tile. factor[0] scales a lane's upper row, factor[1] its
+// lower one.
 template <typename T, int H>
 __device__ __forceinline__ void store_rows(T* tile, uint32_t first, const MmaD (&d)[2 * H], const float (&factor)[2]) {
 #pragma unroll
@@ -66,7 +71,7 @@ __device__ __forceinline__ void store_rows(T* tile, uint32_t first, const MmaD (
     }
 }
 
-// d = a b for 16 rows in fragments and 8 rows of a tile, over the channels.
+// d = a b^T, summed over the channels: a is 16 rows in fragments (load_rows), b is 8 rows of a tile.
 template <typename T, int H> __device__ __forceinline__ void scores(MmaD& d, const MmaA<T> (&a)[H], const T* rows) {
 #pragma unroll
     for (int i = 0; i < 4; i++) d.v[i] = 0.0f;
@@ -77,7 +82,7 @@ template <typename T, int H> __device__ __forceinline__ void load_rows(MmaA<T> (
 #pragma unroll
     for (int h = 0; h < H; h++) a[h] = mma_load_a(rows + h * 16, LD<H>);
 }
-// d += a b for 16 columns in a fragment and 16 rows of a tile.
+// d += a b, summed over 16 tokens: a is a fragment of 16 columns, b is 16 rows of a tile, d has the tile's channels.
 template <typename T, int H> __device__ __forceinline__ void combine(MmaD (&d)[2 * H], const MmaA<T>& a, const T* rows) {
 #pragma unroll
     for (int n = 0; n < 2 * H; n++) mma(d[n], a, mma_load_b_rows(rows + n * 8, LD<H>));
@@ -89,6 +94,9 @@ template <int N> __device__ __forceinline__ void clear(MmaD (&d)[N]) {
         for (int i = 0; i < 4; i++) d[n].v[i] = 0.0f;
 }
 
+// warp w   queries 16 w .. 16 w + 15 and all keys: 8 products of [16,8] scores     a score never leaves the registers
+// lane l   rows l / 4 and l / 4 + 8, two columns of each product (common/mma.cuh)  4 lanes share a row: shuffles over 1 and 2 reduce it
+//          two products of probabilities are one A for the product with v          then the warp writes its 16 rows of y
 template <typename T, int H>
 __device__ __forceinline__ void window_attention_mma_fwd(T* y, float* lse, const T* qkv, const float* qkv_bias, const float* table,
                                                          const WindowAttentionParams& p) {
@@ -110,7 +118,7 @@ __device__ __forceinline__ void window_attention_mma_fwd(T* y, float* lse, const
         load_tile<T, H>(k, qkv, stride, column + p.c, qkv_bias, place, p);
         load_tile<T, H>(v, qkv, stride, column + 2 * p.c, qkv_bias, place, p);
         __syncthreads();
-        if (first >= place.tokens) continue;  // for the whole warp; barriers are met at the next window, or not at all
+        if (first >= place.tokens) continue;  // the whole warp: the next barrier is that of the next window, if any
         MmaA<T> a[H];
         load_rows<T, H>(a, q + first * LD<H>);
         MmaD s[8], o[2 * H];
@@ -149,22 +157,25 @@ __device__ __forceinline__ void window_attention_mma_fwd(T* y, float* lse, const
 #pragma unroll
         for (int m = 0; m < 4; m++)
             if (m * 16 < int(place.tokens)) combine<T, H>(o, mma_a_of<T>(s[2 * m], s[2 * m + 1]), v + m * 16 * LD<H>);
-        store_rows<T, H>(q, first, o, factor);  // nobody else reads these rows
+        store_rows<T, H>(q, first, o, factor);  // only this warp reads these rows of q
         __syncwarp();
         store_tile<T, H>(y, p.c, column, q, first, 16, lane_id(), WARP, place, p);
     }
 }
 
-// From a score and dp: p = exp(score - lse) and ds = p (dp - mean); `ds` replaces dp, `s` becomes p.
+// Softmax backward for one pair: p = exp(score - lse) replaces the product `s`, and ds = p (dp - mean) replaces `dp`.
 __device__ __forceinline__ void gradient(float& s, float& dp, float scale, float bias, float log_sum, float mean) {
     s = exp2f(fmaf(s, scale, bias) - log_sum);
     dp = s * (dp - mean);
 }
 
+// warp w, first pass   queries 16 w .. 16 w + 15 and all keys           dq, and ds of each pair summed over windows, stay in registers
+// warp w, second pass  keys 16 w .. 16 w + 15 and all queries           dk and dv stay in registers: one owner per row, no atomics
+// thread t, at the end table entries t, t + 128, ...                    adds the pairs that share the entry, from shared memory, in order
 template <typename T, int H>
 __device__ __forceinline__ void window_attention_mma_bwd(T* dqkv, float* partial, const T* dy, const T* qkv, const T* y, const float* lse,
                                                          const float* qkv_bias, const float* table, const WindowAttentionParams& p) {
-    constexpr uint32_t PAIRS = TOKENS + 1;  // floats of a row of pairs of tokens
+    constexpr uint32_t PAIRS = TOKENS + 1;  // floats per query in the table of pairs; 1 is padding
     static_assert(4 * TILE<2> * 2 >= TOKENS * PAIRS * 4, "the sums over pairs take the tiles' place");
     SHARED(uint4, raw, 4 * TILE<H> / 8);
     SHARED(float, bias, MAX_ENTRIES);
@@ -177,14 +188,14 @@ __device__ __forceinline__ void window_attention_mma_bwd(T* dqkv, float* partial
     const uint32_t column = place.head * p.d, stride = 3 * p.c, first = warp_id() * 16;
     const float scale = p.scale * LOG2_E;
     fill_table(bias, table, place.head, p);
-    MmaD pairs[8];  // the gradient of the bias of a pair of tokens each
+    MmaD pairs[8];  // gradient of the score of each (query, key) pair, summed over windows
     clear(pairs);
-    float padded_k = 0.0f, padded_v = 0.0f;  // of channel threadIdx.x
+    float padded_k = 0.0f, padded_v = 0.0f;  // gradients of channel threadIdx.x, summed over padded tokens
     const uint32_t end = min(p.windows, (blockIdx.x + 1) * p.per_block);
     for (uint32_t window = blockIdx.x * p.per_block; window < end; window++) {
         __syncthreads();
         fill_tokens(pixel, tag, window, TOKENS, p);
-        // Behind the last token: probability 0.
+        // Past the last token, INFINITY makes every probability 0.
         for (uint32_t t = threadIdx.x; t < TOKENS; t += THREADS)
             log_sum[t] = t < place.tokens ? lse[(int64_t(window) * p.heads + place.head) * place.tokens + t] * LOG2_E : INFINITY;
         __syncthreads();
@@ -193,7 +204,7 @@ __device__ __forceinline__ void window_attention_mma_bwd(T* dqkv, float* partial
         load_tile<T, H>(v, qkv, stride, column + 2 * p.c, qkv_bias, place, p);
         load_tile<T, H>(g, dy, p.c, column, nullptr, place, p);
         __syncthreads();
-        {  // The mean of dp under p is dy y: two threads a row.
+        {  // The mean of dp under p equals dy y (dot product over channels). Two threads share a row.
             const uint32_t t = threadIdx.x / 2;
             float dot = 0.0f;
             for (uint32_t c = threadIdx.x % 2 * 8; c < p.d && pixel[t] >= 0; c += 16) {
@@ -208,7 +219,7 @@ __device__ __forceinline__ void window_attention_mma_bwd(T* dqkv, float* partial
         MmaD dq[2 * H], dk[2 * H], dv[2 * H];
         if (first < place.tokens) {
             const int32_t own[2] = {tag[first + mma_row(0)], tag[first + mma_row(2)]};
-            {  // 16 queries
+            {  // first pass: 16 queries
                 MmaA<T> a[H], ga[H];
                 load_rows<T, H>(a, q + first * LD<H>);
                 load_rows<T, H>(ga, g + first * LD<H>);
@@ -234,7 +245,7 @@ __device__ __forceinline__ void window_attention_mma_bwd(T* dqkv, float* partial
                     combine<T, H>(dq, mma_a_of<T>(ds[0], ds[1]), k + m * 16 * LD<H>);
                 }
             }
-            {  // 16 keys
+            {  // second pass: 16 keys
                 MmaA<T> a[H], va[H];
                 load_rows<T, H>(a, k + first * LD<H>);
                 load_rows<T, H>(va, v + first * LD<H>);
@@ -258,7 +269,7 @@ __device__ __forceinline__ void window_attention_mma_bwd(T* dqkv, float* partial
                 }
             }
         }
-        __syncthreads();  // all have read q, k and v
+        __syncthreads();  // all warps have read q, k and v: their tiles now take the gradients
         if (first < place.tokens) {
             const float one[2] = {1.0f, 1.0f}, scaled[2] = {p.scale, p.scale};
             store_rows<T, H>(q, first, dq, scaled);
@@ -287,7 +298,7 @@ __device__ __forceinline__ void window_attention_mma_bwd(T* dqkv, float* partial
     float* const out = partial + blockIdx.x * partial_columns(p);
     const int side = int(p.side), wide = 2 * side - 1;
     for (uint32_t e = threadIdx.x; e < entries_of(p); e += THREADS) {
-        const int down = int(e) / wide - (side - 1), right = int(e) % wide - (side - 1);  // of the query from the key
+        const int down = int(e) / wide - (side - 1), right = int(e) % wide - (side - 1);  // query minus key
         float sum = 0.0f;
         for (int a = max(0, down); a < min(side, side + down); a++) {
             for (int b = max(0, right); b < min(side, side + right); b++)

@@ -1,4 +1,5 @@
-// Boxes [x0 y0 x1 y1]: decoding, image sizes and IoU, in mmdetection's order of operations as on the CPU. NaN stays NaN.
+// Boxes [x0 y0 x1 y1]: decoding, image sizes and IoU. The order of operations is mmdetection's, as on the CPU. NaN
+// stays NaN.
 #pragma once
 
 #include "kernel.cuh"
@@ -9,13 +10,13 @@ __device__ __forceinline__ void store_box(float* boxes, int64_t i, float4 box) {
 
 __device__ __forceinline__ float clamp(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
 
-// (width, height) of image `b` out of sizes [B,4] (img_h, img_w, pad_h, pad_w).
+// (width, height) of image `b`, from sizes [B,4] with rows (img_h, img_w, pad_h, pad_w).
 __device__ __forceinline__ float2 image_size(const float* sizes, int64_t b) {
     const float4 s = load_box(sizes, b);
     return make_float2(s.y, s.x);
 }
 
-// One axis of a decoded box: the ends lo, hi moved and scaled, clamped to [0, limit].
+// One axis of a decoded box: moves and scales the interval lo .. hi and clamps its ends to [0, limit].
 __device__ __forceinline__ float2 decode_axis(float lo, float hi, float shift, float log_scale, float limit) {
     constexpr float LOG_SCALE_MAX = 4.1351666f;  // |ln(16/1000)|: a side is at most 62.5 times the anchor's
     const float side = hi - lo;
@@ -24,7 +25,7 @@ __device__ __forceinline__ float2 decode_axis(float lo, float hi, float shift, f
     return make_float2(clamp(centre - half, 0.0f, limit), clamp(centre + half, 0.0f, limit));
 }
 
-// Anchor `p` moved by `d`, clipped to [0, size.x] x [0, size.y].
+// Decodes the deltas `d`, times `stds`, for anchor `p`. The box is clipped to [0, size.x] x [0, size.y].
 __device__ __forceinline__ float4 decode(float4 p, float4 d, float4 stds, float2 size) {
     const float2 x = decode_axis(p.x, p.z, d.x * stds.x, d.z * stds.z, size.x);
     const float2 y = decode_axis(p.y, p.w, d.y * stds.y, d.w * stds.w, size.y);
@@ -33,7 +34,8 @@ __device__ __forceinline__ float4 decode(float4 p, float4 d, float4 stds, float2
 
 __device__ __forceinline__ float box_area(float4 b) { return (b.z - b.x) * (b.w - b.y); }
 
-// IoU of a box and a ground truth g of these areas: no "+1", the union at least 1e-6.
+// IoU of box `b` and ground truth `g`, whose areas the caller gives. Sides have no "+1"; the union counts as at least
+// 1e-6.
 __device__ __forceinline__ float box_iou(float4 b, float area, float4 g, float g_area) {
     const float left = b.x > g.x ? b.x : g.x, top = b.y > g.y ? b.y : g.y;
     const float right = b.z < g.z ? b.z : g.z, bottom = b.w < g.w ? b.w : g.w;

@@ -1,5 +1,5 @@
-// What every kernel includes: the entry macro, shared memory, element types and vector access; the same source is
-// compiled by nvcc and, with UPRES_SIM defined, as plain C++ for the simulated device (kernels/sim/device.h).
+// Included by every kernel: the macro for entry points, shared memory, element types and vector access. The same source
+// is compiled by nvcc and, with UPRES_SIM defined, as plain C++ for the simulated device (kernels/sim/device.h).
 #pragma once
 
 #include <cstdint>
@@ -10,14 +10,14 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-// An entry point `extern "C" void NAME PARAMS` for blocks of at most THREADS threads. The 1: one block of them must fit on a
-// multiprocessor; without it ptxas spills registers to fit more.
+// An entry point `extern "C" void NAME PARAMS` for blocks of at most THREADS threads. The 1 in __launch_bounds__ asks
+// for room for only one block on a multiprocessor; without it ptxas spills registers to fit more blocks.
 #define KERNEL(THREADS, NAME, PARAMS) extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME PARAMS
 
-// `LEN` elements of shared memory, unset.
+// LEN elements of shared memory, not initialised.
 #define SHARED(TYPE, NAME, LEN) __shared__ TYPE NAME[LEN]
 
-// Shared memory of the size that the launch asks for, unset; at most one in a kernel.
+// Shared memory of the size that the launch asks for, not initialised; at most one such variable per kernel.
 #define DYNAMIC_SHARED(TYPE, NAME)                                  \
     extern __shared__ __align__(16) unsigned char NAME##_bytes[];   \
     TYPE* const NAME = reinterpret_cast<TYPE*>(NAME##_bytes)
@@ -32,21 +32,22 @@ constexpr uint32_t FULL_WARP = 0xffffffffu;
 // Expands X(type, name suffix) for each storage type of activations.
 #define FOR_FLOATS(X) X(float, f32) X(f16, f16) X(bf16, bf16)
 
-// Storage to f32.
+// Converts a stored value to f32.
 __device__ __forceinline__ float load(const float& v) { return v; }
 __device__ __forceinline__ float load(const f16& v) { return __half2float(v); }
 __device__ __forceinline__ float load(const bf16& v) { return __bfloat162float(v); }
 
-// f32 to storage, to the nearest.
+// Converts f32 to the storage type, rounding to the nearest value.
 template <typename T> __device__ __forceinline__ T store(float v);
 template <> __device__ __forceinline__ float store<float>(float v) { return v; }
 template <> __device__ __forceinline__ f16 store<f16>(float v) { return __float2half_rn(v); }
 template <> __device__ __forceinline__ bf16 store<bf16>(float v) { return __float2bfloat16_rn(v); }
 
-// Elements of T in 16 bytes.
+// Number of elements of T in 16 bytes.
 template <typename T> constexpr int VEC = 16 / int(sizeof(T));
 
-// V elements of T, read and written at once; the address is a multiple of their size. Tensors begin at a multiple of 64.
+// V elements of T that are read or written by one access; the address must be a multiple of their size. Tensors begin
+// at a multiple of 64 bytes.
 template <typename T, int V> struct alignas(V * sizeof(T)) Pack {
     T v[V];
 };
@@ -61,7 +62,7 @@ template <typename T, int V> __device__ __forceinline__ void store_pack(T* p, co
 template <typename T> __device__ __forceinline__ Vec<T> load_vec(const T* p) { return load_pack<VEC<T>>(p); }
 template <typename T> __device__ __forceinline__ void store_vec(T* p, const Vec<T>& v) { store_pack(p, v); }
 
-// This thread's place in the grid, and the number of threads of the grid, along x.
+// This thread's index in the grid, and the number of threads in the grid, along x.
 __device__ __forceinline__ int64_t global_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ int64_t global_threads() { return int64_t(gridDim.x) * blockDim.x; }
 __device__ __forceinline__ int lane_id() { return int(threadIdx.x) % WARP; }

@@ -1,4 +1,7 @@
-// Losses: each block leaves its sum in f64, then one block folds them and divides by a number on the device. Deterministic.
+// Sums of losses: each block writes its sum in f64, then one block adds the sums and divides by avg[0], which is on the
+// device. Deterministic.
+//   thread t, put_loss    brings its own sum; the block reduces it, thread 0 writes slot blockIdx.x    one owner per slot: no atomics
+//   thread t, fold_loss   slots t, t + blockDim.x, ...; the block reduces them                         a fixed order of sums
 #pragma once
 
 #include "reduce.cuh"
@@ -7,8 +10,8 @@ __device__ __forceinline__ float scaled_loss(double sum, const float* avg, float
     return float(double(weight) * sum / double(avg[0]));
 }
 
-// The sum of `mine` over the block goes to the block's slot; of a single block it is the loss already, and no fold follows.
-// `scratch` is shared memory of 32 elements.
+// Sums `mine` over the block and writes the sum to the block's slot. If the grid has a single block, writes the loss
+// instead, and no fold follows. `scratch` is shared memory of 32 elements.
 __device__ __forceinline__ void put_loss(
     float* loss, double* sums, double mine, const float* avg, float weight, double* scratch) {
     const double sum = block_reduce(mine, Sum(), 0.0, scratch);
@@ -17,7 +20,7 @@ __device__ __forceinline__ void put_loss(
     else sums[blockIdx.x] = sum;
 }
 
-// The loss from `n` slots, by one block.
+// Computes the loss from `n` slots. One block calls it.
 __device__ __forceinline__ void fold_loss(
     float* loss, const double* sums, const float* avg, uint32_t n, float weight, double* scratch) {
     double mine = 0.0;
@@ -26,7 +29,7 @@ __device__ __forceinline__ void fold_loss(
     if (threadIdx.x == 0) loss[0] = scaled_loss(sum, avg, weight);
 }
 
-// `loss = weight / avg * sum of n slots`: the second launch of a loss.
+// Parameters of the second launch of a loss: `loss = weight / avg * sum of n slots`.
 struct FoldParams {
     uint32_t n;
     float weight;

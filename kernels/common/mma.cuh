@@ -1,11 +1,12 @@
-// Tensor-core products of one warp: D [16,8] f32 += A [16,16] x B [16,8], A and B in f16 or bf16.
+// Tensor-core products by one warp: D [16,8] f32 += A [16,16] x B [16,8], with A and B in f16 or bf16.
 //
-// The layout is that of PTX's mma.m16n8k16 (row-major A, column-major B). With g = lane / 4 and t = lane % 4, a lane holds
+// The layout is that of PTX's mma.m16n8k16 (row-major A, column-major B). With g = lane / 4 and t = lane % 4, a lane
+// holds
 //   A: words 0..3, two elements each: rows g, g + 8, g, g + 8; columns 2t and 2t + 1 in words 0 and 1, 2t + 8 and 2t + 9 in 2 and 3
 //   B: words 0, 1: rows 2t and 2t + 1, then 2t + 8 and 2t + 9, of column g
 //   D: rows g, g, g + 8, g + 8, columns 2t, 2t + 1, 2t, 2t + 1
-// Where there is no such instruction (the simulated device; bf16 before sm_80) shuffles and fmaf do the same, in ascending order of the inner
-// index; the hardware's order of the sum is its own.
+// Without such an instruction (the simulated device; bf16 before sm_80; f16 before sm_75), shuffles and fmaf compute
+// the same product in ascending order of the inner index. The hardware's order of the sum is not specified.
 #pragma once
 
 #include "kernel.cuh"
@@ -25,7 +26,7 @@ __device__ __forceinline__ uint32_t pack2(bf16 low, bf16 high) {
     return uint32_t(a) | uint32_t(b) << 16;
 }
 
-// Element `i` (0 or 1) of a word, as f32.
+// Converts element `i` (0 or 1) of a word to f32.
 template <typename T> __device__ __forceinline__ float unpack2(uint32_t word, int i) {
     const uint16_t bits = uint16_t(word >> (16 * i));
     T v;
@@ -33,13 +34,14 @@ template <typename T> __device__ __forceinline__ float unpack2(uint32_t word, in
     return load(v);
 }
 
-// Two neighbours, the first at a multiple of 4 bytes.
+// Loads two neighbouring elements; the address is a multiple of 4 bytes.
 template <typename T> __device__ __forceinline__ uint32_t load_word(const T* p) {
     const Pack<T, 2> v = load_pack<2>(p);
     return pack2(v.v[0], v.v[1]);
 }
 
-// A from row-major storage, B from column-major storage; `ld` elements between rows of A, columns of B, an even number.
+// Load A from row-major storage and B from column-major storage. `ld`, an even number, is the distance in elements
+// between rows of A or columns of B.
 template <typename T> __device__ __forceinline__ MmaA<T> mma_load_a(const T* a, int ld) {
     const int g = lane_id() / 4, t = lane_id() % 4;
     MmaA<T> out;
@@ -56,7 +58,8 @@ template <typename T> __device__ __forceinline__ MmaB<T> mma_load_b(const T* b, 
     for (int w = 0; w < 2; w++) out.word[w] = load_word(b + g * ld + 2 * t + w * 8);
     return out;
 }
-// B from row-major storage in shared memory; its rows begin at multiples of 16 bytes. All lanes call it.
+// Loads B from row-major storage in shared memory, whose rows begin at multiples of 16 bytes. All lanes call it: lane l
+// passes the address of row l % 16, and ldmatrix transposes, so that two elements of a column share a word.
 template <typename T> __device__ __forceinline__ MmaB<T> mma_load_b_rows(const T* b, int ld) {
     MmaB<T> out;
 #if !defined(UPRES_SIM) && __CUDA_ARCH__ >= 750
@@ -73,7 +76,8 @@ template <typename T> __device__ __forceinline__ MmaB<T> mma_load_b_rows(const T
 #endif
     return out;
 }
-// A, columns 0..7 of which are one product's D, columns 8..15 another's: where a lane holds them, the next product wants them.
+// Makes an A of two results D: `low` becomes columns 0..7 and `high` columns 8..15. Each lane already holds the
+// elements that A's layout assigns to it, so no data move between lanes.
 template <typename T> __device__ __forceinline__ MmaA<T> mma_a_of(const MmaD& low, const MmaD& high) {
     MmaA<T> out;
     out.word[0] = pack2(store<T>(low.v[0]), store<T>(low.v[1]));
@@ -83,16 +87,17 @@ template <typename T> __device__ __forceinline__ MmaA<T> mma_a_of(const MmaD& lo
     return out;
 }
 
-// Row and column of element `i` of D that this lane holds.
+// Row and column, in D, of the element that this lane holds as v[i].
 __device__ __forceinline__ int mma_row(int i) { return lane_id() / 4 + i / 2 * 8; }
 __device__ __forceinline__ int mma_column(int i) { return lane_id() % 4 * 2 + i % 2; }
 
-// By shuffles. All lanes call it.
+// The product by shuffles: for each pair of inner indices, a lane fetches the words of A's two rows and B's two columns
+// that its four elements of D need. All lanes call it.
 template <typename T> __device__ __forceinline__ void mma_by_shuffles(MmaD& d, const MmaA<T>& a, const MmaB<T>& b) {
     const int row = lane_id() / 4 * 4, column = lane_id() % 4 * 8;
 #pragma unroll 1
     for (int k = 0; k < 16; k += 2) {
-        const int half = k / 8, t = k % 8 / 2;  // who holds the inner indices k and k + 1: lanes with lane % 4 == t
+        const int half = k / 8, t = k % 8 / 2;  // lanes with lane % 4 == t hold inner indices k and k + 1
         uint32_t wa[2], wb[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -115,7 +120,7 @@ __device__ __forceinline__ void mma(MmaD& d, const MmaA<f16>& a, const MmaB<f16>
         : "+f"(d.v[0]), "+f"(d.v[1]), "+f"(d.v[2]), "+f"(d.v[3])
         : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), "r"(b.word[1]));
 #elif __CUDA_ARCH__ >= 750
-    // Turing's instruction is half as deep.
+    // Turing's instruction has half the inner dimension, 8: two of them do the work.
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
         : "+f"(d.v[0]), "+f"(d.v[1]), "+f"(d.v[2]), "+f"(d.v[3]) : "r"(a.word[0]), "r"(a.word[1]), "r"(b.word[0]));
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"

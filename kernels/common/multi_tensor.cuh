@@ -1,24 +1,28 @@
-// Kernels over a list of tensors: one launch works on up to 64, each cut into chunks, a block a chunk.
+// Kernels over a list of tensors: one launch handles up to 64 tensors. Each is cut into chunks, and one block handles
+// one chunk.
+//   block b    the chunk b of all tensors' chunks in a row; a binary search finds its tensor       small tensors share a launch
+//   thread t   vectors t, t + blockDim.x, ... of 4 elements of the chunk, then single elements     neighbouring lanes: neighbouring vectors
 #pragma once
 
 #include "kernel.cuh"
 
-constexpr int MULTI_CHUNK = 8192;  // elements: 32 a thread, and some thousand blocks for a detector's parameters
+constexpr int MULTI_CHUNK = 8192;  // elements: 32 per thread, and some thousand blocks for a detector's parameters
 
-// List l of tensor t begins at address[l][t]. Chunks are numbered through the tensors.
+// List l of tensor t begins at address[l][t]; the lists are, for instance, values and gradients. Chunks are numbered
+// across the tensors of the launch.
 struct MultiTensor {
     uint64_t address[4][64];
     uint64_t elements[64];
-    uint32_t end[64];      // chunks of this tensor and those before it
-    float decay[64];       // of the tensor, where the kernel has one
+    uint32_t end[64];      // number of chunks of this tensor and of those before it
+    float decay[64];       // weight decay of the tensor, where the kernel has one
     uint32_t tensors;
-    uint32_t first_chunk;   // chunks of the launches before
-    uint32_t first_tensor;  // tensors of the launches before
+    uint32_t first_chunk;   // number of chunks of the previous launches
+    uint32_t first_tensor;  // number of tensors of the previous launches
     uint32_t unused;
 };
 static_assert(sizeof(MultiTensor) == 3088, "mirror of src/ops/multi_tensor.rs");
 
-// What a block works on.
+// The part of a tensor that a block works on.
 struct Chunk {
     uint32_t tensor;
     int32_t len;
@@ -26,7 +30,7 @@ struct Chunk {
 };
 
 __device__ __forceinline__ Chunk chunk_of_block(const MultiTensor& list) {
-    uint32_t low = 0, high = list.tensors - 1;  // the first tensor that ends behind this block
+    uint32_t low = 0, high = list.tensors - 1;  // binary search: the first tensor whose end is past this block
     while (low < high) {
         const uint32_t middle = (low + high) / 2;
         if (list.end[middle] > blockIdx.x) high = middle;
@@ -37,7 +41,7 @@ __device__ __forceinline__ Chunk chunk_of_block(const MultiTensor& list) {
     return {low, left < MULTI_CHUNK ? int32_t(left) : MULTI_CHUNK, first};
 }
 
-// Where the chunk begins in list `l`.
+// Address of the chunk's first element in list `l`.
 template <typename T> __device__ __forceinline__ T* chunk_begin(const MultiTensor& list, int l, const Chunk& c) {
     return reinterpret_cast<T*>(list.address[l][c.tensor]) + c.first;
 }
@@ -46,7 +50,8 @@ template <int V> struct Width {
     static constexpr int value = V;
 };
 
-// Calls `f(width, first element)` for every whole vector of the chunk, then for the elements behind, by the block's threads.
+// Calls `f(width, first element)` for every whole vector of the chunk (width 4), then for each element after the last
+// one (width 1). The block's threads share the calls.
 template <typename F> __device__ __forceinline__ void over_chunk(int32_t len, F f) {
     constexpr int V = VEC<float>;
 #pragma unroll 2

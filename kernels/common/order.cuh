@@ -1,26 +1,30 @@
-// The order of scores that top_k and nms share (src/ops/order.rs): descending, the lower index first among equals, NaN last.
+// The order of scores that top_k and nms share (src/ops/common/order.rs): descending, the lower index first among
+// equals, NaN last.
 #pragma once
 
 #include "kernel.cuh"
 
-// Ascending where the score goes descending; -0 equals 0; NaN is the largest.
+// A rank that ascends as the score descends. -0 and 0 have the same rank; NaN has the largest.
 __device__ __forceinline__ uint32_t descending_rank(float score) {
     const uint32_t bits = __float_as_uint(score + 0.0f);  // -0 + 0 = 0
     if (score != score) return 0xffffffffu;
     return bits >> 31 == 0 ? ~(bits | 0x80000000u) : bits;
 }
 
-// Ascending where (score, index) goes descending, lower index first.
+// A key that ascends as the score descends; among equal scores, as the index ascends. Keys of different indices differ.
 __device__ __forceinline__ uint64_t descending_key(float score, uint32_t index) {
     return uint64_t(descending_rank(score)) << 32 | index;
 }
 
-// Bits that hold the numbers 0..=n.
+// Number of bits that the numbers 0..=n need.
 __device__ __forceinline__ uint32_t bits_of(uint32_t n) { return 32 - uint32_t(__clz(int(n))); }
 
-// Sorts n elements ascending with the whole block, whose threads all call it behind a barrier; `at(i)` is a reference to the
-// i-th, in shared or global memory. A bitonic network: every comparison puts the smaller in front, so what lies behind n counts
-// as larger and is never touched. A warp's pairs of a step up to 32 apart lie in 64 elements of its own.
+// Sorts n elements ascending. All threads of the block call it, after a barrier. `at(i)` is a reference to the i-th
+// element, in shared or global memory. It is a bitonic network in which every comparison puts the smaller element
+// first: positions from n on count as larger and are never touched.
+//   thread t   compares pairs t, t + blockDim.x, ... of each step, every element in exactly one pair: no races within a step
+//   warp       has 32 neighbouring pairs. If a step and the next one pair elements at most 32 apart (mirrored: within 64), both steps'
+//              pairs lie in the same 64 elements of one warp: a barrier of the warp is enough, else the block needs one
 template <typename At> __device__ __forceinline__ void block_sort(At at, uint32_t n) {
     for (uint32_t k = 2; k < 2 * n; k *= 2) {
         for (uint32_t j = k / 2; j > 0; j /= 2) {
@@ -41,7 +45,7 @@ template <typename At> __device__ __forceinline__ void block_sort(At at, uint32_
     __syncthreads();
 }
 
-// Number of the n ascending keys that are smaller than `key`.
+// Number of keys that are smaller than `key`, among n keys in ascending order.
 __device__ __forceinline__ uint32_t lower_bound(const uint64_t* keys, uint32_t n, uint64_t key) {
     uint32_t from = 0;
     while (n > 0) {

@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon et al. 2011): the numbers of src/tensor/philox.rs, bit for bit.
+// Philox4x32-10 (Salmon et al. 2011): the same numbers as src/philox.rs, bit for bit.
 #pragma once
 
 #include "kernel.cuh"
@@ -13,8 +13,8 @@ __device__ __forceinline__ uint4 philox4x32_10(uint4 c, uint2 k) {
     return c;
 }
 
-// Block `index` of the stream of (seed, stage, step, image, purpose): `Stream::block`. `key` is the pass's six words: seed (low,
-// high), stage, step (low, high), first image.
+// Block `index`, four words, of the stream of (seed, stage, step, image, purpose): the same as `Stream::block` on the
+// host. `key` has six words that are the same for a whole pass: seed (low, high), stage, step (low, high), first image.
 __device__ __forceinline__ uint4 philox_block(const int32_t* key, uint32_t image, uint32_t purpose, uint32_t index) {
     const uint32_t c3 = (uint32_t(key[2]) << 24) | (purpose << 16) | (uint32_t(key[4]) & 0xFFFFu);
     const uint4 counter = make_uint4(index, uint32_t(key[5]) + image, uint32_t(key[3]), c3);

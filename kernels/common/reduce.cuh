@@ -1,4 +1,7 @@
-// Sums and maxima over warps and blocks (blocks of whole warps along x). The order is fixed: results are the same on every run.
+// Sums and maxima over warps and blocks. Blocks have whole warps along x. The order is fixed: results are the same on
+// every run.
+//   lane l of warp w   brings one value; shuffles combine the 32 values of the warp                 no shared memory
+//   for a block        one lane of each warp writes scratch[w], then one value per warp is combined by shuffles the same way
 #pragma once
 
 #include "kernel.cuh"
@@ -7,27 +10,29 @@ struct Sum {
     template <typename T> __device__ __forceinline__ T operator()(T a, T b) const { return a + b; }
 };
 
-// The larger; NaN loses, as in fmaxf.
+// The larger value; for floats, a number wins over NaN, as in fmaxf.
 struct Max {
     __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
     template <typename T> __device__ __forceinline__ T operator()(T a, T b) const { return a < b ? b : a; }
 };
 
-// Every lane gets the result over the 32 lanes.
+// Combines the values of the 32 lanes. Every lane gets the result.
 template <typename T, typename Op> __device__ __forceinline__ T warp_reduce(T v, Op op) {
     for (int d = WARP / 2; d > 0; d /= 2) v = op(v, __shfl_xor_sync(FULL_WARP, v, d));
     return v;
 }
 
-// Every lane gets the largest of `n` elements; NaN loses.
+// The largest of `n` elements, -inf if there is none; a number wins over NaN. Every lane gets the result. Lane l reads
+// l, l + 32, ...
 __device__ __forceinline__ float warp_max(const float* x, uint32_t n) {
     float v = __int_as_float(int(0xff800000u));  // -inf
     for (uint32_t i = lane_id(); i < n; i += WARP) v = fmaxf(v, x[i]);
     return warp_reduce(v, Max());
 }
 
-// Every thread gets the result over a block of at most 1024 threads, all of which call it; `identity` is the neutral element.
-// `scratch` is shared memory of 32 elements; it may be used again at once.
+// Combines the values of a block of at most 1024 threads, all of which call it. Every thread gets the result.
+// `identity` is the neutral element of `op`. `scratch` is shared memory of 32 elements; the caller may reuse it at
+// once.
 template <typename T, typename Op> __device__ __forceinline__ T block_reduce(T v, Op op, T identity, T* scratch) {
     v = warp_reduce(v, op);
     if (lane_id() == 0) scratch[warp_id()] = v;
@@ -38,7 +43,7 @@ template <typename T, typename Op> __device__ __forceinline__ T block_reduce(T v
     return v;
 }
 
-// Sum of the values of lower lanes.
+// Sum of the values of the lower lanes.
 template <typename T> __device__ __forceinline__ T warp_exclusive_sum(T v) {
     T sum = v;
     for (int d = 1; d < WARP; d *= 2) {
@@ -48,7 +53,8 @@ template <typename T> __device__ __forceinline__ T warp_exclusive_sum(T v) {
     return sum - v;
 }
 
-// Sum of the values of lower threads of the block, for integers; `total` becomes the sum of all. `scratch` holds 33 elements.
+// Sum of the values of the block's lower threads, for integers; `total` becomes the sum over all threads. All threads
+// call it. `scratch` is shared memory of 33 elements; the caller may reuse it at once.
 template <typename T> __device__ __forceinline__ T block_exclusive_sum(T v, T& total, T* scratch) {
     const T before = warp_exclusive_sum(v);
     if (lane_id() == WARP - 1) scratch[warp_id()] = before + v;

@@ -1,5 +1,8 @@
-// The simulated device's side of CUDA C++: built-in variables, barriers, warp functions, atomics, half types, shared memory.
-// Kernels run unchanged as plain C++17; src/device/gpu/sim runs each GPU thread as a coroutine.
+// CUDA C++ for the simulated device: built-in variables, barriers, warp functions, atomics, half types, shared memory.
+// With it, kernels compile unchanged as plain C++17. src/device/gpu/sim executes each GPU thread as a coroutine.
+//   GPU thread   a coroutine that executes until it calls upres_sim_wait: every barrier and warp function below ends there
+//   block        the coroutines of one host thread; `place` tells the code which GPU thread is executing
+//   grid         blocks on several host threads at once, so atomics are atomics of the host
 #pragma once
 
 #include <cmath>
@@ -35,27 +38,30 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 namespace sim {
 
-// Where the running GPU thread is. The scheduler writes it before it resumes a thread.
+// Index of the GPU thread that is executing, and the launch's sizes. The scheduler writes it before it resumes a
+// thread.
 struct Place {
     uint3 thread, block;
     dim3 block_dim, grid_dim;
 };
 extern __thread Place place;
 
-// What a thread waits for. The kind names the function: lanes that meet in different ones are an error.
+// The function in which a thread waits. It is an error if lanes of a warp meet in different ones.
 enum Wait : uint32_t { BARRIER = 0, BARRIER_OR = 1, BARRIER_COUNT = 3, SYNCWARP = 16, SHUFFLE = 17, BALLOT = 18, MATCH = 19 };
 
-// Suspends the thread until all that it waits for have come: the block's threads that have not left, or the lanes of `mask`.
-// Returns, by lane, the values with which the lanes came; of a block's barrier, the sum of the values in the first.
+// Suspends the thread until all threads it waits for have arrived: for a barrier, the block's threads that have not
+// left; for a warp function, the lanes of `mask`. Returns the lanes' values, indexed by lane; for a barrier, element 0
+// is the sum of the values.
 extern "C" const uint64_t* upres_sim_wait(uint32_t kind, uint32_t mask, uint64_t value);
-// `bytes` of the block's shared memory for the variable `tag`: the same for every thread of the block.
+// Returns `bytes` bytes of the block's shared memory for the variable `tag`; every thread of the block gets the same
+// address.
 extern "C" void* upres_sim_shared(const void* tag, uint64_t bytes);
-// The shared memory that the launch asked for.
+// Returns the dynamic shared memory that the launch asked for.
 extern "C" void* upres_sim_dynamic_shared();
 // Ends the launch with an error.
 extern "C" void upres_sim_fault(const char* message);
 
-// A kernel and how to call it, in a list.
+// A kernel and the function that calls it. Kernels form a linked list.
 struct Kernel {
     const char* name;
     uint32_t max_threads;
@@ -156,7 +162,7 @@ template <typename T> unsigned __match_any_sync(unsigned mask, T v) {
     return bits;
 }
 
-// Atomics: blocks run on several host threads at once.
+// Atomics of the host, since blocks execute on several host threads at once.
 template <typename T> T sim_fetch_update(T* p, T (*f)(T, T), T v) {
     using Word = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
     Word* word = reinterpret_cast<Word*>(p);

@@ -1,4 +1,4 @@
-// The 16-bit floats of the simulated device: storage and conversions, to the nearest, ties to even.
+// The 16-bit floats of the simulated device: storage and conversions. They round to the nearest value, ties to even.
 #pragma once
 
 #include <cstdint>
@@ -41,8 +41,8 @@ inline __half __float2half_rn(float v) {
     const uint32_t bits = sim::float_bits(v), magnitude = bits & 0x7fffffffu;
     const uint16_t sign = uint16_t(bits >> 16 & 0x8000u);
     if (magnitude > 0x7f800000u) return {0x7fff};  // NaN, as the device gives it
-    if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};  // 65520 and more round to infinity
-    if (magnitude < 0x38800000u) {  // below 2^-14: a multiple of 2^-24; adding 2^-1 leaves just these digits
+    if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};  // values from 65520 on round to infinity
+    if (magnitude < 0x38800000u) {  // below 2^-14 f16 has multiples of 2^-24: adding 0.5 rounds to one
         const float shifted = sim::bits_float(magnitude) + 0.5f;
         return {uint16_t(sign | (sim::float_bits(shifted) - 0x3f000000u))};
     }

@@ -1,9 +1,9 @@
-// The C++ state of the simulated device that src/device/gpu/sim/ works with.
+// C++ state of the simulated device, and the functions through which src/device/gpu/sim/ reads and writes it.
 #include "device.h"
 
 namespace sim {
 __thread Place place;
-const Kernel* kernels = nullptr;  // constant-initialised: registrations in other files run later
+const Kernel* kernels = nullptr;  // constant-initialised, so it is set before other files register kernels
 
 extern "C" const Kernel* upres_sim_kernels() { return kernels; }
 extern "C" void upres_sim_place(const Place* p) { place = *p; }

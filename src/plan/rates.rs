@@ -182,7 +182,8 @@ mod tests {
     fn train(stage: &str, images_per_s: &str) -> String {
         format!(
             r#"{{"event":"train","stage":"{stage}","stage_index":0,"step":1,"global_step":1,"epoch":0.1,"lr":0.1,
-            "losses":{{}},"grad_norm":1.0,"images_per_s":{images_per_s},"data_wait":0.0,"time_s":1.0,"memory_bytes":1}}"#
+            "losses":{{}},"grad_norm":1.0,"images_per_s":{images_per_s},
+            "data_wait":0.0,"time_s":1.0,"memory_bytes":1}}"#
         )
         .replace('\n', " ")
     }

@@ -35,7 +35,7 @@ pub(super) struct Dialect {
     lines: &'static [Line],
     /// Order of channels where Swin merges tokens.
     pub merge: MergeOrder,
-    /// A tensor that only files of this dialect have.
+    /// A tensor that only files of this dialect have. A `.` at the end marks the beginning of a name.
     mark: &'static str,
     /// Beginnings of the names of tensors that a detector does not need.
     ignored: &'static [&'static str],

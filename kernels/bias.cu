@@ -8,7 +8,7 @@ struct BiasParams {
     uint64_t rows;
     uint32_t columns, relu;
 };
-static_assert(sizeof(BiasParams) == 16, "mirror of src/ops/bias.rs");
+static_assert(sizeof(BiasParams) == 16, "mirror of src/ops/common/bias.rs");
 
 template <typename T, int V> __device__ void bias_fwd(T* y, const float* bias, BiasParams p) {
     const uint32_t vectors = p.columns / V;
@@ -33,7 +33,7 @@ struct BiasGradParams {
     uint64_t rows, rows_per_chunk;
     uint32_t columns, chunks, accumulate, unused;
 };
-static_assert(sizeof(BiasGradParams) == 32, "mirror of src/ops/bias.rs");
+static_assert(sizeof(BiasGradParams) == 32, "mirror of src/ops/common/bias.rs");
 
 constexpr int BIAS_ROWS = 8;
 constexpr int UNROLL = 8;

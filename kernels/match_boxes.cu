@@ -54,8 +54,8 @@ __device__ __forceinline__ bool is_off(float4 g, float4 bounds) {
 __device__ __forceinline__ uint32_t truths_of(int32_t count, uint32_t g) { return count < 0 ? 0u : min(uint32_t(count), g); }
 
 // block (x, y)   boxes x * 256 .. + 256 of images y, y + gridDim.y, ...
-// thread t       box x * 256 + t against every ground truth in order    its best IoU and index stay in registers; the first of equals wins
-//                all lanes read the same truth (a broadcast); maxima go to shared memory, then one global atomic per truth and block
+// thread t       box x * 256 + t, every ground truth in order   best IoU in a register; the first truth of equals wins
+//                all lanes read the same truth: a broadcast     maxima in shared memory, then one global atomic a truth
 KERNEL(BLOCK, match_boxes_f32,
        (int32_t * assigned, int32_t* best, const float* boxes, const uint8_t* valid_u8, const int32_t* valid_i32, const float* gt,
         const int32_t* count, MatchBoxesParams p)) {

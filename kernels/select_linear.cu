@@ -80,8 +80,8 @@ __device__ void select_linear_bwd_dx(T* dx, const float* dy, const float* w, con
 }
 
 // block (x, y)   r = x / chunks, chunk x % chunks of its rows; 32 vectors of channels from 32 y on
-// warp w, lane l rows w, w + 8, ... of the chunk; vector 32 y + l       sums stay in registers, neighbouring lanes read neighbours
-//                then warp 0 adds the 8 warps' sums in order; the blocks with y = 0 do the same for db. One owner per sum: no atomics
+// warp w, lane l rows w, w + 8, ... of the chunk; vector 32 y + l       neighbouring lanes read neighbouring vectors
+//                then warp 0 adds the 8 warps' sums in order: no atomics; the blocks with y = 0 do the same for db
 template <typename T, int V>
 __device__ void select_linear_bwd_dw(float* w_sums, float* b_sums, const float* dy, const T* x, const int32_t* label,
                                      SelectLinearParams p) {
@@ -147,7 +147,7 @@ static_assert(sizeof(SelectFoldParams) == 16, "mirror of src/ops/select_linear/c
 
 // Adds the chunks' sums of one class.
 // block (x, y)     class x; 32 columns from 32 y on
-// warp w, lane l   r = w, w + 8, ... if their label is x; column 32 y + l       neighbouring lanes read neighbouring columns
+// warp w, lane l   r = w, w + 8, ... if label[r] is x; column 32 y + l     neighbouring lanes read neighbouring columns
 //                  then warp 0 adds the 8 warps' sums in order: one owner per output, a fixed order of sums
 KERNEL(256, select_linear_fold_f32, (float* d, const float* sums, const int32_t* label, SelectFoldParams p)) {
     SHARED(float, scratch, WARPS * WARP);

@@ -4,7 +4,8 @@
 #include "common/reduce.cuh"
 
 // Results of warp and block sums, ballots, shuffles of 8 bytes and atomics.
-// thread t   brings x[t] to every collective and writes its six results to sums[6 t ..]; all threads add to the same two counters
+// thread t of the grid   brings x[t] to every collective and writes six results to sums[6 t ..]   one owner per output
+//                        one sum and one maximum over the whole grid, by atomics on counter[0] and counter[1]
 KERNEL(128, selftest_collectives_i32, (int32_t* sums, int32_t* counter, const int32_t* x)) {
     SHARED(int32_t, scratch, 33);
     const int32_t v = x[global_thread()];

@@ -5,10 +5,10 @@
 // A segment of at most DIRECT scores is sorted whole by top_k_finish, in one pass over memory. A longer one takes three
 // launches and two passes over its scores:
 //   top_k_histogram  counts the upper 11 bits of the ranks; one block per CHUNK of scores and image
-//   top_k_split      finds the bin of the k-th best, writes the keys before that bin to the front of the segment's workspace and the keys
-//                    in it to the back; one block per CHUNK and image
-//   top_k_finish     narrows the bin down by radix passes over its keys and sorts the winners in shared memory, or in the workspace if
-//                    k is more than DIRECT; one block per segment and image
+//   top_k_split      finds the bin of the k-th best, writes the keys before that bin to the front of the segment's
+//                    workspace and the keys in it to the back; one block per CHUNK and image
+//   top_k_finish     narrows the bin down by radix passes over its keys and sorts the winners in shared memory, or in
+//                    the workspace if there are more than DIRECT; one block per segment and image
 #include "common/order.cuh"
 #include "common/reduce.cuh"
 
@@ -77,7 +77,7 @@ template <int THREADS> __device__ __forceinline__ Found find_bin(const uint32_t*
 
 // block (x, y)   one CHUNK of one long segment; image y
 // thread t       scores t, t + 512, ... of the chunk: 16 of them        neighbouring lanes read neighbouring scores
-//                counts in shared memory, then adds bins t, t + 512, ... to the segment's: one global atomic per bin that is not empty
+//                counts in shared memory, then adds bins t, t + 512, ... to the segment's: one global atomic a used bin
 KERNEL(SPLIT_THREADS, top_k_histogram_f32, (uint32_t* counts, const float* scores, TopKParams p)) {
     SHARED(uint32_t, bins, BINS);
     const TopKSegment& s = p.s[segment_of_chunk(p)];
@@ -98,8 +98,8 @@ KERNEL(SPLIT_THREADS, top_k_histogram_f32, (uint32_t* counts, const float* score
 }
 
 // block (x, y), thread t   the same scores as in top_k_histogram        their 16 ranks stay in registers
-//                          a prefix sum over the block gives each thread its places among the block's front and back keys
-//                          threads 0 and 1 reserve room for the block: two global atomics per block, not one per key
+//                          a prefix sum gives each thread its places among the block's front and back keys
+//                          threads 0 and 1 reserve room for the block: two global atomics a block, not one a key
 KERNEL(SPLIT_THREADS, top_k_split_f32, (uint64_t* keys, uint32_t* counts, const float* scores, TopKParams p)) {
     SHARED(uint32_t, scratch, 33);
     SHARED(uint32_t, found, 3);

@@ -127,9 +127,9 @@ __device__ __forceinline__ void add_row(float (&x)[32], float factor, const floa
 // Sum over the S threads that share a row; they are neighbouring lanes.
 template <int S> __device__ __forceinline__ float join(float v) { return S == 1 ? v : v + __shfl_xor_sync(FULL_WARP, v, 1); }
 
-// block (x, y)  windows x * per_block, ... one after the other; head y      one column of the table in shared memory for all of them
-// thread t      query row t / S of 64, channels t % S * 32 .. + 32          query, output, maximum and sum stay in registers
-//               keys in ascending order, four at a time                     all rows read the same key: a broadcast, no bank conflict
+// block (x, y)  per_block windows from x * per_block on, one by one; head y   they share one column of the table
+// thread t      query row t / S of 64, channels t % S * 32 .. + 32            query, output, maximum, sum in registers
+//               keys in ascending order, four at a time                       all rows read one key: a broadcast
 template <typename T, int S>
 __device__ __forceinline__ void window_attention_fwd(T* y, float* lse, const T* qkv, const float* qkv_bias, const float* table,
                                                      const WindowAttentionParams& p) {
@@ -192,9 +192,9 @@ __device__ __forceinline__ void window_attention_fwd(T* y, float* lse, const T* 
     }
 }
 
-// thread t, first pass   query row t / S of 64; keys in ascending order      dq stays in registers, ds goes to the warp's copy of the table
-// thread t, second pass  key row t / S of 64; queries in ascending order     dk and dv stay in registers
-//                        channels t % S * 32 .. + 32 in both                 one owner per row of dq, dk and dv: no atomics
+// thread t, first pass   query row t / S of 64; keys in order     dq in registers, ds to the warp's copy of the table
+// thread t, second pass  key row t / S of 64; queries in order    dk and dv in registers
+//                        channels t % S * 32 .. + 32 in both      one owner per row of dq, dk and dv: no atomics
 template <typename T, int S>
 __device__ __forceinline__ void window_attention_bwd(T* dqkv, float* partial, const T* dy, const T* qkv, const T* y, const float* lse,
                                                      const float* qkv_bias, const float* table, const WindowAttentionParams& p) {

@@ -94,9 +94,9 @@ template <int N> __device__ __forceinline__ void clear(MmaD (&d)[N]) {
         for (int i = 0; i < 4; i++) d[n].v[i] = 0.0f;
 }
 
-// warp w   queries 16 w .. 16 w + 15 and all keys: 8 products of [16,8] scores     a score never leaves the registers
-// lane l   rows l / 4 and l / 4 + 8, two columns of each product (common/mma.cuh)  4 lanes share a row: shuffles over 1 and 2 reduce it
-//          two products of probabilities are one A for the product with v          then the warp writes its 16 rows of y
+// warp w   queries 16 w .. 16 w + 15, all keys: 8 products of [16,8] scores   scores never leave the registers
+// lane l   rows l / 4 and l / 4 + 8, two columns of each product              4 lanes share a row: 2 shuffles reduce it
+//          two products of probabilities are one A for the product with v     then the warp writes its 16 rows of y
 template <typename T, int H>
 __device__ __forceinline__ void window_attention_mma_fwd(T* y, float* lse, const T* qkv, const float* qkv_bias, const float* table,
                                                          const WindowAttentionParams& p) {
@@ -169,9 +169,9 @@ __device__ __forceinline__ void gradient(float& s, float& dp, float scale, float
     dp = s * (dp - mean);
 }
 
-// warp w, first pass   queries 16 w .. 16 w + 15 and all keys           dq, and ds of each pair summed over windows, stay in registers
-// warp w, second pass  keys 16 w .. 16 w + 15 and all queries           dk and dv stay in registers: one owner per row, no atomics
-// thread t, at the end table entries t, t + 128, ...                    adds the pairs that share the entry, from shared memory, in order
+// warp w, first pass    queries 16 w .. 16 w + 15, all keys   dq, and each pair's ds summed over windows, in registers
+// warp w, second pass   keys 16 w .. 16 w + 15, all queries   dk, dv in registers: one owner per row, no atomics
+// thread t, at the end  table entries t, t + 128, ...         adds the pairs of the entry, from shared memory, in order
 template <typename T, int H>
 __device__ __forceinline__ void window_attention_mma_bwd(T* dqkv, float* partial, const T* dy, const T* qkv, const T* y, const float* lse,
                                                          const float* qkv_bias, const float* table, const WindowAttentionParams& p) {

@@ -1,7 +1,7 @@
 // Sums of losses: each block writes its sum in f64, then one block adds the sums and divides by avg[0], which is on the
 // device. Deterministic.
-//   thread t, put_loss    brings its own sum; the block reduces it, thread 0 writes slot blockIdx.x    one owner per slot: no atomics
-//   thread t, fold_loss   slots t, t + blockDim.x, ...; the block reduces them                         a fixed order of sums
+//   thread t, put_loss   brings its own sum, then the block reduces           thread 0 writes its slot: no atomics
+//   thread t, fold_loss  slots t, t + blockDim.x, ..., then the block reduces  one block: a fixed order of sums
 #pragma once
 
 #include "reduce.cuh"
@@ -34,4 +34,4 @@ struct FoldParams {
     uint32_t n;
     float weight;
 };
-static_assert(sizeof(FoldParams) == 8, "mirror of src/ops/partial.rs");
+static_assert(sizeof(FoldParams) == 8, "mirror of src/ops/common/partial.rs");

@@ -1,12 +1,13 @@
 // Tensor-core products by one warp: D [16,8] f32 += A [16,16] x B [16,8], with A and B in f16 or bf16.
 //
-// The layout is that of PTX's mma.m16n8k16 (row-major A, column-major B). With g = lane / 4 and t = lane % 4, a lane
-// holds
-//   A: words 0..3, two elements each: rows g, g + 8, g, g + 8; columns 2t and 2t + 1 in words 0 and 1, 2t + 8 and 2t + 9 in 2 and 3
+// The layout is that of PTX's mma.m16n8k16 (row-major A, column-major B). With g = lane / 4 and t = lane % 4, a
+// lane holds
+//   A: words 0..3, two elements each: rows g, g + 8, g, g + 8; columns 2t and 2t + 1 in words 0 and 1,
+//      2t + 8 and 2t + 9 in words 2 and 3
 //   B: words 0, 1: rows 2t and 2t + 1, then 2t + 8 and 2t + 9, of column g
 //   D: rows g, g, g + 8, g + 8, columns 2t, 2t + 1, 2t, 2t + 1
 // Without such an instruction (the simulated device; bf16 before sm_80; f16 before sm_75), shuffles and fmaf compute
-// the same product in ascending order of the inner index. The hardware's order of the sum is not specified.
+// the same product in ascending order of the inner index. The hardware sums in an order of its own.
 #pragma once
 
 #include "kernel.cuh"

@@ -1,7 +1,7 @@
 // Kernels over a list of tensors: one launch handles up to 64 tensors. Each is cut into chunks, and one block handles
 // one chunk.
-//   block b    the chunk b of all tensors' chunks in a row; a binary search finds its tensor       small tensors share a launch
-//   thread t   vectors t, t + blockDim.x, ... of 4 elements of the chunk, then single elements     neighbouring lanes: neighbouring vectors
+//   block b    chunk b, counted across the tensors; a binary search finds its tensor   many tensors, one launch
+//   thread t   vectors t, t + blockDim.x, ... of 4 elements, then single elements      accesses are coalesced
 #pragma once
 
 #include "kernel.cuh"
@@ -20,7 +20,7 @@ struct MultiTensor {
     uint32_t first_tensor;  // number of tensors of the previous launches
     uint32_t unused;
 };
-static_assert(sizeof(MultiTensor) == 3088, "mirror of src/ops/multi_tensor.rs");
+static_assert(sizeof(MultiTensor) == 3088, "mirror of src/ops/common/multi_tensor.rs");
 
 // The part of a tensor that a block works on.
 struct Chunk {

@@ -22,9 +22,9 @@ __device__ __forceinline__ uint32_t bits_of(uint32_t n) { return 32 - uint32_t(_
 // Sorts n elements ascending. All threads of the block call it, after a barrier. `at(i)` is a reference to the i-th
 // element, in shared or global memory. It is a bitonic network in which every comparison puts the smaller element
 // first: positions from n on count as larger and are never touched.
-//   thread t   compares pairs t, t + blockDim.x, ... of each step, every element in exactly one pair: no races within a step
-//   warp       has 32 neighbouring pairs. If a step and the next one pair elements at most 32 apart (mirrored: within 64), both steps'
-//              pairs lie in the same 64 elements of one warp: a barrier of the warp is enough, else the block needs one
+//   thread t   compares pairs t, t + blockDim.x, ... of each step; an element is in at most one pair: no race in a step
+//   warp       has 32 neighbouring pairs at a time. Where two successive steps keep these pairs within the same 64
+//              elements, no other warp touches them: __syncwarp is enough between them. Else: __syncthreads
 template <typename At> __device__ __forceinline__ void block_sort(At at, uint32_t n) {
     for (uint32_t k = 2; k < 2 * n; k *= 2) {
         for (uint32_t j = k / 2; j > 0; j /= 2) {

@@ -1,7 +1,7 @@
 // Sums and maxima over warps and blocks. Blocks have whole warps along x. The order is fixed: results are the same on
 // every run.
-//   lane l of warp w   brings one value; shuffles combine the 32 values of the warp                 no shared memory
-//   for a block        one lane of each warp writes scratch[w], then one value per warp is combined by shuffles the same way
+//   lane l of warp w   brings one value; shuffles combine the warp's 32 values               no shared memory
+//   block              one lane of each warp w writes scratch[w]; shuffles combine these     at most 32 warps: one step
 #pragma once
 
 #include "kernel.cuh"

@@ -11,7 +11,7 @@ __device__ __forceinline__ bf16 store_stochastic(float v, uint32_t random) {
     const uint32_t bits = __float_as_uint(v), magnitude = bits & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return __ushort_as_bfloat16(0x7fff);
     uint32_t rounded = (bits + (random & 0xffffu)) >> 16;
-    if (magnitude < 0x7f800000u && (rounded & 0x7fffu) == 0x7f80u) rounded -= 1;  // the largest finite bf16 instead of infinity
+    if (magnitude < 0x7f800000u && (rounded & 0x7fffu) == 0x7f80u) rounded -= 1;  // infinity to the largest
     return __ushort_as_bfloat16(uint16_t(rounded));
 }
 

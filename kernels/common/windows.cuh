@@ -5,7 +5,7 @@
 
 struct WindowAttentionParams {
     uint32_t n, h, w, c, heads, d;       // d: channels of a head
-    uint32_t side, shift, down, across;  // tokens of a window's side, tokens of shift; windows in a column and in a row of a map
+    uint32_t side, shift, down, across;  // side and shift in tokens; windows in a column and in a row of a map
     uint32_t windows, per_block;         // windows of all maps; windows of a block
     float scale;
 };

@@ -1,6 +1,6 @@
 // CUDA C++ for the simulated device: built-in variables, barriers, warp functions, atomics, half types, shared memory.
 // With it, kernels compile unchanged as plain C++17. src/device/gpu/sim executes each GPU thread as a coroutine.
-//   GPU thread   a coroutine that executes until it calls upres_sim_wait: every barrier and warp function below ends there
+//   GPU thread   a coroutine that executes until it calls upres_sim_wait, as every barrier and warp function below does
 //   block        the coroutines of one host thread; `place` tells the code which GPU thread is executing
 //   grid         blocks on several host threads at once, so atomics are atomics of the host
 #pragma once

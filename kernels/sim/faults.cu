@@ -36,7 +36,7 @@ KERNEL(64, selftest_lane_left_f32, (float* y)) {
     y[threadIdx.x] = __shfl_xor_sync(FULL_WARP, 1.0f, 1);
 }
 
-// Lane 0 waits at the block's barrier while the other lanes of its warp wait for it in a shuffle.
+// Lane 0 of warp 0 waits at the block's barrier while the other lanes of its warp wait for it in a shuffle.
 KERNEL(64, selftest_deadlock_f32, (float* y)) {
     if (warp_id() == 0 && lane_id() == 0) __syncthreads();
     y[threadIdx.x] = __shfl_xor_sync(FULL_WARP, 1.0f, 1);

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use upres::cpu::use_threads;
-use upres::detection::anchors::{self, Anchors};
+use upres::detection::anchors::Anchors;
 use upres::device::Device;
 use upres::models::config::RpnConfig;
+use upres::ops::anchors_valid::anchors_valid;
 use upres::ops::match_boxes::{Matcher, match_boxes};
 use upres::ops::nms::{Nms, nms};
 use upres::ops::roi_align::{RoiAlign, roi_align};
@@ -181,7 +182,7 @@ fn bench_match_boxes(out: &mut Report) -> Result<()> {
     let (times, positive) = measure(|dev| {
         let anchors = Anchors::new(dev, &RpnConfig::default().anchors(), SIDE as usize, SIDE as usize)?;
         let sizes = Tensor::from_slice(dev, &[images, 4], &[SIDE; 4].repeat(images))?;
-        let valid = anchors::valid(&anchors, &sizes, -1.0)?;
+        let valid = anchors_valid(anchors.grid(), &sizes, -1.0)?;
         let gt = Tensor::from_slice(dev, &[images, OBJECTS, 4], &gt)?;
         let count = Tensor::from_slice(dev, &[images], &vec![OBJECTS as i32; images])?;
         Ok(Box::new(move || {

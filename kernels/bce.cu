@@ -52,11 +52,3 @@ KERNEL(256, bce_bwd_f32,
         dx[i] = t == 0 ? scale * sigmoid(v) : t == 1 ? -scale * sigmoid(-v) : 0.0f;
     }
 }
-
-KERNEL(256, rpn_targets_i32, (int32_t* target, int32_t* label, const int32_t* gt, const int32_t* idx, int64_t n)) {
-    for (int64_t i = global_thread(); i < n; i += global_threads()) {
-        const bool sampled = idx[i] >= 0, positive = gt[i] >= 0;
-        target[i] = sampled ? int32_t(positive) : -1;
-        label[i] = sampled && positive ? 0 : -1;
-    }
-}

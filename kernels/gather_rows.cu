@@ -94,17 +94,3 @@ KERNEL(256, gather_rows_bwd_f32, (float* dx, const uint32_t* links, const float*
     if (p.c % 4 == 0) gather_rows_bwd<4>(dx, links, dy, idx, p);
     else gather_rows_bwd<1>(dx, links, dy, idx, p);
 }
-
-struct TakeParams {
-    uint32_t b, n, s;
-    int32_t missing;
-};
-static_assert(sizeof(TakeParams) == 16, "mirror of src/ops/gather_rows/cuda.rs");
-
-KERNEL(256, gather_rows_take_i32, (int32_t * y, const int32_t* x, const int32_t* idx, TakeParams p)) {
-    const int64_t count = int64_t(p.b) * p.s;
-    for (int64_t r = global_thread(); r < count; r += global_threads()) {
-        const int64_t i = idx[r];
-        y[r] = names_row(i, p.n) ? x[r / p.s * p.n + i] : p.missing;
-    }
-}

@@ -35,9 +35,3 @@ KERNEL(1024, grad_norm_f32, (float* norm, const double* squares, int64_t n)) {
     const double sum = block_reduce(mine, Sum(), 0.0, scratch);
     if (threadIdx.x == 0) norm[0] = float(sqrt(sum));
 }
-
-KERNEL(32, clip_scale_f32, (float* scale, const float* norm, float max_norm)) {
-    if (threadIdx.x != 0) return;
-    const float s = max_norm / (norm[0] + 1e-6f);
-    scale[0] = norm[0] - norm[0] != 0.0f ? norm[0] - norm[0] : fminf(s, 1.0f);  // not finite: NaN
-}

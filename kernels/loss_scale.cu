@@ -8,10 +8,6 @@ struct LossScaleParams {
 };
 static_assert(sizeof(LossScaleParams) == 40, "mirror of src/ops/loss_scale/cuda.rs");
 
-KERNEL(32, scaled_seed_f32, (float* dy, const float* state, float weight)) {
-    if (threadIdx.x == 0) dy[0] = weight * state[0];
-}
-
 KERNEL(32, loss_scale_f32, (float* grad_scale, float* norm, float* state, float* correction, LossScaleParams p)) {
     if (threadIdx.x != 0) return;
     const float scaled = norm[0], scale = state[0], good = state[1] + 1.0f, applied = state[2];

@@ -44,3 +44,14 @@ __device__ __forceinline__ float box_iou(float4 b, float area, float4 g, float g
     const float both = g_area + area - inter;
     return inter / (both < 1e-6f ? 1e-6f : both);
 }
+
+// Shift and log scale from p0, p1 to g0, g1.
+__device__ __forceinline__ float2 encode_axis(float p0, float p1, float g0, float g1) {
+    const float p_side = p1 - p0, g_side = g1 - g0;
+    return make_float2(((g0 + g1) * 0.5f - (p0 + p1) * 0.5f) / p_side, logf(g_side / p_side));
+}
+
+__device__ __forceinline__ float4 encode(float4 box, float4 truth, const float* stds) {
+    const float2 along_x = encode_axis(box.x, box.z, truth.x, truth.z), along_y = encode_axis(box.y, box.w, truth.y, truth.w);
+    return make_float4(along_x.x / stds[0], along_y.x / stds[1], along_x.y / stds[2], along_y.y / stds[3]);
+}

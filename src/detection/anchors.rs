@@ -1,10 +1,8 @@
 //! Anchors of a feature pyramid: one set for each input shape, made once.
 
-mod cuda;
-
 use crate::device::Device;
-use crate::error::{Error, Result};
-use crate::on_device;
+use crate::error::Result;
+use crate::ops::anchors_valid::{AnchorGrid, AnchorLevel};
 use crate::tensor::{DType, Tensor};
 
 /// Sizes of anchors.
@@ -31,24 +29,19 @@ impl AnchorShapes {
 pub struct Anchors {
     /// `[N,4]` f32.
     pub boxes: Tensor,
-    levels: Vec<Level>,
+    levels: Vec<AnchorLevel>,
     per_cell: usize,
-}
-
-/// One level of the pyramid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Level {
-    h: usize,
-    w: usize,
-    stride_px: usize,
 }
 
 impl Anchors {
     /// For an input of `h`×`w` pixels. Anchors are centred at multiples of the stride, not at pixel centres, and not
     /// rounded; ratios vary slowest, then scales.
     pub fn new(device: &Device, shapes: &AnchorShapes, h: usize, w: usize) -> Result<Anchors> {
-        let levels: Vec<Level> =
-            shapes.strides_px.iter().map(|&s| Level { h: h.div_ceil(s), w: w.div_ceil(s), stride_px: s }).collect();
+        let levels: Vec<AnchorLevel> = shapes
+            .strides_px
+            .iter()
+            .map(|&s| AnchorLevel { h: h.div_ceil(s), w: w.div_ceil(s), stride_px: s })
+            .collect();
         let per_cell = shapes.per_cell();
         let n: usize = levels.iter().map(|l| l.h * l.w * per_cell).sum();
         let mut boxes = Tensor::empty(device, &[n, 4], DType::F32)?;
@@ -66,6 +59,11 @@ impl Anchors {
             boxes.write(&values)?;
         }
         Ok(Anchors { boxes, levels, per_cell })
+    }
+
+    /// The anchors as [`anchors_valid`](crate::ops::anchors_valid::anchors_valid) takes them.
+    pub fn grid(&self) -> AnchorGrid<'_> {
+        AnchorGrid { boxes: &self.boxes, levels: &self.levels, per_cell: self.per_cell }
     }
 
     /// Number of levels.
@@ -94,64 +92,23 @@ fn base_anchors(size: f32, shapes: &AnchorShapes) -> Vec<[f32; 4]> {
     v
 }
 
-/// Which anchors of each image may be used: cells inside the image's own padded size (`sizes` is img_h, img_w, pad_h,
-/// pad_w), and, with `allowed_border >= 0`, boxes that leave the image by less than that.
-///
-/// Shapes: sizes `[B,4]` f32; result `[B,N]` u8.
-/// Errors: `Shape` if sizes is not `[B,4]`.
-pub fn valid(anchors: &Anchors, sizes: &Tensor, allowed_border: f32) -> Result<Tensor> {
-    let device = sizes.device();
-    let _op = device.enter("anchors_valid");
-    let [b, four] = sizes.dims("anchors_valid: sizes")?;
-    if four != 4 {
-        return Err(Error::Shape {
-            what: "anchors_valid: sizes".into(),
-            want: "[B,4]".into(),
-            got: sizes.shape().to_vec(),
-        });
-    }
-    sizes.expect_dtype("anchors_valid: sizes", DType::F32)?;
-    let n = anchors.boxes.dim(0);
-    let mut out = Tensor::empty(device, &[b, n], DType::U8)?;
-    on_device!(
-        device,
-        cpu => valid_cpu(out.slice_mut(), anchors, sizes.f32s(), n, allowed_border),
-        cuda => cuda::valid(&mut out, anchors, sizes, allowed_border),
-    );
-    Ok(out)
-}
-
-fn valid_cpu(out: &mut [u8], anchors: &Anchors, sizes: &[f32], n: usize, border: f32) {
-    if n == 0 {
-        return;
-    }
-    let boxes = anchors.boxes.f32s();
-    for (out, size) in out.chunks_mut(n).zip(sizes.chunks(4)) {
-        let (img_h, img_w, pad_h, pad_w) = (size[0], size[1], size[2], size[3]);
-        let mut i = 0;
-        for level in &anchors.levels {
-            let rows = ((pad_h / level.stride_px as f32).ceil() as usize).min(level.h);
-            let cols = ((pad_w / level.stride_px as f32).ceil() as usize).min(level.w);
-            for y in 0..level.h {
-                for x in 0..level.w {
-                    for _ in 0..anchors.per_cell {
-                        let b = &boxes[i * 4..][..4];
-                        let inside = border < 0.0
-                            || (b[0] >= -border && b[1] >= -border && b[2] < img_w + border && b[3] < img_h + border);
-                        out[i] = u8::from(y < rows && x < cols && inside);
-                        i += 1;
-                    }
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::config::{RetinaHeadConfig, RpnConfig};
+    use crate::ops::anchors_valid::anchors_valid;
     use crate::ops::common::testing::OpFixture;
+
+    /// The region proposal network's of mmdetection.
+    fn rpn() -> AnchorShapes {
+        let ratios = vec![0.5, 1.0, 2.0];
+        AnchorShapes { scales: vec![8.0], ratios, strides_px: vec![4, 8, 16, 32, 64], rounded: false }
+    }
+
+    /// RetinaNet's of mmdetection: three scales an octave.
+    fn retina() -> AnchorShapes {
+        let scales = (0..3).map(|i| (4.0 * 2f64.powf(f64::from(i) / 3.0)) as f32).collect();
+        AnchorShapes { scales, strides_px: vec![8, 16, 32, 64, 128], ..rpn() }
+    }
 
     /// The CPU, and the GPUs of this build.
     fn devices() -> Vec<Device> {
@@ -166,13 +123,16 @@ mod tests {
     #[test]
     fn is_the_same_everywhere() {
         let strides_px = (0..11).map(|i| 4 << (i / 2)).collect();
-        let cfg = AnchorShapes { strides_px, ..RpnConfig::default().anchors() };
+        let cfg = AnchorShapes { strides_px, ..rpn() };
         let nan = f32::NAN;
         let sizes = [[90.0, 100.0, 96.0, 128.0], [1e9; 4], [0.0; 4], [50.0, nan, nan, 64.0], [-8.0, 9.0, 33.0, -33.0]];
         for border in [-1.0, 0.0, 7.5, nan] {
             let mut flags = devices().into_iter().map(|dev| {
                 let size = Tensor::from_slice(&dev, &[5, 4], &sizes.concat()).unwrap();
-                valid(&Anchors::new(&dev, &cfg, 100, 130).unwrap(), &size, border).unwrap().to_vec::<u8>().unwrap()
+                anchors_valid(Anchors::new(&dev, &cfg, 100, 130).unwrap().grid(), &size, border)
+                    .unwrap()
+                    .to_vec::<u8>()
+                    .unwrap()
             });
             let cpu = flags.next().unwrap();
             assert!(flags.all(|f| f == cpu), "border {border}");
@@ -182,11 +142,11 @@ mod tests {
     #[test]
     fn equals_mmdetection() {
         let f = OpFixture::open("anchors");
-        let configs = [("rpn", RpnConfig::default().anchors()), ("retina", RetinaHeadConfig::default().anchors())];
+        let configs = [("rpn", rpn()), ("retina", retina())];
         for (dev, (name, cfg)) in devices().iter().flat_map(|dev| configs.iter().map(move |c| (dev, c))) {
             let size = Tensor::from_slice(dev, &[1, 4], &[118.0f32, 150.0, 128.0, 160.0]).unwrap();
             let a = Anchors::new(dev, cfg, 160, 192).unwrap();
-            let flags = |border| valid(&a, &size, border).unwrap().to_vec::<u8>().unwrap();
+            let flags = |border| anchors_valid(a.grid(), &size, border).unwrap().to_vec::<u8>().unwrap();
             let boxes = a.boxes.to_vec::<f32>().unwrap();
             let (mut start, mut found) = (0, 0);
             for (l, n) in a.level_sizes().into_iter().enumerate() {

@@ -3,10 +3,11 @@
 //! are `box_encode`'s `dense_targets`.
 
 use super::anchors::Anchors;
+use crate::detection::kept::detections;
 use crate::error::Result;
-use crate::ops::class_candidates::{PairRule, detections, pair_candidates};
-use crate::ops::gather_rows::take;
+use crate::ops::gather_rows::gather_rows_of;
 use crate::ops::nms::{Nms, nms};
+use crate::ops::pair_candidates::{PairRule, pair_candidates};
 use crate::ops::row_max::row_max;
 use crate::ops::top_k::top_k;
 use crate::tensor::Tensor;
@@ -81,7 +82,7 @@ pub fn dense_detections(
     let candidates = match cfg.shortlist {
         Shortlist::Anchors { max_pairs } => {
             let best = top_k(&row_max(logits)?, &levels(1))?;
-            let chosen = take(logits, &best)?;
+            let chosen = gather_rows_of(logits, &best)?;
             let all = best.dim(1) * k;
             let pairs = top_k(&chosen.reshape(&[b, all])?, &[(0, all, max_pairs.min(all))])?;
             pair_candidates(&chosen, &pairs, Some(&best), &anchors.boxes, deltas, sizes, scale, rule(-1.0))?

@@ -2,4 +2,5 @@
 
 pub mod anchors;
 pub mod dense;
+pub mod kept;
 pub mod mask_paste;

@@ -18,10 +18,12 @@ use crate::engine::recordings::{Recordings, Step};
 use crate::error::{Error, Result};
 use crate::models::{BackboneMode, BoxFrame, Detections, Inputs, Model, ModelConfig, PixelStats, Sampling};
 use crate::nn::{NormMode, ParamStore};
-use crate::ops::adamw::bias_correction;
+use crate::ops::clip_scale::clip_scale;
+use crate::ops::common::bias_correction::bias_correction;
 use crate::ops::ema::ema;
-use crate::ops::grad_norm::{clip_scale, grad_norm};
-use crate::ops::loss_scale::{INITIAL_SCALE, LossScaleRule, initial_state, loss_scale, scaled_seed};
+use crate::ops::grad_norm::grad_norm;
+use crate::ops::loss_scale::{INITIAL_SCALE, LossScaleRule, loss_scale, loss_scale_state};
+use crate::ops::scaled_seed::scaled_seed;
 use crate::recipe::{OptimizerConfig, Recompute, StageConfig};
 use crate::tape::{Param, Tape, watch};
 use crate::tensor::elementwise;
@@ -219,7 +221,7 @@ impl Engine {
             frame: if mask.is_some() { BoxFrame::Network } else { BoxFrame::Original },
         };
         let scaled = training && setup.dtype == DType::F16;
-        let loss_scale = scaled.then(|| initial_state(&self.device, INITIAL_SCALE)).transpose()?;
+        let loss_scale = scaled.then(|| loss_scale_state(&self.device, INITIAL_SCALE)).transpose()?;
         self.stage = Some(Stage {
             setup: setup.clone(),
             optimizer,

@@ -4,21 +4,26 @@
 use super::common::{BoxFrame, Detections, Loss, Sampling, in_f32};
 use super::config::{BoxHeadConfig, BoxHeadKind};
 use super::inputs::Inputs;
+use crate::detection::kept::detections;
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, ConvSpec, Init, Linear};
-use crate::ops::bce::rpn_targets;
-use crate::ops::box_decode::refine_boxes;
-use crate::ops::box_encode::{box_encode, labels};
-use crate::ops::class_candidates::{class_candidates, detections};
+use crate::ops::avg_factor::{AvgFactor, avg_factor};
+use crate::ops::box_encode::box_encode;
+use crate::ops::boxes_with_gt::boxes_with_gt;
+use crate::ops::class_candidates::class_candidates;
 use crate::ops::conv2d::Activation;
-use crate::ops::gather_rows::take;
+use crate::ops::gather_rows::gather_rows_of;
+use crate::ops::labels::labels;
 use crate::ops::match_boxes::{Matcher, match_boxes};
 use crate::ops::nms::{Nms, nms};
+use crate::ops::refine_boxes::refine_boxes;
 use crate::ops::roi_align::{RoiAlign, roi_align};
-use crate::ops::sample::{Sampler, boxes_with_gt, sample, with_gt};
+use crate::ops::rpn_targets::rpn_targets;
+use crate::ops::sample::{Sampler, sample};
 use crate::ops::smooth_l1::smooth_l1;
 use crate::ops::softmax::softmax;
-use crate::ops::softmax_ce::{AvgFactor, avg_factor, softmax_ce};
+use crate::ops::softmax_ce::softmax_ce;
+use crate::ops::with_gt::with_gt;
 use crate::philox::Purpose;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -124,7 +129,7 @@ impl BoxHead {
             boxes.clone()
         };
         let s = sample(&assigned, &sampler, &inputs.key)?;
-        let rois = take(&candidates, &s.idx)?;
+        let rois = gather_rows_of(&candidates, &s.idx)?;
         Ok(RoiSamples { rois, idx: s.idx, gt: s.gt, counts: s.counts })
     }
 

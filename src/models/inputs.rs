@@ -1,8 +1,9 @@
 //! What a forward pass reads: tensors at fixed addresses that the host fills before each pass.
 
-use crate::detection::anchors::{self, Anchors};
+use crate::detection::anchors::Anchors;
 use crate::device::Device;
 use crate::error::Result;
+use crate::ops::anchors_valid::anchors_valid;
 use crate::ops::match_boxes::{Matcher, match_boxes};
 use crate::philox;
 use crate::tensor::DType;
@@ -96,7 +97,7 @@ impl Inputs {
     /// Matches the anchors to the ground truth, but for those in the padding or beyond the border: as
     /// [`match_boxes`] gives it, i32 `[B,N]`.
     pub fn match_anchors(&self, matcher: Matcher, allowed_border: f32) -> Result<Tensor> {
-        let valid = anchors::valid(&self.anchors, &self.sizes, allowed_border)?;
+        let valid = anchors_valid(self.anchors.grid(), &self.sizes, allowed_border)?;
         match_boxes(&self.anchors.boxes, Some(&valid), &self.gt_boxes, &self.gt_count, matcher)
     }
 

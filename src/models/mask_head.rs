@@ -12,13 +12,15 @@ use super::config::MaskHeadConfig;
 use super::inputs::Inputs;
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, ConvSpec, Deconv2x2, Init, SelectLinear};
+use crate::ops::avg_factor::{AvgFactor, avg_factor};
 use crate::ops::bce::bce;
 use crate::ops::conv2d::Activation;
-use crate::ops::gather_rows::{take, take_i32};
+use crate::ops::count_rows::count_rows;
+use crate::ops::gather_i32::gather_i32;
+use crate::ops::gather_rows::gather_rows_of;
 use crate::ops::mask_targets::mask_targets;
+use crate::ops::positives::positives;
 use crate::ops::roi_align::{RoiAlign, roi_align};
-use crate::ops::sample::{count_rows, positives};
-use crate::ops::softmax_ce::{AvgFactor, avg_factor};
 use crate::tape::{Tape, Var};
 use crate::tensor::elementwise;
 use crate::tensor::{DType, Tensor};
@@ -86,8 +88,8 @@ impl MaskHead {
     /// The positives among some columns of the samples.
     pub fn rois(&self, samples: &RoiSamples, columns: Range<usize>, inputs: &Inputs) -> Result<MaskRois> {
         let columns = positives(&samples.gt, columns)?;
-        let (rois, gt) = (take(&samples.rois, &columns)?, take_i32(&samples.gt, &columns, -1)?);
-        let classes = take_i32(&inputs.gt_labels, &gt, -1)?;
+        let (rois, gt) = (gather_rows_of(&samples.rois, &columns)?, gather_i32(&samples.gt, &columns, -1)?);
+        let classes = gather_i32(&inputs.gt_labels, &gt, -1)?;
         Ok(MaskRois { rois, gt, classes })
     }
 

@@ -14,7 +14,7 @@ use super::mask_head::MaskHead;
 use super::rpn::Proposals;
 use crate::error::Result;
 use crate::nn::Builder;
-use crate::ops::sample::count_rows;
+use crate::ops::count_rows::count_rows;
 use crate::tape::{Tape, Var};
 
 /// Its heads.

@@ -11,13 +11,13 @@ use super::inputs::Inputs;
 use crate::detection::dense::{DenseConfig, Shortlist, dense_detections};
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, ConvSpec, Init};
-use crate::ops::box_encode::{DenseTargets, dense_targets};
+use crate::ops::avg_factor::{AvgFactor, avg_factor};
 use crate::ops::concat_rows::concat_rows;
 use crate::ops::conv2d::Activation;
+use crate::ops::dense_targets::{DenseTargets, dense_targets};
 use crate::ops::match_boxes::Matcher;
 use crate::ops::sigmoid_focal::sigmoid_focal;
 use crate::ops::smooth_l1::smooth_l1;
-use crate::ops::softmax_ce::{AvgFactor, avg_factor};
 use crate::tape::{Tape, Var};
 
 /// Its head, shared by all levels.

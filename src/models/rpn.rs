@@ -6,18 +6,20 @@ use super::config::RpnConfig;
 use super::inputs::Inputs;
 use crate::error::Result;
 use crate::nn::{Builder, Conv2d, ConvSpec, Init};
-use crate::ops::bce::{bce, rpn_targets};
-use crate::ops::box_decode::{box_decode, valid_groups};
+use crate::ops::avg_factor::{AvgFactor, avg_factor};
+use crate::ops::bce::bce;
+use crate::ops::box_decode::box_decode;
 use crate::ops::box_encode::box_encode;
 use crate::ops::concat_rows::concat_rows;
 use crate::ops::conv2d::Activation;
-use crate::ops::gather_rows::{gather_rows, take};
+use crate::ops::gather_rows::{gather_rows, gather_rows_of};
 use crate::ops::match_boxes::Matcher;
 use crate::ops::nms::{Nms, nms};
+use crate::ops::rpn_targets::rpn_targets;
 use crate::ops::sample::{Sampled, Sampler, sample};
 use crate::ops::smooth_l1::smooth_l1;
-use crate::ops::softmax_ce::{AvgFactor, avg_factor};
 use crate::ops::top_k::top_k;
+use crate::ops::valid_groups::valid_groups;
 use crate::philox::Purpose;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -126,15 +128,15 @@ impl Rpn {
         let boxes = box_decode(&inputs.anchors.boxes, deltas, Some(&best), &inputs.sizes, self.cfg.stds)?;
         let groups = valid_groups(&boxes, &best, &groups)?;
         let k = best.dim(1);
-        let scores = take(logits, &best)?.reshape(&[b, k])?;
+        let scores = gather_rows_of(logits, &best)?.reshape(&[b, k])?;
         let keep = nms(
             &boxes,
             &scores,
             &groups,
             Nms { iou_threshold: self.cfg.nms_iou, groups: inputs.anchors.levels(), max_out: max, offset: true },
         )?;
-        let boxes = take(&boxes, &keep)?;
-        let logits = take(&scores.reshape(&[b, k, 1])?, &keep)?.reshape(&[b, max])?;
+        let boxes = gather_rows_of(&boxes, &keep)?;
+        let logits = gather_rows_of(&scores.reshape(&[b, k, 1])?, &keep)?.reshape(&[b, max])?;
         let valid = valid_groups(&boxes, &keep, &[(max, 1)])?;
         Ok(Proposals { boxes, logits, valid })
     }
@@ -161,7 +163,7 @@ impl Rpn {
 
     /// What the sampled anchors should become.
     pub fn targets(&self, samples: &Sampled, inputs: &Inputs) -> Result<RpnTargets> {
-        let chosen = take(&inputs.anchors.boxes, &samples.idx)?;
+        let chosen = gather_rows_of(&inputs.anchors.boxes, &samples.idx)?;
         let boxes = box_encode(&chosen, &inputs.gt_boxes, &samples.gt, self.cfg.stds)?;
         let (objects, box_labels) = rpn_targets(&samples.gt, &samples.idx)?;
         Ok(RpnTargets { objects, box_labels, boxes: boxes.reshape(&[samples.idx.numel(), 4])? })

@@ -6,7 +6,8 @@ use crate::support::tensors::*;
 use half::bf16;
 use upres::Result;
 use upres::device::Device;
-use upres::ops::adamw::{AdamWParam, AdamWRule, adamw, bias_correction};
+use upres::ops::adamw::{AdamWParam, AdamWRule, adamw};
+use upres::ops::common::bias_correction::bias_correction;
 use upres::tensor::{DType, Tensor};
 
 const LR: f32 = 0.01;

@@ -3,7 +3,8 @@
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::device::Device;
-use upres::ops::bce::{bce, rpn_targets};
+use upres::ops::bce::bce;
+use upres::ops::rpn_targets::rpn_targets;
 use upres::tape::Tape;
 
 fn naive(x: &[f64], target: &[i32], avg: f32, weight: f32) -> f64 {

@@ -1,11 +1,10 @@
 //! Boxes from deltas, cascade refinement and validity groups, against the definition and mmdetection.
 
-use super::box_encode::image_sizes as input_sizes;
 use super::{Case, case};
-use crate::support::fixtures::Fixture;
 use crate::support::tensors::*;
 use upres::device::Device;
-use upres::ops::box_decode::{box_decode, refine_boxes, valid_groups};
+use upres::ops::box_decode::box_decode;
+use upres::ops::valid_groups::valid_groups;
 use upres::tensor::Tensor;
 
 /// The definition for one box. `size` is (w, h).
@@ -148,42 +147,6 @@ fn infinities_stay_inside_and_nan_is_not_hidden() {
 }
 
 #[test]
-fn groups_follow_positions_and_drop_what_is_no_box() {
-    let (a, thin, flat, turned, nan) =
-        ([1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 1.0, 2.0], [1.0, 1.0, 2.0, 1.0], [2.0, 1.0, 1.0, 2.0], [f32::NAN; 4]);
-    let rows = [a, a, a, thin, flat, a, a, turned, nan, a].concat();
-    let out = everywhere(|dev| {
-        let boxes = tensor(dev, &[2, 5, 4], &rows);
-        Ok(vec![valid_groups(
-            &boxes,
-            &tensor(dev, &[2, 5], &[0, -1, 2, 3, 4, 0, 1, 2, 3, 4]),
-            &[(2, 0), (0, 1), (3, 2)],
-        )?])
-    });
-    assert_eq!(out[0].i32s(), [0, -1, 2, -1, -1, 0, 0, -1, -1, 2]);
-    let dev = Device::cpu();
-    for (shape, groups) in [([2, 0], &[][..]), ([0, 5], &[(5, 1)][..])] {
-        let boxes = tensor::<f32>(&dev, &[shape[0], shape[1], 4], &[]);
-        assert_eq!(valid_groups(&boxes, &tensor::<i32>(&dev, &shape, &[]), groups).unwrap().shape(), shape);
-    }
-}
-
-/// More groups than one launch takes, some of them empty.
-#[test]
-fn groups_of_many_runs() {
-    let runs: Vec<(usize, i32)> = (0..40).map(|i| (i * 7 % 5, 100 + i as i32)).collect();
-    let k: usize = runs.iter().map(|r| r.0).sum();
-    let (b, boxes) = (3, boxes(1, 3 * k, 50.0));
-    let idx = integers(2, b * k, -1, 9);
-    let out =
-        everywhere(|dev| Ok(vec![valid_groups(&tensor(dev, &[b, k, 4], &boxes), &tensor(dev, &[b, k], &idx), &runs)?]));
-    let groups: Vec<i32> = runs.iter().flat_map(|&(len, group)| vec![group; len]).collect();
-    for (i, (got, idx)) in out[0].i32s().iter().zip(idx).enumerate() {
-        assert_eq!(*got, if idx < 0 { -1 } else { groups[i % k] }, "position {i}");
-    }
-}
-
-#[test]
 fn wrong_arguments_are_named() {
     let dev = Device::cpu();
     let zeros = |shape: &[usize]| Tensor::zeros(&dev, shape, upres::tensor::DType::F32).unwrap();
@@ -196,72 +159,4 @@ fn wrong_arguments_are_named() {
     assert!(message(&[6, 4], &[2, 6, 4], &[2]).starts_with("box_decode: sizes"));
     let e = valid_groups(&zeros(&[1, 3, 4]), &tensor(&dev, &[1, 3], &[0; 3]), &[(2, 0)]).unwrap_err().to_string();
     assert!(e.starts_with("valid_groups: groups of 2 positions"), "{e}");
-}
-
-/// Refines the samples of two stages of a whole Cascade R-CNN. Five slots of ground truth precede the proposals; the
-/// second image uses three of them.
-#[test]
-fn equals_mmdetections_cascade() {
-    let (inputs, f) = (Fixture::open("detectors/inputs"), OpFixture::open("cascade"));
-    let sizes = input_sizes(&inputs);
-    for (stage, (name, stds)) in STDS[1..3].iter().enumerate() {
-        let both = |what: &str| [0, 1].map(|b| f.f32(&format!("s{stage}.{what}.{b}"))).concat();
-        let own: Vec<Vec<i32>> = (0..2).map(|b| f.i32(&format!("s{stage}.idx.{b}"))).collect();
-        // Proposals of the second image are two rows further down.
-        let second = own[1].iter().map(|&i| if i < 3 { i } else { i + 2 });
-        let mut idx: Vec<i32> = own[0].iter().copied().chain(second).collect();
-        idx[1023] = -1; // and one is padding
-        let out = everywhere(|dev| {
-            let (rois, deltas) =
-                (tensor(dev, &[2, 512, 4], &both("rois")), tensor(dev, &[1024, 4], &both("bbox_pred")));
-            let (idx, sizes) = (tensor(dev, &[2, 512], &idx), tensor(dev, &[2, 4], &sizes));
-            let (boxes, valid) = refine_boxes(&rois, &deltas, &idx, 5, &sizes, *stds)?;
-            Ok(vec![boxes, valid])
-        });
-        let (boxes, valid) = (out[0].f32s(), out[1].i32s());
-        assert!(valid.iter().all(|v| [-1, 1].contains(v)) && valid[1023] == -1);
-        for b in 0..2 {
-            let of_image = (512 * b..512 * (b + 1)).filter(|&i| valid[i] == 1);
-            let kept: Vec<f32> = of_image.flat_map(|i| boxes[4 * i..][..4].to_vec()).collect();
-            let want = f.f32(&format!("s{stage}.refined.{b}"));
-            assert_close(&format!("{name}, image {b}"), &kept, &wide(&want[..want.len() - 4 * b]), 1e-4, 1e-6);
-        }
-    }
-}
-
-/// At test time the boxes of a stage are the RoIs of the next.
-#[test]
-fn stages_follow_each_other_as_in_mmdetection() {
-    let (inputs, f) = (Fixture::open("detectors/inputs"), OpFixture::open("cascade"));
-    let sizes = input_sizes(&inputs);
-    let boxes_of = |stage: usize| -> Vec<f32> {
-        f.f32(&format!("eval.s{stage}.rois")).chunks(5).flat_map(|r| r[1..].to_vec()).collect()
-    };
-    for (stage, (name, stds)) in STDS[1..3].iter().enumerate() {
-        let out = everywhere(|dev| {
-            let rois = tensor(dev, &[2, 30, 4], &boxes_of(stage));
-            let deltas = tensor(dev, &[60, 4], &f.f32(&format!("eval.s{stage}.bbox_pred")));
-            let idx = tensor(dev, &[2, 30], &[0; 60]);
-            let (boxes, valid) = refine_boxes(&rois, &deltas, &idx, 0, &tensor(dev, &[2, 4], &sizes), *stds)?;
-            Ok(vec![boxes, valid])
-        });
-        assert_close(name, &out[0].f32s(), &wide(&boxes_of(stage + 1)), 1e-4, 1e-6);
-        assert_eq!(out[1].i32s(), [1; 60], "without ground truth in front all go on");
-    }
-}
-
-#[test]
-fn what_cannot_be_refined_is_named() {
-    let dev = Device::cpu();
-    let zeros = |shape: &[usize]| Tensor::zeros(&dev, shape, upres::tensor::DType::F32).unwrap();
-    let message = |deltas: &[usize], idx: usize| {
-        let idx = tensor(&dev, &[2, idx], &vec![0; 2 * idx]);
-        refine_boxes(&zeros(&[2, 3, 4]), &zeros(deltas), &idx, 1, &zeros(&[2, 4]), [1.0; 4]).unwrap_err().to_string()
-    };
-    assert!(message(&[6, 8], 3).starts_with("refine_boxes: deltas: want [24]"));
-    assert!(message(&[6, 4], 4).starts_with("refine_boxes: idx: want [2, 3]"));
-    let none = tensor::<i32>(&dev, &[2, 0], &[]);
-    let (boxes, valid) =
-        refine_boxes(&zeros(&[2, 0, 4]), &zeros(&[0, 4]), &none, 1, &zeros(&[2, 4]), [1.0; 4]).unwrap();
-    assert!(boxes.shape() == [2, 0, 4] && valid.shape() == [2, 0]);
 }

@@ -3,7 +3,8 @@
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::device::Device;
-use upres::ops::gather_rows::{gather_rows, take, take_i32};
+use upres::ops::gather_i32::gather_i32;
+use upres::ops::gather_rows::{gather_rows, gather_rows_of};
 use upres::tape::Tape;
 
 /// The definition: row `idx` of its image, zeros where there is no such row; and the gradient of `x`.
@@ -98,7 +99,7 @@ fn take_from_rows_that_all_images_share() {
     let x = uniform(3, 6 * 2, -1.0, 1.0);
     let out = everywhere(|dev| {
         let idx = tensor(dev, &[2, 3], &[5, -1, 0, 1, 6, 5]);
-        Ok(vec![take(&tensor(dev, &[6, 2], &x), &idx)?, take(&tensor(dev, &[2, 3, 2], &x), &idx)?])
+        Ok(vec![gather_rows_of(&tensor(dev, &[6, 2], &x), &idx)?, gather_rows_of(&tensor(dev, &[2, 3, 2], &x), &idx)?])
     });
     let rows = |rows: [Option<usize>; 6]| -> Vec<f32> {
         rows.iter().flat_map(|r| r.map_or([0.0; 2], |r| [x[2 * r], x[2 * r + 1]])).collect()
@@ -107,7 +108,7 @@ fn take_from_rows_that_all_images_share() {
     // Each image has three rows of its own; those of the second begin at row 3.
     assert_eq!(out[1].f32s(), rows([None, None, Some(0), Some(4), None, None]));
     let dev = Device::cpu();
-    let none = take(&tensor::<f32>(&dev, &[0, 4], &[]), &tensor(&dev, &[2, 1], &[0, -1])).unwrap();
+    let none = gather_rows_of(&tensor::<f32>(&dev, &[0, 4], &[]), &tensor(&dev, &[2, 1], &[0, -1])).unwrap();
     assert_eq!(none.f32s(), [0.0; 8]);
 }
 
@@ -115,13 +116,13 @@ fn take_from_rows_that_all_images_share() {
 fn integers_are_taken() {
     let out = everywhere(|dev| {
         let idx = tensor(dev, &[2, 3], &[2, -1, 0, 1, 3, i32::MIN]);
-        Ok(vec![take_i32(&tensor(dev, &[2, 3], &[10, 11, 12, 20, 21, 22]), &idx, -7)?])
+        Ok(vec![gather_i32(&tensor(dev, &[2, 3], &[10, 11, 12, 20, 21, 22]), &idx, -7)?])
     });
     assert_eq!(out[0].i32s(), [12, -7, 10, 21, -7, -7]);
     let dev = Device::cpu();
     for shape in [[0, 3], [2, 0]] {
         let idx = tensor::<i32>(&dev, &shape, &[]);
-        assert!(take_i32(&tensor(&dev, &[shape[0], 1], &vec![1; shape[0]]), &idx, 0).unwrap().shape() == shape);
+        assert!(gather_i32(&tensor(&dev, &[shape[0], 1], &vec![1; shape[0]]), &idx, 0).unwrap().shape() == shape);
     }
 }
 
@@ -129,8 +130,8 @@ fn integers_are_taken() {
 fn wrong_arguments_are_named() {
     let dev = Device::cpu();
     let x = tensor(&dev, &[2, 1, 1], &[0.0f32; 2]);
-    let message = |t: &upres::tensor::Tensor| take(&x, t).unwrap_err().to_string();
+    let message = |t: &upres::tensor::Tensor| gather_rows_of(&x, t).unwrap_err().to_string();
     assert!(message(&tensor(&dev, &[3, 1], &[0; 3])).starts_with("gather_rows: idx: want [2, 1]"));
     assert!(message(&tensor(&dev, &[2, 1], &[0.0f32; 2])).starts_with("gather_rows: idx: want i32"));
-    assert!(take(&x.reshape(&[2]).unwrap(), &tensor(&dev, &[2, 1], &[0; 2])).is_err());
+    assert!(gather_rows_of(&x.reshape(&[2]).unwrap(), &tensor(&dev, &[2, 1], &[0; 2])).is_err());
 }

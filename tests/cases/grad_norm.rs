@@ -5,7 +5,8 @@ use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
-use upres::ops::grad_norm::{clip_scale, grad_norm};
+use upres::ops::clip_scale::clip_scale;
+use upres::ops::grad_norm::grad_norm;
 use upres::tensor::{DType, Tensor};
 
 /// Elements of each gradient.

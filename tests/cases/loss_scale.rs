@@ -5,9 +5,12 @@ use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
-use upres::ops::adamw::{AdamWParam, AdamWRule, adamw, bias_correction};
-use upres::ops::grad_norm::{clip_scale, grad_norm};
-use upres::ops::loss_scale::{INITIAL_SCALE, LossScaleRule, initial_state, loss_scale, scaled_seed};
+use upres::ops::adamw::{AdamWParam, AdamWRule, adamw};
+use upres::ops::clip_scale::clip_scale;
+use upres::ops::common::bias_correction::bias_correction;
+use upres::ops::grad_norm::grad_norm;
+use upres::ops::loss_scale::{INITIAL_SCALE, LossScaleRule, loss_scale, loss_scale_state};
+use upres::ops::scaled_seed::scaled_seed;
 use upres::ops::sgd::{SgdParam, sgd};
 use upres::tensor::elementwise;
 use upres::tensor::{DType, Tensor};
@@ -163,7 +166,7 @@ fn gradients(device: &Device, step: usize, scale: f32, overflows: bool) -> Resul
 
 /// Takes steps with scaled gradients; returns after each the norm, the scale's state, and all of [`Trained`].
 fn scaled_steps(device: &Device) -> Result<Vec<Tensor>> {
-    let (mut trained, mut state, mut out) = (Trained::new(device)?, initial_state(device, 1024.0)?, Vec::new());
+    let (mut trained, mut state, mut out) = (Trained::new(device)?, loss_scale_state(device, 1024.0)?, Vec::new());
     let mut correction = Tensor::zeros(device, &[2], DType::F32)?;
     let rule = LossScaleRule { interval: 2, ..LossScaleRule::default() };
     for (step, scale) in [1024.0, 1024.0, 2048.0, 1024.0, 1024.0].into_iter().enumerate() {
@@ -226,7 +229,7 @@ fn a_norm_beyond_f32_is_an_overflow() {
     let got = everywhere(|dev| {
         let grads = tensors(dev, &PARAMETERS, 1, 3e38)?;
         let mut norm = grad_norm(dev, &grads.iter().collect::<Vec<_>>())?;
-        let (mut state, mut correction) = (initial_state(dev, 8.0)?, Tensor::zeros(dev, &[2], DType::F32)?);
+        let (mut state, mut correction) = (loss_scale_state(dev, 8.0)?, Tensor::zeros(dev, &[2], DType::F32)?);
         let rule = LossScaleRule::default();
         let scale = loss_scale(&mut norm, &mut state, &mut correction, BETAS, 1.0, &rule)?;
         Ok(vec![scale, norm, state])
@@ -240,7 +243,7 @@ fn a_norm_beyond_f32_is_an_overflow() {
 fn an_unscaled_norm_does_not_overflow() {
     let got = everywhere(|dev| {
         let (mut norm, mut correction) = (scalar(dev, 3e38)?, Tensor::zeros(dev, &[2], DType::F32)?);
-        let mut state = initial_state(dev, 0.25)?;
+        let mut state = loss_scale_state(dev, 0.25)?;
         let rule = LossScaleRule { min: 0.125, ..LossScaleRule::default() };
         let scale = loss_scale(&mut norm, &mut state, &mut correction, BETAS, 35.0, &rule)?;
         Ok(vec![scale, norm, state])
@@ -254,7 +257,7 @@ fn an_unscaled_norm_does_not_overflow() {
 fn a_scale_may_be_fixed() {
     let rule = LossScaleRule { growth: 1.0, backoff: 1.0, interval: 1, ..LossScaleRule::default() };
     let got = everywhere(|dev| {
-        let (mut state, mut correction) = (initial_state(dev, 128.0)?, Tensor::zeros(dev, &[2], DType::F32)?);
+        let (mut state, mut correction) = (loss_scale_state(dev, 128.0)?, Tensor::zeros(dev, &[2], DType::F32)?);
         for norm in [1.0, f32::NAN, 2.0, f32::INFINITY, 3.0] {
             loss_scale(&mut scalar(dev, norm)?, &mut state, &mut correction, BETAS, 1.0, &rule)?;
         }
@@ -309,7 +312,7 @@ fn refuses() {
         assert!(error.starts_with("loss_scale: max_norm"), "{error}");
     }
     for initial in [0.0, -1.0, nan, infinite, 1e-40] {
-        let error = initial_state(&dev, initial).map(drop).unwrap_err().to_string();
+        let error = loss_scale_state(&dev, initial).map(drop).unwrap_err().to_string();
         assert!(error.starts_with("loss_scale: initial scale"), "{error}");
     }
     let error = scaled_seed(&zeros(1), 1.0).map(drop).unwrap_err().to_string();

@@ -4,7 +4,11 @@ use super::{Case, case};
 use crate::support::tensors::*;
 use upres::Result;
 use upres::device::Device;
-use upres::ops::sample::{SampleMode, Sampler, boxes_with_gt, count_rows, positives, sample, with_gt};
+use upres::ops::boxes_with_gt::boxes_with_gt;
+use upres::ops::count_rows::count_rows;
+use upres::ops::positives::positives;
+use upres::ops::sample::{SampleMode, Sampler, sample};
+use upres::ops::with_gt::with_gt;
 use upres::philox::Purpose;
 use upres::tensor::Tensor;
 

@@ -4,7 +4,8 @@ use super::{Case, case};
 use crate::support::fixtures::Fixture;
 use crate::support::tensors::*;
 use upres::device::Device;
-use upres::ops::softmax_ce::{AvgFactor, avg_factor, softmax_ce};
+use upres::ops::avg_factor::{AvgFactor, avg_factor};
+use upres::ops::softmax_ce::softmax_ce;
 use upres::tape::Tape;
 
 fn naive(x: &[f64], c: usize, labels: &[i32], avg: f32, weight: f32) -> f64 {

@@ -5,7 +5,7 @@ use upres::models::box_head::{BoxHead, BoxOutput};
 use upres::models::rpn::Rpn;
 use upres::models::{BoxFrame, Inputs, Sampling};
 use upres::nn::ParamStore;
-use upres::ops::softmax_ce::{AvgFactor, avg_factor};
+use upres::ops::avg_factor::{AvgFactor, avg_factor};
 use upres::recipe::Recipe;
 use upres::tape::Tape;
 

@@ -38,13 +38,8 @@ pub struct AdamWRule {
     pub eps: f32,
 }
 
-/// `1 - beta^step` for both betas: what makes the running means unbiased after `step` updates (from 1).
-pub fn bias_correction(betas: [f64; 2], step: u64) -> [f32; 2] {
-    betas.map(|beta| (1.0 - beta.powf(step as f64)) as f32)
-}
-
 /// `g = grad_scale * grad; m = β1 m + (1 - β1) g; s = β2 s + (1 - β2) g²;
-/// value = value (1 - lr * decay) - lr / c1 * m / (√(s / c2) + eps)`, with c of [`bias_correction`].
+/// value = value (1 - lr * decay) - lr / c1 * m / (√(s / c2) + eps)`, with c of [`bias_correction`](super::common::bias_correction::bias_correction).
 ///
 /// A `grad_scale` that is not finite (`clip_scale` of a norm that is not) skips the step: nothing changes.
 ///

@@ -63,10 +63,3 @@ pub(super) fn backward(
     // and by the tape).
     unsafe { k.launch(grid) }
 }
-
-pub(super) fn rpn_targets(target: &mut Tensor, label: &mut Tensor, gt: &Tensor, idx: &Tensor) -> Result<()> {
-    let (device, n) = (gt.device().clone(), gt.numel());
-    let k = device.gpu().kernel("rpn_targets", DType::I32).out(target).out(label).arg(gt).arg(idx).params(&(n as i64));
-    // SAFETY: rpn_targets(target, label, gt, idx, n): all of n elements (checked in mod.rs).
-    unsafe { k.launch(Grid::stride(n, THREADS)) }
-}

@@ -68,25 +68,3 @@ impl Backward for BceBwd {
         sink.add(0, dx)
     }
 }
-
-/// Targets of the region proposal network: for [`bce`] 1 (positive), 0 (negative) or -1 (padding), and for `smooth_l1`
-/// the column group of the box: 0 (positive) or -1 (no box target).
-///
-/// Shapes: gt `[B,S]` (-1 = not positive), idx `[B,S]` (-1 = padding), target `[M]`, box label `[M]`, all i32, M = B·S.
-/// Cost: reads 2·M, writes 2·M.
-/// Errors: `Shape` if gt and idx differ in shape.
-pub fn rpn_targets(gt: &Tensor, idx: &Tensor) -> Result<(Tensor, Tensor)> {
-    let _op = gt.device().enter("rpn_targets");
-    let [b, s] = gt.dims("rpn_targets: gt")?;
-    idx.expect_shape("rpn_targets: idx", &[b, s])?;
-    gt.expect_dtype("rpn_targets: gt", DType::I32)?;
-    idx.expect_dtype("rpn_targets: idx", DType::I32)?;
-    let mut target = Tensor::empty(gt.device(), &[b * s], DType::I32)?;
-    let mut label = Tensor::empty(gt.device(), &[b * s], DType::I32)?;
-    on_device!(
-        gt.device(),
-        cpu => cpu::rpn_targets(target.i32s_mut(), label.i32s_mut(), gt.i32s(), idx.i32s()),
-        cuda => cuda::rpn_targets(&mut target, &mut label, gt, idx),
-    );
-    Ok((target, label))
-}

@@ -2,7 +2,14 @@
 
 use rayon::prelude::*;
 
-use super::DecodeShape;
+/// Sizes of one decoding: `b` images, `k` of `n` rows each; `shared` if one `[N,4]` of anchors serves all images.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DecodeShape {
+    pub(super) b: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) shared: bool,
+}
 
 /// Boxes of one parallel task.
 const CHUNK: usize = 1024;
@@ -70,18 +77,4 @@ pub(super) fn forward(
             ));
         }
     });
-}
-
-pub(super) fn valid_groups(y: &mut [i32], boxes: &[f32], idx: &[i32], group_of: &[(usize, i32)]) {
-    let groups = group_of.iter().flat_map(|&(len, group)| std::iter::repeat_n(group, len)).cycle();
-    for (((y, b), &i), group) in y.iter_mut().zip(boxes.chunks_exact(4)).zip(idx).zip(groups) {
-        let is_box = i >= 0 && b[2] - b[0] > 0.0 && b[3] - b[1] > 0.0;
-        *y = if is_box { group } else { -1 };
-    }
-}
-
-pub(super) fn proposals_from(y: &mut [i32], idx: &[i32], first: i32) {
-    for (y, &i) in y.iter_mut().zip(idx) {
-        *y = if i >= first { 1 } else { -1 };
-    }
 }

@@ -1,6 +1,7 @@
 //! What several ops share, and no op by itself: bias, padded batches, 16 bits on the CPU, sums in chunks, order of scores.
 
 pub mod bias;
+pub mod bias_correction;
 pub(super) mod live;
 pub(crate) mod multi_tensor;
 pub(super) mod order;

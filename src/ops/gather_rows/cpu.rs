@@ -42,9 +42,3 @@ pub(super) fn backward(dx: &mut [f32], dy: &[f32], idx: &[i32], s: &GatherShape)
         }
     });
 }
-
-pub(super) fn take_i32(y: &mut [i32], x: &[i32], idx: &[i32], n: usize, s: usize, missing: i32) {
-    for (r, (y, &i)) in y.iter_mut().zip(idx).enumerate() {
-        *y = row(i, n).map_or(missing, |i| x[r / s * n + i]);
-    }
-}

@@ -18,16 +18,6 @@ struct Params {
     x_rows: u32,
 }
 
-/// Mirror of the kernel's TakeParams.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct TakeParams {
-    b: u32,
-    n: u32,
-    s: u32,
-    missing: i32,
-}
-
 fn params(s: &GatherShape) -> Result<Params> {
     let dim = |n| dim_u32("gather_rows", n);
     let x_rows = if s.shared { 0 } else { dim(s.n)? };
@@ -57,13 +47,4 @@ pub(super) fn backward(dx: &mut Tensor, links: &mut Tensor, dy: &Tensor, idx: &T
     let k = device.gpu().kernel("gather_rows_bwd", DType::F32).out(dx).arg(links).arg(dy).arg(idx).params(&params);
     // SAFETY: gather_rows_bwd(dx, links, dy, idx, params): as above, dy [B,S,C] (the tape checks it).
     unsafe { k.launch(rows(s)) }
-}
-
-pub(super) fn take_i32(y: &mut Tensor, x: &Tensor, idx: &Tensor, missing: i32) -> Result<()> {
-    let dim = |n| dim_u32("gather_rows", n);
-    let params = TakeParams { b: dim(y.dim(0))?, n: dim(x.dim(1))?, s: dim(y.dim(1))?, missing };
-    let (device, grid) = (y.device().clone(), Grid::stride(y.numel(), THREADS));
-    let k = device.gpu().kernel("gather_rows_take", DType::I32).out(y).arg(x).arg(idx).params(&params);
-    // SAFETY: gather_rows_take(y, x, idx, params): y and idx [B,S], x [B,N] (checked in mod.rs).
-    unsafe { k.launch(grid) }
 }

@@ -41,27 +41,9 @@ pub fn gather_rows(tape: &mut Tape, x: &Var, idx: &Tensor) -> Result<Var> {
 ///
 /// Shapes: x `[B,N,C]`, or `[N,C]` shared by all images, f32; idx `[B,S]` i32; y `[B,S,C]` f32.
 /// Errors: `Shape` if idx is not `[B,S]`.
-pub fn take(x: &Tensor, idx: &Tensor) -> Result<Tensor> {
+pub fn gather_rows_of(x: &Tensor, idx: &Tensor) -> Result<Tensor> {
     let _op = x.device().enter("gather_rows");
     Ok(gather(x, idx)?.0)
-}
-
-/// `y[b,s] = x[b, idx[b,s]]`, and `missing` where the index is outside `0..N` (-1 = none).
-///
-/// Shapes: x `[B,N]`, idx `[B,S]`, y `[B,S]`, all i32.
-/// Errors: `Shape` if idx is not `[B,S]`.
-pub fn take_i32(x: &Tensor, idx: &Tensor, missing: i32) -> Result<Tensor> {
-    let _op = x.device().enter("gather_rows");
-    let [b, n] = x.dims("gather_rows: x")?;
-    x.expect_dtype("gather_rows: x", DType::I32)?;
-    let s = rows_of(idx, b)?;
-    let mut y = Tensor::empty(x.device(), &[b, s], DType::I32)?;
-    on_device!(
-        x.device(),
-        cpu => cpu::take_i32(y.i32s_mut(), x.i32s(), idx.i32s(), n, s, missing),
-        cuda => cuda::take_i32(&mut y, x, idx, missing),
-    );
-    Ok(y)
 }
 
 fn gather(x: &Tensor, idx: &Tensor) -> Result<(Tensor, GatherShape)> {
@@ -75,7 +57,7 @@ fn gather(x: &Tensor, idx: &Tensor) -> Result<(Tensor, GatherShape)> {
     };
     x.expect_dtype("gather_rows: x", DType::F32)?;
     let b = images.unwrap_or(idx.shape().first().copied().unwrap_or(0));
-    let s = GatherShape { b, n, s: rows_of(idx, b)?, c, shared: images.is_none() };
+    let s = GatherShape { b, n, s: rows_of("gather_rows", idx, b)?, c, shared: images.is_none() };
     let mut y = Tensor::empty(x.device(), &[s.b, s.s, s.c], DType::F32)?;
     on_device!(
         x.device(),
@@ -85,10 +67,12 @@ fn gather(x: &Tensor, idx: &Tensor) -> Result<(Tensor, GatherShape)> {
     Ok((y, s))
 }
 
-fn rows_of(idx: &Tensor, b: usize) -> Result<usize> {
-    idx.expect_dtype("gather_rows: idx", DType::I32)?;
-    let [_, s] = idx.dims("gather_rows: idx")?;
-    idx.expect_shape("gather_rows: idx", &[b, s])?;
+/// Rows that `idx` `[B,S]` asks for.
+pub(in crate::ops) fn rows_of(op: &str, idx: &Tensor, b: usize) -> Result<usize> {
+    let what = format!("{op}: idx");
+    idx.expect_dtype(&what, DType::I32)?;
+    let [_, s] = idx.dims(&what)?;
+    idx.expect_shape(&what, &[b, s])?;
     Ok(s)
 }
 

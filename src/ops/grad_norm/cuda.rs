@@ -21,10 +21,3 @@ pub(super) fn norm(norm: &mut Tensor, squares: &mut Tensor, grads: &[&Tensor]) -
     // SAFETY: grad_norm(norm, squares, n): n slots, all written above; norm of one element.
     unsafe { k.launch(Grid::blocks(1, FOLD_THREADS)) }
 }
-
-pub(super) fn clip_scale(scale: &mut Tensor, norm: &Tensor, max_norm: f32) -> Result<()> {
-    let device = norm.device().clone();
-    let k = device.gpu().kernel("clip_scale", DType::F32).out(scale).arg(norm).params(&max_norm);
-    // SAFETY: clip_scale(scale, norm, max_norm): both of one element (checked in mod.rs).
-    unsafe { k.launch(Grid::blocks(1, 32)) }
-}

@@ -45,24 +45,3 @@ pub fn grad_norm(device: &Device, grads: &[&Tensor]) -> Result<Tensor> {
     );
     Ok(norm)
 }
-
-/// `scale = min(1, max_norm / (norm + 1e-6))`, to be given to the optimizer: gradients are clipped without a host read. Of a norm that
-/// is not finite it is NaN, at which the optimizer skips the step. Without a limit (`max_norm` infinite) it is 1 or NaN.
-///
-/// Errors: `Shape` if norm is not `[1]`, `Dtype`.
-pub fn clip_scale(norm: &Tensor, max_norm: f32) -> Result<Tensor> {
-    let _op = norm.device().enter("clip_scale");
-    norm.expect_shape("clip_scale: norm", &[1])?;
-    norm.expect_dtype("clip_scale: norm", DType::F32)?;
-    let mut scale = Tensor::empty(norm.device(), &[1], DType::F32)?;
-    on_device!(
-        norm.device(),
-        cpu => {
-            let norm = norm.f32s()[0];
-            let s = max_norm / (norm + 1e-6);
-            scale.f32s_mut()[0] = if !norm.is_finite() { f32::NAN } else { s.min(1.0) };
-        },
-        cuda => cuda::clip_scale(&mut scale, norm, max_norm),
-    );
-    Ok(scale)
-}

@@ -1,7 +1,7 @@
 //! CPU kernel of the loss scale.
 
 use super::LossScaleRule;
-use crate::ops::adamw::bias_correction;
+use crate::ops::common::bias_correction::bias_correction;
 
 /// Of the step that comes after those applied.
 pub(super) fn correction(betas: [f64; 2], state: &[f32]) -> [f32; 2] {

@@ -18,13 +18,6 @@ struct Params {
     max_norm: f32,
 }
 
-pub(super) fn seed(dy: &mut Tensor, state: &Tensor, weight: f32) -> Result<()> {
-    let device = state.device().clone();
-    let k = device.gpu().kernel("scaled_seed", DType::F32).out(dy).arg(state).params(&weight);
-    // SAFETY: scaled_seed(dy, state, weight): dy of one element, state of three (checked in mod.rs).
-    unsafe { k.launch(Grid::blocks(1, 32)) }
-}
-
 pub(super) fn step(
     grad_scale: &mut Tensor,
     norm: &mut Tensor,

@@ -73,26 +73,9 @@ fn check_scale(what: &str, scale: f32) -> Result<()> {
 /// With `initial` a power of two scaling rounds nothing: [`INITIAL_SCALE`].
 ///
 /// Errors: `Value` if `initial` is not finite or not positive.
-pub fn initial_state(device: &Device, initial: f32) -> Result<Tensor> {
+pub fn loss_scale_state(device: &Device, initial: f32) -> Result<Tensor> {
     check_scale("initial scale", initial)?;
     Tensor::from_slice(device, &[3], &[initial, 0.0, 0.0])
-}
-
-/// `dy = weight * scale`, the scale being `state[0]`: the gradient of a loss, with which the backward pass begins.
-///
-/// Shapes: state `[3]`, dy `[1]` f32.
-/// Errors: `Shape`, `Dtype`.
-pub fn scaled_seed(state: &Tensor, weight: f32) -> Result<Tensor> {
-    let _op = state.device().enter("scaled_seed");
-    state.expect_shape("scaled_seed: state", &[3])?;
-    state.expect_dtype("scaled_seed: state", DType::F32)?;
-    let mut dy = Tensor::empty(state.device(), &[1], DType::F32)?;
-    on_device!(
-        state.device(),
-        cpu => dy.f32s_mut()[0] = weight * state.f32s()[0],
-        cuda => cuda::seed(&mut dy, state, weight),
-    );
-    Ok(dy)
 }
 
 /// `norm /= scale; grad_scale = min(1, max_norm / (norm + 1e-6)) / scale`, which unscales and clips in the optimizer; then the

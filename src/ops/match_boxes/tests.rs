@@ -1,7 +1,6 @@
 use super::*;
-use crate::detection::anchors;
 use crate::device::Device;
-use crate::models::config::RpnConfig;
+use crate::ops::anchors_valid::{AnchorGrid, AnchorLevel, anchors_valid};
 use crate::ops::common::testing::OpFixture;
 use crate::philox::{Purpose, Stream};
 
@@ -165,14 +164,33 @@ fn equals_mmdetection() {
     }
 }
 
+/// The region proposal network's anchors for an input of 160×192 pixels: three of area `(8 stride)²` around each cell's corner.
+fn pyramid() -> (Vec<f32>, Vec<AnchorLevel>) {
+    let level =
+        |stride_px: usize| AnchorLevel { h: 160usize.div_ceil(stride_px), w: 192usize.div_ceil(stride_px), stride_px };
+    let levels: Vec<AnchorLevel> = [4, 8, 16, 32, 64].map(level).to_vec();
+    let mut boxes = Vec::new();
+    for level in &levels {
+        let stride = level.stride_px as f32;
+        for (y, x) in (0..level.h).flat_map(|y| (0..level.w).map(move |x| (y as f32 * stride, x as f32 * stride))) {
+            for ratio in [0.5f32, 1.0, 2.0] {
+                let (w, h) = (stride * (1.0 / ratio.sqrt()) * 8.0, stride * ratio.sqrt() * 8.0);
+                boxes.extend([x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h]);
+            }
+        }
+    }
+    (boxes, levels)
+}
+
 #[test]
 fn anchors_of_a_pyramid_for_any_number_of_threads() {
     let dev = Device::cpu();
-    let anchors = anchors::Anchors::new(&dev, &RpnConfig::default().anchors(), 160, 192).unwrap();
+    let (boxes, levels) = pyramid();
+    let anchors = Tensor::from_slice(&dev, &[boxes.len() / 4, 4], &boxes).unwrap();
+    let grid = AnchorGrid { boxes: &anchors, levels: &levels, per_cell: 3 };
     let sizes = [160.0, 192.0, 160.0, 192.0, 118.0, 150.0, 128.0, 160.0];
     let sizes = Tensor::from_slice(&dev, &[2, 4], &sizes).unwrap();
-    let valid = anchors::valid(&anchors, &sizes, 0.0).unwrap().slice::<u8>().to_vec();
-    let boxes = anchors.boxes.f32s().to_vec();
+    let valid = anchors_valid(grid, &sizes, 0.0).unwrap().slice::<u8>().to_vec();
     let n = valid.len() / 2;
     let gt: Vec<f32> = [random(4, 7), random(4, 8)].concat().iter().map(|v| 2.5 * v).collect();
     let m = Matcher { pos_iou: 0.7, neg_iou: 0.3, min_pos_iou: 0.1, low_quality: true };

@@ -61,7 +61,7 @@ fn setup(s: &RoiAlignBwd) -> Result<Setup> {
     let dim = |n| dim_u32("roi_align", n);
     let (p, per_image) = (&s.p, s.rois.dim(1));
     let bin_rows = (BLOCK_BINS / p.pw).clamp(1, p.ph);
-    let largest = |side: fn(&super::LevelShape) -> usize| s.shapes.iter().map(side).max().unwrap_or(0);
+    let largest = |side: fn(&super::cpu::LevelShape) -> usize| s.shapes.iter().map(side).max().unwrap_or(0);
     let bins = bin_rows + p.pw;
     // Neighbouring bins share two pixels at most.
     let weights = largest(|l| l.h) + largest(|l| l.w) + 2 * bins;

@@ -5,7 +5,6 @@ mod cuda;
 #[cfg(test)]
 mod tests;
 
-use self::cpu::{LevelShape, Rois};
 use super::{Gradient, OpInfo};
 use crate::error::{Error, Result};
 use crate::on_device;
@@ -109,7 +108,7 @@ pub fn roi_align(
             let want = format!("[{n},H,W,{c}], H and W not 0");
             return Err(Error::Shape { what: "roi_align: levels".into(), want, got: x.shape().to_vec() });
         }
-        shapes.push(LevelShape { h, w, stride_px });
+        shapes.push(cpu::LevelShape { h, w, stride_px });
     }
     let [_, s, _] = rois.dims("roi_align: rois")?;
     rois.expect_shape("roi_align: rois", &[n, s, 4])?;
@@ -129,21 +128,21 @@ pub fn roi_align(
         tape.device(),
         cpu => {
             let xs: Vec<&[f32]> = levels.iter().map(|x| x.value().f32s()).collect();
-            cpu::forward(y.f32s_mut(), &xs, &saved.shapes, &Rois::of(rois, valid), c, &p);
+            cpu::forward(y.f32s_mut(), &xs, &saved.shapes, &cpu::Rois::of(rois, valid), c, &p);
         },
         cuda => cuda::forward(&mut y, levels, &saved),
     );
     Ok(tape.record_all(levels, y, saved))
 }
 
-impl<'a> Rois<'a> {
+impl<'a> cpu::Rois<'a> {
     fn of(rois: &'a Tensor, valid: &'a Tensor) -> Self {
         Self { boxes: rois.f32s(), valid: valid.i32s(), per_image: rois.dim(1) }
     }
 }
 
 struct RoiAlignBwd {
-    shapes: Vec<LevelShape>,
+    shapes: Vec<cpu::LevelShape>,
     rois: Tensor,
     valid: Tensor,
     n: usize,
@@ -170,7 +169,7 @@ impl Backward for RoiAlignBwd {
             device,
             cpu => {
                 let mut views: Vec<&mut [f32]> = dxs.iter_mut().map(Tensor::f32s_mut).collect();
-                cpu::backward(&mut views, &self.shapes, dy.f32s(), &Rois::of(&self.rois, &self.valid), self.c, &self.p);
+                cpu::backward(&mut views, &self.shapes, dy.f32s(), &cpu::Rois::of(&self.rois, &self.valid), self.c, &self.p);
             },
             cuda => match self.p.gradient {
                 RoiGradient::Gather => cuda::backward(&mut dxs, &mut workspace, &dy, &self),

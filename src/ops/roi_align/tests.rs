@@ -1,3 +1,4 @@
+use super::cpu::LevelShape;
 use super::*;
 use crate::device::Device;
 use crate::ops::common::testing::{OpFixture, assert_close, boxes_around, uniform, wide};

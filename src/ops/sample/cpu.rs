@@ -2,7 +2,6 @@
 
 use rayon::prelude::*;
 
-use super::super::match_boxes::INVALID;
 use super::{SampleMode, Sampler};
 use crate::philox::Stream;
 
@@ -91,29 +90,4 @@ fn choose(
         }
     }
     num
-}
-
-pub(super) fn with_gt(out: &mut [i32], assigned: &[i32], gt_count: &[i32], g: usize, p: usize) {
-    for (i, &count) in gt_count.iter().enumerate() {
-        let out = &mut out[i * (g + p)..][..g + p];
-        for (j, o) in out[..g].iter_mut().enumerate() {
-            *o = if (j as i32) < count { j as i32 + 1 } else { INVALID };
-        }
-        out[g..].copy_from_slice(&assigned[i * p..][..p]);
-    }
-}
-
-pub(super) fn positives(out: &mut [i32], gt: &[i32], s: usize, first: usize, p: usize) {
-    for (out, gt) in out.chunks_mut(p.max(1)).zip(gt.chunks(s.max(1))) {
-        out.iter_mut()
-            .zip(&gt[first..])
-            .zip(first as i32..)
-            .for_each(|((o, gt), column)| *o = if *gt >= 0 { column } else { -1 });
-    }
-}
-
-pub(super) fn count_rows(out: &mut [i32], idx: &[i32], s: usize) {
-    for (i, o) in out.iter_mut().enumerate() {
-        *o = idx[i * s..][..s].iter().map(|i| i32::from(*i >= 0)).sum();
-    }
 }

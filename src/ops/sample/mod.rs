@@ -3,10 +3,8 @@
 mod cpu;
 mod cuda;
 
-use std::ops::Range;
-
 use super::{Gradient, OpInfo};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::on_device;
 use crate::philox::Purpose;
 use crate::tensor::{DType, Tensor};
@@ -73,95 +71,6 @@ pub fn sample(assigned: &Tensor, sampler: &Sampler, key: &Tensor) -> Result<Samp
         cuda => cuda::sample(&mut idx, &mut gt, &mut counts, &mut ws, assigned, sampler, key),
     );
     Ok(Sampled { idx, gt, counts })
-}
-
-/// The assignment of candidates `[ground truth ; proposals]`: each ground truth stands for itself.
-///
-/// Shapes: assigned `[B,P]`, gt_count `[B]`, result `[B,G+P]`, all i32; unused slots are -2.
-/// Errors: `Shape`, `Dtype`.
-pub fn with_gt(assigned: &Tensor, gt_count: &Tensor, g: usize) -> Result<Tensor> {
-    let device = assigned.device();
-    let _op = device.enter("with_gt");
-    let [b, p] = assigned.dims("with_gt: assigned")?;
-    assigned.expect_dtype("with_gt: assigned", DType::I32)?;
-    gt_count.expect_shape("with_gt: gt_count", &[b])?;
-    gt_count.expect_dtype("with_gt: gt_count", DType::I32)?;
-    let mut out = Tensor::empty(device, &[b, g + p], DType::I32)?;
-    on_device!(
-        device,
-        cpu => cpu::with_gt(out.i32s_mut(), assigned.i32s(), gt_count.i32s(), g, p),
-        cuda => cuda::with_gt(&mut out, assigned, gt_count, g),
-    );
-    Ok(out)
-}
-
-/// Which of some columns of samples are positives: the column, or -1. Positives are in front, so that the columns below the sampler's quota
-/// hold them all.
-///
-/// Shapes: gt `[B,S]` i32 (as [`Sampled::gt`]), result `[B,P]` i32 for P columns.
-/// Cost: reads and writes B·P.
-/// Errors: `Dtype`; `Value` if there are no such columns.
-pub fn positives(gt: &Tensor, columns: Range<usize>) -> Result<Tensor> {
-    let _op = gt.device().enter("positives");
-    let [b, s] = gt.dims("positives: gt")?;
-    gt.expect_dtype("positives: gt", DType::I32)?;
-    if columns.start > columns.end || columns.end > s {
-        return Err(Error::value("positives", format!("columns {columns:?} of {s} samples")));
-    }
-    let (first, p) = (columns.start, columns.len());
-    let mut out = Tensor::empty(gt.device(), &[b, p], DType::I32)?;
-    on_device!(
-        gt.device(),
-        cpu => cpu::positives(out.i32s_mut(), gt.i32s(), s, first, p),
-        cuda => cuda::positives(&mut out, gt, s, first, p),
-    );
-    Ok(out)
-}
-
-/// How many rows of each image are there: those whose index is not negative.
-///
-/// Shapes: idx `[B,S]` i32, result `[B]` i32.
-/// Cost: reads B·S.
-/// Errors: `Dtype`.
-pub fn count_rows(idx: &Tensor) -> Result<Tensor> {
-    let _op = idx.device().enter("count_rows");
-    let [b, s] = idx.dims("count_rows: idx")?;
-    idx.expect_dtype("count_rows: idx", DType::I32)?;
-    let mut out = Tensor::empty(idx.device(), &[b], DType::I32)?;
-    on_device!(
-        idx.device(),
-        cpu => cpu::count_rows(out.i32s_mut(), idx.i32s(), s),
-        cuda => cuda::count_rows(&mut out, idx, s),
-    );
-    Ok(out)
-}
-
-/// Boxes of candidates `[ground truth ; proposals]`.
-///
-/// Shapes: proposals `[B,P,4]`, gt_boxes `[B,G,4]`, result `[B,G+P,4]`, all f32.
-/// Errors: `Shape`, `Dtype`.
-pub fn boxes_with_gt(proposals: &Tensor, gt_boxes: &Tensor) -> Result<Tensor> {
-    let device = proposals.device();
-    let _op = device.enter("boxes_with_gt");
-    let [b, p, _] = proposals.dims("boxes_with_gt: proposals")?;
-    let [_, g, _] = gt_boxes.dims("boxes_with_gt: gt_boxes")?;
-    proposals.expect_dtype("boxes_with_gt: proposals", DType::F32)?;
-    gt_boxes.expect_dtype("boxes_with_gt: gt_boxes", DType::F32)?;
-    proposals.expect_shape("boxes_with_gt: proposals", &[b, p, 4])?;
-    gt_boxes.expect_shape("boxes_with_gt: gt_boxes", &[b, g, 4])?;
-    let mut out = Tensor::empty(device, &[b, g + p, 4], DType::F32)?;
-    on_device!(
-        device,
-        cpu => {
-            let (gt, proposals) = (gt_boxes.f32s(), proposals.f32s());
-            for (i, out) in out.f32s_mut().chunks_mut(((g + p) * 4).max(1)).enumerate() {
-                out[..g * 4].copy_from_slice(&gt[i * g * 4..][..g * 4]);
-                out[g * 4..].copy_from_slice(&proposals[i * p * 4..][..p * 4]);
-            }
-        },
-        cuda => cuda::boxes_with_gt(&mut out, proposals, gt_boxes),
-    );
-    Ok(out)
 }
 
 #[cfg(test)]
@@ -240,17 +149,5 @@ mod tests {
     #[test]
     fn empty_inputs() {
         assert_eq!(run(&[], 1, STRIDED, [0; 6]), (vec![-1; 4], vec![-1; 4], vec![0, 0]));
-    }
-
-    #[test]
-    fn ground_truth_goes_in_front() {
-        let dev = Device::cpu();
-        let a = Tensor::from_slice(&dev, &[2, 2], &[0, 2, 1, -2]).unwrap();
-        let count = Tensor::from_slice(&dev, &[2], &[1, 3]).unwrap();
-        assert_eq!(with_gt(&a, &count, 3).unwrap().i32s(), [1, -2, -2, 0, 2, 1, 2, 3, 1, -2]);
-        let p = Tensor::from_slice(&dev, &[2, 1, 4], &[1.0f32; 8]).unwrap();
-        let g = Tensor::from_slice(&dev, &[2, 1, 4], &[2.0f32; 8]).unwrap();
-        let both = boxes_with_gt(&p, &g).unwrap();
-        assert_eq!(both.f32s()[..8], [2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0]);
     }
 }

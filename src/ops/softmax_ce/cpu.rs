@@ -2,8 +2,6 @@
 
 use rayon::prelude::*;
 
-use super::AvgFactor;
-
 /// Elements of one parallel task: fixed, so that the sum does not depend on the number of threads.
 const CHUNK: usize = 4 * 1024;
 
@@ -73,15 +71,4 @@ pub(super) fn backward(dx: &mut [f32], dy: &[f32], x: &[f32], labels: &[i32], av
             dx[label] = -scale * (others / sum); // p - 1 without the cancellation
         }
     });
-}
-
-pub(super) fn avg_factor(y: &mut [f32], counts: &[i32], kind: AvgFactor) {
-    let each = counts.chunks_exact(2).map(|c| (i64::from(c[0]), i64::from(c[1])));
-    let total: i64 = match kind {
-        AvgFactor::Rpn => each.map(|(pos, neg)| pos.max(1) + neg.max(1)).sum(),
-        AvgFactor::Roi => each.map(|(pos, neg)| pos + neg).sum(),
-        AvgFactor::Dense => each.map(|(pos, _)| pos.max(1)).sum(),
-        AvgFactor::Positives => each.map(|(pos, _)| pos).sum(),
-    };
-    y[0] = total.max(1) as f32;
 }

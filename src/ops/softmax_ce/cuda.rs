@@ -1,6 +1,5 @@
 //! Launches of kernels/softmax_ce.cu.
 
-use super::AvgFactor;
 use crate::device::gpu::{Grid, dim_u32};
 use crate::error::Result;
 use crate::ops::common::partial::Partial;
@@ -70,26 +69,4 @@ pub(super) fn backward(
     // SAFETY: softmax_ce_bwd(dx, dy, x, labels, avg, params): dx and x [M,C], labels of M elements, dy and avg of one (checked
     // in mod.rs and by the tape).
     unsafe { k.launch(grid) }
-}
-
-/// Mirror of the kernel's AvgFactorParams.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct AvgFactorParams {
-    b: u32,
-    kind: u32,
-}
-
-pub(super) fn avg_factor(y: &mut Tensor, counts: &Tensor, kind: AvgFactor) -> Result<()> {
-    let device = counts.device().clone();
-    let kind = match kind {
-        AvgFactor::Rpn => 0,
-        AvgFactor::Roi => 1,
-        AvgFactor::Dense => 2,
-        AvgFactor::Positives => 3,
-    };
-    let params = AvgFactorParams { b: dim_u32("avg_factor", counts.dim(0))?, kind };
-    let k = device.gpu().kernel("avg_factor", DType::F32).out(y).arg(counts).params(&params);
-    // SAFETY: avg_factor(y, counts, params): counts [B,2], y of one element (checked in mod.rs).
-    unsafe { k.launch(Grid::blocks(1, THREADS)) }
 }

@@ -11,7 +11,7 @@ struct AnchorsValidParams {
     uint32_t w[LEVELS];     // cells of a row
     float stride_px[LEVELS];
 };
-static_assert(sizeof(AnchorsValidParams) == 124, "mirror of src/detection/anchors/cuda.rs");
+static_assert(sizeof(AnchorsValidParams) == 124, "mirror of src/ops/anchors_valid/cuda.rs");
 
 KERNEL(256, anchors_valid_u8, (uint8_t * valid, const float* boxes, const float* sizes, AnchorsValidParams p)) {
     for (int64_t i = p.begin + global_thread(); i < int64_t(p.end); i += global_threads()) {

@@ -1,11 +1,12 @@
-//! Launches of kernels/anchors.cu.
+//! Launches of kernels/anchors_valid.cu.
 
-use super::Anchors;
+use super::AnchorGrid;
 use crate::device::gpu::{Grid, dim_u32};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
 const THREADS: u32 = 256;
+
 /// Levels that one launch takes.
 const LEVELS: usize = 8;
 
@@ -25,7 +26,7 @@ struct Params {
     stride_px: [f32; LEVELS],
 }
 
-pub(super) fn valid(out: &mut Tensor, anchors: &Anchors, sizes: &Tensor, border: f32) -> Result<()> {
+pub(super) fn forward(out: &mut Tensor, anchors: AnchorGrid<'_>, sizes: &Tensor, border: f32) -> Result<()> {
     let dim = |n| dim_u32("anchors_valid", n);
     let (device, mut begin) = (out.device().clone(), 0);
     for levels in anchors.levels.chunks(LEVELS) {
@@ -46,7 +47,7 @@ pub(super) fn valid(out: &mut Tensor, anchors: &Anchors, sizes: &Tensor, border:
             w,
             stride_px,
         };
-        let k = device.gpu().kernel("anchors_valid", DType::U8).out(out).arg(&anchors.boxes).arg(sizes).params(&params);
+        let k = device.gpu().kernel("anchors_valid", DType::U8).out(out).arg(anchors.boxes).arg(sizes).params(&params);
         // SAFETY: anchors_valid(valid, boxes, sizes, params): valid [B,N], boxes [N,4] with the levels' anchors (`Anchors::new`),
         // sizes [B,4] (checked in `valid`).
         unsafe { k.launch(Grid::stride(end - begin, THREADS))? };

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use upres::data::masks::{MaskMap, MaskScratch};
+use upres::data::masks::MaskMap;
 use upres::data::pipeline::Draws;
 use upres::data::resize::{Scratch, Window, resize_window};
+use upres::data::toggles::MaskScratch;
 use upres::data::{
     BadImages, Dataset, Geometry, ImageStore, Loader, LoaderOptions, Masks, Pipeline, ReadOptions, Shape, decode,
     run_capacity,

@@ -6,10 +6,8 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::coco::{Dataset, Masks, ReadOptions};
+use super::coco::{Dataset, FindingKind, Findings, Masks, ReadOptions, Segmentation, Severity};
 use super::decode::decode_file;
-use super::findings::{FindingKind, Findings, Severity};
-use super::segmentation::Segmentation;
 use super::store::check_size;
 use crate::error::{Error, Result};
 use crate::format::counted;

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use image::RgbImage;
 use rayon::prelude::*;
 
-use super::coco::{Annotation, Dataset, ImageInfo};
+use super::coco::{Annotation, Dataset, ImageInfo, Segmentation};
 use super::decode::decode_file;
 use super::draw::{DrawnObject, annotated, contact_sheet, is_drawn, reduced, write_png};
-use super::segmentation::Segmentation;
 use super::shapes::trace::Mask;
 use crate::error::{Error, Result};
 use crate::output::{make_folder, refuse_existing};
@@ -139,7 +138,7 @@ pub(crate) fn rle_outlines(rle: &hotcoco::Rle) -> Vec<Vec<[f64; 2]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::masks::MaskScratch;
+    use crate::data::toggles::MaskScratch;
 
     fn info(width: u32, height: u32) -> ImageInfo {
         ImageInfo { id: 1, file_name: "a.png".into(), width, height }

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use super::batch::Batch;
 use super::buckets::{Buckets, Shape};
-use super::coco::{Dataset, TrainFilter};
-use super::masks::{MaskMap, MaskScratch, run_capacity};
+use super::coco::{Dataset, ImageInfo, Segmentation, TrainFilter};
+use super::masks::{MaskMap, most_toggles};
 use super::order::Order;
 use super::pipeline::{Draws, Pipeline, Placement};
 use super::prefetch::Prefetch;
 use super::resize::Scratch;
 use super::store::ImageStore;
+use super::toggles::MaskScratch;
 use crate::error::{Error, Result};
 
 /// Options of a [`Loader`].
@@ -183,6 +184,21 @@ fn check_masks(dataset: &Dataset, images: &[usize], pipeline: &Pipeline, mask_ru
         return Err(Error::value("loader", message));
     }
     Ok(())
+}
+
+/// How many toggles (run ends of masks) the ground truth of one image can have in batches of `pipeline`, whatever scale,
+/// crop and flip are drawn, rounded up to a multiple of 1024.
+///
+/// Cost: two numbers per object, which the reader has kept (it rasterises each mask once, on all cores).
+pub fn run_capacity(dataset: &Dataset, pipeline: &Pipeline) -> usize {
+    let of_image = |(i, image): (usize, &ImageInfo)| {
+        let rows = dataset.ground_truth(i).filter_map(|a| a.segmentation.as_ref()).map(Segmentation::row_toggles);
+        let (all, falls) = rows.fold((0, 0), |(a, f), r| (a + u64::from(r.all), f + u64::from(r.falls)));
+        let to = pipeline.geometry.largest((image.width, image.height)).1;
+        most_toggles(all, falls, u64::from(image.height), u64::from(to))
+    };
+    let most = dataset.images.iter().enumerate().map(of_image).max().unwrap_or(0);
+    usize::try_from(most.max(1).next_multiple_of(1024)).unwrap_or(usize::MAX)
 }
 
 fn threads(wanted: usize) -> usize {

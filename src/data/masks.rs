@@ -4,10 +4,9 @@
 //!
 //! Main types: [`MaskMap`] (where a picture goes), [`MaskScratch`] (buffers, and the work), [`run_capacity`].
 
-use super::coco::Dataset;
-use super::pipeline::Pipeline;
+use super::coco::Segmentation;
 use super::resize::Window;
-use super::segmentation::{RowToggles, Segmentation};
+use super::toggles::{Change, MaskScratch};
 
 /// Where the boundaries between the columns and rows of a picture fall on the canvas.
 ///
@@ -47,25 +46,6 @@ fn edges(out: &mut Vec<u32>, from: u32, to: u32, at: u32, size: u32, flip: bool)
     out.resize(from as usize + 1, place(to));
 }
 
-/// Between columns `x - 1` and `x` of the canvas, rows `rows[0] .. rows[1]` change.
-#[derive(Clone, Copy, Debug)]
-struct Change {
-    x: u32,
-    rows: [u32; 2],
-}
-
-/// Buffers that are used again for the next mask.
-#[derive(Debug, Default)]
-pub struct MaskScratch {
-    pub(super) counts: Vec<u32>,
-    /// Run ends of the last column that had any, and of the one being read.
-    previous: Vec<u32>,
-    current: Vec<u32>,
-    changes: Vec<Change>,
-    /// For each row of the canvas that the mask touches.
-    rows: Vec<u32>,
-}
-
 impl MaskScratch {
     /// Writes the toggles of a mask on a canvas of `width` columns to the front of `out`: ascending positions
     /// `y * width + x`; a pixel is set if an odd number of them are not behind it. Runs end with their row, at
@@ -100,147 +80,18 @@ impl MaskScratch {
         }
         total
     }
-
-    /// Run ends in the rows of a mask at its own size.
-    pub(super) fn row_toggles(&mut self, counts: &[u32], height: u32) -> RowToggles {
-        self.trace(counts, height, |x| x, |y| y);
-        let (_, all) = self.count_rows();
-        let next = self.rows.iter().skip(1).chain([&0]);
-        let falls = self.rows.iter().zip(next).map(|(n, next)| n.saturating_sub(*next)).sum();
-        RowToggles { all: u32::try_from(all).unwrap_or(u32::MAX), falls }
-    }
-
-    /// Finds the changes between columns of a mask given by runs down its columns, with boundaries moved by `column` and
-    /// `row` (both ascending, or descending for a mirrored axis).
-    fn trace(&mut self, counts: &[u32], height: u32, column: impl Fn(u32) -> u32, row: impl Fn(u32) -> u32) {
-        let Self { previous, current, changes, .. } = self;
-        previous.clear();
-        current.clear();
-        changes.clear();
-        // `end`: where the last column with run ends stops on the canvas.
-        let (mut x, mut end, mut at) = (0, u32::MAX, 0);
-        let mut finish = |x: u32, current: &mut Vec<u32>| {
-            let (from, to) = (column(x), column(x + 1));
-            if from != to && !current.is_empty() {
-                if current.first() > current.last() {
-                    current.reverse();
-                }
-                if from == end {
-                    differences(previous, current, |rows| changes.push(Change { x: from, rows }));
-                } else {
-                    differences(previous, &[], |rows| changes.push(Change { x: end, rows }));
-                    differences(&[], current, |rows| changes.push(Change { x: from, rows }));
-                }
-                std::mem::swap(previous, current);
-                end = to;
-            }
-            current.clear();
-        };
-        for (i, &n) in counts.iter().enumerate() {
-            let (mut left, start) = (n, at);
-            at += n;
-            if i % 2 == 0 || n == 0 {
-                continue;
-            }
-            let (mut of, mut y) = (start / height, start % height);
-            loop {
-                let rows = left.min(height - y);
-                if of != x {
-                    finish(x, current);
-                    x = of;
-                }
-                for edge in [row(y), row(y + rows)] {
-                    if current.last() == Some(&edge) {
-                        current.pop();
-                    } else {
-                        current.push(edge);
-                    }
-                }
-                left -= rows;
-                if left == 0 {
-                    break;
-                }
-                (of, y) = (of + 1, 0);
-            }
-        }
-        finish(x, current);
-        differences(previous, &[], |rows| changes.push(Change { x: end, rows }));
-    }
-
-    /// Leaves in `rows` how many changes touch each row from the first touched one on; returns that row and their sum.
-    fn count_rows(&mut self) -> (u32, usize) {
-        let top = self.changes.iter().map(|c| c.rows[0]).min().unwrap_or(0);
-        let bottom = self.changes.iter().map(|c| c.rows[1]).max().unwrap_or(0);
-        self.rows.clear();
-        self.rows.resize((bottom - top) as usize + 1, 0);
-        for c in &self.changes {
-            let [first, end] = c.rows.map(|y| (y - top) as usize);
-            self.rows[first] = self.rows[first].wrapping_add(1);
-            self.rows[end] = self.rows[end].wrapping_sub(1);
-        }
-        let (mut n, mut total) = (0u32, 0usize);
-        for r in &mut self.rows {
-            n = n.wrapping_add(*r);
-            *r = n;
-            total += n as usize;
-        }
-        self.rows.pop();
-        (top, total)
-    }
 }
 
-/// The intervals that one of two ascending lists of run ends holds and the other does not.
-fn differences(a: &[u32], b: &[u32], mut found: impl FnMut([u32; 2])) {
-    let (mut i, mut j, mut open) = (0, 0, None);
-    while i < a.len() || j < b.len() {
-        let y = match (a.get(i), b.get(j)) {
-            (Some(&p), Some(&q)) if p == q => {
-                (i, j) = (i + 1, j + 1);
-                continue;
-            }
-            (Some(&p), q) if q.is_none_or(|&q| p < q) => {
-                i += 1;
-                p
-            }
-            (_, Some(&q)) => {
-                j += 1;
-                q
-            }
-            _ => unreachable!("masks: one of the lists has an element left"),
-        };
-        open = match open {
-            None => Some(y),
-            Some(start) => {
-                found([start, y]);
-                None
-            }
-        };
-    }
-}
-
-/// How many toggles the ground truth of one image can have in batches of `pipeline`, whatever scale, crop and flip are
-/// drawn, rounded up to a multiple of 1024.
+/// The most toggles that the masks of a picture of `from` rows can have after resizing it to `to` rows or fewer. At their
+/// own size they have `all` toggles, and `falls` is the sum of [`RowToggles::falls`](super::toggles::RowToggles::falls).
 ///
-/// A row of the canvas has at most the toggles of the row it shows: resizing along a row only merges runs. With `t(s)` for
-/// those of row `s` of the source, `f` = resized / original height, and `N(s) = f * s + e(s)`, `0 <= e <= 1`, outputs
-/// showing rows above `s`, all rows together have `sum t(s) (N(s+1) - N(s)) = f sum t + sum e(s) (t(s-1) - t(s))
-/// <= f sum t + falls` toggles; also, a row is shown at most `floor(f) + 1` times, and once if `f <= 1`. Both grow with
-/// `f`, so the largest scale bounds all; a crop leaves rows and columns out.
-///
-/// Cost: two numbers an object, which reading has left (it rasterises each mask once, on all cores).
-pub fn run_capacity(dataset: &Dataset, pipeline: &Pipeline) -> usize {
-    let of_image = |(i, image): (usize, &super::ImageInfo)| {
-        let rows = dataset.ground_truth(i).filter_map(|a| a.segmentation.as_ref()).map(Segmentation::row_toggles);
-        let (all, falls) = rows.fold((0, 0), |(a, f), r| (a + u64::from(r.all), f + u64::from(r.falls)));
-        let to = pipeline.geometry.largest((image.width, image.height)).1;
-        bound(all, falls, u64::from(image.height), u64::from(to))
-    };
-    let most = dataset.images.iter().enumerate().map(of_image).max().unwrap_or(0);
-    usize::try_from(most.max(1).next_multiple_of(1024)).unwrap_or(usize::MAX)
-}
-
-/// The most toggles that a picture of `from` rows can have after resizing to `to` rows or fewer.
-fn bound(all: u64, falls: u64, from: u64, to: u64) -> u64 {
+/// A row of the canvas has at most as many toggles as the source row that it shows: resizing along a row only merges
+/// runs. Let source row `s` have `t(s)` toggles, let `f = to / from`, and let `N(s) = f * s + e(s)` with `0 <= e <= 1` be
+/// the number of output rows that show source rows above `s`. All rows together then have
+/// `sum t(s) (N(s+1) - N(s)) = f sum t + sum e(s) (t(s-1) - t(s)) <= f sum t + falls` toggles. A second bound: each source
+/// row is shown at most `floor(f) + 1` times, and once if `f <= 1`. Both bounds grow with `f`, so they hold for smaller
+/// scales too; a crop only leaves rows and columns out.
+pub(super) fn most_toggles(all: u64, falls: u64, from: u64, to: u64) -> u64 {
     let times = if to <= from { 1 } else { to / from + 1 };
     (all * times).min((all * to).div_ceil(from) + falls)
 }
@@ -248,6 +99,7 @@ fn bound(all: u64, falls: u64, from: u64, to: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::toggles::RowToggles;
     use crate::philox::{Purpose, Rng, Stream};
 
     /// A mask by rows.
@@ -377,7 +229,7 @@ mod tests {
                 let window =
                     Window { resized: (w, to), at: (0, 0), size: (w, to), flip_x: false, flip_y: case % 2 == 0 };
                 most = most.max(draw(&mask, (w, h), &window, w, &mut scratch).len() as u64);
-                let bound = bound(u64::from(rows.all), u64::from(rows.falls), u64::from(h), u64::from(to));
+                let bound = most_toggles(u64::from(rows.all), u64::from(rows.falls), u64::from(h), u64::from(to));
                 assert!(most <= bound, "{most} {bound} {to}/{h}");
                 if to >= h && bound > 0 {
                     tightest = tightest.min(most as f64 / bound as f64);

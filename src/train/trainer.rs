@@ -14,7 +14,7 @@ use crate::device::Device;
 use crate::engine::Engine;
 use crate::engine::feed::{RunData, host_batch, pixel_stats, train_pipeline};
 use crate::error::{Error, Result};
-use crate::eval::{Evaluator, Metrics};
+use crate::eval::{Evaluator, MaskMetrics, Metrics};
 use crate::models::Sampling;
 use crate::plan::{StageContext, StagePlans, loader_options, stage_context};
 use crate::recipe::Recipe;
@@ -108,17 +108,14 @@ pub fn train_on(
     for (split, store) in stores {
         let Some(store) = store else { continue };
         let dataset = store.dataset();
-        let masks = if has_masks { Some(Evaluator::with_masks(dataset)) } else { None };
-        let of = match masks {
-            Some(Ok(evaluator)) => evaluator,
-            Some(Err(why)) if recipe.expects_masks() => return Err(why),
-            Some(Err(why)) => {
-                observer.note(&format!("{split}: masks are not measured, only boxes: {why}"));
-                Evaluator::new(dataset)
-            }
-            None => Evaluator::new(dataset),
+        let wanted = match (has_masks, recipe.expects_masks()) {
+            (false, _) => MaskMetrics::Off,
+            (true, false) => MaskMetrics::IfUsable,
+            (true, true) => MaskMetrics::Required,
         };
-        evaluators.insert(split, of);
+        let (evaluator, without_masks) = Evaluator::open(dataset, wanted)?;
+        without_masks.iter().for_each(|why| observer.note(&format!("{split}: {why}")));
+        evaluators.insert(split, evaluator);
     }
     let left_out = data.notes();
     left_out.iter().for_each(|note| observer.note(note));

@@ -146,100 +146,126 @@ impl FindingKind {
 
     /// What was found, and what becomes of it or what to do.
     pub fn text(self) -> (&'static str, &'static str) {
-        use FindingKind::*;
-        match self {
-            NoImages => ("no usable image", "list at least one in `images`"),
-            NoCategories => ("no usable category", "list at least one in `categories`"),
-            NoBoxes => (
-                "nothing to train on",
-                "training refuses a set without ground truth: add objects, or mend what the lines below name",
-            ),
-            DuplicateImageId => ("image id used twice", "give every image its own id"),
-            DuplicateCategoryId => ("category id used for two names", "give every category its own id"),
-            MissingFile => {
-                ("image file missing", "copy it, correct the image folder, or train with `bad_images = \"skip\"`")
-            }
-            UnreadableFile => (
-                "image file does not decode",
-                "copy it again, convert it to JPEG or PNG, or train with `bad_images = \"skip\"`",
-            ),
-            SizeMismatch => (
-                "image file of another size than annotated",
-                "correct width and height, or the file: boxes would not fit",
-            ),
-            BadImageEntry => (
-                "unusable entry in `images`",
-                "dropped with its annotations: want a whole number as `id`, and a `file_name`",
-            ),
-            UnknownSize => (
-                "image of unknown size",
-                "dropped with its annotations: want whole numbers from 1 to 1000000 as `width` and `height`, or a file that tells",
-            ),
-            MissingSize => ("image without `width` and `height`", "taken from the file"),
-            BadSize => (
-                "image with a `width` or `height` that is no size",
-                "taken from the file: want whole numbers from 1 to 1000000",
-            ),
-            BadCategoryEntry => ("unusable entry in `categories`", "dropped: want a whole number of its own as `id`"),
-            BadAnnotationEntry => {
-                ("unusable entry in `annotations`", "dropped: want whole numbers as `image_id` and `category_id`")
-            }
-            UnknownImageId => ("annotation of an unknown image", "dropped: list the image or delete the annotation"),
-            UnknownCategoryId => {
-                ("annotation of an unknown category", "dropped: list the category or delete the annotation")
-            }
-            BadBox => ("`bbox` is not four numbers", "dropped: want [x, y, width, height]"),
-            NonFiniteBox => ("box with NaN, infinity or a number beyond ±1e9", "dropped: correct the numbers"),
-            NegativeBox => {
-                ("box of negative width or height", "dropped: is it [x0, y0, x1, y1]? COCO wants [x, y, width, height]")
-            }
-            EmptyBox => ("box of zero width or height", "dropped"),
-            OutsideBox => ("box outside its image", "dropped"),
-            SmallBox => ("box below one pixel", "dropped"),
-            BadArea => ("`area` not above 0", "dropped, as mmdetection does: correct or delete `area`"),
-            PartlyOutside => ("box leaves its image", "clipped to the image"),
-            NoMasks => ("no annotation has a `segmentation`", "boxes can be trained, masks cannot"),
-            MissingMask => ("annotation without `segmentation`", "not used where masks are trained"),
-            BadMask => (
-                "`segmentation` is neither polygons nor an RLE",
-                "not used where masks are trained: want [[x, y, …], …] or {size, counts}",
-            ),
-            ShortPolygon => (
-                "polygon of fewer than three points or an odd number of coordinates",
-                "that polygon is dropped; an object that has no other is not used where masks are trained",
-            ),
-            NonFinitePolygon => (
-                "polygon with NaN, infinity or a number beyond ±1e9",
-                "that polygon is dropped; an object that has no other is not used where masks are trained",
-            ),
-            MaskSize => (
-                "RLE of another size than its image",
-                "not used where masks are trained: correct `size`, which is [height, width], or the image's",
-            ),
-            BadRle => (
-                "RLE that does not decode or add up to its size",
-                "not used where masks are trained: write `counts` again, down the columns and background first",
-            ),
-            EmptyMask => (
-                "mask without a pixel inside its image",
-                "used with its box and an empty mask, as mmdetection does: correct or delete it",
-            ),
-            MaskOutsideBox => {
-                ("polygon or mask outside its own box", "used as it is: correct `bbox` or `segmentation`")
-            }
-            RepeatedAnnotation => ("annotation repeated word for word", "used once"),
-            DuplicateAnnotationId => ("annotation id used twice", "both used: give every annotation its own id"),
-            DuplicateBox => ("same class and box twice in an image", "both used"),
-            DuplicateFileName => ("file name used by two images", "both used"),
-            DuplicateCategoryName => ("category name used twice", "kept apart by id"),
-            IgnoreFlag => ("annotation marked `ignore`", "not used in training"),
-            Crowd => ("crowd region", "not used in training; ignored matches in evaluation"),
-            CrowdOnly => ("image with crowd regions only", "no ground truth in training"),
-            NoGroundTruth => ("image without ground truth", "left out of training unless `keep_empty = true`"),
-            SmallImage => ("image below 32 pixels", "left out of training unless `min_image_size` is lowered"),
-        }
+        let (_, what, action) = TEXTS[self as usize];
+        (what, action)
     }
 }
+
+/// Of each kind, in their order: what was found, and what becomes of it or what to do.
+const TEXTS: [(FindingKind, &str, &str); FindingKind::SmallImage as usize + 1] = {
+    use FindingKind::*;
+    [
+        (NoImages, "no usable image", "list at least one in `images`"),
+        (NoCategories, "no usable category", "list at least one in `categories`"),
+        (
+            NoBoxes,
+            "nothing to train on",
+            "training refuses a set without ground truth: add objects, or mend what the lines below name",
+        ),
+        (DuplicateImageId, "image id used twice", "give every image its own id"),
+        (DuplicateCategoryId, "category id used for two names", "give every category its own id"),
+        (MissingFile, "image file missing", "copy it, correct the image folder, or train with `bad_images = \"skip\"`"),
+        (
+            UnreadableFile,
+            "image file does not decode",
+            "copy it again, convert it to JPEG or PNG, or train with `bad_images = \"skip\"`",
+        ),
+        (
+            SizeMismatch,
+            "image file of another size than annotated",
+            "correct width and height, or the file: boxes would not fit",
+        ),
+        (
+            BadImageEntry,
+            "unusable entry in `images`",
+            "dropped with its annotations: want a whole number as `id`, and a `file_name`",
+        ),
+        (
+            UnknownSize,
+            "image of unknown size",
+            "dropped with its annotations: want whole numbers from 1 to 1000000 as `width` and `height`, \
+             or a file that tells",
+        ),
+        (MissingSize, "image without `width` and `height`", "taken from the file"),
+        (
+            BadSize,
+            "image with a `width` or `height` that is no size",
+            "taken from the file: want whole numbers from 1 to 1000000",
+        ),
+        (BadCategoryEntry, "unusable entry in `categories`", "dropped: want a whole number of its own as `id`"),
+        (
+            BadAnnotationEntry,
+            "unusable entry in `annotations`",
+            "dropped: want whole numbers as `image_id` and `category_id`",
+        ),
+        (UnknownImageId, "annotation of an unknown image", "dropped: list the image or delete the annotation"),
+        (UnknownCategoryId, "annotation of an unknown category", "dropped: list the category or delete the annotation"),
+        (BadBox, "`bbox` is not four numbers", "dropped: want [x, y, width, height]"),
+        (NonFiniteBox, "box with NaN, infinity or a number beyond ±1e9", "dropped: correct the numbers"),
+        (
+            NegativeBox,
+            "box of negative width or height",
+            "dropped: is it [x0, y0, x1, y1]? COCO wants [x, y, width, height]",
+        ),
+        (EmptyBox, "box of zero width or height", "dropped"),
+        (OutsideBox, "box outside its image", "dropped"),
+        (SmallBox, "box below one pixel", "dropped"),
+        (BadArea, "`area` not above 0", "dropped, as mmdetection does: correct or delete `area`"),
+        (PartlyOutside, "box leaves its image", "clipped to the image"),
+        (NoMasks, "no annotation has a `segmentation`", "boxes can be trained, masks cannot"),
+        (MissingMask, "annotation without `segmentation`", "not used where masks are trained"),
+        (
+            BadMask,
+            "`segmentation` is neither polygons nor an RLE",
+            "not used where masks are trained: want [[x, y, …], …] or {size, counts}",
+        ),
+        (
+            ShortPolygon,
+            "polygon of fewer than three points or an odd number of coordinates",
+            "that polygon is dropped; an object that has no other is not used where masks are trained",
+        ),
+        (
+            NonFinitePolygon,
+            "polygon with NaN, infinity or a number beyond ±1e9",
+            "that polygon is dropped; an object that has no other is not used where masks are trained",
+        ),
+        (
+            MaskSize,
+            "RLE of another size than its image",
+            "not used where masks are trained: correct `size`, which is [height, width], or the image's",
+        ),
+        (
+            BadRle,
+            "RLE that does not decode or add up to its size",
+            "not used where masks are trained: write `counts` again, down the columns and background first",
+        ),
+        (
+            EmptyMask,
+            "mask without a pixel inside its image",
+            "used with its box and an empty mask, as mmdetection does: correct or delete it",
+        ),
+        (MaskOutsideBox, "polygon or mask outside its own box", "used as it is: correct `bbox` or `segmentation`"),
+        (RepeatedAnnotation, "annotation repeated word for word", "used once"),
+        (DuplicateAnnotationId, "annotation id used twice", "both used: give every annotation its own id"),
+        (DuplicateBox, "same class and box twice in an image", "both used"),
+        (DuplicateFileName, "file name used by two images", "both used"),
+        (DuplicateCategoryName, "category name used twice", "kept apart by id"),
+        (IgnoreFlag, "annotation marked `ignore`", "not used in training"),
+        (Crowd, "crowd region", "not used in training; ignored matches in evaluation"),
+        (CrowdOnly, "image with crowd regions only", "no ground truth in training"),
+        (NoGroundTruth, "image without ground truth", "left out of training unless `keep_empty = true`"),
+        (SmallImage, "image below 32 pixels", "left out of training unless `min_image_size` is lowered"),
+    ]
+};
+
+// Rows and kinds are in the same order.
+const _: () = {
+    let mut i = 0;
+    while i < TEXTS.len() {
+        assert!(TEXTS[i].0 as usize == i);
+        i += 1;
+    }
+};
 
 /// No box and no polygon has a larger number.
 pub const MAX_COORDINATE: f64 = 1e9;

@@ -6,13 +6,10 @@
 //! masks are trained, so is an object whose mask cannot be used (there mmdetection ignores it too, or stops).
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::decode;
 use super::findings::{EXAMPLES, Findings};
 use super::left_out::LeftOut;
-use super::raw;
-use super::reader::Reader;
 use super::segmentation::Segmentation;
 use crate::error::{Error, Result};
 use crate::format::counted;
@@ -124,41 +121,6 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads `annotations`; the images are files in `images`. Fatal findings are an error.
-    pub fn load(annotations: impl AsRef<Path>, images: impl AsRef<Path>) -> Result<Self> {
-        Self::load_with(annotations, images, ReadOptions::default())
-    }
-
-    /// As [`Dataset::load`], with options.
-    pub fn load_with(annotations: impl AsRef<Path>, images: impl AsRef<Path>, options: ReadOptions) -> Result<Self> {
-        let dataset = Self::read(annotations, images, options)?;
-        if let Some(message) = dataset.findings.fatal() {
-            return Err(Error::data(&dataset.path, message));
-        }
-        if options.masks == Masks::Train {
-            dataset.expect_masks()?;
-        }
-        Ok(dataset)
-    }
-
-    /// As [`Dataset::load_with`], but fatal findings are only listed in `findings`: what `dataset check` wants.
-    pub fn read(annotations: impl AsRef<Path>, images: impl AsRef<Path>, options: ReadOptions) -> Result<Self> {
-        let (path, images_dir) = (annotations.as_ref(), images.as_ref());
-        let bytes = raw::read_bytes(path, "annotation file")?;
-        let text = raw::make_json(&bytes);
-        let file = raw::parse(path, &text)?;
-        let empty = Self {
-            path: path.to_path_buf(),
-            images_dir: images_dir.to_path_buf(),
-            images: Vec::new(),
-            categories: Vec::new(),
-            annotations: Vec::new(),
-            findings: Findings::new(options.examples),
-            left_out: LeftOut::default(),
-        };
-        Ok(Reader::new(empty, options).read(file))
-    }
-
     /// An error if no annotation has a mask that can be used.
     pub fn expect_masks(&self) -> Result<()> {
         if self.annotations.iter().flatten().any(|a| !a.iscrowd && a.segmentation.is_some()) {
@@ -167,25 +129,6 @@ impl Dataset {
         let message = "no object has a usable `segmentation`: add polygons or RLE (`dataset check` tells what is wrong with \
                        them), or use a detector of boxes";
         Err(Error::data(&self.path, message))
-    }
-
-    /// A data set of image files alone: no annotations, sizes from the files' headers, ids counted from 1.
-    pub fn from_files(files: &[PathBuf], categories: Vec<Category>) -> Result<Self> {
-        let mut images = Vec::with_capacity(files.len());
-        for (i, file) in files.iter().enumerate() {
-            let (width, height) = decode::image_size(file)?;
-            let name = file.to_str().ok_or_else(|| Error::data(file, "its name is not UTF-8: rename the file"))?;
-            images.push(ImageInfo { id: i as i64 + 1, file_name: name.into(), width, height });
-        }
-        Ok(Self {
-            path: files.first().cloned().unwrap_or_default(),
-            images_dir: PathBuf::new(),
-            annotations: vec![Vec::new(); images.len()],
-            images,
-            categories,
-            findings: Findings::default(),
-            left_out: LeftOut::default(),
-        })
     }
 
     /// The file of image `index`.

@@ -4,8 +4,8 @@
 //! as of the file's numbers; differences of neighbouring points mostly take one byte. Main type: [`Segmentation`].
 
 use super::findings::{FindingKind, MAX_COORDINATE};
-use super::masks::MaskScratch;
 use super::raw::{RawCounts, RawSegmentation};
+use crate::data::toggles::{MaskScratch, RowToggles};
 
 /// The mask of one annotation on the canvas of its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,15 +20,6 @@ pub struct Segmentation {
 enum Form {
     Polygons,
     Runs,
-}
-
-/// How many run ends a mask has row by row: what bounds the run ends of any resized copy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RowToggles {
-    /// Run ends of all rows.
-    pub all: u32,
-    /// Sum of the falls of that number from each row to the next, the last to 0.
-    pub falls: u32,
 }
 
 /// What became of a `segmentation`.

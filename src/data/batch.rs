@@ -7,7 +7,7 @@ use super::buckets::Shape;
 pub struct Batch {
     /// Number of the batch, counted from 0 over the whole stage.
     pub step: u64,
-    /// Index of the shape in the loader's `shapes()`.
+    /// Index of the shape in [`Buckets::shapes`](super::buckets::Buckets::shapes).
     pub bucket: usize,
     /// Height and width.
     pub height: u32,
@@ -43,6 +43,17 @@ pub struct Batch {
     pub valid: Vec<bool>,
 }
 
+/// How much a [`Batch`] holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Pictures.
+    pub batch: usize,
+    /// Boxes per picture.
+    pub max_gt: usize,
+    /// Run ends of masks per picture; 0 for no masks.
+    pub mask_runs: usize,
+}
+
 impl Batch {
     /// Pictures in the batch, valid or not.
     pub fn len(&self) -> usize {
@@ -59,22 +70,9 @@ impl Batch {
         self.gt_labels.len().checked_div(self.len()).unwrap_or(0)
     }
 
-    /// Pictures that count.
-    pub fn valid_count(&self) -> usize {
-        self.valid.iter().filter(|v| **v).count()
-    }
-
-    /// Makes room for `batch` pictures of `shape` with `max_gt` boxes and `mask_runs` run ends of masks each (0: no masks);
-    /// everything but the pixels starts empty.
-    pub(super) fn reset(
-        &mut self,
-        step: u64,
-        bucket: usize,
-        shape: Shape,
-        batch: usize,
-        max_gt: usize,
-        mask_runs: usize,
-    ) {
+    /// Makes room for batch `step` of `shape`, the shape with index `bucket`. Everything but the pixels starts empty.
+    pub(super) fn reset(&mut self, step: u64, bucket: usize, shape: Shape, room: Room) {
+        let Room { batch, max_gt, mask_runs } = room;
         fn fill<T: Clone>(v: &mut Vec<T>, n: usize, value: T) {
             v.clear();
             v.resize(n, value);
@@ -99,22 +97,6 @@ impl Batch {
     /// Run ends of masks that each picture is padded to; 0 where masks are off.
     pub fn mask_runs(&self) -> usize {
         self.gt_mask_runs.len().checked_div(self.len()).unwrap_or(0)
-    }
-
-    /// Run ends of the mask of object `g` of place `slot`.
-    pub fn mask(&self, slot: usize, g: usize) -> &[i32] {
-        let at = slot * (self.max_gt() + 1) + g;
-        let first = slot * self.mask_runs();
-        match self.gt_mask_offsets.get(at..at + 2) {
-            Some(&[start, end]) => &self.gt_mask_runs[first + start as usize..first + end as usize],
-            _ => &[],
-        }
-    }
-
-    /// Pixels of place `slot`.
-    pub fn image(&self, slot: usize) -> &[u8] {
-        let n = self.height as usize * self.width as usize * 3;
-        &self.images[slot * n..(slot + 1) * n]
     }
 
     pub(super) fn image_mut(&mut self, slot: usize) -> &mut [u8] {

@@ -29,13 +29,6 @@ pub struct Image {
     pub data: Vec<u8>,
 }
 
-impl Image {
-    /// A picture of one colour.
-    pub fn filled(width: u32, height: u32, rgb: [u8; 3]) -> Self {
-        Self { width, height, data: rgb.repeat(width as usize * height as usize) }
-    }
-}
-
 /// Reads and decodes a file. The EXIF orientation is applied.
 pub fn decode_file(path: impl AsRef<Path>) -> Result<Image> {
     let path = path.as_ref();

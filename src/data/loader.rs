@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::batch::Batch;
+use super::batch::{Batch, Room};
 use super::buckets::{Buckets, Shape};
 use super::coco::{Dataset, ImageInfo, Segmentation, TrainFilter};
 use super::masks::{MaskMap, most_toggles};
@@ -106,21 +106,6 @@ impl Loader {
         self.prefetch.recycle(Ok(batch));
     }
 
-    /// Batches in an epoch.
-    pub fn steps_per_epoch(&self) -> u64 {
-        self.job.order.steps_per_epoch()
-    }
-
-    /// Images in use.
-    pub fn images(&self) -> usize {
-        self.job.images.len()
-    }
-
-    /// The shapes that batches come in; [`Batch::bucket`] is an index into it.
-    pub fn shapes(&self) -> &[Shape] {
-        &self.job.order.buckets().shapes
-    }
-
     /// How long [`Loader::next`] has waited for data in all.
     pub fn waited(&self) -> Duration {
         self.prefetch.waited()
@@ -213,6 +198,14 @@ const CROPS: usize = 16;
 /// Pictures in a row that may be unreadable before `skip` gives up.
 const UNREADABLE: usize = 64;
 
+/// Buffers that a worker uses for all places of a batch.
+#[derive(Default)]
+struct Buffers {
+    pixels: Scratch,
+    masks: MaskScratch,
+    map: MaskMap,
+}
+
 struct TrainJob {
     store: Arc<ImageStore>,
     pipeline: Pipeline,
@@ -229,10 +222,11 @@ impl TrainJob {
         let o = &self.options;
         let group = self.order.group(step);
         let shape = self.order.buckets().shapes[group.bucket];
-        batch.reset(step, group.bucket, shape, o.batch, o.max_gt, o.mask_runs);
-        let mut scratch = (Scratch::default(), MaskScratch::default(), MaskMap::default());
+        let room = Room { batch: o.batch, max_gt: o.max_gt, mask_runs: o.mask_runs };
+        batch.reset(step, group.bucket, shape, room);
+        let mut buffers = Buffers::default();
         for (slot, position) in group.positions.into_iter().enumerate() {
-            self.fill(&mut batch, slot, position, &self.members[group.bucket], &mut scratch)?;
+            self.fill(&mut batch, slot, position, &self.members[group.bucket], &mut buffers)?;
         }
         Ok(batch)
     }
@@ -244,7 +238,7 @@ impl TrainJob {
         slot: usize,
         mut position: usize,
         members: &[usize],
-        scratch: &mut (Scratch, MaskScratch, MaskMap),
+        buffers: &mut Buffers,
     ) -> Result<()> {
         let (o, dataset) = (&self.options, self.store.dataset());
         let shape = Shape { height: batch.height, width: batch.width };
@@ -275,11 +269,11 @@ impl TrainJob {
                 position = members[draws.replacement(members.len())];
                 continue;
             };
-            self.pipeline.render(&image, &placement, shape, &mut draws, batch.image_mut(slot), &mut scratch.0);
+            self.pipeline.render(&image, &placement, shape, &mut draws, batch.image_mut(slot), &mut buffers.pixels);
             describe(batch, slot, dataset, index, &placement);
             ground_truth(batch, slot, dataset, index, &placement)?;
             if o.mask_runs > 0 {
-                masks(batch, slot, dataset, index, &placement, &mut scratch.1, &mut scratch.2)?;
+                masks(batch, slot, dataset, index, &placement, buffers)?;
             }
             return Ok(());
         }
@@ -321,8 +315,7 @@ fn masks(
     dataset: &Dataset,
     index: usize,
     placement: &Placement,
-    scratch: &mut MaskScratch,
-    map: &mut MaskMap,
+    Buffers { masks: scratch, map, .. }: &mut Buffers,
 ) -> Result<()> {
     let info = &dataset.images[index];
     let (width, max_gt, room) = (batch.width, batch.max_gt(), batch.mask_runs());
@@ -352,7 +345,6 @@ fn masks(
 /// reads the annotation file itself.
 pub struct EvalLoader {
     prefetch: Prefetch<Result<Batch>>,
-    job: Arc<EvalJob>,
 }
 
 struct EvalJob {
@@ -386,13 +378,12 @@ impl EvalLoader {
         for (bucket, members) in members.iter().enumerate() {
             groups.extend(members.chunks(batch).map(|c| (bucket, c.to_vec())));
         }
-        let job = Arc::new(EvalJob { store, pipeline, batch, buckets, groups });
-        let worker = Arc::clone(&job);
-        let make =
-            move |step, old: Option<Result<Batch>>| worker.make(step, old.and_then(Result::ok).unwrap_or_default());
-        let prefetch = Prefetch::new(self::threads(threads), prefetch.max(1), 0, job.groups.len() as u64, make)
+        let batches = groups.len() as u64;
+        let job = EvalJob { store, pipeline, batch, buckets, groups };
+        let make = move |step, old: Option<Result<Batch>>| job.make(step, old.and_then(Result::ok).unwrap_or_default());
+        let prefetch = Prefetch::new(self::threads(threads), prefetch.max(1), 0, batches, make)
             .map_err(|e| Error::value("loader", format!("no worker thread could be started: {e}")))?;
-        Ok(Self { prefetch, job })
+        Ok(Self { prefetch })
     }
 
     /// The next batch; none after the last.
@@ -405,28 +396,13 @@ impl EvalLoader {
     pub fn recycle(&self, batch: Batch) {
         self.prefetch.recycle(Ok(batch));
     }
-
-    /// Batches in all.
-    pub fn batches(&self) -> usize {
-        self.job.groups.len()
-    }
-
-    /// The shapes that batches come in.
-    pub fn shapes(&self) -> &[Shape] {
-        &self.job.buckets.shapes
-    }
-
-    /// How long [`EvalLoader::next`] has waited for data in all.
-    pub fn waited(&self) -> Duration {
-        self.prefetch.waited()
-    }
 }
 
 impl EvalJob {
     fn make(&self, step: u64, mut batch: Batch) -> Result<Batch> {
         let (bucket, images) = &self.groups[step as usize];
         let shape = self.buckets.shapes[*bucket];
-        batch.reset(step, *bucket, shape, self.batch, 0, 0);
+        batch.reset(step, *bucket, shape, Room { batch: self.batch, max_gt: 0, mask_runs: 0 });
         let mut scratch = Scratch::default();
         for slot in 0..self.batch {
             let mut draws = Draws::new(0, 0, step, slot as u32);

@@ -5,7 +5,7 @@
 //! Main types: [`MaskMap`] (where a picture goes), [`MaskScratch`] (buffers, and the work), [`run_capacity`].
 
 use super::coco::Segmentation;
-use super::resize::Window;
+use super::resize::{Axis, Window};
 use super::toggles::{Change, MaskScratch};
 
 /// Where the boundaries between the columns and rows of a picture fall on the canvas.
@@ -22,15 +22,14 @@ pub struct MaskMap {
 impl MaskMap {
     /// For a picture of `source` (width, height) drawn by `window`.
     pub fn set(&mut self, source: (u32, u32), window: &Window) {
-        let (w, at, size) = (window.resized, window.at, window.size);
         self.source = source;
-        edges(&mut self.columns, source.0, w.0, at.0, size.0, window.flip_x);
-        edges(&mut self.rows, source.1, w.1, at.1, size.1, window.flip_y);
+        edges(&mut self.columns, window.columns(source.0));
+        edges(&mut self.rows, window.rows(source.1));
     }
 }
 
-/// Where boundary 0, 1, … `from` of an axis falls on the window `at .. at + size` of `to` outputs.
-fn edges(out: &mut Vec<u32>, from: u32, to: u32, at: u32, size: u32, flip: bool) {
+/// Writes where boundary 0, 1, … `source` of an axis falls on the window.
+fn edges(out: &mut Vec<u32>, Axis { source: from, resized: to, at, size, flip }: Axis) {
     let scale = 1.0 / (f64::from(to) / f64::from(from)); // in OpenCV's order: it decides on which side a tie rounds
     let place = |d: u32| {
         let d = d.clamp(at, at + size) - at;

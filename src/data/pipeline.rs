@@ -39,11 +39,6 @@ pub enum Geometry {
 }
 
 impl Geometry {
-    /// The paper's pre-training: `size` × `size`, scale jitter 0.8 to 1.2.
-    pub fn pretrain(size: u32) -> Self {
-        Geometry::Fixed { shape: Shape::square(size), jitter: (0.8, 1.2) }
-    }
-
     /// The paper's fine-tuning: keep the ratio, at most four shapes, multiples of 32.
     pub fn finetune(long: u32, short: u32) -> Self {
         Geometry::Buckets { long, short, jitter: (1.0, 1.0), divisor: 32, max_shapes: 4 }
@@ -135,11 +130,6 @@ impl Draws {
 }
 
 impl Pipeline {
-    /// Training with horizontal flips half of the time.
-    pub fn train(geometry: Geometry) -> Self {
-        Self { geometry, flip: 0.5, vertical_flip: 0.0, colour: ColourJitter::default() }
-    }
-
     /// Evaluation: no randomness.
     pub fn test(geometry: Geometry) -> Self {
         Self { geometry: geometry.test(), flip: 0.0, vertical_flip: 0.0, colour: ColourJitter::default() }

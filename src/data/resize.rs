@@ -18,6 +18,42 @@ pub struct Window {
     pub flip_y: bool,
 }
 
+/// One direction of a [`Window`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Axis {
+    /// Pixels of the original picture.
+    pub source: u32,
+    /// Pixels of the resized picture.
+    pub resized: u32,
+    /// The window's first pixel in the resized picture.
+    pub at: u32,
+    /// Pixels of the window.
+    pub size: u32,
+    /// Whether the window is mirrored.
+    pub flip: bool,
+}
+
+impl Window {
+    /// The columns, for a picture of `source` columns.
+    pub(super) fn columns(&self, source: u32) -> Axis {
+        Axis { source, resized: self.resized.0, at: self.at.0, size: self.size.0, flip: self.flip_x }
+    }
+
+    /// The rows, for a picture of `source` rows.
+    pub(super) fn rows(&self, source: u32) -> Axis {
+        Axis { source, resized: self.resized.1, at: self.at.1, size: self.size.1, flip: self.flip_y }
+    }
+}
+
+/// What OpenCV does where a tap lies beyond the last pixel.
+#[derive(Clone, Copy, PartialEq)]
+enum Border {
+    /// Gives it a weight of 0: columns.
+    WeightZero,
+    /// Weighs the last pixel twice, which rounds differently: rows.
+    SamePixelTwice,
+}
+
 /// Where an output column or row comes from: two places of the source and their weights in 1/2048.
 #[derive(Clone, Copy, Debug)]
 struct Tap {
@@ -34,21 +70,20 @@ pub struct Scratch {
     lines: [Vec<i16>; 2],
 }
 
-/// Taps of the outputs `at .. at + n` of an axis of `from` pixels resized to `to`. Beyond the border OpenCV repeats the
-/// last pixel: for columns by a weight of 0, for rows by weighing the same row twice, which rounds differently.
-fn taps(out: &mut Vec<Tap>, from: u32, to: u32, at: u32, n: u32, flip: bool, columns: bool) {
-    let scale = 1.0 / (f64::from(to) / f64::from(from));
-    let last = from as i32 - 1;
+/// Writes the taps of the window's outputs along one axis.
+fn taps(out: &mut Vec<Tap>, axis: Axis, border: Border) {
+    let scale = 1.0 / (f64::from(axis.resized) / f64::from(axis.source));
+    let last = axis.source as i32 - 1;
     out.clear();
-    out.extend((at..at + n).map(|i| {
+    out.extend((axis.at..axis.at + axis.size).map(|i| {
         let centre = ((f64::from(i) + 0.5) * scale - 0.5) as f32;
         let place = centre.floor() as i32;
-        let beyond = columns && (place < 0 || place >= last);
+        let beyond = border == Border::WeightZero && (place < 0 || place >= last);
         let part = if beyond { 0.0 } else { centre - centre.floor() };
         let weight = [1.0 - part, part].map(|w| (w * 2048.0).round_ties_even() as i32);
         Tap { at: [place, place + 1].map(|p| p.clamp(0, last) as u32), weight }
     }));
-    if flip {
+    if axis.flip {
         out.reverse();
     }
 }
@@ -65,8 +100,8 @@ pub fn resize_window(image: &Image, w: &Window, out: &mut [u8], stride: usize, s
         }
         return;
     }
-    taps(&mut scratch.columns, image.width, w.resized.0, w.at.0, w.size.0, w.flip_x, true);
-    taps(&mut scratch.rows, image.height, w.resized.1, w.at.1, w.size.1, w.flip_y, false);
+    taps(&mut scratch.columns, w.columns(image.width), Border::WeightZero);
+    taps(&mut scratch.rows, w.rows(image.height), Border::SamePixelTwice);
     let mut held = [u32::MAX; 2];
     for b in &mut scratch.lines {
         b.resize(width * 3, 0);

@@ -4,6 +4,7 @@
 //!
 //! [`generate`] writes a data set, [`ensure`] only if it is not there yet, [`render`] makes one picture in memory.
 
+mod class;
 mod paint;
 pub(crate) mod raster;
 mod scene;
@@ -15,52 +16,14 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+pub use class::Class;
+
 use crate::error::{Error, Result};
 use crate::output::write_atomically;
 use crate::philox::{Purpose, Stream};
 
 /// Part of the `info` of the annotation files: raised when the same options give other bytes than before.
 const VERSION: &str = "2";
-
-/// What a shape is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// Circle or ellipse.
-    Ellipse,
-    /// Square or rectangle.
-    Rectangle,
-    /// Any triangle that is not too flat.
-    Triangle,
-    /// Star of five points.
-    Star,
-    /// Cross of two bars.
-    Cross,
-    /// Crescent moon.
-    Crescent,
-}
-
-impl Class {
-    /// All classes; the category id in the annotation files is the place in this list plus one.
-    pub const ALL: [Class; 6] =
-        [Class::Ellipse, Class::Rectangle, Class::Triangle, Class::Star, Class::Cross, Class::Crescent];
-
-    /// Name of the category.
-    pub fn name(self) -> &'static str {
-        match self {
-            Class::Ellipse => "ellipse",
-            Class::Rectangle => "rectangle",
-            Class::Triangle => "triangle",
-            Class::Star => "star",
-            Class::Cross => "cross",
-            Class::Crescent => "crescent",
-        }
-    }
-
-    /// COCO category id.
-    pub fn id(self) -> u32 {
-        self as u32 + 1
-    }
-}
 
 /// What [`generate`] makes.
 #[derive(Clone, Debug, PartialEq, Eq)]

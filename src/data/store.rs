@@ -1,7 +1,6 @@
 //! The pictures of a data set: decoded on demand, kept in memory where they all fit, bad ones counted.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::coco::Dataset;
@@ -26,7 +25,6 @@ pub struct ImageStore {
     /// One cell for each picture, or none at all: then nothing is kept.
     cache: Vec<OnceLock<Arc<Image>>>,
     skipped: Mutex<BTreeMap<usize, String>>,
-    decoded: AtomicU64,
 }
 
 impl ImageStore {
@@ -39,23 +37,12 @@ impl ImageStore {
             bad_images,
             cache: (0..cells).map(|_| OnceLock::new()).collect(),
             skipped: Mutex::new(BTreeMap::new()),
-            decoded: AtomicU64::new(0),
         }
     }
 
     /// The data set.
     pub fn dataset(&self) -> &Arc<Dataset> {
         &self.dataset
-    }
-
-    /// Whether decoded pictures are kept.
-    pub fn caches(&self) -> bool {
-        !self.cache.is_empty()
-    }
-
-    /// Pictures decoded so far.
-    pub fn decoded(&self) -> u64 {
-        self.decoded.load(Ordering::Relaxed)
     }
 
     /// Pictures that were skipped: index and reason.
@@ -93,7 +80,6 @@ impl ImageStore {
     fn read(&self, index: usize) -> Result<Image> {
         let path = self.dataset.image_path(index);
         let image = decode_file(&path)?;
-        self.decoded.fetch_add(1, Ordering::Relaxed);
         check_size(&self.dataset, index, (image.width, image.height)).map_err(|m| Error::data(&path, m))?;
         Ok(image)
     }

@@ -24,6 +24,13 @@ fn mask_evaluator(truth: &Path) -> Result<Evaluator> {
     Evaluator::with_masks(&Dataset::load_with(truth, "", options).unwrap())
 }
 
+/// The mask of a square from (`at`, `at`) on, in an image of `size` (width, height).
+fn square((w, h): (u32, u32), at: u32, side: u32) -> RleMask {
+    let inside = |v: u32| (at..at + side).contains(&v);
+    let columns: Vec<u8> = (0..w * h).map(|i| u8::from(inside(i / h) && inside(i % h))).collect();
+    RleMask::from_counts((w, h), hotcoco::mask::encode(&columns, h, w).unwrap().counts)
+}
+
 fn compare(metrics: &Metrics, key: &str) {
     let want: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(fixture("expected_stats.json")).unwrap()).unwrap();
@@ -72,7 +79,7 @@ fn numbers_of_masks_are_those_of_pycocotools() {
     let refused = |d: ResultBox| evaluator.evaluate_masks(&[d]).unwrap_err().to_string();
     let without = refused(ResultBox { segmentation: None, ..found[0].clone() });
     assert!(without.contains("detection of image 42: no segmentation"), "{without}");
-    let small = RleMask::from_window((3, 2), [0, 0, 1, 1], |_, _| true).unwrap();
+    let small = square((3, 2), 0, 1);
     let small = refused(ResultBox { segmentation: Some(small), ..found[0].clone() });
     assert!(small.contains("height and width [2, 3], its image [478, 640]"), "{small}");
     let bad = RleMask { size: [478, 640], counts: "!".to_string() };
@@ -129,7 +136,7 @@ fn objects_without_masks_count_as_crowds() {
         category_id: 1,
         bbox: [0.0; 4],
         score,
-        segmentation: Some(RleMask::from_window((99, 99), [x, x, x + 40, x + 40], |_, _| true).unwrap()),
+        segmentation: Some(square((99, 99), x, 40)),
     };
     assert!((evaluator.evaluate_masks(&[found(0, 0.5)]).unwrap().ap() - 1.0).abs() < 1e-9);
     assert!((evaluator.evaluate_masks(&[found(50, 0.9), found(0, 0.5)]).unwrap().ap() - 1.0).abs() < 1e-9);
@@ -144,7 +151,7 @@ fn sizes_without_areas_are_those_of_masks() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.json");
     write_truth(&path, &[r#""bbox": [0, 0, 60, 60], "segmentation": [[0, 0, 20, 0, 20, 20, 0, 20]]"#]);
-    let mask = RleMask::from_window((99, 99), [0, 0, 20, 20], |_, _| true).unwrap();
+    let mask = square((99, 99), 0, 20);
     let found = ResultBox { image_id: 1, category_id: 1, bbox: [0.0; 4], score: 0.5, segmentation: Some(mask) };
     let m = mask_evaluator(&path).unwrap().evaluate_masks(&[found]).unwrap().by_key();
     assert_eq!([m["segm_ap_small"].round(), m["segm_ap_medium"].round()], [1.0, -1.0]);

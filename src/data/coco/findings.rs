@@ -320,11 +320,6 @@ impl Findings {
         self.groups.get(&kind).map_or(0, |g| g.count)
     }
 
-    /// The group of a kind.
-    pub fn get(&self, kind: FindingKind) -> Option<&Group> {
-        self.groups.get(&kind)
-    }
-
     /// All groups in printing order.
     pub fn groups(&self) -> impl Iterator<Item = (FindingKind, &Group)> {
         self.groups.iter().map(|(k, g)| (*k, g))
@@ -367,7 +362,7 @@ mod tests {
             f.add(FindingKind::EmptyBox, || format!("annotation {i}"));
         }
         assert_eq!(f.count(FindingKind::EmptyBox), 5);
-        assert_eq!(f.get(FindingKind::EmptyBox).unwrap().examples, ["annotation 0", "annotation 1"]);
+        assert_eq!(f.groups().next().unwrap().1.examples, ["annotation 0", "annotation 1"]);
         assert!(f.fatal().is_none());
         f.add(FindingKind::DuplicateImageId, || "image 7".into());
         assert!(f.fatal().unwrap().contains("image 7"));

@@ -1,6 +1,6 @@
 //! Where the shapes of a picture lie: classes, outlines, sizes, who hides whom. Nothing is painted here.
 
-use super::Class;
+use super::class::Class;
 use super::raster::{Coverage, cos_sin, coverage, twice_area};
 use super::trace::Mask;
 use crate::philox::Rng;

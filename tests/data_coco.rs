@@ -1,4 +1,4 @@
-//! Annotation files, good and bad: what is read, what is dropped and counted, what is refused, and in which words.
+//! Annotation files, good and bad: which entries are read, dropped and counted, or refused, and the texts about them.
 
 mod support;
 
@@ -332,7 +332,7 @@ fn sizes_come_from_the_file_where_the_json_has_none() {
     assert!(Dataset::from_files(&[dir.path().join("c.png")], Vec::new()).is_err());
 }
 
-/// What training and evaluation say of the good file with these annotations, and with more changes.
+/// The notes of training and evaluation on the good file with these annotations and more changes.
 fn notes(edit: impl FnOnce(&mut Value)) -> [Option<String>; 2] {
     let mut file = good();
     edit(&mut file);
@@ -348,13 +348,13 @@ fn what_is_left_out_is_told_in_one_line() {
         let want = [train, eval].map(|text| (!text.is_empty()).then(|| text.to_string()));
         assert_eq!(notes(edit), want);
     };
-    // Nothing, and what is left out by design.
+    // No note for a good file, nor for entries that are left out by design.
     told(&|_| (), "", "");
     told(&|f| f["annotations"][2]["iscrowd"] = json!(1), "", "");
     told(&|f| f["annotations"][0]["ignore"] = json!(1), "", "");
     told(&|f| f["annotations"] = json!([]), "", "");
     told(&|f| f["annotations"][1] = f["annotations"][0].clone(), "", "");
-    // One annotation, its image stays; an image's only one.
+    // One annotation of several of its image; then the only one of its image.
     let (one, negative) = ("1 of 3 annotations", "1 × box of negative width or height");
     let missed = format!("1 of 3 annotations counts as missed whatever is detected ({negative})");
     told(&|f| f["annotations"][0]["bbox"][2] = json!(-1), &format!("{one} is not used ({negative})"), &missed);
@@ -369,7 +369,7 @@ fn what_is_left_out_is_told_in_one_line() {
     };
     told(&edit, &format!("{one} is not used ({negative})"), &format!("{one} is not measured ({negative})"));
     told(&|f| f["annotations"][0]["area"] = json!(0), &format!("{one} is not used (1 × `area` not above 0)"), "");
-    // An image that is no image, by the names that its annotations have for it.
+    // Images that are dropped, and the reasons under which their annotations are counted.
     let what = "1 of 3 annotations and 1 of 2 images are not";
     let why = "1 × unusable entry in `images`, 1 × annotation of an unknown image";
     let of = |what: &str, why: &str| [format!("{what} used ({why})"), format!("{what} measured ({why})")];

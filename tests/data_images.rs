@@ -1,4 +1,4 @@
-//! Decoding and resizing beside OpenCV, and what becomes of bad image files.
+//! Decoding and resizing compared with OpenCV, and the errors of bad image files.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ fn fixtures(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(folder)
 }
 
-/// Largest difference.
+/// Largest difference of two bytes.
 fn difference(a: &[u8], b: &[u8]) -> u8 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)

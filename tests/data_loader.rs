@@ -1,4 +1,5 @@
-//! The loader on small data sets made here: what is in a batch, and that it depends on nothing but seed, stage and step.
+//! The loader on small data sets made here: what is in a batch, and that it depends on nothing but seed, stage and
+//! step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

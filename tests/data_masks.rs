@@ -15,7 +15,8 @@ use upres::data::{
 /// Colour of class `k`'s objects; the background is another.
 const COLOURS: [[u8; 3]; 2] = [[250, 0, 0], [0, 250, 0]];
 
-/// Writes `n` images with a disc (run lengths, as a list or in letters) and a triangle (polygon), in their class's colour.
+/// Writes `n` images with a disc (run lengths, as a list or in letters) and a triangle (polygon), in their class's
+/// colour.
 fn make(dir: &Path, n: usize) -> Value {
     let sizes = [(64u32, 48u32), (48, 64), (80, 48)];
     let (mut images, mut annotations) = (Vec::new(), Vec::new());
@@ -46,7 +47,8 @@ fn make(dir: &Path, n: usize) -> Value {
         annotations.push(json!({"id": 2 * i + 2, "image_id": i + 10, "category_id": 2, "bbox": [26, 16, 18, 24],
             "area": 216, "segmentation": [triangle]}));
     }
-    json!({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]})
+    let categories = json!([{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]);
+    json!({"images": images, "annotations": annotations, "categories": categories})
 }
 
 fn load(dir: &Path, file: &Value, masks: Masks) -> upres::Result<Dataset> {
@@ -99,7 +101,7 @@ fn masks_follow_their_pixels() {
     let dir = TempDir::new().unwrap();
     let dataset = load(dir.path(), &make(dir.path(), 12), Masks::Train).unwrap();
     assert!(dataset.findings.groups().next().is_none(), "{}", dataset.findings);
-    // The smaller the objects, the more of them is a blurred border.
+    // Small objects have a larger share of blurred border.
     for (pipeline, least) in pipelines().into_iter().zip([0.9, 0.97, 0.95]) {
         let (mut objects, mut right, mut pixels) = (0, 0, 0);
         for batch in batches(&dataset, pipeline, options(&dataset, &pipeline), 9) {
@@ -152,7 +154,7 @@ fn batches_with_masks_do_not_depend_on_threads_or_start() {
         let want = batches(&dataset, pipeline, one, 9);
         assert_eq!(want, batches(&dataset, pipeline, LoaderOptions { threads: 4, prefetch: 5, ..one }, 9));
         assert_eq!(want[4..], batches(&dataset, pipeline, LoaderOptions { start_step: 4, threads: 2, ..one }, 5));
-        // Everything else is as without masks.
+        // Apart from the masks, the batches are equal to those without.
         let off = batches(&dataset, pipeline, LoaderOptions { mask_runs: 0, ..one }, 9);
         for (mut with, without) in want.into_iter().zip(off) {
             assert!(without.gt_mask_runs.is_empty() && without.gt_mask_offsets.is_empty());
@@ -182,13 +184,13 @@ fn too_little_room_and_objects_without_masks_are_refused() {
     assert!(dataset.annotations[1][0].usable);
     let e = refused(&dataset, 1024);
     assert!(e.contains("image 11 (1.png) has objects without a mask"), "{e}");
-    // Where masks are trained, it is left out.
+    // When masks are trained, it is left out.
     let dataset = load(dir.path(), &file, Masks::Train).unwrap();
     assert!(!dataset.annotations[1][0].usable && dataset.annotations[1][1].usable);
     assert!(start(&dataset, pipeline, options(&dataset, &pipeline)).is_ok());
 }
 
-/// Room grows with the scale and with what is in a picture, and nothing else asks for it.
+/// The room grows with the scale and with the masks of the picture, and with nothing else.
 #[test]
 fn room_follows_from_rows_and_scale() {
     let dir = TempDir::new().unwrap();
@@ -265,7 +267,7 @@ fn bad_masks_are_found_and_left_out_of_mask_training_only() {
     assert!(read.mask_note().unwrap().starts_with("7 of 12 objects have no usable mask"));
 }
 
-/// A polygon far from its box, another that no canvas holds, run lengths beside their box: each named, none a good one.
+/// Each bad mask is named: a polygon far from its box, one outside any canvas, run lengths beside their box.
 #[test]
 fn masks_that_are_elsewhere_are_found() {
     use FindingKind::*;
@@ -312,7 +314,7 @@ fn boxes_alone_are_a_data_set_but_not_of_masks() {
     assert!(load(dir.path(), &file, Masks::Read).is_ok());
 }
 
-/// The built-in data set's masks come back as large and as tight as what was drawn: its polygons keep an IoU of 0.97.
+/// The masks of the built-in data set have the area and the box of the drawn shapes: polygons keep an IoU of 0.97.
 #[test]
 fn shapes_have_the_masks_that_were_drawn() {
     let dir = TempDir::new().unwrap();

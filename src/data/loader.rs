@@ -1,5 +1,8 @@
-//! Batches made ahead by threads. What is in a batch follows from seed, stage and step alone: not from the number of
-//! threads, and not from where a run was interrupted.
+//! Loaders: threads make batches ahead of time. A batch depends only on seed, stage and step, not on the number of
+//! threads or on where a run was interrupted.
+//!
+//! Main types: [`Loader`] for training, [`EvalLoader`] for evaluation. Read next: `order` (which images), `pipeline`
+//! (what happens to an image), `prefetch` (the threads).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +22,7 @@ use crate::error::{Error, Result};
 /// Options of a [`Loader`].
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderOptions {
-    /// Seed of the run.
+    /// Seed of the training run.
     pub seed: u64,
     /// Index of the stage.
     pub stage: u8,
@@ -27,19 +30,19 @@ pub struct LoaderOptions {
     pub batch: usize,
     /// Ground-truth boxes each image is padded to: [`Dataset::max_gt`].
     pub max_gt: usize,
-    /// Run ends of masks that each image is padded to: [`run_capacity`] or more; 0 for no masks.
+    /// Run ends of masks each image is padded to: [`run_capacity`] or more; 0 for no masks.
     pub mask_runs: usize,
-    /// Passes over the images in one epoch (mmdetection's `RepeatDataset`).
+    /// Passes over the images per epoch (mmdetection's `RepeatDataset`).
     pub times: usize,
     /// Which images are used.
     pub filter: TrainFilter,
-    /// Worker threads; 0 takes one for each core.
+    /// Worker threads; 0 for one per core.
     pub threads: usize,
-    /// Batches made ahead.
+    /// How many batches are made ahead.
     pub prefetch: usize,
-    /// The first batch to deliver.
+    /// Number of the first batch to deliver.
     pub start_step: u64,
-    /// One past the last batch; nothing is made ahead beyond it.
+    /// Number of the last batch, plus one; no batch beyond it is made.
     pub end_step: u64,
 }
 
@@ -61,7 +64,7 @@ impl Default for LoaderOptions {
     }
 }
 
-/// Training batches, one after another.
+/// Delivers training batches, one after another.
 pub struct Loader {
     prefetch: Prefetch<Result<Batch>>,
     job: Arc<TrainJob>,
@@ -101,18 +104,18 @@ impl Loader {
         })
     }
 
-    /// Gives a batch back, so that its memory is used again.
+    /// Takes a batch back, so that its memory is reused.
     pub fn recycle(&self, batch: Batch) {
         self.prefetch.recycle(Ok(batch));
     }
 
-    /// How long [`Loader::next`] has waited for data in all.
+    /// Total time that [`Loader::next`] has waited for data.
     pub fn waited(&self) -> Duration {
         self.prefetch.waited()
     }
 }
 
-/// Batches and shapes that a [`Loader`] with these arguments would have, without starting one.
+/// Returns the batches per epoch and the shapes of a [`Loader`] with these arguments, without starting one.
 pub fn plan_batches(dataset: &Dataset, pipeline: &Pipeline, options: &LoaderOptions) -> Result<(u64, Vec<Shape>)> {
     pipeline.check()?;
     check_options(options.batch, options.max_gt)?;
@@ -148,7 +151,7 @@ fn check_gt(dataset: &Dataset, images: &[usize], max_gt: usize) -> Result<()> {
     Ok(())
 }
 
-/// Whether all ground truth has masks, and whether batches have room for them.
+/// Fails if an object of the ground truth has no mask, or if batches have no room for the masks.
 fn check_masks(dataset: &Dataset, images: &[usize], pipeline: &Pipeline, mask_runs: usize) -> Result<()> {
     for &i in images {
         if dataset.ground_truth(i).any(|a| a.segmentation.is_none()) {
@@ -171,8 +174,8 @@ fn check_masks(dataset: &Dataset, images: &[usize], pipeline: &Pipeline, mask_ru
     Ok(())
 }
 
-/// How many toggles (run ends of masks) the ground truth of one image can have in batches of `pipeline`, whatever scale,
-/// crop and flip are drawn, rounded up to a multiple of 1024.
+/// Upper bound of the toggles (run ends of masks) that the ground truth of one image can have in batches of `pipeline`,
+/// for every scale, crop and flip that can be drawn. Rounded up to a multiple of 1024.
 ///
 /// Cost: two numbers per object, which the reader has kept (it rasterises each mask once, on all cores).
 pub fn run_capacity(dataset: &Dataset, pipeline: &Pipeline) -> usize {
@@ -193,12 +196,12 @@ fn threads(wanted: usize) -> usize {
     }
 }
 
-/// Draws of one place in a batch before a crop is put where a box is, instead of at random.
+/// Random crops tried for one place of a batch. The last one is moved to where a box is, if it shows none.
 const CROPS: usize = 16;
-/// Pictures in a row that may be unreadable before `skip` gives up.
+/// Unreadable pictures drawn in a row for one place before [`BadImages::Skip`](super::store::BadImages::Skip) gives up.
 const UNREADABLE: usize = 64;
 
-/// Buffers that a worker uses for all places of a batch.
+/// Buffers for all places of a batch.
 #[derive(Default)]
 struct Buffers {
     pixels: Scratch,
@@ -210,9 +213,9 @@ struct TrainJob {
     store: Arc<ImageStore>,
     pipeline: Pipeline,
     options: LoaderOptions,
-    /// Indices of the images in use; a position is an index into this.
+    /// Indices of the images in use. A position is an index into this list.
     images: Vec<usize>,
-    /// Positions of each bucket.
+    /// For each bucket its positions.
     members: Vec<Vec<usize>>,
     order: Order,
 }
@@ -231,7 +234,8 @@ impl TrainJob {
         Ok(batch)
     }
 
-    /// Fills a place with the picture at `position`, or with others until one has a box left and can be read.
+    /// Fills a place with the picture at `position`. If its crop shows no box or it cannot be read, draws another
+    /// picture of the bucket instead.
     fn fill(
         &self,
         batch: &mut Batch,
@@ -280,7 +284,7 @@ impl TrainJob {
     }
 }
 
-/// Everything of a place but pixels and boxes.
+/// Fills in everything about a place except pixels, boxes and masks.
 fn describe(batch: &mut Batch, slot: usize, dataset: &Dataset, index: usize, placement: &Placement) {
     let info = &dataset.images[index];
     batch.sizes[slot * 4..slot * 4 + 4].copy_from_slice(&placement.sizes);
@@ -292,6 +296,7 @@ fn describe(batch: &mut Batch, slot: usize, dataset: &Dataset, index: usize, pla
     batch.valid[slot] = true;
 }
 
+/// Fills in the boxes of a place.
 fn ground_truth(batch: &mut Batch, slot: usize, dataset: &Dataset, index: usize, placement: &Placement) -> Result<()> {
     let max_gt = batch.max_gt();
     let mut n = 0;
@@ -308,7 +313,7 @@ fn ground_truth(batch: &mut Batch, slot: usize, dataset: &Dataset, index: usize,
     Ok(())
 }
 
-/// The masks of the boxes that [`ground_truth`] wrote.
+/// Fills in the masks of the boxes that [`ground_truth`] wrote.
 fn masks(
     batch: &mut Batch,
     slot: usize,
@@ -341,8 +346,8 @@ fn masks(
     Ok(())
 }
 
-/// Batches of all images of a data set, once, in order of their shapes and of the file. No ground truth: evaluation
-/// reads the annotation file itself.
+/// Delivers each image of a data set once, sorted by shape and then by the order of the file. The batches have no
+/// ground truth, because an evaluation takes it from the data set.
 pub struct EvalLoader {
     prefetch: Prefetch<Result<Batch>>,
 }
@@ -352,7 +357,7 @@ struct EvalJob {
     pipeline: Pipeline,
     batch: usize,
     buckets: Buckets,
-    /// Bucket and images of each batch.
+    /// For each batch its bucket and its images.
     groups: Vec<(usize, Vec<usize>)>,
 }
 
@@ -368,7 +373,7 @@ impl EvalLoader {
         pipeline.check()?;
         check_options(batch, 1)?;
         let all: Vec<usize> = (0..store.dataset().images.len()).collect();
-        // As for single images: what is found in a picture must not depend on the batch through its padding.
+        // Buckets for batches of one image: detections must not depend on the batch size through the padding.
         let buckets = pipeline.buckets(store.dataset(), &all, 1);
         let mut members = vec![Vec::new(); buckets.shapes.len()];
         for (index, &k) in buckets.of_image.iter().enumerate() {
@@ -386,13 +391,13 @@ impl EvalLoader {
         Ok(Self { prefetch })
     }
 
-    /// The next batch; none after the last.
+    /// The next batch; none after the last one.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Batch>> {
         self.prefetch.next().transpose()
     }
 
-    /// Gives a batch back, so that its memory is used again.
+    /// Takes a batch back, so that its memory is reused.
     pub fn recycle(&self, batch: Batch) {
         self.prefetch.recycle(Ok(batch));
     }

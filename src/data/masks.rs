@@ -1,17 +1,16 @@
-//! Masks of the ground truth as positions of run ends ("toggles") on a batch's canvas: rasterised at the size of the
-//! original picture, resized by nearest neighbour, cropped and mirrored (fixtures README, 34), without a bitmap of any
-//! size: what is kept are columns as lists of run ends, and where each boundary of the source falls on the canvas.
-//!
-//! Main types: [`MaskMap`] (where a picture goes), [`MaskScratch`] (buffers, and the work), [`run_capacity`].
+//! Draws the masks of the ground truth on a batch's canvas, as positions of run ends ("toggles"). A mask is rasterised
+//! at the size of the original picture, resized by nearest neighbour, cropped and mirrored (fixtures README, 34), all
+//! without a bitmap: [`MaskMap`] says where each boundary of the source falls on the canvas, and [`MaskScratch`] moves
+//! the run ends of the columns there.
 
 use super::coco::Segmentation;
 use super::resize::{Axis, Window};
 use super::toggles::{Change, MaskScratch};
 
-/// Where the boundaries between the columns and rows of a picture fall on the canvas.
+/// Positions on the canvas of the boundaries between the columns and between the rows of a picture.
 ///
-/// Nearest neighbour as OpenCV has it: output `d` shows source `floor(d / (to / from))`, so a boundary falls on the first
-/// output that shows what is behind it, and a span of the source becomes the span between its two boundaries.
+/// OpenCV's nearest neighbour: output `d` shows source `floor(d / (to / from))`. So a boundary falls on the first
+/// output that shows the source pixel behind it, and a span of the source becomes the span between its two boundaries.
 #[derive(Clone, Debug, Default)]
 pub struct MaskMap {
     source: (u32, u32),
@@ -20,7 +19,7 @@ pub struct MaskMap {
 }
 
 impl MaskMap {
-    /// For a picture of `source` (width, height) drawn by `window`.
+    /// Sets the map for a picture of `source` (width, height) that is drawn through `window`.
     pub fn set(&mut self, source: (u32, u32), window: &Window) {
         self.source = source;
         edges(&mut self.columns, window.columns(source.0));
@@ -28,9 +27,9 @@ impl MaskMap {
     }
 }
 
-/// Writes where boundary 0, 1, … `source` of an axis falls on the window.
+/// Writes the positions on the window of boundaries 0, 1, … `source` of an axis.
 fn edges(out: &mut Vec<u32>, Axis { source: from, resized: to, at, size, flip }: Axis) {
-    let scale = 1.0 / (f64::from(to) / f64::from(from)); // in OpenCV's order: it decides on which side a tie rounds
+    let scale = 1.0 / (f64::from(to) / f64::from(from)); // in OpenCV's order, which decides how ties round
     let place = |d: u32| {
         let d = d.clamp(at, at + size) - at;
         if flip { size - d } else { d }
@@ -46,9 +45,10 @@ fn edges(out: &mut Vec<u32>, Axis { source: from, resized: to, at, size, flip }:
 }
 
 impl MaskScratch {
-    /// Writes the toggles of a mask on a canvas of `width` columns to the front of `out`: ascending positions
-    /// `y * width + x`; a pixel is set if an odd number of them are not behind it. Runs end with their row, at
-    /// `(y + 1) * width` at the latest. Returns how many there are; above `out.len()`, nothing is written.
+    /// Writes the toggles of a mask on a canvas of `width` columns to the front of `out`. A toggle is a position
+    /// `y * width + x`; they ascend, and a pixel is set if an odd number of them are at or before it. A run ends with
+    /// its row, so at `(y + 1) * width` at the latest. Returns the number of toggles; if it is above `out.len()`,
+    /// nothing is written.
     ///
     /// Cost: linear in the length of the outline, before and after resizing.
     pub fn draw(&mut self, mask: &Segmentation, map: &MaskMap, width: u32, out: &mut [i32]) -> usize {
@@ -71,7 +71,7 @@ impl MaskScratch {
                 *at += 1;
             }
         };
-        // A mirrored picture was traced from right to left.
+        // The changes of a mirrored picture run from right to left.
         if self.changes.first().map(|c| c.x) <= self.changes.last().map(|c| c.x) {
             self.changes.iter().for_each(&mut write);
         } else {
@@ -81,15 +81,17 @@ impl MaskScratch {
     }
 }
 
-/// The most toggles that the masks of a picture of `from` rows can have after resizing it to `to` rows or fewer. At their
-/// own size they have `all` toggles, and `falls` is the sum of [`RowToggles::falls`](super::toggles::RowToggles::falls).
+/// The most toggles that the masks of a picture of `from` rows can have after resizing it to `to` rows or fewer. At
+/// their own size they have `all` toggles, and `falls` is the sum of
+/// [`RowToggles::falls`](super::toggles::RowToggles::falls).
 ///
 /// A row of the canvas has at most as many toggles as the source row that it shows: resizing along a row only merges
-/// runs. Let source row `s` have `t(s)` toggles, let `f = to / from`, and let `N(s) = f * s + e(s)` with `0 <= e <= 1` be
-/// the number of output rows that show source rows above `s`. All rows together then have
-/// `sum t(s) (N(s+1) - N(s)) = f sum t + sum e(s) (t(s-1) - t(s)) <= f sum t + falls` toggles. A second bound: each source
-/// row is shown at most `floor(f) + 1` times, and once if `f <= 1`. Both bounds grow with `f`, so they hold for smaller
-/// scales too; a crop only leaves rows and columns out.
+/// runs. Let source row `s` have `t(s)` toggles, let `f = to / from`, and let `N(s) = f * s + e(s)` with `0 <= e <= 1`
+/// be the number of output rows that show source rows above `s`. Then all rows together have
+/// `sum t(s) (N(s+1) - N(s)) = f sum t + sum e(s) (t(s-1) - t(s)) <= f sum t + falls` toggles.
+///
+/// A second bound: each source row is shown at most `floor(f) + 1` times, and once if `f <= 1`. Both bounds grow with
+/// `f`, so they hold for smaller scales too; a crop only leaves rows and columns out.
 pub(super) fn most_toggles(all: u64, falls: u64, from: u64, to: u64) -> u64 {
     let times = if to <= from { 1 } else { to / from + 1 };
     (all * times).min((all * to).div_ceil(from) + falls)
@@ -147,7 +149,7 @@ mod tests {
             })
         }
 
-        /// What a device makes of toggles.
+        /// Decodes toggles like a device does.
         fn from_toggles(toggles: &[i32], (w, h): (u32, u32)) -> Self {
             Self::new(w, h, |x, y| toggles.iter().filter(|&&t| t <= (y * w + x) as i32).count() % 2 == 1)
         }
@@ -182,7 +184,7 @@ mod tests {
         Window { resized, at: (x.0, y.0), size: (x.1, y.1), flip_x: rng.below(2) == 0, flip_y: rng.below(2) == 0 }
     }
 
-    /// Noise of every density, stripes, blobs and nothing: through random windows, as a bitmap would go.
+    /// Noise of every density, stripes, blobs and empty masks, through random windows, compared with a bitmap.
     #[test]
     fn spans_go_where_pixels_go() {
         let mut rng = Stream::new(2, 0, 0, 0, Purpose::Test).rng();
@@ -212,7 +214,7 @@ mod tests {
         }
     }
 
-    /// The bound of one mask, for all scales up to the largest, whole pictures (no crop leaves anything out).
+    /// One mask at all scales up to the largest, without a crop.
     #[test]
     fn the_bound_holds_at_every_scale() {
         let mut rng = Stream::new(4, 0, 0, 0, Purpose::Test).rng();
@@ -239,7 +241,7 @@ mod tests {
         assert!(tightest >= 0.5 && exact > 100, "{tightest} {exact}");
     }
 
-    /// `pipeline.mask` of mmcv's `imrescale(interpolation="nearest")`.
+    /// Compares with fixtures of mmcv's `imrescale(interpolation="nearest")`.
     #[test]
     fn resizing_is_that_of_mmcv() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/data/masks.safetensors");

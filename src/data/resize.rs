@@ -1,20 +1,20 @@
-//! Bilinear resizing exactly as OpenCV's `INTER_LINEAR` does it on 8 bits: 11-bit weights, horizontally first, no
-//! anti-aliasing. Only the wanted window of the resized picture is computed, mirrored on the way out where asked.
+//! Bilinear resizing that matches OpenCV's `INTER_LINEAR` on 8 bits exactly: 11-bit weights, horizontal pass first, no
+//! anti-aliasing. Only the wanted window of the resized picture is computed, and mirrored if asked.
 
 use super::decode::Image;
 
-/// A window of a resized picture, and how it is laid down.
+/// A window of a resized picture, and whether it is mirrored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Width and height of the whole resized picture.
     pub resized: (u32, u32),
-    /// Left and top of the window in it.
+    /// Left and top of the window in the resized picture.
     pub at: (u32, u32),
     /// Width and height of the window.
     pub size: (u32, u32),
-    /// Mirror left and right.
+    /// Whether to mirror left and right.
     pub flip_x: bool,
-    /// Mirror top and bottom.
+    /// Whether to mirror top and bottom.
     pub flip_y: bool,
 }
 
@@ -45,23 +45,23 @@ impl Window {
     }
 }
 
-/// What OpenCV does where a tap lies beyond the last pixel.
+/// How OpenCV repeats the last pixel where a tap lies beyond the border.
 #[derive(Clone, Copy, PartialEq)]
 enum Border {
-    /// Gives it a weight of 0: columns.
+    /// Columns: the tap beyond has a weight of 0.
     WeightZero,
-    /// Weighs the last pixel twice, which rounds differently: rows.
+    /// Rows: the same row is weighed twice, which rounds differently.
     SamePixelTwice,
 }
 
-/// Where an output column or row comes from: two places of the source and their weights in 1/2048.
+/// The source of an output column or row: two source pixels and their weights in 1/2048.
 #[derive(Clone, Copy, Debug)]
 struct Tap {
     at: [u32; 2],
     weight: [i32; 2],
 }
 
-/// Buffers that are used again for the next picture.
+/// Buffers that are reused from one picture to the next.
 #[derive(Debug, Default)]
 pub struct Scratch {
     columns: Vec<Tap>,
@@ -107,7 +107,7 @@ pub fn resize_window(image: &Image, w: &Window, out: &mut [u8], stride: usize, s
         b.resize(width * 3, 0);
     }
     for (row, line) in scratch.rows.iter().zip(lines) {
-        // A row needed again from the line above changes sides instead of being made again.
+        // A source row that is still held for the output row above is kept; it may have to change sides.
         if held[1] == row.at[0] || held[0] == row.at[1] {
             held.swap(0, 1);
             scratch.lines.swap(0, 1);
@@ -125,7 +125,7 @@ pub fn resize_window(image: &Image, w: &Window, out: &mut [u8], stride: usize, s
     }
 }
 
-/// One row, three channels at a time in 21-bit fields of a u64: 255 × 2048 needs 19.
+/// Resizes one row horizontally, three channels at a time in 21-bit fields of a u64 (255 × 2048 needs 19 bits).
 fn horizontal(out: &mut [i16], row: &[u8], taps: &[Tap]) {
     let pixel = |at: u32| {
         let p = &row[at as usize * 3..at as usize * 3 + 3];
@@ -139,6 +139,7 @@ fn horizontal(out: &mut [i16], row: &[u8], taps: &[Tap]) {
     }
 }
 
+/// Weighs two horizontally resized rows.
 fn vertical(out: &mut [u8], a: &[i16], b: &[i16], [wa, wb]: [i32; 2]) {
     for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
         let v = ((wa * i32::from(a)) >> 16) + ((wb * i32::from(b)) >> 16);

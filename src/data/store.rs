@@ -1,4 +1,4 @@
-//! The pictures of a data set: decoded on demand, kept in memory where they all fit, bad ones counted.
+//! The pictures of a data set. They are decoded on demand, kept in memory if all of them fit, and bad ones are counted.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -7,28 +7,29 @@ use super::coco::Dataset;
 use super::decode::{Image, decode_file};
 use crate::error::{Error, Result};
 
-/// What to do with a picture that is missing, corrupt, or of another size than annotated.
+/// How to treat a picture that is missing, corrupt, or of another size than annotated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum BadImages {
-    /// Stop with an error that names it.
+    /// Stop with an error that names the picture.
     #[default]
     Fail,
-    /// Use another one instead, count and list it.
+    /// Go on without it, and list it: training draws another picture instead, and an evaluation counts it as a picture
+    /// where nothing was found.
     Skip,
 }
 
-/// Pictures of a data set. Stages that follow each other share one, and with it what is already decoded.
+/// The pictures of a data set. Consecutive stages share one store, and with it the pictures that are already decoded.
 #[derive(Debug)]
 pub struct ImageStore {
     dataset: Arc<Dataset>,
     bad_images: BadImages,
-    /// One cell for each picture, or none at all: then nothing is kept.
+    /// One cell for each picture; empty if pictures are not kept.
     cache: Vec<OnceLock<Arc<Image>>>,
     skipped: Mutex<BTreeMap<usize, String>>,
 }
 
 impl ImageStore {
-    /// Pictures of `dataset`, decoded ones kept if all of them together need at most `cache_bytes`.
+    /// Makes a store. Decoded pictures are kept if all of them together need at most `cache_bytes`.
     pub fn new(dataset: Arc<Dataset>, bad_images: BadImages, cache_bytes: u64) -> Self {
         let bytes: u64 = dataset.images.iter().map(|i| u64::from(i.width) * u64::from(i.height) * 3).sum();
         let cells = if bytes <= cache_bytes { dataset.images.len() } else { 0 };
@@ -45,13 +46,13 @@ impl ImageStore {
         &self.dataset
     }
 
-    /// Pictures that were skipped: index and reason.
+    /// Index and reason of each picture that was skipped.
     pub fn skipped(&self) -> Vec<(usize, String)> {
         let list = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
         list.iter().map(|(i, m)| (*i, m.clone())).collect()
     }
 
-    /// Picture `index`; none if it is bad and bad ones are skipped.
+    /// Picture `index`. None if it is bad and bad pictures are skipped.
     pub fn get(&self, index: usize) -> Result<Option<Arc<Image>>> {
         if let Some(image) = self.cache.get(index).and_then(OnceLock::get) {
             return Ok(Some(Arc::clone(image)));
@@ -60,7 +61,7 @@ impl ImageStore {
             Ok(image) => {
                 let image = Arc::new(image);
                 if let Some(cell) = self.cache.get(index) {
-                    // Another worker may have been first with the same picture: same bytes, either will do.
+                    // Another worker may have stored the same picture first; its bytes are the same.
                     let _ = cell.set(Arc::clone(&image));
                 }
                 Ok(Some(image))
@@ -85,14 +86,15 @@ impl ImageStore {
     }
 }
 
-/// Compares the size of a file with the annotation file's.
+/// Fails if an image file has another size than the annotation file says.
 pub(super) fn check_size(dataset: &Dataset, index: usize, (width, height): (u32, u32)) -> Result<(), String> {
     let info = &dataset.images[index];
     if (info.width, info.height) == (width, height) {
         return Ok(());
     }
     let hint = if (info.width, info.height) == (height, width) {
-        "the sides are exchanged: were the boxes made without the file's EXIF orientation? Turn the pixels and remove the tag"
+        "the sides are exchanged: were the boxes made without the file's EXIF orientation? Turn the pixels and remove \
+         the tag"
     } else {
         "the boxes would not fit: correct width and height, or use the file that was annotated"
     };

@@ -22,39 +22,42 @@ pub enum MaskMetrics {
     Required,
 }
 
-/// Ground truth of a data set.
+/// The ground truth of a data set; measures detections against it.
 ///
-/// hotcoco gets what [`Dataset`] has read, under numbers of its own, and never sees the file: it is stricter than training
-/// may be about fields that no metric needs, and a run must not end at its first evaluation.
+/// hotcoco gets the parsed [`Dataset`], under numbers of its own, and never reads the file. It is stricter than
+/// training about fields that no metric needs, and a training run must not end at its first evaluation.
 #[derive(Clone)]
 pub struct Evaluator {
     truth: Arc<COCO>,
-    /// The same with masks.
+    /// The same ground truth with masks.
     masks: Option<Arc<COCO>>,
+    /// From image ids to hotcoco's numbers.
     images: HashMap<i64, u64>,
+    /// From category ids to hotcoco's numbers.
     categories: HashMap<i64, u64>,
 }
 
 impl Evaluator {
-    /// Takes all images and annotations, those that training leaves out too. Numbers follow the ids, as pycocotools orders
-    /// images and classes.
+    /// Makes an evaluator of boxes from all images and annotations, including those that training leaves out. hotcoco's
+    /// numbers follow the ids, because pycocotools orders images and classes by id.
     pub fn new(dataset: &Dataset) -> Evaluator {
         Self::of(dataset, false)
     }
 
-    /// As [`Evaluator::new`], for masks too: the data set must have been read with them. An object without a usable mask
-    /// counts as a crowd region of its box in the metrics of masks: not asked for, and nothing found there is held against.
+    /// Like [`Evaluator::new`], for masks too. The data set must have been read with masks. In the metrics of masks, an
+    /// object without a usable mask counts as a crowd region of its box: it need not be found, and detections there do
+    /// no harm.
     ///
     /// Errors: `Data` if no annotation has a mask.
     ///
-    /// Cost: each polygon is rasterised once, on all cores; run lengths of all masks are kept.
+    /// Cost: each polygon is rasterised once, on all cores; the run lengths of all masks are kept.
     pub fn with_masks(dataset: &Dataset) -> Result<Evaluator> {
         dataset.expect_masks()?;
         Ok(Self::of(dataset, true))
     }
 
-    /// The evaluator that a detector with or without masks needs. If masks were wanted and cannot be measured, it measures
-    /// boxes only, and the text says so and why.
+    /// The evaluator that a detector with or without masks needs. If masks were wanted and cannot be measured, it
+    /// measures boxes only, and the text says so and why.
     ///
     /// Errors: `Data` if masks are required and no annotation has one.
     pub fn open(dataset: &Dataset, masks: MaskMetrics) -> Result<(Evaluator, Option<String>)> {
@@ -100,7 +103,7 @@ impl Evaluator {
                 Some(mask) => {
                     let (size, counts) = ([image.height, image.width], mask.rle((image.width, image.height)).counts);
                     if !a.has_area {
-                        // What is found is sized by its mask: so is the truth.
+                        // A detection has the size of its mask, so the object has it too.
                         entry.area = Some(counts.iter().skip(1).step_by(2).map(|&n| f64::from(n)).sum());
                     }
                     entry.segmentation = Some(hotcoco::Segmentation::UncompressedRle { size, counts });
@@ -118,30 +121,30 @@ impl Evaluator {
         }
     }
 
-    /// Whether [`Evaluator::evaluate_masks`] can be called.
+    /// Whether this evaluator measures masks.
     pub fn has_masks(&self) -> bool {
         self.masks.is_some()
     }
 
-    /// The metrics of the boxes of all detections together.
+    /// Metrics of the boxes of all detections.
     ///
     /// Errors: `Value` if a detection names an image or a category that the annotation file does not have.
     pub fn evaluate(&self, detections: &[ResultBox]) -> Result<Metrics> {
         Ok(self.measure(detections, Overlap::Boxes, Look::default())?.metrics)
     }
 
-    /// The metrics of the masks of all detections together. Sizes small, medium and large are those of the masks, whatever
-    /// their boxes are.
+    /// Metrics of the masks of all detections. Small, medium and large are decided by the area of the masks, not of the
+    /// boxes.
     ///
-    /// Errors: as [`Evaluator::evaluate`]; `Value` if this was made without masks, or if a detection has none, or one of
-    /// another size than its image, or one that does not decode.
+    /// Errors: those of [`Evaluator::evaluate`]; `Value` if this evaluator was made without masks, or if a detection
+    /// has no mask, one of another size than its image, or one that does not decode.
     pub fn evaluate_masks(&self, detections: &[ResultBox]) -> Result<Metrics> {
         Ok(self.measure(detections, Overlap::Masks, Look::default())?.metrics)
     }
 
-    /// The metrics of boxes or masks, and of the errors what `look` asks for.
+    /// Metrics of boxes or of masks, with the error analyses that `look` asks for.
     ///
-    /// Errors: as [`Evaluator::evaluate`] and [`Evaluator::evaluate_masks`].
+    /// Errors: those of [`Evaluator::evaluate`] or [`Evaluator::evaluate_masks`].
     pub fn measure(&self, detections: &[ResultBox], overlap: Overlap, look: Look) -> Result<Measured> {
         let (truth, found) = match overlap {
             Overlap::Boxes => (&self.truth, self.boxes(detections)?),
@@ -162,6 +165,7 @@ impl Evaluator {
         Ok(Measured { metrics, tide, confusion })
     }
 
+    /// Detections for hotcoco's metrics of boxes.
     fn boxes(&self, detections: &[ResultBox]) -> Result<COCO> {
         let mut rows: Vec<f64> = Vec::with_capacity(7 * detections.len());
         for d in detections {
@@ -175,7 +179,7 @@ impl Evaluator {
         self.truth.load_res_anns(COCO::detections_from_rows(&rows, 7).map_err(hotcoco_error)?).map_err(hotcoco_error)
     }
 
-    /// Ground truth and detections as hotcoco measures masks.
+    /// Ground truth and detections for hotcoco's metrics of masks.
     fn with_found_masks(&self, detections: &[ResultBox]) -> Result<(&Arc<COCO>, COCO)> {
         let truth = self.masks.as_ref().ok_or_else(|| {
             Error::value("evaluate", "no masks in the ground truth: make the evaluator with `Evaluator::with_masks`")
@@ -189,7 +193,7 @@ impl Evaluator {
                 return Err(of(format!("its mask has height and width {:?}, its image {image:?}", mask.size)));
             }
             mask.area_and_bbox().map_err(|e| of(e.to_string()))?;
-            // Without a box: with one, hotcoco would take sizes from it, as pycocotools does.
+            // No box is given: like pycocotools, hotcoco would take the object's size from it.
             Ok(hotcoco::Annotation {
                 image_id,
                 category_id,
@@ -201,14 +205,15 @@ impl Evaluator {
                 ..Default::default()
             })
         };
-        let rows = detections.par_iter().map(row).collect::<Vec<Result<_>>>(); // the first in their order that is wrong is told
+        // If several detections are wrong, the first one in their order is reported.
+        let rows = detections.par_iter().map(row).collect::<Vec<Result<_>>>();
         let rows = rows.into_iter().collect::<Result<Vec<_>>>()?;
         let found =
             if rows.is_empty() { self.nothing(truth) } else { truth.load_res_anns(rows).map_err(hotcoco_error)? };
         Ok((truth, found))
     }
 
-    /// Image and category as hotcoco knows them.
+    /// hotcoco's numbers of a detection's image and category.
     fn numbers(&self, d: &ResultBox) -> Result<(u64, u64)> {
         let unknown =
             |what: &str, id: i64| Error::value("evaluate", format!("{what} {id} is not in the annotation file"));
@@ -217,6 +222,7 @@ impl Evaluator {
         Ok((image, *category.ok_or_else(|| unknown("category_id", d.category_id))?))
     }
 
+    /// An empty list of detections.
     fn nothing(&self, truth: &COCO) -> COCO {
         COCO::from_dataset(hotcoco::Dataset {
             images: truth.dataset.images.clone(),

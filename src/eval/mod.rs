@@ -3,8 +3,9 @@
 //!
 //! Not here: running a detector (`detect`), and drawing what it found (`data::draw`).
 //!
-//! Main type: [`Evaluator`], the ground truth of a data set; it turns detections ([`ResultBox`]) into [`Metrics`], and with
-//! an error analysis into [`Measured`]. Read next: `evaluator`, then `metrics` (the numbers) and `errors` (TIDE, confusion).
+//! Main type: [`Evaluator`], the ground truth of a data set; it turns detections ([`ResultBox`]) into [`Metrics`], and
+//! with an error analysis into [`Measured`]. Read next: `evaluator`, then `metrics` (the numbers) and `errors` (TIDE,
+//! confusion).
 
 mod errors;
 mod evaluator;

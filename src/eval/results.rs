@@ -6,25 +6,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// One detection in COCO's results format. A file may leave `bbox` out where there is a `segmentation`: then it is that of
-/// the mask.
+/// One detection in COCO's results format. A file may leave out `bbox` if it has a `segmentation`; then the box is that
+/// of the mask.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Row")]
 pub struct ResultBox {
-    /// Image id of the annotation file.
+    /// Image id, as in the annotation file.
     pub image_id: i64,
-    /// Category id of the annotation file.
+    /// Category id, as in the annotation file.
     pub category_id: i64,
-    /// x, y, width, height in pixels of the original image.
+    /// Box as x, y, width, height in pixels of the original image.
     pub bbox: [f64; 4],
-    /// 0 to 1.
+    /// Confidence, 0 to 1.
     pub score: f64,
-    /// Its mask.
+    /// The mask, if the detector has masks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segmentation: Option<RleMask>,
 }
 
-/// A detection as a file has it.
+/// A detection as it stands in a file.
 #[derive(Deserialize)]
 struct Row {
     image_id: i64,
@@ -58,12 +58,12 @@ pub struct RleMask {
 }
 
 impl RleMask {
-    /// From the lengths of runs down the columns of an image of `size` (width, height), background first.
+    /// Encodes lengths of runs down the columns of an image of `size` (width, height), background first.
     pub fn from_counts((w, h): (u32, u32), counts: Vec<u32>) -> RleMask {
         RleMask { size: [h, w], counts: hotcoco::mask::rle_to_string(&hotcoco::Rle { h, w, counts }) }
     }
 
-    /// Pixels, and the box x, y, width, height of them.
+    /// Number of pixels, and their bounding box x, y, width, height.
     ///
     /// Errors: `Value` if `counts` does not decode or exceeds `size`.
     pub fn area_and_bbox(&self) -> Result<(u64, [f64; 4])> {
@@ -71,11 +71,11 @@ impl RleMask {
             .map_err(|e| Error::value("mask", e.to_string()))
     }
 
-    /// The mask of the mirrored image, left and right exchanged.
+    /// The mask mirrored left and right.
     ///
-    /// Errors: as [`RleMask::area_and_bbox`].
+    /// Errors: those of [`RleMask::area_and_bbox`].
     ///
-    /// Cost: linear in runs and in columns with set pixels.
+    /// Cost: linear in the number of runs and of columns with set pixels.
     pub fn mirrored(&self) -> Result<RleMask> {
         let (rle, [h, w]) = (self.rle()?, self.size);
         let mut spans: Vec<[u32; 3]> = Vec::new(); // column, rows
@@ -107,9 +107,9 @@ impl RleMask {
         Ok(Self::from_counts((w, h), counts))
     }
 
-    /// Polygons around the pixels, simplified where it hardly shows: for drawing.
+    /// Polygons around the pixels for drawing, slightly simplified.
     ///
-    /// Errors: as [`RleMask::area_and_bbox`].
+    /// Errors: those of [`RleMask::area_and_bbox`].
     pub fn outlines(&self) -> Result<Vec<Vec<[f64; 2]>>> {
         Ok(crate::data::draw_set::rle_outlines(&self.rle()?))
     }
@@ -165,13 +165,13 @@ mod tests {
         assert!(e.contains("invalid RLE"), "{e}");
     }
 
-    /// From pixels by rows.
+    /// Encodes a bitmap given by rows.
     fn encode(bitmap: &[u8], w: u32, h: u32) -> RleMask {
         let columns: Vec<u8> = (0..w * h).map(|i| bitmap[(i % h * w + i / h) as usize]).collect();
         RleMask::from_counts((w, h), hotcoco::mask::encode(&columns, h, w).unwrap().counts)
     }
 
-    /// To pixels by rows.
+    /// Decodes to a bitmap by rows.
     fn decode(mask: &RleMask) -> Vec<u8> {
         let ([h, w], columns) = (mask.size, hotcoco::mask::decode(&mask.rle().unwrap()));
         (0..h * w).map(|i| columns[(i % w * h + i / w) as usize]).collect()

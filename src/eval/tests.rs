@@ -157,7 +157,8 @@ fn sizes_without_areas_are_those_of_masks() {
     assert_eq!([m["segm_ap_small"].round(), m["segm_ap_medium"].round()], [1.0, -1.0]);
 }
 
-/// What [`Dataset::evaluation_note`] says of a box of negative width: missed by its area, ignored without one.
+/// A box of negative width: missed if the file has its area, ignored if not. [`Dataset::evaluation_note`] says the
+/// same.
 #[test]
 fn boxes_that_nothing_can_match() {
     let dir = tempfile::tempdir().unwrap();
@@ -203,7 +204,7 @@ fn unknown_ids_are_named() {
     assert!(e.to_string().contains("987654"), "{e}");
 }
 
-/// What CVAT and Roboflow write, ids that no 64-bit float holds, images out of order, no area.
+/// Files as CVAT and Roboflow write them: ids that no 64-bit float holds, images out of order, no area.
 #[test]
 fn files_of_other_programs_are_evaluated() {
     let dir = tempfile::tempdir().unwrap();
@@ -213,7 +214,8 @@ fn files_of_other_programs_are_evaluated() {
         "images": [{"id": 9007199254740993, "file_name": "b.png", "width": 99, "height": 99, "date_captured": 0},
                    {"id": 9007199254740992, "file_name": "a.png", "width": 99, "height": 99, "license": ""}],
         "categories": [{"id": 1, "name": "x", "supercategory": null}],
-        "annotations": [{"id": 1, "image_id": 9007199254740993, "category_id": 1, "bbox": [0, 0, 50, 50], "iscrowd": null},
+        "annotations": [{"id": 1, "image_id": 9007199254740993, "category_id": 1, "bbox": [0, 0, 50, 50],
+          "iscrowd": null},
                         {"id": "2", "image_id": 9007199254740993, "category_id": 1, "bbox": [1, 2, 3]},
                         {"id": 3, "image_id": 9007199254740992, "category_id": 1, "bbox": [0, 0, null, 50]}]}"#;
     std::fs::write(&path, text).unwrap();
@@ -244,7 +246,7 @@ fn looking_changes_no_metric() {
     assert!(all.confusion.unwrap().counts.iter().flatten().sum::<u64>() > 0);
 }
 
-/// One error of each kind.
+/// Detections with one error of each kind.
 #[test]
 fn errors_have_their_kind() {
     let dir = tempfile::tempdir().unwrap();

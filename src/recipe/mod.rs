@@ -154,7 +154,8 @@ pub struct SplitConfig {
 pub enum BadImages {
     /// Stop with an error that names it.
     Fail,
-    /// Leave it out, count and list it.
+    /// Go on without it, and list it: training draws another picture instead, and an evaluation counts it as a picture
+    /// where nothing was found.
     Skip,
 }
 

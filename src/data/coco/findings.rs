@@ -1,4 +1,5 @@
-//! What is wrong, or only worth knowing, with a data set: counted by kind, with the first examples of each.
+//! Findings: everything that is wrong with a data set or worth knowing about it, counted by kind, with the first
+//! examples of each kind. Main types: [`FindingKind`], [`Findings`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +11,7 @@ pub enum Severity {
     Fatal,
     /// The entry is dropped or repaired; training goes on.
     Warning,
-    /// Nothing is wrong; good to know.
+    /// Nothing is wrong; worth knowing.
     Info,
 }
 
@@ -31,35 +32,35 @@ pub enum FindingKind {
     NoImages,
     /// `categories` is an empty list, or none of its entries can be used.
     NoCategories,
-    /// Of all annotations, none is ground truth.
+    /// No annotation is ground truth.
     NoBoxes,
-    /// Two entries of `images` with one id.
+    /// Two entries of `images` have the same id.
     DuplicateImageId,
-    /// Two entries of `categories` with one id and different names.
+    /// Two entries of `categories` have the same id and different names.
     DuplicateCategoryId,
-    /// An image file that is not there.
+    /// An image file does not exist.
     MissingFile,
-    /// An image file that does not decode.
+    /// An image file does not decode.
     UnreadableFile,
-    /// An image file of another size than the annotation file says.
+    /// An image file has another size than the annotation file says.
     SizeMismatch,
     /// An entry of `images` without a usable `id` or `file_name`.
     BadImageEntry,
-    /// An image whose size neither the annotation file nor its own file tells.
+    /// Neither the annotation file nor the image file gives the size of an image.
     UnknownSize,
-    /// An image without `width` and `height`, taken from the file instead.
+    /// An image without `width` and `height`; both are taken from the image file instead.
     MissingSize,
-    /// An image whose `width` and `height` are no size, taken from the file instead.
+    /// An image whose `width` or `height` is not a size; both are taken from the image file instead.
     BadSize,
     /// An entry of `categories` without a usable `id`, or a repeated one.
     BadCategoryEntry,
-    /// An annotation without `image_id` or `category_id`.
+    /// An annotation without a usable `image_id` or `category_id`.
     BadAnnotationEntry,
     /// An annotation of an image that is not listed.
     UnknownImageId,
     /// An annotation of a category that is not listed.
     UnknownCategoryId,
-    /// No `bbox`, or one that is not four numbers.
+    /// `bbox` is missing or is not four numbers.
     BadBox,
     /// A box with NaN, an infinity or a number beyond [`MAX_COORDINATE`].
     NonFiniteBox,
@@ -75,9 +76,9 @@ pub enum FindingKind {
     BadArea,
     /// A box that leaves its image by more than a pixel.
     PartlyOutside,
-    /// Masks were asked for, and no annotation has one.
+    /// Masks were asked for, but no annotation has one.
     NoMasks,
-    /// An annotation without `segmentation`, among others that have it.
+    /// An annotation without `segmentation`, while others have it.
     MissingMask,
     /// A `segmentation` that is neither polygons nor an RLE.
     BadMask,
@@ -93,15 +94,15 @@ pub enum FindingKind {
     EmptyMask,
     /// A mask, or a polygon of one, wholly outside its own box.
     MaskOutsideBox,
-    /// An annotation that is there twice, word for word.
+    /// An annotation that appears twice, with the same id, image, class and box.
     RepeatedAnnotation,
-    /// Two different annotations with one id.
+    /// Two different annotations have the same id.
     DuplicateAnnotationId,
-    /// Two annotations of one image with the same class and box.
+    /// Two annotations of one image have the same class and box.
     DuplicateBox,
-    /// Two images with one file name.
+    /// Two images have the same file name.
     DuplicateFileName,
-    /// Two categories with one name.
+    /// Two categories have the same name.
     DuplicateCategoryName,
     /// Annotations with `ignore` set.
     IgnoreFlag,
@@ -116,7 +117,7 @@ pub enum FindingKind {
 }
 
 impl FindingKind {
-    /// How much it matters.
+    /// How much this kind matters.
     pub fn severity(self) -> Severity {
         use FindingKind::*;
         match self {
@@ -127,7 +128,7 @@ impl FindingKind {
         }
     }
 
-    /// Whether it is about a mask, and boxes are used nevertheless.
+    /// Whether the finding is about a mask only, so that the box is used nevertheless.
     pub(super) fn is_of_mask(self) -> bool {
         use FindingKind::*;
         matches!(
@@ -144,14 +145,14 @@ impl FindingKind {
         )
     }
 
-    /// What was found, and what becomes of it or what to do.
+    /// Two texts: the problem, and what happens to the entry or what the user should do.
     pub fn text(self) -> (&'static str, &'static str) {
         let (_, what, action) = TEXTS[self as usize];
         (what, action)
     }
 }
 
-/// Of each kind, in their order: what was found, and what becomes of it or what to do.
+/// Both texts of [`FindingKind::text`] for each kind, in the order of the kinds.
 const TEXTS: [(FindingKind, &str, &str); FindingKind::SmallImage as usize + 1] = {
     use FindingKind::*;
     [
@@ -258,7 +259,7 @@ const TEXTS: [(FindingKind, &str, &str); FindingKind::SmallImage as usize + 1] =
     ]
 };
 
-// Rows and kinds are in the same order.
+// Checks that the rows are in the order of the kinds: `text` takes the row by its number.
 const _: () = {
     let mut i = 0;
     while i < TEXTS.len() {
@@ -267,10 +268,10 @@ const _: () = {
     }
 };
 
-/// No box and no polygon has a larger number.
+/// The largest absolute value that a number of a box or a polygon may have.
 pub const MAX_COORDINATE: f64 = 1e9;
 
-/// How many examples of a kind are kept unless told.
+/// How many examples of each kind are kept by default.
 pub const EXAMPLES: usize = 5;
 
 /// Count and first examples of one kind.
@@ -278,7 +279,7 @@ pub const EXAMPLES: usize = 5;
 pub struct Group {
     /// How many there are.
     pub count: usize,
-    /// The first of them, with their ids.
+    /// The first ones, with their ids.
     pub examples: Vec<String>,
 }
 
@@ -296,12 +297,12 @@ impl Default for Findings {
 }
 
 impl Findings {
-    /// No findings; `keep` examples of each kind will be kept.
+    /// An empty list that will keep `keep` examples of each kind.
     pub fn new(keep: usize) -> Self {
         Self { groups: BTreeMap::new(), keep }
     }
 
-    /// Adds one; `example` is only called while examples are still kept.
+    /// Counts a finding. `example` is called only while examples are still kept.
     pub fn add(&mut self, kind: FindingKind, example: impl FnOnce() -> String) {
         let group = self.groups.entry(kind).or_default();
         group.count += 1;
@@ -310,12 +311,12 @@ impl Findings {
         }
     }
 
-    /// Takes a kind out; returns how many there were.
+    /// Removes all findings of a kind; returns how many there were.
     pub(super) fn remove(&mut self, kind: FindingKind) -> usize {
         self.groups.remove(&kind).map_or(0, |g| g.count)
     }
 
-    /// How many of a kind.
+    /// Number of findings of a kind.
     pub fn count(&self, kind: FindingKind) -> usize {
         self.groups.get(&kind).map_or(0, |g| g.count)
     }

@@ -1,4 +1,4 @@
-//! From the entries of an annotation file to a [`Dataset`]: what each is worth, and what is wrong with it.
+//! From an annotation file to a [`Dataset`]: decides for each entry whether it can be used, and records what is wrong.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ use crate::data::toggles::MaskScratch;
 use crate::error::{Error, Result};
 
 impl Dataset {
-    /// Reads `annotations`; the images are files in `images`. Fatal findings are an error.
+    /// Reads the annotation file `annotations`; the image files are in the folder `images`. Fatal findings are an
+    /// error.
     pub fn load(annotations: impl AsRef<Path>, images: impl AsRef<Path>) -> Result<Self> {
         Self::load_with(annotations, images, ReadOptions::default())
     }
@@ -50,7 +51,7 @@ impl Dataset {
         Ok(Reader::new(empty, options).read(file))
     }
 
-    /// A data set of image files alone: no annotations, sizes from the files' headers, ids counted from 1.
+    /// Makes a data set of image files without annotations: sizes come from the files' headers, ids count from 1.
     pub fn from_files(files: &[PathBuf], categories: Vec<Category>) -> Result<Self> {
         let mut images = Vec::with_capacity(files.len());
         for (i, file) in files.iter().enumerate() {
@@ -73,27 +74,27 @@ impl Dataset {
 /// Why an annotation is not used, and the index of its image, if that is known.
 type Lost = (FindingKind, Option<usize>);
 
-/// State of [`Dataset::read`].
+/// State of [`Dataset::read`]: the data set so far, and tables from ids to indices.
 struct Reader {
     options: ReadOptions,
     dataset: Dataset,
     image_index: HashMap<i64, usize>,
-    /// Ids of images that were dropped, and why: their annotations are dropped without a finding of their own.
+    /// Ids of the images that were dropped, and why. Their annotations are dropped without a finding of their own.
     dropped_images: HashMap<i64, FindingKind>,
     class_of: HashMap<i64, u32>,
-    /// Annotation ids seen, with image and place in its list.
+    /// For each annotation id seen: index of the image, and place in the image's list.
     annotation_ids: HashMap<i64, (usize, usize)>,
 }
 
 impl Reader {
-    /// Will add to a data set that has its paths.
+    /// Starts from a data set that has its paths and nothing else.
     fn new(dataset: Dataset, options: ReadOptions) -> Self {
         let (image_index, dropped_images) = (HashMap::new(), HashMap::new());
         let (class_of, annotation_ids) = (HashMap::new(), HashMap::new());
         Self { options, dataset, image_index, dropped_images, class_of, annotation_ids }
     }
 
-    /// Adds what is in a file.
+    /// Adds all entries of a file.
     fn read(mut self, file: RawFile) -> Dataset {
         self.images(file.images.unwrap_or_default());
         self.categories(file.categories.unwrap_or_default());
@@ -193,7 +194,8 @@ impl Reader {
         }
     }
 
-    /// The masks of all annotations, read and rasterised once on all cores; an empty list if they are not wanted.
+    /// Reads the masks of all annotations and rasterises each once, on all cores. An empty list if masks are not
+    /// wanted.
     fn masks(&self, annotations: &[RawAnnotation]) -> Vec<Parsed> {
         if self.options.masks == Masks::Skip {
             return Vec::new();
@@ -210,7 +212,8 @@ impl Reader {
         annotations.par_iter().map_init(MaskScratch::default, read).collect()
     }
 
-    /// Finds the image, the class and the box of an annotation. If one is missing: why, unless that was told before.
+    /// Finds the image, the class and the box of an annotation, or says which is missing. The missing part is also
+    /// added to the findings, except when the image was dropped: its own finding covers its annotations.
     fn locate(&mut self, at: usize, raw: &RawAnnotation) -> Result<Located, Lost> {
         use FindingKind::*;
         let findings = &mut self.dataset.findings;
@@ -242,7 +245,7 @@ impl Reader {
         }
     }
 
-    /// Adds an annotation; returns why it is not used in training, if so.
+    /// Adds an annotation. Returns why it is not used in training, or none if it is used or left out by design.
     fn annotation(&mut self, at: usize, raw: &RawAnnotation, mask: Parsed) -> Option<Lost> {
         use FindingKind::*;
         let Located { index, class, bbox } = match self.locate(at, raw) {
@@ -301,7 +304,7 @@ impl Reader {
 
     fn finish(self) -> Dataset {
         let mut d = self.dataset;
-        // Boxes alone are an ordinary data set: one line says so, not one for each annotation.
+        // A data set without masks is an ordinary one: one finding says so, instead of one per annotation.
         let all: usize = d.annotations.iter().map(Vec::len).sum();
         if all > 0 && d.findings.count(FindingKind::MissingMask) == all {
             d.findings.remove(FindingKind::MissingMask);
@@ -325,7 +328,7 @@ impl Reader {
     }
 }
 
-/// What every usable annotation has.
+/// The parts that every usable annotation has.
 struct Located {
     /// Index of the image.
     index: usize,
@@ -333,7 +336,7 @@ struct Located {
     bbox: [f64; 4],
 }
 
-/// The name of annotation `at` in findings.
+/// The name in findings of the annotation at place `at` of the list.
 fn name(at: usize, raw: &RawAnnotation) -> String {
     match raw.id.id() {
         Some(id) => format!("annotation {id}"),
@@ -341,7 +344,7 @@ fn name(at: usize, raw: &RawAnnotation) -> String {
     }
 }
 
-/// [`name`], with the image.
+/// Like [`name`], with the image.
 fn place(at: usize, raw: &RawAnnotation, image: &ImageInfo) -> String {
     format!("{}, image {} ({})", name(at, raw), image.id, image.file_name)
 }
@@ -352,12 +355,12 @@ fn leaves(bbox: [f64; 4], image: &ImageInfo) -> bool {
     (-bbox[0]).max(-bbox[1]).max(bbox[0] + bbox[2] - w).max(bbox[1] + bbox[3] - h) > 1.0
 }
 
-/// Whether all numbers of a box are such that one can reckon with them.
+/// Whether all numbers of a box are finite and at most [`MAX_COORDINATE`].
 fn is_finite(bbox: [f64; 4]) -> bool {
     bbox.iter().all(|v| v.abs() <= MAX_COORDINATE)
 }
 
-/// The corners of a box, clipped to its image.
+/// Corners x0, y0, x1, y1 of a box, clipped to its image.
 fn clip(bbox: [f64; 4], image: &ImageInfo) -> [f32; 4] {
     let (w, h) = (f64::from(image.width), f64::from(image.height));
     let x0 = bbox[0].clamp(0.0, w);
@@ -367,7 +370,7 @@ fn clip(bbox: [f64; 4], image: &ImageInfo) -> [f32; 4] {
     [x0 as f32, y0 as f32, x1 as f32, y1 as f32]
 }
 
-/// Why an annotation is not ground truth, if so. `area` is the file's, where it has one.
+/// The reason why an annotation is not ground truth, if there is one. `area` is the file's `area`, if it has one.
 fn unusable(a: &Annotation, image: &ImageInfo, ignore: bool, area: Option<f64>) -> Option<FindingKind> {
     use FindingKind::*;
     let [x, y, w, h] = a.bbox;

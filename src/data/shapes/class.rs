@@ -1,6 +1,6 @@
 //! The classes of the built-in data set.
 
-/// What a shape is.
+/// Class of a shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// Circle or ellipse.
@@ -18,7 +18,7 @@ pub enum Class {
 }
 
 impl Class {
-    /// All classes; the category id in the annotation files is the place in this list plus one.
+    /// All classes. The category id in the annotation files is the index in this list plus one.
     pub const ALL: [Class; 6] =
         [Class::Ellipse, Class::Rectangle, Class::Triangle, Class::Star, Class::Cross, Class::Crescent];
 
@@ -34,7 +34,7 @@ impl Class {
         }
     }
 
-    /// COCO category id.
+    /// Category id in the annotation files.
     pub fn id(self) -> u32 {
         self as u32 + 1
     }

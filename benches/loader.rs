@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use upres::data::mask_trace::MaskScratch;
+use upres::data::loader::plan_batches;
 use upres::data::masks::MaskMap;
 use upres::data::pipeline::Draws;
 use upres::data::resize::{Scratch, Window, resize_window};
+use upres::data::toggles::MaskScratch;
 use upres::data::{
-    BadImages, Dataset, Geometry, ImageStore, Loader, LoaderOptions, Masks, Pipeline, ReadOptions, Shape, decode,
-    run_capacity,
+    BadImages, ColourJitter, Dataset, Geometry, ImageStore, Loader, LoaderOptions, Masks, Pipeline, ReadOptions, Shape,
+    decode, run_capacity,
 };
 
 /// Best of some repetitions, as images per second.
@@ -21,6 +22,16 @@ fn rate(images: usize, repetitions: usize, mut run: impl FnMut()) -> f64 {
         start.elapsed().as_secs_f64()
     });
     images as f64 / seconds.fold(f64::INFINITY, f64::min)
+}
+
+/// A square that large pictures are cropped to.
+fn crop(side: u32) -> Geometry {
+    Geometry::Fixed { shape: Shape::square(side), jitter: (0.8, 1.2) }
+}
+
+/// Mirrors half of the pictures.
+fn training(geometry: Geometry) -> Pipeline {
+    Pipeline { geometry, flip: 0.5, vertical_flip: 0.0, colour: ColourJitter::default() }
 }
 
 /// Reading masks, the room they need in batches, and drawing them.
@@ -36,9 +47,9 @@ fn masks(annotations: &str, images: &str, long: u32, short: u32) -> upres::Resul
     let kib = all.iter().map(|m| m.bytes()).sum::<usize>() / 1024;
     let n = all.len();
     println!("{n} masks, {kib} KiB             reading takes {with_ms:.0} ms, without masks {without_ms:.0} ms");
-    let geometries = [("pre-train 448", Geometry::pretrain(448)), ("keep ratio", Geometry::finetune(long, short))];
+    let geometries = [("pre-train 448", crop(448)), ("keep ratio", Geometry::finetune(long, short))];
     for (what, geometry) in geometries {
-        let pipeline = Pipeline::train(geometry);
+        let pipeline = training(geometry);
         let start = Instant::now();
         let room = run_capacity(&dataset, &pipeline);
         let room_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -108,11 +119,11 @@ fn main() -> upres::Result<()> {
 
     let sets = [("boxes", Some(dataset)), ("masks", with_masks)];
     for (truth, dataset) in sets.into_iter().filter_map(|(truth, d)| Some((truth, d?))) {
-        for (what, geometry) in [("keep ratio", Geometry::finetune(long, short)), ("crop", Geometry::pretrain(long))] {
+        for (what, geometry) in [("keep ratio", Geometry::finetune(long, short)), ("crop", crop(long))] {
             for (cache, bytes, threads) in
                 [("no cache", 0, 1), ("no cache", 0, 2), ("cache", 4 << 30, 1), ("cache", 4 << 30, 2)]
             {
-                let per_s = loader(&dataset, Pipeline::train(geometry), truth == "masks", bytes, threads)?;
+                let per_s = loader(&dataset, training(geometry), truth == "masks", bytes, threads)?;
                 println!("loader, {truth}, {what:<10} {cache:<8} {threads} thr {per_s:>6.0} images/s");
             }
         }
@@ -132,7 +143,7 @@ fn loader(dataset: &Arc<Dataset>, pipeline: Pipeline, masks: bool, cache: u64, t
         ..LoaderOptions::default()
     };
     let mut loader = Loader::new(store, pipeline, options)?;
-    let steps = loader.steps_per_epoch();
+    let (steps, _) = plan_batches(dataset, &pipeline, &options)?;
     let mut failed = None;
     let per_s = rate(steps as usize * 8, 4, || {
         for _ in 0..steps {

@@ -13,7 +13,7 @@ use upres::detect::found::to_results;
 use upres::detect::infer::Detector;
 use upres::detect::tta::{Tta, View};
 use upres::device::choice::DeviceChoice;
-use upres::eval::{Evaluator, Look, Measured, Overlap, ResultBox, per_class_json, write_results};
+use upres::eval::{Evaluator, Look, MaskMetrics, Measured, Overlap, ResultBox, per_class_json, write_results};
 use upres::format::counted;
 use upres::output::{check_files, ended, print, tell};
 use upres::{Error, Result};
@@ -104,7 +104,10 @@ fn run(args: &Cli) -> Result<()> {
     let classes = detector.match_classes(&dataset)?;
     let mut left_out: Vec<String> =
         dataset.evaluation_note().into_iter().map(|note| format!("ground truth: {note}")).collect();
-    let evaluator = evaluator(&detector, &dataset, &mut left_out);
+    let wanted = if detector.has_masks() { MaskMetrics::IfUsable } else { MaskMetrics::Off };
+    let (evaluator, without_masks) = Evaluator::open(&dataset, wanted)?;
+    left_out.extend(without_masks);
+    left_out.extend(if evaluator.has_masks() { dataset.mask_note() } else { None });
     left_out.iter().for_each(|note| tell(format_args!("note: {note}")));
     let views = args.tta.as_ref().map_or(&[View::PLAIN][..], |tta| &tta.views);
     let cache = if views.len() > 1 { CACHE_BYTES } else { 0 };
@@ -157,22 +160,6 @@ fn write_files(args: &Cli, rows: &[ResultBox], boxes: &Measured, masks: Option<&
         _ => Ok(()),
     };
     json.and(detections).and(confusion)
-}
-
-/// For masks where detector and ground truth have them; adds what is not measured.
-fn evaluator(detector: &Detector, dataset: &Dataset, left_out: &mut Vec<String>) -> Evaluator {
-    if !detector.has_masks() {
-        return Evaluator::new(dataset);
-    }
-    let evaluator = match Evaluator::with_masks(dataset) {
-        Ok(evaluator) => evaluator,
-        Err(why) => {
-            left_out.push(format!("masks are not measured, only boxes: {why}"));
-            return Evaluator::new(dataset);
-        }
-    };
-    left_out.extend(dataset.mask_note());
-    evaluator
 }
 
 /// Everything that was measured, in words.

@@ -1,31 +1,32 @@
-//! Random changes of colour, as one affine map of RGB for each picture.
+//! Random colour changes, combined into one affine map of RGB per picture.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::philox::Rng;
 
-/// Each factor is drawn from 1 ± the value, hue from ± the value in turns; all zero is off.
+/// Strength of the random changes. Each factor is drawn from 1 ± the value, and hue from ± the value in turns. All zero
+/// turns them off.
 #[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ColourJitter {
-    /// All channels times a factor.
+    /// Multiplies all channels by a factor.
     pub brightness: f32,
-    /// Distance from the picture's mean grey times a factor.
+    /// Multiplies the distance from the picture's mean grey by a factor.
     pub contrast: f32,
-    /// Distance from the pixel's own grey times a factor.
+    /// Multiplies the distance from the pixel's own grey by a factor.
     pub saturation: f32,
-    /// Rotation of the colours about the grey axis (YIQ).
+    /// Rotates the colours about the grey axis (in YIQ).
     pub hue: f32,
 }
 
 impl ColourJitter {
-    /// Whether nothing changes.
+    /// Whether no colour changes.
     pub fn is_off(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Refuses numbers that make no sense.
+    /// Fails for numbers outside their range.
     pub fn check(&self) -> Result<()> {
         let all = [self.brightness, self.contrast, self.saturation];
         if all.iter().any(|v| !(0.0..=1.0).contains(v)) || !(0.0..=0.5).contains(&self.hue) {
@@ -50,7 +51,7 @@ pub struct Colour {
 }
 
 impl Colour {
-    /// Draws the change for a picture given as its rows.
+    /// Draws a change at random. `rows` are the rows of the picture, for its mean grey.
     pub fn draw<'a>(jitter: &ColourJitter, rng: &mut Rng, rows: impl Iterator<Item = &'a [u8]>) -> Self {
         let mut factor = |v: f32| rng.range(1.0 - v, 1.0 + v);
         let (brightness, contrast, saturation) =
@@ -93,7 +94,7 @@ fn mean_grey<'a>(rows: impl Iterator<Item = &'a [u8]>) -> f32 {
     sum.iter().zip(GREY).map(|(s, g)| (*s as f64 / n) as f32 * g).sum()
 }
 
-/// Rotation by `turn` radians about the grey axis: RGB to YIQ, rotate I and Q, and back.
+/// The matrix that rotates by `turn` radians about the grey axis: RGB to YIQ, rotate I and Q, and back.
 fn hue(turn: f32) -> [[f32; 3]; 3] {
     const TO: [[f32; 3]; 3] = [GREY, [0.595_716, -0.274_453, -0.321_263], [0.211_456, -0.522_591, 0.311_135]];
     const FROM: [[f32; 3]; 3] =

@@ -1,35 +1,36 @@
-//! What a loader delivers.
+//! One batch of pictures and ground truth, as a loader delivers it.
 
 use super::buckets::Shape;
 
-/// Pictures and ground truth of one step, in plain vectors. `B` pictures of `H` × `W`, ground truth padded to `G`.
+/// Pictures and ground truth of one step, in plain vectors: `B` pictures of `H` × `W`, with ground truth padded to `G`
+/// boxes and `S` run ends of masks.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Batch {
-    /// Number of the batch, counted from 0 over the whole stage.
+    /// Number of the batch, counted from 0 at the start of the stage.
     pub step: u64,
-    /// Index of the shape in the loader's `shapes()`.
+    /// Index of the shape in [`Buckets::shapes`](super::buckets::Buckets::shapes).
     pub bucket: usize,
-    /// Height and width.
+    /// Height `H` in pixels.
     pub height: u32,
-    /// Height and width.
+    /// Width `W` in pixels.
     pub width: u32,
-    /// `[B,H,W,3]` RGB, 0 outside the content.
+    /// `[B,H,W,3]` RGB; 0 outside the content.
     pub images: Vec<u8>,
     /// `[B,4]`: height and width of the content, height and width of its padded shape.
     pub sizes: Vec<f32>,
-    /// `[B,G,4]` x0 y0 x1 y1 in pixels of the batch's pictures; 0 where there is no box.
+    /// `[B,G,4]` x0, y0, x1, y1 in pixels of the batch's pictures; 0 where there is no box.
     pub gt_boxes: Vec<f32>,
     /// `[B,G]` class index; -1 where there is no box.
     pub gt_labels: Vec<i32>,
     /// `[B]` number of boxes.
     pub gt_count: Vec<i32>,
-    /// `[B,S]` masks of the ground truth, all of an image one after another: positions `y * W + x` where runs of pixels begin
-    /// and end, ascending within an object; a pixel is set if an odd number of its object's are not behind it. Padded with
-    /// `i32::MAX`. Empty where masks are off.
+    /// `[B,S]` masks of the ground truth, those of one image one after another. Each is a list of positions `y * W + x`
+    /// where runs of pixels begin and end, ascending within an object. A pixel is set if an odd number of its object's
+    /// positions are at or before it. Padded with `i32::MAX`; empty if masks are off.
     pub gt_mask_runs: Vec<i32>,
-    /// `[B,G+1]` object g owns `runs[offsets[g]..offsets[g + 1]]` of its image. Empty where masks are off.
+    /// `[B,G+1]` object g owns `runs[offsets[g]..offsets[g + 1]]` of its image. Empty if masks are off.
     pub gt_mask_offsets: Vec<i32>,
-    /// `[B]` ids of the annotation file.
+    /// `[B]` image ids of the annotation file.
     pub image_ids: Vec<i64>,
     /// `[B]` indices into the data set's images.
     pub indices: Vec<usize>,
@@ -37,50 +38,48 @@ pub struct Batch {
     pub scale_factors: Vec<[f32; 2]>,
     /// `[B,2]` width and height of the original pictures.
     pub original_sizes: Vec<[u32; 2]>,
-    /// `[B]` mirrored left and right.
+    /// `[B]` whether the picture is mirrored left and right.
     pub flipped: Vec<bool>,
-    /// `[B]` false where the place only fills the batch up (end of an evaluation, unreadable picture).
+    /// `[B]` false if the place only fills up the batch (end of an evaluation, or an unreadable picture).
     pub valid: Vec<bool>,
 }
 
+/// How much a [`Batch`] holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Pictures.
+    pub batch: usize,
+    /// Boxes per picture.
+    pub max_gt: usize,
+    /// Run ends of masks per picture; 0 for no masks.
+    pub mask_runs: usize,
+}
+
 impl Batch {
-    /// Pictures in the batch, valid or not.
+    /// Number of places, valid or not.
     pub fn len(&self) -> usize {
         self.valid.len()
     }
 
-    /// Whether there is no place at all.
+    /// Whether the batch has no places.
     pub fn is_empty(&self) -> bool {
         self.valid.is_empty()
     }
 
-    /// Ground-truth boxes that each picture is padded to.
+    /// Number of ground-truth boxes that each picture is padded to.
     pub fn max_gt(&self) -> usize {
         self.gt_labels.len().checked_div(self.len()).unwrap_or(0)
     }
 
-    /// Pictures that count.
-    pub fn valid_count(&self) -> usize {
-        self.valid.iter().filter(|v| **v).count()
-    }
-
-    /// Makes room for `batch` pictures of `shape` with `max_gt` boxes and `mask_runs` run ends of masks each (0: no masks);
-    /// everything but the pixels starts empty.
-    pub(super) fn reset(
-        &mut self,
-        step: u64,
-        bucket: usize,
-        shape: Shape,
-        batch: usize,
-        max_gt: usize,
-        mask_runs: usize,
-    ) {
+    /// Makes room for batch `step` of `shape`, the shape with index `bucket`. Everything but the pixels starts empty.
+    pub(super) fn reset(&mut self, step: u64, bucket: usize, shape: Shape, room: Room) {
+        let Room { batch, max_gt, mask_runs } = room;
         fn fill<T: Clone>(v: &mut Vec<T>, n: usize, value: T) {
             v.clear();
             v.resize(n, value);
         }
         (self.step, self.bucket, self.height, self.width) = (step, bucket, shape.height, shape.width);
-        // Every byte is written by the pipeline: no need to clear what a recycled batch held.
+        // The pipeline writes every byte, so the pixels of a recycled batch need not be cleared.
         self.images.resize(batch * shape.pixels() as usize * 3, 0);
         fill(&mut self.sizes, batch * 4, 0.0);
         fill(&mut self.gt_boxes, batch * max_gt * 4, 0.0);
@@ -96,27 +95,12 @@ impl Batch {
         fill(&mut self.valid, batch, false);
     }
 
-    /// Run ends of masks that each picture is padded to; 0 where masks are off.
+    /// Number of run ends of masks that each picture is padded to; 0 if masks are off.
     pub fn mask_runs(&self) -> usize {
         self.gt_mask_runs.len().checked_div(self.len()).unwrap_or(0)
     }
 
-    /// Run ends of the mask of object `g` of place `slot`.
-    pub fn mask(&self, slot: usize, g: usize) -> &[i32] {
-        let at = slot * (self.max_gt() + 1) + g;
-        let first = slot * self.mask_runs();
-        match self.gt_mask_offsets.get(at..at + 2) {
-            Some(&[start, end]) => &self.gt_mask_runs[first + start as usize..first + end as usize],
-            _ => &[],
-        }
-    }
-
-    /// Pixels of place `slot`.
-    pub fn image(&self, slot: usize) -> &[u8] {
-        let n = self.height as usize * self.width as usize * 3;
-        &self.images[slot * n..(slot + 1) * n]
-    }
-
+    /// The pixels of place `slot`.
     pub(super) fn image_mut(&mut self, slot: usize) -> &mut [u8] {
         let n = self.height as usize * self.width as usize * 3;
         &mut self.images[slot * n..(slot + 1) * n]

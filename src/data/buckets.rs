@@ -1,24 +1,24 @@
-//! Shape buckets: a handful of padded shapes for images of many sizes, so that a training step has fixed shapes.
+//! Shape buckets: a few padded shapes for images of many sizes, so that training steps have few distinct shapes.
 
 /// Height and width of a batch's pictures in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Shape {
-    /// Rows.
+    /// Height in pixels.
     pub height: u32,
-    /// Columns.
+    /// Width in pixels.
     pub width: u32,
 }
 
 impl Shape {
-    /// A square.
+    /// A square with this side.
     pub fn square(side: u32) -> Self {
         Self { height: side, width: side }
     }
-    /// Pixels.
+    /// Number of pixels.
     pub fn pixels(self) -> u64 {
         u64::from(self.height) * u64::from(self.width)
     }
-    /// Whether `other` fits into it.
+    /// Whether `other` fits into this shape.
     pub fn holds(self, other: Shape) -> bool {
         self.height >= other.height && self.width >= other.width
     }
@@ -33,24 +33,24 @@ impl std::fmt::Display for Shape {
     }
 }
 
-/// The shapes of a data set and which image goes into which.
+/// The shapes of a data set, and which image goes into which shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Buckets {
-    /// Distinct shapes, by ascending number of pixels.
+    /// Distinct shapes, sorted by number of pixels.
     pub shapes: Vec<Shape>,
     /// For each image, an index into `shapes`.
     pub of_image: Vec<u16>,
 }
 
 impl Buckets {
-    /// Everything in one shape.
+    /// Puts all images into one shape.
     pub fn one(shape: Shape, images: usize) -> Self {
         Self { shapes: vec![shape], of_image: vec![0; images] }
     }
 
-    /// At most `max_shapes` shapes for images of `sizes`, multiples of `divisor`, chosen for few wasted pixels. Each
-    /// image goes into the smallest shape that holds it; batches are of `batch` images of one shape, and the last
-    /// batch of each shape is filled up, which counts as waste too.
+    /// Chooses at most `max_shapes` shapes for images of `sizes`, with sides that are multiples of `divisor`, so that
+    /// few pixels are wasted. Each image goes into the smallest shape that holds it. Batches have `batch` images of one
+    /// shape; the last batch of each shape is filled up, which counts as waste too.
     pub fn choose(sizes: &[Shape], max_shapes: usize, divisor: u32, batch: usize) -> Self {
         let pad = |s: &Shape, d: u32| {
             let up = |v: u32| v.max(1).next_multiple_of(d.max(1));
@@ -64,7 +64,7 @@ impl Buckets {
         }
         let mut shapes = merge(&padded, max_shapes.max(1), batch);
         improve(&mut shapes, &padded, batch);
-        // Shapes shrink to what their images need; then an image may fit into a smaller one than before.
+        // Shrink each shape to its images. Then an image may fit into a smaller shape than before: repeat.
         let exact: Vec<Shape> = sizes.iter().map(|s| pad(s, divisor)).collect();
         let assign = |shapes: &[Shape]| -> Vec<u16> {
             exact.iter().map(|s| smallest(shapes, *s).expect("shapes cover every padded size") as u16).collect()
@@ -76,7 +76,7 @@ impl Buckets {
                 let slot = &mut tight[usize::from(*k)];
                 *slot = Some(slot.map_or(*s, |t| t.union(*s)));
             }
-            // A shape that no image chose must not be planned for.
+            // Drop shapes without images, so that nothing is planned for them.
             let mut tight: Vec<Shape> = tight.into_iter().flatten().collect();
             tight.sort_by_key(|s| (s.pixels(), s.height));
             if tight == shapes {
@@ -91,7 +91,7 @@ impl Buckets {
         self.shapes[usize::from(self.of_image[image])]
     }
 
-    /// The share of padded pixels that are padding, for images of `sizes`.
+    /// The share of pixels that are padding, for images of `sizes`.
     pub fn waste(&self, sizes: &[Shape]) -> f64 {
         let used: u64 = sizes.iter().map(|s| s.pixels()).sum();
         let all: u64 = (0..sizes.len()).map(|i| self.shape(i).pixels()).sum();
@@ -99,9 +99,10 @@ impl Buckets {
     }
 }
 
-/// More distinct sizes than this are rounded to a coarser grid first: the search below is cubic in them.
+/// If there are more distinct sizes, they are rounded to a coarser grid first: the search is cubic in their number.
 const MAX_DISTINCT: usize = 96;
 
+/// Distinct padded sizes, each with its number of images.
 fn distinct(sizes: &[Shape], pad: impl Fn(&Shape) -> Shape) -> Vec<(Shape, usize)> {
     let mut count = std::collections::BTreeMap::new();
     for s in sizes {
@@ -115,7 +116,7 @@ fn smallest(shapes: &[Shape], size: Shape) -> Option<usize> {
     (0..shapes.len()).filter(|&k| shapes[k].holds(size)).min_by_key(|&k| (shapes[k].pixels(), k))
 }
 
-/// Pixels computed in one pass over the data; none if a size fits nowhere.
+/// Pixels that one pass over the data computes. None if a size fits into no shape.
 fn cost(shapes: &[Shape], padded: &[(Shape, usize)], batch: usize) -> Option<u64> {
     let mut count = vec![0usize; shapes.len()];
     for (size, n) in padded {
@@ -148,7 +149,7 @@ fn merge(padded: &[(Shape, usize)], max: usize, batch: usize) -> Vec<Shape> {
     groups.into_iter().map(|(s, _)| s).collect()
 }
 
-/// Moves one shape at a time to the best height and width that occur, until nothing gets cheaper.
+/// Changes one shape at a time to the best height and width that occur in the data, until the cost no longer falls.
 fn improve(shapes: &mut [Shape], padded: &[(Shape, usize)], batch: usize) {
     let mut heights: Vec<u32> = padded.iter().map(|(s, _)| s.height).collect();
     let mut widths: Vec<u32> = padded.iter().map(|(s, _)| s.width).collect();
@@ -161,7 +162,7 @@ fn improve(shapes: &mut [Shape], padded: &[(Shape, usize)], batch: usize) {
         let before = best;
         for k in 0..shapes.len() {
             let (mut found, old) = (shapes[k], shapes[k]);
-            // One side at a time first keeps this quadratic; both at once only where the lists are short.
+            // Both sides are changed at once only where the lists are short; else one side at a time, to stay fast.
             for &height in &heights {
                 for &width in &widths {
                     if heights.len() * widths.len() > 1024 && height != old.height && width != old.width {

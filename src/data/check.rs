@@ -1,4 +1,4 @@
-//! `dataset check`: everything that is wrong with a data set, annotation file and image files, in one go.
+//! `dataset check`: finds everything that is wrong with a data set, in the annotation file and in the image files.
 
 use std::fmt;
 use std::path::Path;
@@ -6,27 +6,25 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::coco::{Dataset, Masks, ReadOptions};
+use super::coco::{Dataset, FindingKind, Findings, Masks, ReadOptions, Segmentation, Severity};
 use super::decode::decode_file;
-use super::findings::{FindingKind, Findings, Severity};
-use super::segmentation::Segmentation;
 use super::store::check_size;
 use crate::error::{Error, Result};
 use crate::format::counted;
 
-/// What [`check`] found.
+/// The result of [`check`].
 #[derive(Debug)]
 pub struct CheckReport {
-    /// The data set, with all findings, those of the image files included.
+    /// The data set with all findings, including those about image files.
     pub dataset: Dataset,
-    /// Image files that decode.
+    /// Number of image files that decode and have the annotated size.
     pub decoded: usize,
-    /// Time it took to decode all of them.
+    /// Time that decoding all of them took.
     pub took: Duration,
 }
 
-/// Reads `annotations` with their masks, decodes every image in `images` on all cores, and keeps `examples` of each kind of finding.
-/// An error only if there is no such folder, or if the annotation file cannot be read at all.
+/// Reads `annotations` with its masks, decodes every image in `images` on all cores, and keeps `examples` of each kind
+/// of finding. Fails only if the folder does not exist or the annotation file cannot be read at all.
 pub fn check(annotations: &Path, images: &Path, examples: usize) -> Result<CheckReport> {
     expect_folder(images)?;
     let mut dataset = Dataset::read(annotations, images, ReadOptions { examples, masks: Masks::Read })?;
@@ -50,10 +48,10 @@ pub fn check(annotations: &Path, images: &Path, examples: usize) -> Result<Check
     Ok(CheckReport { dataset, decoded, took })
 }
 
-/// An error if the folder of the images is not there: one line, and not one for each image.
+/// Fails if the image folder does not exist: with one line, instead of one for each image.
 pub fn expect_folder(images: &Path) -> Result<()> {
     let message = match std::fs::metadata(images) {
-        _ if images.as_os_str().is_empty() => return Ok(()), // names in the annotation file are whole paths
+        _ if images.as_os_str().is_empty() => return Ok(()), // the annotation file has whole paths
         Ok(found) if found.is_dir() => return Ok(()),
         Ok(_) => "is a file, not the image folder: name the folder that the file names are relative to".into(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => "image folder not found: check the path".into(),
@@ -62,7 +60,7 @@ pub fn expect_folder(images: &Path) -> Result<()> {
     Err(Error::data(images, message))
 }
 
-/// What is wrong with the file of an image.
+/// The problem with an image file, if there is one.
 fn check_image(dataset: &Dataset, index: usize) -> Option<(FindingKind, String)> {
     let (info, path) = (&dataset.images[index], dataset.image_path(index));
     if !path.exists() {

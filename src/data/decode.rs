@@ -1,6 +1,6 @@
-//! JPEG and PNG files to 8-bit RGB, as OpenCV's `imread` makes them: EXIF orientation applied, grey and palette
-//! images expanded, CMYK converted, alpha dropped, 16 bits cut to the upper 8. Unlike `imread`, a truncated or
-//! corrupt file is an error and not a half grey picture.
+//! Decodes JPEG and PNG files to 8-bit RGB like OpenCV's `imread`: the EXIF orientation is applied, grey and palette
+//! images are expanded, CMYK is converted, alpha is dropped, and 16-bit samples are cut to the upper 8 bits. Unlike in
+//! `imread`, a truncated or corrupt file is an error and not a picture that is partly grey.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,23 +29,16 @@ pub struct Image {
     pub data: Vec<u8>,
 }
 
-impl Image {
-    /// A picture of one colour.
-    pub fn filled(width: u32, height: u32, rgb: [u8; 3]) -> Self {
-        Self { width, height, data: rgb.repeat(width as usize * height as usize) }
-    }
-}
-
-/// Reads and decodes a file. The EXIF orientation is applied.
+/// Reads and decodes a file, with its EXIF orientation applied.
 pub fn decode_file(path: impl AsRef<Path>) -> Result<Image> {
     let path = path.as_ref();
     let bytes = read(path)?;
     decode_bytes(&bytes).map_err(|message| Error::data(path, message))
 }
 
-/// Decodes the bytes of a file; the error is a sentence without its name.
+/// Decodes the bytes of a file. The error is a sentence without the file's name.
 pub fn decode_bytes(bytes: &[u8]) -> Result<Image, String> {
-    // Decoders of hostile formats have panicked before: one bad file must not end a training run.
+    // Image decoders have panicked on corrupt files before, and one bad file must not end a training run.
     catch_unwind(AssertUnwindSafe(|| match kind(bytes)? {
         Kind::Jpeg => decode_jpeg(bytes),
         Kind::Png => decode_png(bytes),
@@ -53,7 +46,7 @@ pub fn decode_bytes(bytes: &[u8]) -> Result<Image, String> {
     .unwrap_or_else(|_| Err("corrupt image (the decoder gave up): copy or convert it again".into()))
 }
 
-/// Width and height of a file as [`decode_file`] would give them, from its header alone.
+/// Width and height that [`decode_file`] would give, from the file's header alone.
 pub fn image_size(path: impl AsRef<Path>) -> Result<(u32, u32)> {
     let path = path.as_ref();
     let bytes = read(path)?;
@@ -89,7 +82,7 @@ enum Kind {
     Png,
 }
 
-/// By the first bytes; the name does not matter.
+/// Recognises the format by the first bytes; the file's name does not matter.
 fn kind(bytes: &[u8]) -> Result<Kind, String> {
     let other = |name: &str| Err(format!("a {name} file: convert it to JPEG or PNG"));
     match bytes {
@@ -104,6 +97,7 @@ fn kind(bytes: &[u8]) -> Result<Kind, String> {
     }
 }
 
+/// The text for an error of a decoder.
 fn corrupt(e: impl std::fmt::Display) -> String {
     let e = e.to_string();
     if e.contains("limit") {
@@ -128,11 +122,11 @@ fn limits() -> Limits {
     limits
 }
 
-/// Whether a JPEG file has its end marker where it belongs. Decoders accept a cut within the last row of blocks.
+/// Whether a JPEG file has its end marker where it belongs. Decoders do not notice a cut within the last row of blocks.
 fn jpeg_ends(bytes: &[u8]) -> bool {
     let mut at = 2;
     loop {
-        // Entropy-coded data has no 0xFF but before 0 and restart markers; between segments there are none at all.
+        // In entropy-coded data, 0xFF stands only before 0 and restart markers; between segments there is none.
         let Some(skip) = bytes.get(at..).and_then(|b| b.iter().position(|v| *v == 0xFF)) else { return false };
         at += skip + 1;
         match bytes.get(at) {
@@ -157,8 +151,8 @@ fn decode_jpeg(bytes: &[u8]) -> Result<Image, String> {
         let data = decoder.decode();
         (decoder, data)
     };
-    // Strict, because otherwise the missing part of a truncated file is grey; but padding between header segments,
-    // which strictness also refuses, is harmless and some cameras write it.
+    // Strict mode, because otherwise the missing part of a truncated file becomes grey. It also refuses padding between
+    // header segments, which is harmless and which some cameras write.
     let (mut decoder, mut data) = run(jpeg_options());
     if data.as_ref().is_err_and(|e| e.to_string().contains("Extra bytes between headers")) {
         (decoder, data) = run(jpeg_options().set_strict_mode(false));
@@ -185,7 +179,7 @@ fn decode_png(bytes: &[u8]) -> Result<Image, String> {
         ColorType::Rgba8 => pick(&raw, 4, [0, 1, 2]),
         ColorType::L8 => pick(&raw, 1, [0, 0, 0]),
         ColorType::La8 => pick(&raw, 2, [0, 0, 0]),
-        // 16-bit samples are in the machine's order: the upper byte of each.
+        // 16-bit samples have the machine's byte order; take the upper byte of each.
         ColorType::L16 => pick(&raw, 2, [HIGH; 3]),
         ColorType::La16 => pick(&raw, 4, [HIGH; 3]),
         ColorType::Rgb16 => pick(&raw, 6, [HIGH, 2 + HIGH, 4 + HIGH]),
@@ -195,15 +189,15 @@ fn decode_png(bytes: &[u8]) -> Result<Image, String> {
     Ok(orient(Image { width, height, data }, orientation))
 }
 
-/// Place of the upper byte in a 16-bit sample.
+/// Index of the upper byte in a 16-bit sample.
 const HIGH: usize = if cfg!(target_endian = "little") { 1 } else { 0 };
 
-/// RGB from pixels of `step` bytes.
+/// Makes RGB of pixels of `step` bytes, from the bytes at `at`.
 fn pick(raw: &[u8], step: usize, at: [usize; 3]) -> Vec<u8> {
     raw.chunks_exact(step).flat_map(|p| [p[at[0]], p[at[1]], p[at[2]]]).collect()
 }
 
-/// The orientation (1 to 8) of an EXIF block; 1 if there is none or it makes no sense.
+/// The orientation (1 to 8) in an EXIF block; 1 if it has none or an invalid one.
 fn orientation(exif: &[u8]) -> u32 {
     let exif = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
     let block = exif::Reader::new().read_raw(exif.to_vec()).ok();
@@ -211,12 +205,12 @@ fn orientation(exif: &[u8]) -> u32 {
     field.and_then(|f| f.value.get_uint(0)).filter(|v| (1..=8).contains(v)).unwrap_or(1)
 }
 
-/// A size after [`orient`].
+/// Width and height after [`orient`].
 fn turned((w, h): (u32, u32), orientation: u32) -> (u32, u32) {
     if orientation >= 5 { (h, w) } else { (w, h) }
 }
 
-/// Turns the stored picture so that it stands as it was taken (EXIF 2.32, tag 0x0112).
+/// Turns the stored picture upright (EXIF 2.32, tag 0x0112).
 fn orient(image: Image, orientation: u32) -> Image {
     if orientation == 1 {
         return image;

@@ -1,7 +1,7 @@
-//! Pictures for people: boxes, class names, scores and masks on RGB pictures, and sheets of several pictures. Used by
+//! Draws boxes, class names, scores and masks on RGB pictures, and puts several pictures on a sheet. Used by
 //! `dataset draw`, `detect` and the report. Everything is clipped to the picture; a box that is not finite is left out.
 //!
-//! [`draw_objects`] is the main entry; `draw_set` writes annotated copies of a data set's pictures.
+//! Main function: [`draw_objects`]. Read next: `draw_set`, which writes annotated copies of a data set's pictures.
 
 use std::io::Read;
 use std::path::Path;
@@ -13,11 +13,11 @@ use super::shapes::raster::coverage;
 use crate::error::Result;
 use crate::output::write_atomically;
 
-/// Pixels of a character of the font in each direction.
+/// Width and height in pixels of a character of the font.
 const GLYPH: u32 = 8;
 
-/// Colours of the first classes: distinguishable side by side, also with the common colour blindnesses (after Okabe and
-/// Ito 2008, and Green-Armytage 2010).
+/// Colours of the first classes. Neighbours can be told apart, also with the common forms of colour blindness (after
+/// Okabe and Ito 2008, and Green-Armytage 2010).
 const PALETTE: [[u8; 3]; 12] = [
     [230, 159, 0],
     [86, 180, 233],
@@ -36,15 +36,15 @@ const PALETTE: [[u8; 3]; 12] = [
 /// An object to draw.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DrawnObject {
-    /// `x0 y0 x1 y1` in pixels of the picture.
+    /// x0, y0, x1, y1 in pixels of the picture.
     pub bbox: [f32; 4],
-    /// Index of the class: its colour and its name.
+    /// Index of the class, which selects colour and name.
     pub class: usize,
-    /// Confidence, printed behind the name.
+    /// Confidence, printed after the name.
     pub score: Option<f32>,
-    /// Mask, filled lightly; empty if there is none.
+    /// Mask, filled with [`DrawStyle::fill`]; empty if there is none.
     pub polygons: Vec<Vec<[f64; 2]>>,
-    /// Printed behind the name, if it is not empty: `crowd`, say.
+    /// A remark printed after the name, for example `crowd`; empty for none.
     pub note: &'static str,
 }
 
@@ -53,7 +53,7 @@ pub struct DrawnObject {
 pub struct DrawStyle {
     /// Width of the lines in pixels.
     pub line: u32,
-    /// Size of a character in units of 8 pixels; 0 draws no labels.
+    /// Size of the characters in units of 8 pixels; 0 draws no labels.
     pub text: u32,
     /// Opacity of the masks, 0 to 1.
     pub fill: f32,
@@ -67,7 +67,7 @@ impl DrawStyle {
     }
 }
 
-/// Colour of a class. Beyond the palette hues step by the golden ratio, so that neighbours differ.
+/// Colour of a class. Beyond the palette, hues advance by the golden ratio, so that neighbours differ.
 pub fn class_colour(class: usize) -> [u8; 3] {
     if let Some(&c) = PALETTE.get(class) {
         return c;
@@ -87,13 +87,13 @@ pub fn class_colour(class: usize) -> [u8; 3] {
     rgb.map(|v| v as u8)
 }
 
-/// Black or white, whichever reads better on `background`.
+/// Black or white, whichever is more legible on `background`.
 fn ink(background: [u8; 3]) -> [u8; 3] {
     let [r, g, b] = background.map(u32::from);
     if 299 * r + 587 * g + 114 * b > 128_000 { [0; 3] } else { [255; 3] }
 }
 
-/// Fills the pixels of `x0..x1`, `y0..y1` that are inside the picture.
+/// Fills the part of `x0..x1`, `y0..y1` that is inside the picture.
 pub fn fill_rect(image: &mut RgbImage, x0: i64, y0: i64, x1: i64, y1: i64, colour: [u8; 3]) {
     let (w, h) = (i64::from(image.width()), i64::from(image.height()));
     for y in y0.clamp(0, h)..y1.clamp(0, h) {
@@ -103,7 +103,7 @@ pub fn fill_rect(image: &mut RgbImage, x0: i64, y0: i64, x1: i64, y1: i64, colou
     }
 }
 
-/// Draws the outline of a box, `line` pixels wide and inside of it. A box that is not finite is left out.
+/// Draws the outline of a box, `line` pixels wide, inside the box. A box that is not finite is left out.
 pub fn draw_box(image: &mut RgbImage, bbox: [f32; 4], line: u32, colour: [u8; 3]) {
     let Some([x0, y0, x1, y1]) = pixel_box(bbox) else { return };
     let t = i64::from(line);
@@ -113,7 +113,7 @@ pub fn draw_box(image: &mut RgbImage, bbox: [f32; 4], line: u32, colour: [u8; 3]
     fill_rect(image, x1 - t, y0, x1, y1, colour);
 }
 
-/// A box in whole pixels, at least one wide and high.
+/// A box in whole pixels, at least one pixel wide and high. None if it is not finite.
 fn pixel_box(bbox: [f32; 4]) -> Option<[i64; 4]> {
     if bbox.iter().any(|v| !v.is_finite()) {
         return None;
@@ -127,7 +127,7 @@ pub fn text_size(text: &str, scale: u32) -> (u32, u32) {
     (text.chars().count() as u32 * GLYPH * scale, GLYPH * scale)
 }
 
-/// Writes a line of text whose top-left corner is (`x`, `y`). Characters without a glyph are question marks.
+/// Draws a line of text whose top-left corner is (`x`, `y`). Characters without a glyph become question marks.
 pub fn draw_text(image: &mut RgbImage, x: i64, y: i64, text: &str, scale: u32, colour: [u8; 3]) {
     for (i, c) in text.chars().enumerate() {
         let left = x + i as i64 * i64::from(GLYPH * scale);
@@ -152,8 +152,8 @@ fn glyph(c: char) -> [u8; 8] {
     known(c).or_else(|| known('?')).unwrap_or([0; 8])
 }
 
-/// Writes text on a ground of `colour` so that it lies above (`x`, `y`) if there is room, else below, and inside the
-/// picture as far as it fits.
+/// Draws text on a rectangle of `colour`: above (`x`, `y`) if there is room, else below, and inside the picture as far
+/// as it fits.
 fn draw_label(image: &mut RgbImage, x: i64, y: i64, text: &str, scale: u32, colour: [u8; 3]) {
     let (w, h) = text_size(text, scale);
     let (w, h) = (i64::from(w) + 2, i64::from(h) + 2);
@@ -163,7 +163,7 @@ fn draw_label(image: &mut RgbImage, x: i64, y: i64, text: &str, scale: u32, colo
     draw_text(image, left + 1, top + 1, text, scale, ink(colour));
 }
 
-/// Mixes `colour` into the inside of a polygon.
+/// Mixes `colour` into the pixels inside a polygon.
 pub fn fill_polygon(image: &mut RgbImage, polygon: &[[f64; 2]], colour: [u8; 3], opacity: f32) {
     if polygon.len() < 3 {
         return;
@@ -182,7 +182,7 @@ pub fn fill_polygon(image: &mut RgbImage, polygon: &[[f64; 2]], colour: [u8; 3],
 pub fn draw_line(image: &mut RgbImage, from: [f64; 2], to: [f64; 2], colour: [u8; 3]) {
     let (w, h) = (f64::from(image.width()), f64::from(image.height()));
     let d = [to[0] - from[0], to[1] - from[1]];
-    // Liang and Barsky 1984: the part of the line inside the picture, so that far ends cost nothing
+    // Clips to the picture (Liang and Barsky 1984), so that ends far outside cost nothing.
     let (mut t0, mut t1) = (0.0f64, 1.0f64);
     for (p, q) in [(-d[0], from[0]), (d[0], w - from[0]), (-d[1], from[1]), (d[1], h - from[1])] {
         if p == 0.0 && q < 0.0 {
@@ -193,7 +193,7 @@ pub fn draw_line(image: &mut RgbImage, from: [f64; 2], to: [f64; 2], colour: [u8
             t1 = t1.min(q / p);
         }
     }
-    // two points a pixel: rounding at the far end of a long line skips none
+    // Two points per pixel, so that rounding at the far end of a long line skips no pixel.
     let steps = (2.0 * d[0].abs().max(d[1].abs()) * (t1 - t0)).ceil();
     if !(t0 <= t1 && d.iter().all(|v| v.is_finite())) {
         return;
@@ -207,7 +207,7 @@ pub fn draw_line(image: &mut RgbImage, from: [f64; 2], to: [f64; 2], colour: [u8
     }
 }
 
-/// Draws objects with their class names and scores; the surest last, so that it is on top.
+/// Draws objects with their class names and scores. The highest score is drawn last, so that it is on top.
 pub fn draw_objects(image: &mut RgbImage, objects: &[DrawnObject], names: &[String], style: DrawStyle) {
     let mut order: Vec<&DrawnObject> = objects.iter().collect();
     order.sort_by(|a, b| a.score.unwrap_or(1.0).total_cmp(&b.score.unwrap_or(1.0)));
@@ -237,7 +237,7 @@ pub fn draw_objects(image: &mut RgbImage, objects: &[DrawnObject], names: &[Stri
     }
 }
 
-/// A picture enlarged `factor` times by repeating pixels, and its objects with it.
+/// Enlarges a picture `factor` times by repeating pixels, and scales its objects with it.
 pub fn enlarge(image: &RgbImage, objects: &[DrawnObject], factor: u32) -> (RgbImage, Vec<DrawnObject>) {
     let big = RgbImage::from_fn(image.width() * factor, image.height() * factor, |x, y| {
         *image.get_pixel(x / factor, y / factor)
@@ -254,12 +254,12 @@ pub fn enlarge(image: &RgbImage, objects: &[DrawnObject], factor: u32) -> (RgbIm
     (big, objects)
 }
 
-/// How many times a small picture is enlarged before drawing, so that labels do not cover it.
+/// The factor by which a small picture is enlarged before drawing, so that labels do not cover it.
 pub fn enlargement(width: u32, height: u32) -> u32 {
     (480 / width.max(height).max(1)).clamp(1, 4)
 }
 
-/// A copy of a picture with its objects drawn, small pictures enlarged.
+/// A copy of a picture with its objects drawn. Small pictures are enlarged.
 pub fn annotated(image: &RgbImage, objects: &[DrawnObject], names: &[String]) -> RgbImage {
     let factor = enlargement(image.width(), image.height());
     let (mut big, objects) = enlarge(image, objects, factor);
@@ -267,7 +267,7 @@ pub fn annotated(image: &RgbImage, objects: &[DrawnObject], names: &[String]) ->
     big
 }
 
-/// Pictures with captions in a grid of `columns` on dark grey; each cell as large as the largest picture.
+/// Puts pictures with captions on dark grey, in a grid of `columns`. Each cell is as large as the largest picture.
 pub fn contact_sheet(cells: &[(RgbImage, String)], columns: usize) -> RgbImage {
     const GAP: u32 = 6;
     let columns = columns.clamp(1, cells.len().max(1)) as u32;
@@ -286,7 +286,8 @@ pub fn contact_sheet(cells: &[(RgbImage, String)], columns: usize) -> RgbImage {
     sheet
 }
 
-/// A picture reduced so that no side is longer than `longest`; small ones stay as they are. Also the factor.
+/// Reduces a picture so that no side is longer than `longest`, and returns the factor too. Small pictures stay as they
+/// are.
 pub fn reduced(image: &RgbImage, longest: u32) -> (RgbImage, f64) {
     let (w, h) = image.dimensions();
     let factor = f64::from(longest) / f64::from(w.max(h).max(1));
@@ -302,20 +303,20 @@ pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
     super::shapes::encode_png(image.as_raw(), image.width() as usize, image.height() as usize)
 }
 
-/// What [`write_png`] puts behind the header of its files, a text chunk: `Software`, `upres`.
+/// The text chunk (`Software`, `upres`) that [`write_png`] puts after the header of its files.
 const DRAWN: &[u8] = b"\0\0\0\x0etEXtSoftware\0upres\x74\xac\xd6\xfb";
 
-/// Length of a PNG file's signature and of its first chunk, the header.
+/// Length in bytes of a PNG file's signature and of its first chunk, the header.
 const PNG_HEADER: usize = 8 + 25;
 
-/// Writes a PNG file that [`is_drawn`] knows again; a reader never sees half of it.
+/// Writes a PNG file that [`is_drawn`] recognises. The file appears at once, never half written.
 pub fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
     let mut bytes = encode_png(image)?;
     bytes.splice(PNG_HEADER..PNG_HEADER, DRAWN.iter().copied());
     write_atomically(path, &bytes)
 }
 
-/// Whether a file was made by [`write_png`]: such a one may be made anew, another's may not.
+/// Whether a file was made by [`write_png`]. Such files may be overwritten, others may not.
 pub fn is_drawn(path: &Path) -> bool {
     let mut start = Vec::new();
     let length = (PNG_HEADER + DRAWN.len()) as u64;

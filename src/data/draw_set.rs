@@ -1,34 +1,33 @@
-//! `dataset draw`: annotated copies of a data set's pictures. Boxes and masks come as the annotation file has them,
-//! polygons and run lengths alike; what training leaves out is drawn and says so.
+//! `dataset draw`: writes annotated copies of a data set's pictures. Boxes and masks (polygons and run lengths) are
+//! drawn as in the annotation file. Objects that training leaves out are drawn too, with a remark.
 
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use rayon::prelude::*;
 
-use super::coco::{Annotation, Dataset, ImageInfo};
+use super::coco::{Annotation, Dataset, ImageInfo, Segmentation};
 use super::decode::decode_file;
 use super::draw::{DrawnObject, annotated, contact_sheet, is_drawn, reduced, write_png};
-use super::segmentation::Segmentation;
 use super::shapes::trace::Mask;
 use crate::error::{Error, Result};
 use crate::output::{make_folder, refuse_existing};
 
-/// A picture of a data set and what is known about it.
+/// A picture of a data set with its objects.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DatasetPicture {
-    /// The picture's file.
+    /// Path of the picture's file.
     pub path: PathBuf,
-    /// Its name in the annotation file, for the caption and for the copy's file name.
+    /// Name in the annotation file; the caption and the copy's file name are made from it.
     pub file_name: String,
-    /// Its objects.
+    /// The objects to draw.
     pub objects: Vec<DrawnObject>,
 }
 
-/// Writes to `out` a copy of each picture with its objects drawn, and `sheet.png` with the first twelve; returns the
-/// files, the sheet last. `read` reads a picture (upright, as the annotations mean it).
+/// Writes to `out` a copy of each picture with its objects drawn, and `sheet.png` with the first twelve copies. Returns
+/// the paths, the sheet last. `read` reads a picture (upright, to match the annotations).
 ///
-/// Errors: also `Value` if a file of such a name is there that was not drawn.
+/// Errors: `Value` if a file of that name exists that [`write_png`] did not make; else those of `read` and of writing.
 pub fn draw_dataset(
     pictures: &[DatasetPicture],
     names: &[String],
@@ -36,7 +35,7 @@ pub fn draw_dataset(
     read: impl Fn(&Path) -> Result<RgbImage> + Sync,
 ) -> Result<Vec<PathBuf>> {
     const ON_SHEET: usize = 12;
-    const CELL: u32 = 480; // pixels: a sheet must open quickly also where the pictures are photographs
+    const CELL: u32 = 480; // pixels: a sheet must open quickly, even with photographs
     make_folder("--out", out)?;
     let names_here = pictures.iter().map(|p| copy_name(&p.file_name)).chain(["sheet.png".to_string()]);
     for path in names_here.map(|name| out.join(name)).filter(|path| !is_drawn(path)) {
@@ -52,7 +51,7 @@ pub fn draw_dataset(
             let caption = format!("{} ({})", p.file_name, p.objects.len());
             Ok((path, (i < ON_SHEET).then(|| (reduced(&drawn, CELL).0, caption))))
         })
-        .collect::<Vec<Result<_>>>(); // all of them, so that the first in their order is told, not the first in time
+        .collect::<Vec<Result<_>>>(); // of several errors, the first in the order of pictures is returned
     let done = done.into_iter().collect::<Result<Vec<_>>>()?;
     let (mut paths, mut cells) = (Vec::new(), Vec::new());
     for (path, cell) in done {
@@ -67,8 +66,8 @@ pub fn draw_dataset(
     Ok(paths)
 }
 
-/// Name of an annotated copy: folders become part of the name, so that no two collide and none leaves the folder; the
-/// prefix keeps it apart from `sheet.png`.
+/// File name of an annotated copy. Folders become part of the name, so that names rarely collide and no copy leaves the
+/// folder; the prefix keeps it apart from `sheet.png`.
 pub fn copy_name(file_name: &str) -> String {
     let stem = file_name.rsplit_once('.').map_or(file_name, |(stem, _)| stem);
     let safe: String =
@@ -76,15 +75,15 @@ pub fn copy_name(file_name: &str) -> String {
     format!("drawn_{safe}.png")
 }
 
-/// Reads a picture as training does: upright, in RGB.
+/// Reads a picture like training does: upright, in RGB.
 pub fn read_picture(path: &Path) -> Result<RgbImage> {
     let image = decode_file(path)?;
     let (w, h) = (image.width, image.height);
     RgbImage::from_raw(w, h, image.data).ok_or_else(|| Error::data(path, format!("cannot be drawn: {w} x {h} pixels")))
 }
 
-/// `count` pictures of a data set, evenly spread over the file, with their annotations. Masks are there if the data set
-/// was read with [`super::coco::Masks::Read`].
+/// Takes `count` pictures of a data set, evenly spread over the file, with their annotations. Masks are included if the
+/// data set was read with [`super::coco::Masks::Read`].
 pub fn pictures(dataset: &Dataset, count: usize) -> Vec<DatasetPicture> {
     let all = dataset.images.len();
     let count = count.min(all);
@@ -98,7 +97,7 @@ pub fn pictures(dataset: &Dataset, count: usize) -> Vec<DatasetPicture> {
         .collect()
 }
 
-/// An annotation, and its mask where it was read.
+/// An annotation as an object to draw, with its mask if it was read.
 pub(crate) fn drawn(a: &Annotation, image: &ImageInfo) -> DrawnObject {
     let note = match (a.iscrowd, a.usable) {
         (true, _) => "crowd",
@@ -109,7 +108,7 @@ pub(crate) fn drawn(a: &Annotation, image: &ImageInfo) -> DrawnObject {
     DrawnObject { bbox: a.xyxy, class: a.class as usize, score: None, polygons, note }
 }
 
-/// Outlines of a mask.
+/// Polygons around a mask.
 fn outlines(mask: &Segmentation, image: &ImageInfo) -> Vec<Vec<[f64; 2]>> {
     if let Some(flat) = mask.polygons() {
         return flat.iter().map(|p| p.as_chunks::<2>().0.to_vec()).collect();
@@ -117,9 +116,9 @@ fn outlines(mask: &Segmentation, image: &ImageInfo) -> Vec<Vec<[f64; 2]>> {
     rle_outlines(&mask.rle((image.width, image.height)))
 }
 
-/// Outlines of runs.
+/// Polygons around the pixels of an RLE.
 ///
-/// Cost: linear in the box of the set pixels, not in the image.
+/// Cost: linear in the bounding box of the set pixels, not in the image.
 pub(crate) fn rle_outlines(rle: &hotcoco::Rle) -> Vec<Vec<[f64; 2]>> {
     let [x0, y0, w, h] = hotcoco::mask::to_bbox(rle).map(|v| v as usize);
     let (mut bits, mut at) = (vec![false; w * h], 0usize);
@@ -139,7 +138,7 @@ pub(crate) fn rle_outlines(rle: &hotcoco::Rle) -> Vec<Vec<[f64; 2]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::mask_trace::MaskScratch;
+    use crate::data::toggles::MaskScratch;
 
     fn info(width: u32, height: u32) -> ImageInfo {
         ImageInfo { id: 1, file_name: "a.png".into(), width, height }

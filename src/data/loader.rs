@@ -1,25 +1,28 @@
-//! Batches made ahead by threads. What is in a batch follows from seed, stage and step alone: not from the number of
-//! threads, and not from where a run was interrupted.
+//! Loaders: threads make batches ahead of time. A batch depends only on seed, stage and step, not on the number of
+//! threads or on where a run was interrupted.
+//!
+//! Main types: [`Loader`] for training, [`EvalLoader`] for evaluation. Read next: `order` (which images), `pipeline`
+//! (what happens to an image), `prefetch` (the threads).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::batch::Batch;
+use super::batch::{Batch, Room};
 use super::buckets::{Buckets, Shape};
-use super::coco::{Dataset, TrainFilter};
-use super::mask_trace::MaskScratch;
-use super::masks::{MaskMap, run_capacity};
+use super::coco::{Dataset, ImageInfo, Segmentation, TrainFilter};
+use super::masks::{MaskMap, most_toggles};
 use super::order::Order;
 use super::pipeline::{Draws, Pipeline, Placement};
 use super::prefetch::Prefetch;
 use super::resize::Scratch;
 use super::store::ImageStore;
+use super::toggles::MaskScratch;
 use crate::error::{Error, Result};
 
 /// Options of a [`Loader`].
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderOptions {
-    /// Seed of the run.
+    /// Seed of the training run.
     pub seed: u64,
     /// Index of the stage.
     pub stage: u8,
@@ -27,19 +30,19 @@ pub struct LoaderOptions {
     pub batch: usize,
     /// Ground-truth boxes each image is padded to: [`Dataset::max_gt`].
     pub max_gt: usize,
-    /// Run ends of masks that each image is padded to: [`run_capacity`] or more; 0 for no masks.
+    /// Run ends of masks each image is padded to: [`run_capacity`] or more; 0 for no masks.
     pub mask_runs: usize,
-    /// Passes over the images in one epoch (mmdetection's `RepeatDataset`).
+    /// Passes over the images per epoch (mmdetection's `RepeatDataset`).
     pub times: usize,
     /// Which images are used.
     pub filter: TrainFilter,
-    /// Worker threads; 0 takes one for each core.
+    /// Worker threads; 0 for one per core.
     pub threads: usize,
-    /// Batches made ahead.
+    /// How many batches are made ahead.
     pub prefetch: usize,
-    /// The first batch to deliver.
+    /// Number of the first batch to deliver.
     pub start_step: u64,
-    /// One past the last batch; nothing is made ahead beyond it.
+    /// Number of the last batch, plus one; no batch beyond it is made.
     pub end_step: u64,
 }
 
@@ -61,7 +64,7 @@ impl Default for LoaderOptions {
     }
 }
 
-/// Training batches, one after another.
+/// Delivers training batches, one after another.
 pub struct Loader {
     prefetch: Prefetch<Result<Batch>>,
     job: Arc<TrainJob>,
@@ -101,33 +104,18 @@ impl Loader {
         })
     }
 
-    /// Gives a batch back, so that its memory is used again.
+    /// Takes a batch back, so that its memory is reused.
     pub fn recycle(&self, batch: Batch) {
         self.prefetch.recycle(Ok(batch));
     }
 
-    /// Batches in an epoch.
-    pub fn steps_per_epoch(&self) -> u64 {
-        self.job.order.steps_per_epoch()
-    }
-
-    /// Images in use.
-    pub fn images(&self) -> usize {
-        self.job.images.len()
-    }
-
-    /// The shapes that batches come in; [`Batch::bucket`] is an index into it.
-    pub fn shapes(&self) -> &[Shape] {
-        &self.job.order.buckets().shapes
-    }
-
-    /// How long [`Loader::next`] has waited for data in all.
+    /// Total time that [`Loader::next`] has waited for data.
     pub fn waited(&self) -> Duration {
         self.prefetch.waited()
     }
 }
 
-/// Batches and shapes that a [`Loader`] with these arguments would have, without starting one.
+/// Returns the batches per epoch and the shapes of a [`Loader`] with these arguments, without starting one.
 pub fn plan_batches(dataset: &Dataset, pipeline: &Pipeline, options: &LoaderOptions) -> Result<(u64, Vec<Shape>)> {
     pipeline.check()?;
     check_options(options.batch, options.max_gt)?;
@@ -163,7 +151,7 @@ fn check_gt(dataset: &Dataset, images: &[usize], max_gt: usize) -> Result<()> {
     Ok(())
 }
 
-/// Whether all ground truth has masks, and whether batches have room for them.
+/// Fails if an object of the ground truth has no mask, or if batches have no room for the masks.
 fn check_masks(dataset: &Dataset, images: &[usize], pipeline: &Pipeline, mask_runs: usize) -> Result<()> {
     for &i in images {
         if dataset.ground_truth(i).any(|a| a.segmentation.is_none()) {
@@ -186,6 +174,21 @@ fn check_masks(dataset: &Dataset, images: &[usize], pipeline: &Pipeline, mask_ru
     Ok(())
 }
 
+/// Upper bound of the toggles (run ends of masks) that the ground truth of one image can have in batches of `pipeline`,
+/// for every scale, crop and flip that can be drawn. Rounded up to a multiple of 1024.
+///
+/// Cost: two numbers per object, which the reader has kept (it rasterises each mask once, on all cores).
+pub fn run_capacity(dataset: &Dataset, pipeline: &Pipeline) -> usize {
+    let of_image = |(i, image): (usize, &ImageInfo)| {
+        let rows = dataset.ground_truth(i).filter_map(|a| a.segmentation.as_ref()).map(Segmentation::row_toggles);
+        let (all, falls) = rows.fold((0, 0), |(a, f), r| (a + u64::from(r.all), f + u64::from(r.falls)));
+        let to = pipeline.geometry.largest((image.width, image.height)).1;
+        most_toggles(all, falls, u64::from(image.height), u64::from(to))
+    };
+    let most = dataset.images.iter().enumerate().map(of_image).max().unwrap_or(0);
+    usize::try_from(most.max(1).next_multiple_of(1024)).unwrap_or(usize::MAX)
+}
+
 fn threads(wanted: usize) -> usize {
     match wanted {
         0 => std::thread::available_parallelism().map_or(2, usize::from),
@@ -193,18 +196,26 @@ fn threads(wanted: usize) -> usize {
     }
 }
 
-/// Draws of one place in a batch before a crop is put where a box is, instead of at random.
+/// Random crops tried for one place of a batch. The last one is moved to where a box is, if it shows none.
 const CROPS: usize = 16;
-/// Pictures in a row that may be unreadable before `skip` gives up.
+/// Unreadable pictures drawn in a row for one place before [`BadImages::Skip`](super::store::BadImages::Skip) gives up.
 const UNREADABLE: usize = 64;
+
+/// Buffers for all places of a batch.
+#[derive(Default)]
+struct Buffers {
+    pixels: Scratch,
+    masks: MaskScratch,
+    map: MaskMap,
+}
 
 struct TrainJob {
     store: Arc<ImageStore>,
     pipeline: Pipeline,
     options: LoaderOptions,
-    /// Indices of the images in use; a position is an index into this.
+    /// Indices of the images in use. A position is an index into this list.
     images: Vec<usize>,
-    /// Positions of each bucket.
+    /// For each bucket its positions.
     members: Vec<Vec<usize>>,
     order: Order,
 }
@@ -214,22 +225,24 @@ impl TrainJob {
         let o = &self.options;
         let group = self.order.group(step);
         let shape = self.order.buckets().shapes[group.bucket];
-        batch.reset(step, group.bucket, shape, o.batch, o.max_gt, o.mask_runs);
-        let mut scratch = (Scratch::default(), MaskScratch::default(), MaskMap::default());
+        let room = Room { batch: o.batch, max_gt: o.max_gt, mask_runs: o.mask_runs };
+        batch.reset(step, group.bucket, shape, room);
+        let mut buffers = Buffers::default();
         for (slot, position) in group.positions.into_iter().enumerate() {
-            self.fill(&mut batch, slot, position, &self.members[group.bucket], &mut scratch)?;
+            self.fill(&mut batch, slot, position, &self.members[group.bucket], &mut buffers)?;
         }
         Ok(batch)
     }
 
-    /// Fills a place with the picture at `position`, or with others until one has a box left and can be read.
+    /// Fills a place with the picture at `position`. If its crop shows no box or it cannot be read, draws another
+    /// picture of the bucket instead.
     fn fill(
         &self,
         batch: &mut Batch,
         slot: usize,
         mut position: usize,
         members: &[usize],
-        scratch: &mut (Scratch, MaskScratch, MaskMap),
+        buffers: &mut Buffers,
     ) -> Result<()> {
         let (o, dataset) = (&self.options, self.store.dataset());
         let shape = Shape { height: batch.height, width: batch.width };
@@ -260,18 +273,18 @@ impl TrainJob {
                 position = members[draws.replacement(members.len())];
                 continue;
             };
-            self.pipeline.render(&image, &placement, shape, &mut draws, batch.image_mut(slot), &mut scratch.0);
+            self.pipeline.render(&image, &placement, shape, &mut draws, batch.image_mut(slot), &mut buffers.pixels);
             describe(batch, slot, dataset, index, &placement);
             ground_truth(batch, slot, dataset, index, &placement)?;
             if o.mask_runs > 0 {
-                masks(batch, slot, dataset, index, &placement, &mut scratch.1, &mut scratch.2)?;
+                masks(batch, slot, dataset, index, &placement, buffers)?;
             }
             return Ok(());
         }
     }
 }
 
-/// Everything of a place but pixels and boxes.
+/// Fills in everything about a place except pixels, boxes and masks.
 fn describe(batch: &mut Batch, slot: usize, dataset: &Dataset, index: usize, placement: &Placement) {
     let info = &dataset.images[index];
     batch.sizes[slot * 4..slot * 4 + 4].copy_from_slice(&placement.sizes);
@@ -283,6 +296,7 @@ fn describe(batch: &mut Batch, slot: usize, dataset: &Dataset, index: usize, pla
     batch.valid[slot] = true;
 }
 
+/// Fills in the boxes of a place.
 fn ground_truth(batch: &mut Batch, slot: usize, dataset: &Dataset, index: usize, placement: &Placement) -> Result<()> {
     let max_gt = batch.max_gt();
     let mut n = 0;
@@ -299,15 +313,14 @@ fn ground_truth(batch: &mut Batch, slot: usize, dataset: &Dataset, index: usize,
     Ok(())
 }
 
-/// The masks of the boxes that [`ground_truth`] wrote.
+/// Fills in the masks of the boxes that [`ground_truth`] wrote.
 fn masks(
     batch: &mut Batch,
     slot: usize,
     dataset: &Dataset,
     index: usize,
     placement: &Placement,
-    scratch: &mut MaskScratch,
-    map: &mut MaskMap,
+    Buffers { masks: scratch, map, .. }: &mut Buffers,
 ) -> Result<()> {
     let info = &dataset.images[index];
     let (width, max_gt, room) = (batch.width, batch.max_gt(), batch.mask_runs());
@@ -333,11 +346,10 @@ fn masks(
     Ok(())
 }
 
-/// Batches of all images of a data set, once, in order of their shapes and of the file. No ground truth: evaluation
-/// reads the annotation file itself.
+/// Delivers each image of a data set once, sorted by shape and then by the order of the file. The batches have no
+/// ground truth, because an evaluation takes it from the data set.
 pub struct EvalLoader {
     prefetch: Prefetch<Result<Batch>>,
-    job: Arc<EvalJob>,
 }
 
 struct EvalJob {
@@ -345,7 +357,7 @@ struct EvalJob {
     pipeline: Pipeline,
     batch: usize,
     buckets: Buckets,
-    /// Bucket and images of each batch.
+    /// For each batch its bucket and its images.
     groups: Vec<(usize, Vec<usize>)>,
 }
 
@@ -361,7 +373,7 @@ impl EvalLoader {
         pipeline.check()?;
         check_options(batch, 1)?;
         let all: Vec<usize> = (0..store.dataset().images.len()).collect();
-        // As for single images: what is found in a picture must not depend on the batch through its padding.
+        // Buckets for batches of one image: detections must not depend on the batch size through the padding.
         let buckets = pipeline.buckets(store.dataset(), &all, 1);
         let mut members = vec![Vec::new(); buckets.shapes.len()];
         for (index, &k) in buckets.of_image.iter().enumerate() {
@@ -371,39 +383,23 @@ impl EvalLoader {
         for (bucket, members) in members.iter().enumerate() {
             groups.extend(members.chunks(batch).map(|c| (bucket, c.to_vec())));
         }
-        let job = Arc::new(EvalJob { store, pipeline, batch, buckets, groups });
-        let worker = Arc::clone(&job);
-        let make =
-            move |step, old: Option<Result<Batch>>| worker.make(step, old.and_then(Result::ok).unwrap_or_default());
-        let prefetch = Prefetch::new(self::threads(threads), prefetch.max(1), 0, job.groups.len() as u64, make)
+        let batches = groups.len() as u64;
+        let job = EvalJob { store, pipeline, batch, buckets, groups };
+        let make = move |step, old: Option<Result<Batch>>| job.make(step, old.and_then(Result::ok).unwrap_or_default());
+        let prefetch = Prefetch::new(self::threads(threads), prefetch.max(1), 0, batches, make)
             .map_err(|e| Error::value("loader", format!("no worker thread could be started: {e}")))?;
-        Ok(Self { prefetch, job })
+        Ok(Self { prefetch })
     }
 
-    /// The next batch; none after the last.
+    /// The next batch; none after the last one.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Batch>> {
         self.prefetch.next().transpose()
     }
 
-    /// Gives a batch back, so that its memory is used again.
+    /// Takes a batch back, so that its memory is reused.
     pub fn recycle(&self, batch: Batch) {
         self.prefetch.recycle(Ok(batch));
-    }
-
-    /// Batches in all.
-    pub fn batches(&self) -> usize {
-        self.job.groups.len()
-    }
-
-    /// The shapes that batches come in.
-    pub fn shapes(&self) -> &[Shape] {
-        &self.job.buckets.shapes
-    }
-
-    /// How long [`EvalLoader::next`] has waited for data in all.
-    pub fn waited(&self) -> Duration {
-        self.prefetch.waited()
     }
 }
 
@@ -411,7 +407,7 @@ impl EvalJob {
     fn make(&self, step: u64, mut batch: Batch) -> Result<Batch> {
         let (bucket, images) = &self.groups[step as usize];
         let shape = self.buckets.shapes[*bucket];
-        batch.reset(step, *bucket, shape, self.batch, 0, 0);
+        batch.reset(step, *bucket, shape, Room { batch: self.batch, max_gt: 0, mask_runs: 0 });
         let mut scratch = Scratch::default();
         for slot in 0..self.batch {
             let mut draws = Draws::new(0, 0, step, slot as u32);

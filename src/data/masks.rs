@@ -1,19 +1,16 @@
-//! Masks of the ground truth as positions of run ends ("toggles") on a batch's canvas: rasterised at the size of the
-//! original picture, resized by nearest neighbour, cropped and mirrored (fixtures README, 34), without a bitmap of any
-//! size: what is kept are columns as lists of run ends, and where each boundary of the source falls on the canvas.
-//!
-//! Main types: [`MaskMap`] (where a picture goes), [`MaskScratch`] (buffers, and the work), [`run_capacity`].
+//! Draws the masks of the ground truth on a batch's canvas, as positions of run ends ("toggles"). A mask is rasterised
+//! at the size of the original picture, resized by nearest neighbour, cropped and mirrored (fixtures README, 34), all
+//! without a bitmap: [`MaskMap`] says where each boundary of the source falls on the canvas, and [`MaskScratch`] moves
+//! the run ends of the columns there.
 
-use super::coco::{Dataset, ImageInfo};
-use super::mask_trace::{Change, MaskScratch};
-use super::pipeline::Pipeline;
-use super::resize::Window;
-use super::segmentation::Segmentation;
+use super::coco::Segmentation;
+use super::resize::{Axis, Window};
+use super::toggles::{Change, MaskScratch};
 
-/// Where the boundaries between the columns and rows of a picture fall on the canvas.
+/// Positions on the canvas of the boundaries between the columns and between the rows of a picture.
 ///
-/// Nearest neighbour as OpenCV has it: output `d` shows source `floor(d / (to / from))`, so a boundary falls on the first
-/// output that shows what is behind it, and a span of the source becomes the span between its two boundaries.
+/// OpenCV's nearest neighbour: output `d` shows source `floor(d / (to / from))`. So a boundary falls on the first
+/// output that shows the source pixel behind it, and a span of the source becomes the span between its two boundaries.
 #[derive(Clone, Debug, Default)]
 pub struct MaskMap {
     source: (u32, u32),
@@ -22,18 +19,17 @@ pub struct MaskMap {
 }
 
 impl MaskMap {
-    /// For a picture of `source` (width, height) drawn by `window`.
+    /// Sets the map for a picture of `source` (width, height) that is drawn through `window`.
     pub fn set(&mut self, source: (u32, u32), window: &Window) {
-        let (w, at, size) = (window.resized, window.at, window.size);
         self.source = source;
-        edges(&mut self.columns, source.0, w.0, at.0, size.0, window.flip_x);
-        edges(&mut self.rows, source.1, w.1, at.1, size.1, window.flip_y);
+        edges(&mut self.columns, window.columns(source.0));
+        edges(&mut self.rows, window.rows(source.1));
     }
 }
 
-/// Where boundary 0, 1, … `from` of an axis falls on the window `at .. at + size` of `to` outputs.
-fn edges(out: &mut Vec<u32>, from: u32, to: u32, at: u32, size: u32, flip: bool) {
-    let scale = 1.0 / (f64::from(to) / f64::from(from)); // in OpenCV's order: it decides on which side a tie rounds
+/// Writes the positions on the window of boundaries 0, 1, … `source` of an axis.
+fn edges(out: &mut Vec<u32>, Axis { source: from, resized: to, at, size, flip }: Axis) {
+    let scale = 1.0 / (f64::from(to) / f64::from(from)); // in OpenCV's order, which decides how ties round
     let place = |d: u32| {
         let d = d.clamp(at, at + size) - at;
         if flip { size - d } else { d }
@@ -49,9 +45,10 @@ fn edges(out: &mut Vec<u32>, from: u32, to: u32, at: u32, size: u32, flip: bool)
 }
 
 impl MaskScratch {
-    /// Writes the toggles of a mask on a canvas of `width` columns to the front of `out`: ascending positions
-    /// `y * width + x`; a pixel is set if an odd number of them are not behind it. Runs end with their row, at
-    /// `(y + 1) * width` at the latest. Returns how many there are; above `out.len()`, nothing is written.
+    /// Writes the toggles of a mask on a canvas of `width` columns to the front of `out`. A toggle is a position
+    /// `y * width + x`; they ascend, and a pixel is set if an odd number of them are at or before it. A run ends with
+    /// its row, so at `(y + 1) * width` at the latest. Returns the number of toggles; if it is above `out.len()`,
+    /// nothing is written.
     ///
     /// Cost: linear in the length of the outline, before and after resizing.
     pub fn draw(&mut self, mask: &Segmentation, map: &MaskMap, width: u32, out: &mut [i32]) -> usize {
@@ -74,7 +71,7 @@ impl MaskScratch {
                 *at += 1;
             }
         };
-        // A mirrored picture was traced from right to left.
+        // The changes of a mirrored picture run from right to left.
         if self.changes.first().map(|c| c.x) <= self.changes.last().map(|c| c.x) {
             self.changes.iter().for_each(&mut write);
         } else {
@@ -84,29 +81,18 @@ impl MaskScratch {
     }
 }
 
-/// How many toggles the ground truth of one image can have in batches of `pipeline`, whatever scale, crop and flip are
-/// drawn, rounded up to a multiple of 1024.
+/// The most toggles that the masks of a picture of `from` rows can have after resizing it to `to` rows or fewer. At
+/// their own size they have `all` toggles, and `falls` is the sum of
+/// [`RowToggles::falls`](super::toggles::RowToggles::falls).
 ///
-/// A row of the canvas has at most the toggles of the row it shows: resizing along a row only merges runs. With `t(s)` for
-/// those of row `s` of the source, `f` = resized / original height, and `N(s) = f * s + e(s)`, `0 <= e <= 1`, outputs
-/// showing rows above `s`, all rows together have `sum t(s) (N(s+1) - N(s)) = f sum t + sum e(s) (t(s-1) - t(s))
-/// <= f sum t + falls` toggles; also, a row is shown at most `floor(f) + 1` times, and once if `f <= 1`. Both grow with
-/// `f`, so the largest scale bounds all; a crop leaves rows and columns out.
+/// A row of the canvas has at most as many toggles as the source row that it shows: resizing along a row only merges
+/// runs. Let source row `s` have `t(s)` toggles, let `f = to / from`, and let `N(s) = f * s + e(s)` with `0 <= e <= 1`
+/// be the number of output rows that show source rows above `s`. Then all rows together have
+/// `sum t(s) (N(s+1) - N(s)) = f sum t + sum e(s) (t(s-1) - t(s)) <= f sum t + falls` toggles.
 ///
-/// Cost: two numbers an object, which reading has left (it rasterises each mask once, on all cores).
-pub fn run_capacity(dataset: &Dataset, pipeline: &Pipeline) -> usize {
-    let of_image = |(i, image): (usize, &ImageInfo)| {
-        let rows = dataset.ground_truth(i).filter_map(|a| a.segmentation.as_ref()).map(Segmentation::row_toggles);
-        let (all, falls) = rows.fold((0, 0), |(a, f), r| (a + u64::from(r.all), f + u64::from(r.falls)));
-        let to = pipeline.geometry.largest((image.width, image.height)).1;
-        bound(all, falls, u64::from(image.height), u64::from(to))
-    };
-    let most = dataset.images.iter().enumerate().map(of_image).max().unwrap_or(0);
-    usize::try_from(most.max(1).next_multiple_of(1024)).unwrap_or(usize::MAX)
-}
-
-/// The most toggles that a picture of `from` rows can have after resizing to `to` rows or fewer.
-fn bound(all: u64, falls: u64, from: u64, to: u64) -> u64 {
+/// A second bound: each source row is shown at most `floor(f) + 1` times, and once if `f <= 1`. Both bounds grow with
+/// `f`, so they hold for smaller scales too; a crop only leaves rows and columns out.
+pub(super) fn most_toggles(all: u64, falls: u64, from: u64, to: u64) -> u64 {
     let times = if to <= from { 1 } else { to / from + 1 };
     (all * times).min((all * to).div_ceil(from) + falls)
 }
@@ -114,7 +100,7 @@ fn bound(all: u64, falls: u64, from: u64, to: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::mask_trace::RowToggles;
+    use crate::data::toggles::RowToggles;
     use crate::philox::{Purpose, Rng, Stream};
 
     /// A mask by rows.
@@ -163,7 +149,7 @@ mod tests {
             })
         }
 
-        /// What a device makes of toggles.
+        /// Decodes toggles like a device does.
         fn from_toggles(toggles: &[i32], (w, h): (u32, u32)) -> Self {
             Self::new(w, h, |x, y| toggles.iter().filter(|&&t| t <= (y * w + x) as i32).count() % 2 == 1)
         }
@@ -198,7 +184,7 @@ mod tests {
         Window { resized, at: (x.0, y.0), size: (x.1, y.1), flip_x: rng.below(2) == 0, flip_y: rng.below(2) == 0 }
     }
 
-    /// Noise of every density, stripes, blobs and nothing: through random windows, as a bitmap would go.
+    /// Noise of every density, stripes, blobs and empty masks, through random windows, compared with a bitmap.
     #[test]
     fn spans_go_where_pixels_go() {
         let mut rng = Stream::new(2, 0, 0, 0, Purpose::Test).rng();
@@ -228,7 +214,7 @@ mod tests {
         }
     }
 
-    /// The bound of one mask, for all scales up to the largest, whole pictures (no crop leaves anything out).
+    /// One mask at all scales up to the largest, without a crop.
     #[test]
     fn the_bound_holds_at_every_scale() {
         let mut rng = Stream::new(4, 0, 0, 0, Purpose::Test).rng();
@@ -244,7 +230,7 @@ mod tests {
                 let window =
                     Window { resized: (w, to), at: (0, 0), size: (w, to), flip_x: false, flip_y: case % 2 == 0 };
                 most = most.max(draw(&mask, (w, h), &window, w, &mut scratch).len() as u64);
-                let bound = bound(u64::from(rows.all), u64::from(rows.falls), u64::from(h), u64::from(to));
+                let bound = most_toggles(u64::from(rows.all), u64::from(rows.falls), u64::from(h), u64::from(to));
                 assert!(most <= bound, "{most} {bound} {to}/{h}");
                 if to >= h && bound > 0 {
                     tightest = tightest.min(most as f64 / bound as f64);
@@ -255,7 +241,7 @@ mod tests {
         assert!(tightest >= 0.5 && exact > 100, "{tightest} {exact}");
     }
 
-    /// `pipeline.mask` of mmcv's `imrescale(interpolation="nearest")`.
+    /// Compares with fixtures of mmcv's `imrescale(interpolation="nearest")`.
     #[test]
     fn resizing_is_that_of_mmcv() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/data/masks.safetensors");

@@ -1,8 +1,12 @@
-//! From annotation files and pictures to batches: COCO reading, decoding, augmentation, shape buckets, the loader.
+//! From annotation files and pictures to batches: COCO reading, decoding, augmentation, shape buckets, the loader. Also
+//! drawing (`draw`, `draw_set`) and the built-in data set (`shapes`).
 //!
-//! Nothing here knows a tensor or a device: a [`Batch`] holds plain vectors, pixels are u8 and un-normalised.
-//! Main types: [`Dataset`], [`Pipeline`], [`ImageStore`], [`Loader`], [`EvalLoader`].
-//! [`draw`] draws pictures, [`draw_set`] whole sets, [`shapes`] is the built-in data set.
+//! Not here: tensors and devices. A [`Batch`] holds plain vectors; its pixels are u8 and not normalised.
+//!
+//! Main types, in the order in which data passes them: [`Dataset`] (an annotation file), [`ImageStore`] (its decoded
+//! pictures), [`Pipeline`] (scale, crop, flip, colour), [`Loader`] and [`EvalLoader`] (batches made ahead by threads).
+//!
+//! Read next: [`coco`] for annotation files, [`pipeline`] for what happens to a picture, [`loader`] for batches.
 
 pub mod augment;
 pub mod batch;
@@ -12,32 +16,23 @@ pub mod coco;
 pub mod decode;
 pub mod draw;
 pub mod draw_set;
-pub mod findings;
-pub mod left_out;
 pub mod loader;
-pub mod mask_trace;
 pub mod masks;
-mod notes;
 mod order;
 pub mod pipeline;
 mod prefetch;
-mod raw;
-mod reader;
 pub mod resize;
-pub mod segmentation;
 pub mod shapes;
 pub mod stats;
 pub mod store;
+pub mod toggles;
 
 pub use augment::ColourJitter;
 pub use batch::Batch;
 pub use buckets::{Buckets, Shape};
 pub use coco::{Annotation, Category, Dataset, ImageInfo, Masks, ReadOptions, TrainFilter};
+pub use coco::{FindingKind, Findings, LeftOut, Segmentation, Severity};
 pub use decode::Image;
-pub use findings::{FindingKind, Findings, Severity};
-pub use left_out::LeftOut;
-pub use loader::{EvalLoader, Loader, LoaderOptions};
-pub use masks::run_capacity;
+pub use loader::{EvalLoader, Loader, LoaderOptions, run_capacity};
 pub use pipeline::{Geometry, Pipeline};
-pub use segmentation::Segmentation;
 pub use store::{BadImages, ImageStore};

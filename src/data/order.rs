@@ -1,14 +1,14 @@
-//! Which images make up a step: a permutation for each pass, cut into batches of one shape.
+//! The order of training images: each pass over the data is a random permutation, cut into batches of one shape.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::buckets::Buckets;
 use crate::philox::{Purpose, Stream};
 
-/// Order of training images. One epoch is `times` passes over all images, each in a new order. Images queue up by
-/// shape, and a batch leaves when its queue is long enough; at the end of the epoch, queues that are not empty are
-/// filled up with images from the epoch's start. So an epoch has a fixed number of steps, and step `s` can be found
-/// without going through the steps before.
+/// Tells which images make up each step. One epoch is `times` passes over all images, each in a new order. Images wait
+/// in one queue per shape, and a full queue becomes a batch. At the end of the epoch, queues that are not empty are
+/// filled up with images from the epoch's start. So every epoch has the same number of steps, and any step can be found
+/// without going through the epochs before it.
 #[derive(Debug)]
 pub(super) struct Order {
     buckets: Buckets,
@@ -17,11 +17,11 @@ pub(super) struct Order {
     batch: usize,
     times: usize,
     steps_per_epoch: u64,
-    /// The last epochs asked for: workers may be at two.
+    /// The two epochs asked for last, because workers can be in two epochs at once.
     recent: Mutex<Vec<(u64, Arc<Vec<Group>>)>>,
 }
 
-/// The images of one step: positions in the list that the order was made for.
+/// The images of one step, as positions in the list of images in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Group {
     pub bucket: usize,

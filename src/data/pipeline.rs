@@ -1,8 +1,9 @@
-//! From a decoded picture and its boxes to a place in a batch: scale jitter, crop, flip, colour; mmdetection's
-//! arithmetic (fixtures README, 34). Pixels stay u8: normalising, and the zero padding after it, is the device's work.
+//! Brings a decoded picture and its boxes to a place in a batch: scale jitter, crop, flip, colour, with mmdetection's
+//! arithmetic (fixtures README, 34). Pixels stay u8: the device normalises them and sets the padding to zero
+//! afterwards.
 //!
-//! Where everything goes ([`Pipeline::place`]) follows from sizes and random numbers alone, so a crop without a box
-//! is refused before a pixel is touched.
+//! [`Pipeline::place`] needs sizes and random numbers only, so a crop without a box is refused before a pixel is
+//! touched. Main types: [`Pipeline`], [`Geometry`], [`Placement`].
 
 use super::augment::{Colour, ColourJitter};
 use super::buckets::{Buckets, Shape};
@@ -12,44 +13,41 @@ use super::resize::{Scratch, Window, resize_window};
 use crate::error::{Error, Result};
 use crate::philox::{Purpose, Rng, Stream};
 
-/// How pictures come to the network's shapes.
+/// How pictures of any size are brought to the shapes of batches.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Geometry {
-    /// One shape for all: scale by r ~ U(jitter) times what fits, crop what is too large at random, pad right and
-    /// below to exactly `shape`. The paper's pre-training is 448×448 and (0.8, 1.2); (1, 1) never crops.
+    /// One shape for all pictures. A picture is scaled by r ~ U(jitter) times the factor that makes it fit, cropped at
+    /// random where it is too large, and padded on the right and below to exactly `shape`. The paper's pre-training is
+    /// 448×448 and (0.8, 1.2); (1, 1) never crops.
     Fixed {
         /// The batch's height and width.
         shape: Shape,
         /// Lowest and highest scale.
         jitter: (f32, f32),
     },
-    /// Scale to fit within `long` and `short` keeping the ratio, pad to one of a few shapes.
+    /// A few shapes. A picture is scaled to fit within `long` and `short`, keeping its aspect ratio, and padded to a
+    /// shape.
     Buckets {
-        /// Limit of the longer side.
+        /// Largest longer side.
         long: u32,
-        /// Limit of the shorter side.
+        /// Largest shorter side.
         short: u32,
         /// Lowest and highest scale; (1, 1) for none.
         jitter: (f32, f32),
-        /// Shapes are multiples of this.
+        /// Sides of shapes are multiples of this.
         divisor: u32,
-        /// At most so many shapes.
+        /// Largest number of shapes.
         max_shapes: usize,
     },
 }
 
 impl Geometry {
-    /// The paper's pre-training: `size` × `size`, scale jitter 0.8 to 1.2.
-    pub fn pretrain(size: u32) -> Self {
-        Geometry::Fixed { shape: Shape::square(size), jitter: (0.8, 1.2) }
-    }
-
-    /// The paper's fine-tuning: keep the ratio, at most four shapes, multiples of 32.
+    /// The paper's fine-tuning: keeps the aspect ratio; at most four shapes, multiples of 32.
     pub fn finetune(long: u32, short: u32) -> Self {
         Geometry::Buckets { long, short, jitter: (1.0, 1.0), divisor: 32, max_shapes: 4 }
     }
 
-    /// The same without randomness.
+    /// The same geometry without scale jitter.
     pub fn test(self) -> Self {
         match self {
             Geometry::Fixed { shape, .. } => Geometry::Fixed { shape, jitter: (1.0, 1.0) },
@@ -65,12 +63,13 @@ impl Geometry {
         }
     }
 
-    /// Width and height of a picture at the largest scale.
+    /// Width and height of a picture of `size` at the largest scale.
     pub(super) fn largest(&self, size: (u32, u32)) -> (u32, u32) {
         self.resized(size, f64::from(self.jitter().1))
     }
 
-    /// Size of a picture after scaling by `r` times what fits: `new = int(dim * f + 0.5)`.
+    /// Width and height of a picture after scaling by `r` times the factor that makes it fit; each side becomes
+    /// `int(dim * f + 0.5)`.
     fn resized(&self, (w, h): (u32, u32), r: f64) -> (u32, u32) {
         let times = |limit: u32| (f64::from(limit) * r).floor().max(1.0);
         let (w, h) = (f64::from(w), f64::from(h));
@@ -82,31 +81,31 @@ impl Geometry {
     }
 }
 
-/// Everything that happens to a picture.
+/// All changes that a picture goes through.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pipeline {
-    /// Size and shape.
+    /// Scale, crop and shape.
     pub geometry: Geometry,
-    /// Chance of mirroring left and right.
+    /// Probability of mirroring left and right.
     pub flip: f32,
-    /// Chance of mirroring top and bottom.
+    /// Probability of mirroring top and bottom.
     pub vertical_flip: f32,
     /// Random changes of colour.
     pub colour: ColourJitter,
 }
 
-/// Where a picture and its boxes go.
+/// Where a picture and its boxes go in a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placement {
-    /// What is drawn at the top left of the canvas.
+    /// The part of the resized picture that is drawn at the top left of the canvas.
     pub window: Window,
-    /// Horizontal and vertical scale of boxes.
+    /// Horizontal and vertical scale of the boxes.
     pub scale: (f32, f32),
-    /// Height and width of the content and of its padded shape: `img_h, img_w, pad_h, pad_w`.
+    /// Height and width of the content, then of its padded shape: `img_h, img_w, pad_h, pad_w`.
     pub sizes: [f32; 4],
 }
 
-/// The random numbers of one place in a batch: the same whatever thread asks, and however the run got here.
+/// The random numbers of one place in a batch. They do not depend on the thread or on whether the run was resumed.
 pub struct Draws {
     scale: Rng,
     crop: Rng,
@@ -116,7 +115,7 @@ pub struct Draws {
 }
 
 impl Draws {
-    /// Those of slot `slot` in step `step`.
+    /// The random numbers of place `slot` in step `step`.
     pub fn new(seed: u64, stage: u8, step: u64, slot: u32) -> Self {
         let of = |purpose| Stream::new(seed, stage, step, slot, purpose).rng();
         Self {
@@ -128,24 +127,19 @@ impl Draws {
         }
     }
 
-    /// A place in a list of `n` for the picture that replaces a refused one.
+    /// Draws an index into a list of `n`: the picture that replaces a refused one.
     pub fn replacement(&mut self, n: usize) -> usize {
         self.redraw.below(n as u32) as usize
     }
 }
 
 impl Pipeline {
-    /// Training with horizontal flips half of the time.
-    pub fn train(geometry: Geometry) -> Self {
-        Self { geometry, flip: 0.5, vertical_flip: 0.0, colour: ColourJitter::default() }
-    }
-
-    /// Evaluation: no randomness.
+    /// The pipeline of evaluation, without randomness.
     pub fn test(geometry: Geometry) -> Self {
         Self { geometry: geometry.test(), flip: 0.0, vertical_flip: 0.0, colour: ColourJitter::default() }
     }
 
-    /// Refuses numbers that make no sense.
+    /// Fails for numbers outside their range.
     pub fn check(&self) -> Result<()> {
         let err = |what: &str, message: String| Err(Error::value(format!("pipeline: {what}"), message));
         let (lo, hi) = self.geometry.jitter();
@@ -167,12 +161,12 @@ impl Pipeline {
         self.colour.check()
     }
 
-    /// The shapes that images `indices` of a data set come in, in batches of `batch`.
+    /// The shapes for images `indices` of a data set, in batches of `batch` images.
     pub fn buckets(&self, dataset: &Dataset, indices: &[usize], batch: usize) -> Buckets {
         self.buckets_and_sizes(dataset, indices, batch).0
     }
 
-    /// As [`Pipeline::buckets`], with the size of each image before padding at the largest scale.
+    /// Like [`Pipeline::buckets`], with the size of each image at the largest scale, before padding.
     pub(super) fn buckets_and_sizes(
         &self,
         dataset: &Dataset,
@@ -217,7 +211,7 @@ impl Pipeline {
         }
     }
 
-    /// Draws a picture onto a canvas of `shape` (`out`, `[H,W,3]`); what it does not cover becomes 0.
+    /// Draws a picture on a canvas of `shape` (`out`, `[H,W,3]`). The rest of the canvas becomes 0.
     pub fn render(
         &self,
         image: &Image,
@@ -245,7 +239,7 @@ impl Pipeline {
 }
 
 impl Placement {
-    /// Moves the crop so that the middle of a box of the original picture is as near its middle as can be.
+    /// Moves the crop so that its middle is as near as possible to the middle of box `b` of the original picture.
     pub(super) fn centre_on(&mut self, b: [f32; 4]) {
         let w = &mut self.window;
         let start = |lo: f32, hi: f32, scale: f32, whole: u32, size: u32| {
@@ -256,7 +250,7 @@ impl Placement {
         w.at.1 = start(b[1], b[3], self.scale.1, w.resized.1, w.size.1);
     }
 
-    /// Where a box of the original picture comes to lie; none if the crop leaves nothing of it.
+    /// The box in the batch for a box of the original picture. None if nothing of it is inside the crop.
     pub fn map(&self, b: [f32; 4]) -> Option<[f32; 4]> {
         let w = &self.window;
         let clip = |v: f32, scale: f32, whole: u32, at: u32, size: u32| {
@@ -275,7 +269,7 @@ impl Placement {
         (x1 > x0 && y1 > y0).then_some([x0, y0, x1, y1])
     }
 
-    /// The boxes that are left of a picture's ground truth, with their classes.
+    /// The boxes of the ground truth that are left after the crop, with their classes.
     pub fn boxes<'a>(&'a self, gt: impl Iterator<Item = &'a Annotation> + 'a) -> impl Iterator<Item = ([f32; 4], i32)> {
         gt.filter_map(|a| self.map(a.xyxy).map(|b| (b, a.class as i32)))
     }

@@ -1,4 +1,4 @@
-//! Values made ahead by worker threads and delivered in order.
+//! Worker threads that make values ahead of time; the consumer gets them in order.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -7,11 +7,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What a worker made of a number, or how it panicked.
+/// The value that a worker made, or its panic.
 type Made<T> = Result<T, Box<dyn Any + Send>>;
 
 /// Calls `make(n, old)` for n = start, start + 1, … on worker threads, at most `depth` ahead of the consumer, and
-/// delivers the results in order. `old` is a value that the consumer gave back, for its buffers.
+/// delivers the results in order. `old` is a value that the consumer gave back, so that its buffers are reused.
 pub(super) struct Prefetch<T: Send + 'static> {
     shared: Arc<Shared<T>>,
     workers: Vec<JoinHandle<()>>,
@@ -20,9 +20,9 @@ pub(super) struct Prefetch<T: Send + 'static> {
 
 struct Shared<T> {
     state: Mutex<State<T>>,
-    /// There is something to make, or it is over.
+    /// Signals that there is a value to make, or that the workers must stop.
     work: Condvar,
-    /// Something has been made.
+    /// Signals that a value has been made.
     done: Condvar,
 }
 
@@ -38,7 +38,7 @@ struct State<T> {
 
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        // No code runs under the lock that could panic half way.
+        // No code under the lock can panic half way, so a poisoned state is still valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -75,7 +75,7 @@ impl<T: Send + 'static> Prefetch<T> {
         Ok(prefetch)
     }
 
-    /// The next value; none after the last.
+    /// The next value; none after the last one. Panics if the worker panicked while it made the value.
     pub fn next(&mut self) -> Option<T> {
         let mut state = self.shared.lock();
         let n = state.next_to_deliver;
@@ -99,7 +99,7 @@ impl<T: Send + 'static> Prefetch<T> {
         }
     }
 
-    /// Takes a value back so that its buffers are used again.
+    /// Takes a value back, so that its buffers are reused.
     pub fn recycle(&self, value: T) {
         let mut state = self.shared.lock();
         if state.old.len() as u64 <= state.depth {
@@ -107,12 +107,13 @@ impl<T: Send + 'static> Prefetch<T> {
         }
     }
 
-    /// How long [`Prefetch::next`] has waited in all.
+    /// Total time that [`Prefetch::next`] has waited.
     pub fn waited(&self) -> Duration {
         self.waited
     }
 }
 
+/// The loop of a worker thread.
 fn work<T>(shared: &Shared<T>, make: &(impl Fn(u64, Option<T>) -> T + ?Sized)) {
     loop {
         let mut state = shared.lock();
@@ -138,7 +139,7 @@ impl<T: Send + 'static> Drop for Prefetch<T> {
         self.shared.lock().stop = true;
         self.shared.work.notify_all();
         for worker in self.workers.drain(..) {
-            // A worker catches its panics; there is nothing to learn from the join.
+            // A worker catches its panics, so the join has no news.
             let _ = worker.join();
         }
     }

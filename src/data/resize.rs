@@ -1,31 +1,67 @@
-//! Bilinear resizing exactly as OpenCV's `INTER_LINEAR` does it on 8 bits: 11-bit weights, horizontally first, no
-//! anti-aliasing. Only the wanted window of the resized picture is computed, mirrored on the way out where asked.
+//! Bilinear resizing that matches OpenCV's `INTER_LINEAR` on 8 bits exactly: 11-bit weights, horizontal pass first, no
+//! anti-aliasing. Only the wanted window of the resized picture is computed, and mirrored if asked.
 
 use super::decode::Image;
 
-/// A window of a resized picture, and how it is laid down.
+/// A window of a resized picture, and whether it is mirrored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Width and height of the whole resized picture.
     pub resized: (u32, u32),
-    /// Left and top of the window in it.
+    /// Left and top of the window in the resized picture.
     pub at: (u32, u32),
     /// Width and height of the window.
     pub size: (u32, u32),
-    /// Mirror left and right.
+    /// Whether to mirror left and right.
     pub flip_x: bool,
-    /// Mirror top and bottom.
+    /// Whether to mirror top and bottom.
     pub flip_y: bool,
 }
 
-/// Where an output column or row comes from: two places of the source and their weights in 1/2048.
+/// One direction of a [`Window`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Axis {
+    /// Pixels of the original picture.
+    pub source: u32,
+    /// Pixels of the resized picture.
+    pub resized: u32,
+    /// The window's first pixel in the resized picture.
+    pub at: u32,
+    /// Pixels of the window.
+    pub size: u32,
+    /// Whether the window is mirrored.
+    pub flip: bool,
+}
+
+impl Window {
+    /// The columns, for a picture of `source` columns.
+    pub(super) fn columns(&self, source: u32) -> Axis {
+        Axis { source, resized: self.resized.0, at: self.at.0, size: self.size.0, flip: self.flip_x }
+    }
+
+    /// The rows, for a picture of `source` rows.
+    pub(super) fn rows(&self, source: u32) -> Axis {
+        Axis { source, resized: self.resized.1, at: self.at.1, size: self.size.1, flip: self.flip_y }
+    }
+}
+
+/// How OpenCV repeats the last pixel where a tap lies beyond the border.
+#[derive(Clone, Copy, PartialEq)]
+enum Border {
+    /// Columns: the tap beyond has a weight of 0.
+    WeightZero,
+    /// Rows: the same row is weighed twice, which rounds differently.
+    SamePixelTwice,
+}
+
+/// The source of an output column or row: two source pixels and their weights in 1/2048.
 #[derive(Clone, Copy, Debug)]
 struct Tap {
     at: [u32; 2],
     weight: [i32; 2],
 }
 
-/// Buffers that are used again for the next picture.
+/// Buffers that are reused from one picture to the next.
 #[derive(Debug, Default)]
 pub struct Scratch {
     columns: Vec<Tap>,
@@ -34,21 +70,20 @@ pub struct Scratch {
     lines: [Vec<i16>; 2],
 }
 
-/// Taps of the outputs `at .. at + n` of an axis of `from` pixels resized to `to`. Beyond the border OpenCV repeats the
-/// last pixel: for columns by a weight of 0, for rows by weighing the same row twice, which rounds differently.
-fn taps(out: &mut Vec<Tap>, from: u32, to: u32, at: u32, n: u32, flip: bool, columns: bool) {
-    let scale = 1.0 / (f64::from(to) / f64::from(from));
-    let last = from as i32 - 1;
+/// Writes the taps of the window's outputs along one axis.
+fn taps(out: &mut Vec<Tap>, axis: Axis, border: Border) {
+    let scale = 1.0 / (f64::from(axis.resized) / f64::from(axis.source));
+    let last = axis.source as i32 - 1;
     out.clear();
-    out.extend((at..at + n).map(|i| {
+    out.extend((axis.at..axis.at + axis.size).map(|i| {
         let centre = ((f64::from(i) + 0.5) * scale - 0.5) as f32;
         let place = centre.floor() as i32;
-        let beyond = columns && (place < 0 || place >= last);
+        let beyond = border == Border::WeightZero && (place < 0 || place >= last);
         let part = if beyond { 0.0 } else { centre - centre.floor() };
         let weight = [1.0 - part, part].map(|w| (w * 2048.0).round_ties_even() as i32);
         Tap { at: [place, place + 1].map(|p| p.clamp(0, last) as u32), weight }
     }));
-    if flip {
+    if axis.flip {
         out.reverse();
     }
 }
@@ -65,14 +100,14 @@ pub fn resize_window(image: &Image, w: &Window, out: &mut [u8], stride: usize, s
         }
         return;
     }
-    taps(&mut scratch.columns, image.width, w.resized.0, w.at.0, w.size.0, w.flip_x, true);
-    taps(&mut scratch.rows, image.height, w.resized.1, w.at.1, w.size.1, w.flip_y, false);
+    taps(&mut scratch.columns, w.columns(image.width), Border::WeightZero);
+    taps(&mut scratch.rows, w.rows(image.height), Border::SamePixelTwice);
     let mut held = [u32::MAX; 2];
     for b in &mut scratch.lines {
         b.resize(width * 3, 0);
     }
     for (row, line) in scratch.rows.iter().zip(lines) {
-        // A row needed again from the line above changes sides instead of being made again.
+        // A source row that is still held for the output row above is kept; it may have to change sides.
         if held[1] == row.at[0] || held[0] == row.at[1] {
             held.swap(0, 1);
             scratch.lines.swap(0, 1);
@@ -90,7 +125,7 @@ pub fn resize_window(image: &Image, w: &Window, out: &mut [u8], stride: usize, s
     }
 }
 
-/// One row, three channels at a time in 21-bit fields of a u64: 255 × 2048 needs 19.
+/// Resizes one row horizontally, three channels at a time in 21-bit fields of a u64 (255 × 2048 needs 19 bits).
 fn horizontal(out: &mut [i16], row: &[u8], taps: &[Tap]) {
     let pixel = |at: u32| {
         let p = &row[at as usize * 3..at as usize * 3 + 3];
@@ -104,6 +139,7 @@ fn horizontal(out: &mut [i16], row: &[u8], taps: &[Tap]) {
     }
 }
 
+/// Weighs two horizontally resized rows.
 fn vertical(out: &mut [u8], a: &[i16], b: &[i16], [wa, wb]: [i32; 2]) {
     for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
         let v = ((wa * i32::from(a)) >> 16) + ((wb * i32::from(b)) >> 16);

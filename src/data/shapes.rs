@@ -1,9 +1,11 @@
 //! The built-in data set: pictures of textured, turned, partly hidden shapes of six classes at several scales on noisy
-//! grounds, with boxes and polygon masks in COCO format. It is for trying things out where no data is at hand, and for
-//! tests; the same seed gives the same bytes on each machine and for each number of threads.
+//! backgrounds, with boxes and polygon masks in COCO format. It is for first experiments without data of one's own, and
+//! for tests. The same seed gives the same bytes on every machine and for every number of threads.
 //!
-//! [`generate`] writes a data set, [`ensure`] only if it is not there yet, [`render`] makes one picture in memory.
+//! [`generate`] writes a data set, [`ensure`] writes it only if it does not exist yet, [`render`] makes one picture in
+//! memory. Read next: `scene` (where shapes lie), `paint` (pixels), `raster` and `trace` (polygons to pixels and back).
 
+mod class;
 mod paint;
 pub(crate) mod raster;
 mod scene;
@@ -15,68 +17,30 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+pub use class::Class;
+
 use crate::error::{Error, Result};
 use crate::output::write_atomically;
 use crate::philox::{Purpose, Stream};
 
-/// Part of the `info` of the annotation files: raised when the same options give other bytes than before.
+/// Part of the `info` of the annotation files. It is raised when the same options give other bytes than before.
 const VERSION: &str = "2";
 
-/// What a shape is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// Circle or ellipse.
-    Ellipse,
-    /// Square or rectangle.
-    Rectangle,
-    /// Any triangle that is not too flat.
-    Triangle,
-    /// Star of five points.
-    Star,
-    /// Cross of two bars.
-    Cross,
-    /// Crescent moon.
-    Crescent,
-}
-
-impl Class {
-    /// All classes; the category id in the annotation files is the place in this list plus one.
-    pub const ALL: [Class; 6] =
-        [Class::Ellipse, Class::Rectangle, Class::Triangle, Class::Star, Class::Cross, Class::Crescent];
-
-    /// Name of the category.
-    pub fn name(self) -> &'static str {
-        match self {
-            Class::Ellipse => "ellipse",
-            Class::Rectangle => "rectangle",
-            Class::Triangle => "triangle",
-            Class::Star => "star",
-            Class::Cross => "cross",
-            Class::Crescent => "crescent",
-        }
-    }
-
-    /// COCO category id.
-    pub fn id(self) -> u32 {
-        self as u32 + 1
-    }
-}
-
-/// What [`generate`] makes.
+/// Options of [`generate`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShapesOptions {
-    /// Seed of everything.
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// Pictures for training.
+    /// Number of pictures for training.
     pub train: usize,
-    /// Pictures for validation.
+    /// Number of pictures for validation.
     pub val: usize,
-    /// Pictures for a test set; no test files if 0.
+    /// Number of pictures for a test set; 0 writes no test files.
     pub test: usize,
-    /// Largest width and height of a landscape picture; each picture is up to a fifth smaller in each direction, every
-    /// third one is turned to portrait.
+    /// Largest width and height of a landscape picture. Each picture is up to a fifth smaller in each direction, and
+    /// about every third one is in portrait format.
     pub size: (u32, u32),
-    /// Least and greatest number of shapes wanted in a picture.
+    /// Smallest and largest number of shapes wanted in a picture.
     pub objects: (u32, u32),
 }
 
@@ -87,7 +51,9 @@ impl Default for ShapesOptions {
 }
 
 impl ShapesOptions {
-    /// Errors: `Value` for what cannot be made.
+    /// Checks the options.
+    ///
+    /// Errors: `Value` for options outside their range.
     pub fn check(&self) -> Result<()> {
         let (w, h) = self.size;
         if !(48..=4096).contains(&w) || !(48..=4096).contains(&h) {
@@ -111,7 +77,7 @@ impl ShapesOptions {
         [(Split::Train, self.train), (Split::Val, self.val), (Split::Test, self.test)].into_iter().filter(|s| s.1 > 0)
     }
 
-    /// Number of the first picture of a split, less one: picture ids are unique in the whole set.
+    /// Number of pictures in the splits before this one, because picture ids are unique in the whole set.
     fn first(&self, split: Split) -> usize {
         match split {
             Split::Train => 0,
@@ -128,7 +94,7 @@ pub enum Split {
     Train,
     /// For validation during training.
     Val,
-    /// For a test at the end.
+    /// For a test at the end of training.
     Test,
 }
 
@@ -143,14 +109,14 @@ impl Split {
     }
 }
 
-/// One shape of a picture, as far as it is visible.
+/// The visible part of one shape of a picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VisibleShape {
-    /// Its class.
+    /// Class of the shape.
     pub class: Class,
-    /// `x0 y0 x1 y1` around the visible pixels.
+    /// Box x0, y0, x1, y1 around the visible pixels.
     pub bbox: [f32; 4],
-    /// Polygons of the visible part, `x y` pairs, none with holes.
+    /// Polygons of the visible part, without holes, as pairs of x and y.
     pub polygons: Vec<Vec<[f64; 2]>>,
     /// Sum of the areas of the polygons.
     pub area: f64,
@@ -169,27 +135,27 @@ pub struct Picture {
     pub shapes: Vec<VisibleShape>,
 }
 
-/// A part of a data set that was written.
+/// One part of a data set, as it lies on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SplitSummary {
     /// Which part.
     pub split: Split,
-    /// Its annotation file.
+    /// Path of its annotation file.
     pub annotations: PathBuf,
-    /// The folder that the annotation file's `file_name` entries are in.
+    /// The folder of its pictures, to which `file_name` is relative.
     pub images_dir: PathBuf,
-    /// Pictures.
+    /// Number of pictures.
     pub images: usize,
-    /// Shapes of each class, in the order of [`Class::ALL`].
+    /// Number of shapes of each class, in the order of [`Class::ALL`].
     pub instances: [usize; 6],
 }
 
-/// What [`generate`] wrote.
+/// The result of [`generate`] and [`ensure`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShapesSummary {
     /// The parts, in the order train, val, test; empty ones are left out.
     pub splits: Vec<SplitSummary>,
-    /// False if [`ensure`] found the set already there.
+    /// False if [`ensure`] found the data set already complete.
     pub written: bool,
 }
 
@@ -267,7 +233,7 @@ struct Written {
     categories: Vec<Category>,
 }
 
-/// What [`ensure`] reads of a file that [`generate`] wrote.
+/// The parts of an annotation file that [`ensure`] reads.
 #[derive(Deserialize)]
 struct Found {
     info: Info,
@@ -281,7 +247,7 @@ pub fn render(options: &ShapesOptions, split: Split, index: usize) -> Result<Pic
     Ok(picture(options, split, index))
 }
 
-/// [`render`] with options that were checked.
+/// Like [`render`], for options that have been checked.
 fn picture(options: &ShapesOptions, split: Split, index: usize) -> Picture {
     let stream = |step| Stream::new(options.seed, split as u8, step, index as u32, Purpose::Shapes);
     let mut layout = stream(0).rng();
@@ -304,6 +270,7 @@ fn picture(options: &ShapesOptions, split: Split, index: usize) -> Picture {
     Picture { width, height, rgb, shapes }
 }
 
+/// Box and polygons of a mask. None if it has no pixel.
 fn visible(class: Class, mask: &trace::Mask) -> Option<VisibleShape> {
     let bbox = mask.bounds()?.map(|v| v as f32);
     let polygons = mask.polygons();
@@ -311,10 +278,10 @@ fn visible(class: Class, mask: &trace::Mask) -> Option<VisibleShape> {
     Some(VisibleShape { class, bbox, polygons, area })
 }
 
-/// Writes `dir/images/<split>/*.png` and `dir/annotations/<split>.json` (written last, so that an annotation file
-/// means that its pictures are complete).
+/// Writes `dir/images/<split>/*.png` and then `dir/annotations/<split>.json`, so that an annotation file means that its
+/// pictures are complete.
 ///
-/// Errors: `Data` if `dir` holds files that were not made here: nobody's pictures are overwritten.
+/// Errors: `Data` if `dir` holds files that were not made here, so that no other pictures are overwritten.
 pub fn generate(dir: &Path, options: &ShapesOptions) -> Result<ShapesSummary> {
     options.check()?;
     claim(dir)?;
@@ -345,7 +312,7 @@ pub fn generate(dir: &Path, options: &ShapesOptions) -> Result<ShapesSummary> {
     Ok(ShapesSummary { splits, written: true })
 }
 
-/// Marks a folder as one that this program fills, unless it holds anything else.
+/// Marks a folder as one that this program fills. Fails if the folder holds other files.
 fn claim(dir: &Path) -> Result<()> {
     let mark = dir.join(".upres-shapes");
     let mut entries = match fs::read_dir(dir) {
@@ -366,7 +333,7 @@ fn claim(dir: &Path) -> Result<()> {
     fs::write(&mark, "made by upres: `train` may make what is here anew\n").map_err(|e| Error::io(&mark, e))
 }
 
-/// [`generate`], unless `dir` holds the complete set of the same options already.
+/// Like [`generate`], but writes nothing if `dir` already holds the complete data set of the same options.
 pub fn ensure(dir: &Path, options: &ShapesOptions) -> Result<ShapesSummary> {
     options.check()?;
     match options.splits().map(|(split, count)| find(dir, options, split, count)).collect() {
@@ -375,7 +342,7 @@ pub fn ensure(dir: &Path, options: &ShapesOptions) -> Result<ShapesSummary> {
     }
 }
 
-/// The part of a set in `dir` if it is there, complete and of these options.
+/// A part of the data set in `dir`. None if it is missing, incomplete, or of other options.
 fn find(dir: &Path, options: &ShapesOptions, split: Split, count: usize) -> Option<SplitSummary> {
     let (annotations, images_dir) = paths(dir, split);
     let found: Found = serde_json::from_slice(&fs::read(&annotations).ok()?).ok()?;
@@ -421,7 +388,7 @@ fn document(options: &ShapesOptions, split: Split, pictures: Vec<(usize, usize, 
     Written { info: Info::new(options, split), licenses: [license], images, annotations, categories }
 }
 
-/// RGB bytes as a PNG file. The settings are fixed: the bytes are part of the promise.
+/// Encodes RGB bytes as a PNG file. The encoder's settings are fixed, because the same seed must give the same bytes.
 pub(crate) fn encode_png(rgb: &[u8], width: usize, height: usize) -> Result<Vec<u8>> {
     use image::codecs::png::{CompressionType, FilterType, PngEncoder};
     use image::{ExtendedColorType, ImageEncoder};

@@ -1,4 +1,4 @@
-//! `dataset stats`: what a data set looks like to a detector.
+//! `dataset stats`: counts of sizes, classes and boxes, and the shapes that training would use.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,44 +8,44 @@ use super::coco::{Dataset, TrainFilter};
 use super::pipeline::{Geometry, Pipeline};
 use crate::format::counted;
 
-/// COCO's limits between small, medium and large, in square pixels.
+/// COCO's limits between small, medium and large objects, in square pixels.
 pub const AREA_LIMITS: [f64; 2] = [32.0 * 32.0, 96.0 * 96.0];
 
-/// Counts over a data set. Boxes are those that are ground truth in training.
+/// Counts over a data set. Only boxes that are ground truth in training are counted.
 #[derive(Clone, Debug)]
 pub struct Stats {
-    /// Images in all.
+    /// Number of images.
     pub images: usize,
     /// Images that are trained on.
     pub training_images: usize,
-    /// Width and height of images, with how many have it, most frequent first.
+    /// Widths and heights of images, each with its number of images, most frequent first.
     pub sizes: Vec<((u32, u32), usize)>,
-    /// Name, boxes and images of each class.
+    /// For each class: name, number of boxes, number of images.
     pub classes: Vec<(String, usize, usize)>,
-    /// Number of boxes in an image, with how many images have it.
+    /// For each number of boxes in an image: how many images have it.
     pub per_image: BTreeMap<usize, usize>,
-    /// Boxes by `area`: small, medium, large.
+    /// Number of boxes by `area`: small, medium, large.
     pub areas: [usize; 3],
-    /// Boxes by width / height: below 1/4, 1/2, 1, 2, 4, and above.
+    /// Number of boxes by width / height: below 1/4, 1/2, 1, 2, 4, and above.
     pub ratios: [usize; 6],
-    /// Square root of width × height of boxes: 5th, 25th, 50th, 75th and 95th percentile in pixels.
+    /// Square root of a box's width × height in pixels: 5th, 25th, 50th, 75th and 95th percentile.
     pub box_sizes: [f32; 5],
-    /// Crowd regions.
+    /// Number of crowd regions.
     pub crowd: usize,
     /// [`Dataset::max_gt`].
     pub max_gt: usize,
-    /// Limits of the proposed buckets.
+    /// Largest longer and shorter side of the proposed buckets.
     pub resize: (u32, u32),
-    /// Proposed shapes and how many images go into each.
+    /// Proposed shapes, each with its number of images.
     pub buckets: Vec<(Shape, usize)>,
-    /// Share of the pixels of batches that is padding.
+    /// Share of the pixels of batches that are padding.
     pub waste: f64,
-    /// What of the file is not counted here, in words ([`Dataset::training_note`]).
+    /// A text about the entries of the file that are not counted here ([`Dataset::training_note`]).
     pub left_out: Option<String>,
 }
 
 impl Stats {
-    /// Counts. Buckets are those of keep-ratio resizing to `long` and `short`.
+    /// Counts over `dataset`. The buckets are those for resizing to `long` and `short` with the aspect ratio kept.
     pub fn new(dataset: &Dataset, long: u32, short: u32) -> Self {
         let mut sizes: BTreeMap<(u32, u32), usize> = BTreeMap::new();
         let mut classes: Vec<_> = dataset.categories.iter().map(|c| (c.name.clone(), 0, 0)).collect();
@@ -91,12 +91,13 @@ impl Stats {
     }
 }
 
+/// Shapes, each with its number of images.
 fn members(buckets: &Buckets) -> Vec<(Shape, usize)> {
     let count = |k: usize| buckets.of_image.iter().filter(|b| usize::from(**b) == k).count();
     buckets.shapes.iter().enumerate().map(|(k, s)| (*s, count(k))).collect()
 }
 
-/// `▇▇▇` in proportion to the largest.
+/// A bar `▇▇▇` for `n`; `most` is the longest one.
 fn bar(n: usize, most: usize) -> String {
     "▇".repeat((n * 30).div_ceil(most.max(1)).min(30))
 }

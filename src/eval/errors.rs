@@ -1,54 +1,58 @@
-//! What goes wrong: TIDE's kinds of errors with the AP that each costs, and which classes are taken for which.
-//!
-//! Both are hotcoco's; here they get names, tables and JSON.
+//! Error analysis: TIDE's kinds of errors with the AP that each costs, and the confusion of classes. hotcoco computes
+//! both; this file gives them names, tables and JSON. Main types: [`TideTable`], [`Confusion`].
 
 use std::fmt;
 
 use hotcoco::COCOeval;
 use serde_json::{Value, json};
 
-use super::metrics::{Metrics, Overlap, wrong};
-use crate::error::Result;
+use super::metrics::{Metrics, Overlap};
+use crate::error::{Error, Result};
 use crate::format::counted;
 
-/// What to look at beside the metrics.
+/// An error of hotcoco as one of ours.
+pub(super) fn hotcoco_error(e: hotcoco::error::Error) -> Error {
+    Error::value("evaluate", e.to_string())
+}
+
+/// Which error analyses are made in addition to the metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Look {
-    /// TIDE's errors.
+    /// Whether TIDE's errors are computed.
     pub tide: bool,
-    /// The confusion of classes, of detections with at least this score.
+    /// If set, the confusion of classes is computed, from detections with at least this score.
     pub confusion: Option<f64>,
 }
 
-/// An evaluation.
+/// The result of an evaluation.
 #[derive(Clone, Debug)]
 pub struct Measured {
     /// The metrics.
     pub metrics: Metrics,
-    /// If they were asked for.
+    /// TIDE's errors, if [`Look::tide`] asked for them.
     pub tide: Option<TideTable>,
-    /// If it was asked for.
+    /// The confusion of classes, if [`Look::confusion`] asked for it.
     pub confusion: Option<Confusion>,
 }
 
-/// A detection hits an object from this overlap on.
+/// Smallest IoU at which a detection matches an object.
 const HIT_IOU: f64 = 0.5;
-/// Below it a detection has nothing to do with an object.
+/// IoU below which a detection and an object are unrelated.
 const BACKGROUND_IOU: f64 = 0.1;
 
 /// Errors by kind (Bolya et al. 2020, "TIDE"), at IoU 0.5.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TideTable {
-    /// Of boxes or of masks.
+    /// Whether the errors are those of boxes or of masks.
     pub overlap: Overlap,
-    /// AP at IoU 0.5 of what was found.
+    /// AP at IoU 0.5 of the detections.
     pub ap50: f64,
-    /// Each kind: its name, how much AP rises if its errors are mended, how many there are (none for the two sums).
+    /// For each kind: name, rise of AP if its errors were fixed, number of errors (none for the two sums).
     pub kinds: Vec<(&'static str, f64, Option<u64>)>,
 }
 
 impl TideTable {
-    /// hotcoco's keys and our names.
+    /// hotcoco's key and our name of each kind.
     const KINDS: [(&str, &str); 8] = [
         ("Cls", "classification"),
         ("Loc", "localisation"),
@@ -61,7 +65,7 @@ impl TideTable {
     ];
 
     pub(super) fn new(eval: &COCOeval, overlap: Overlap) -> Result<TideTable> {
-        let errors = eval.tide_errors(HIT_IOU, BACKGROUND_IOU).map_err(wrong)?;
+        let errors = eval.tide_errors(HIT_IOU, BACKGROUND_IOU).map_err(hotcoco_error)?;
         let kind = |&(key, name): &(&str, &'static str)| {
             let delta = errors.delta_ap.get(key).copied().unwrap_or(0.0);
             (name, delta, errors.counts.get(key).copied())
@@ -69,7 +73,7 @@ impl TideTable {
         Ok(TideTable { overlap, ap50: errors.ap_base, kinds: Self::KINDS.iter().map(kind).collect() })
     }
 
-    /// `{"ap50": .., "missed": {"ap": .., "count": ..}, ..}`.
+    /// The table as JSON: `{"ap50": .., "missed": {"ap": .., "count": ..}, ..}`.
     pub fn json(&self) -> Value {
         let mut out = json!({ "ap50": self.ap50 });
         for (name, ap, count) in &self.kinds {
@@ -108,23 +112,23 @@ impl fmt::Display for TideTable {
     }
 }
 
-/// How often objects of each class were found as each class. An object and a detection belong together from IoU 0.5 on,
-/// whatever their classes, the surest detection first. Crowd regions are no objects here: what is found there counts as
-/// found where nothing is.
+/// How often objects of each class were found as each class. Detections are matched to objects at IoU 0.5 or more,
+/// whatever the classes, highest score first. Crowd regions are not objects here: a detection on one counts as found
+/// where nothing is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Confusion {
-    /// Detections count from this score on.
+    /// Smallest score of the detections that count.
     pub score: f64,
     /// Names of the classes.
     pub classes: Vec<String>,
-    /// `[classes + 1][classes + 1]`: row by true class (last: nothing is there), column by found class (last: not found).
+    /// `[classes + 1][classes + 1]`: row by true class (last: nothing is there), column by found class (last: missed).
     pub counts: Vec<Vec<u64>>,
 }
 
-/// Wider tables are lists.
-pub(super) const TABLE_WIDTH: usize = 110;
-/// Confusions in a list.
-pub(super) const LISTED: usize = 20;
+/// A matrix wider than this many characters is shown as a list.
+const TABLE_WIDTH: usize = 110;
+/// Largest number of confusions in a list.
+const LISTED: usize = 20;
 
 impl Confusion {
     pub(super) fn new(eval: &COCOeval, score: f64) -> Confusion {
@@ -133,7 +137,7 @@ impl Confusion {
         Confusion { score, classes: m.cat_names, counts: m.matrix.chunks(side).map(<[u64]>::to_vec).collect() }
     }
 
-    /// Pairs of different classes that were confused: count, true class, found class; most first.
+    /// Pairs of different classes that were confused, as count, true class, found class; largest count first.
     pub fn largest(&self) -> Vec<(u64, usize, usize)> {
         let k = self.classes.len();
         let pairs = (0..k).flat_map(|t| (0..k).map(move |d| (t, d))).filter(|(t, d)| t != d);
@@ -142,7 +146,7 @@ impl Confusion {
         all
     }
 
-    /// Everything.
+    /// The whole matrix as JSON.
     pub fn json(&self) -> Value {
         json!({
             "iou": HIT_IOU, "score": self.score, "classes": self.classes, "rows": "true class; last: nothing is there",
@@ -150,7 +154,7 @@ impl Confusion {
         })
     }
 
-    /// The whole matrix.
+    /// Writes the whole matrix.
     fn table(&self, f: &mut fmt::Formatter<'_>, width: usize, first: usize) -> fmt::Result {
         let found = self.classes.iter().map(String::as_str).chain(["missed"]);
         write!(f, "\n {:first$}", "true \\ found as")?;
@@ -162,7 +166,7 @@ impl Confusion {
             write!(f, "\n {name:first$}")?;
             for (column, n) in counts.iter().enumerate() {
                 match n {
-                    // What is neither there nor found is not counted.
+                    // The corner for "nothing there and nothing found" is not counted.
                     _ if row.max(column) == self.classes.len() && row == column => {}
                     0 => write!(f, "  {:>width$}", "·")?,
                     n => write!(f, "  {n:>width$}")?,
@@ -172,7 +176,7 @@ impl Confusion {
         Ok(())
     }
 
-    /// The largest confusions.
+    /// Writes sums and the largest confusions.
     fn list(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (k, all) = (self.classes.len(), self.largest());
         let missed: u64 = self.counts.iter().take(k).map(|row| row[k]).sum();
@@ -215,5 +219,32 @@ impl fmt::Display for Confusion {
         } else {
             self.list(f)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(k: usize) -> Confusion {
+        let mut counts = vec![vec![0; k + 1]; k + 1];
+        for (i, row) in counts.iter_mut().enumerate().take(k) {
+            row[i] = 100;
+            row[(i + 1) % k] = i as u64;
+            row[k] = 2;
+        }
+        counts[k][0] = 7;
+        Confusion { score: 0.3, classes: (0..k).map(|i| format!("class{i}")).collect(), counts }
+    }
+
+    #[test]
+    fn few_classes_are_a_table_and_many_a_list() {
+        let few = made(4).to_string();
+        assert_eq!(few.lines().count(), 1 + 1 + 5, "{few}");
+        assert!(few.contains("missed") && few.contains("nothing there"));
+        let many = made(80).to_string();
+        assert!(many.lines().count() <= 4 + LISTED && many.lines().all(|l| l.chars().count() <= TABLE_WIDTH), "{many}");
+        assert!(many.contains("class79") && many.contains("160 missed; 7 found") && many.contains("59 more"), "{many}");
+        assert_eq!(made(80).largest()[0], (79, 79, 0));
     }
 }

@@ -1,13 +1,11 @@
-//! The numbers of one evaluation, as tables and as JSON.
+//! The metrics of one evaluation, as tables and as JSON. Main type: [`Metrics`].
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::{Map, Value, json};
 
-use crate::error::Error;
-
-/// Keys of the twelve COCO numbers, in pycocotools' order.
+/// Keys of the twelve COCO metrics of boxes, in pycocotools' order.
 pub const COCO_KEYS: [&str; 12] = [
     "bbox_ap",
     "bbox_ap50",
@@ -23,7 +21,7 @@ pub const COCO_KEYS: [&str; 12] = [
     "bbox_ar_large",
 ];
 
-/// The same numbers of masks.
+/// Keys of the twelve COCO metrics of masks, in the same order.
 pub const SEGM_KEYS: [&str; 12] = [
     "segm_ap",
     "segm_ap50",
@@ -39,17 +37,17 @@ pub const SEGM_KEYS: [&str; 12] = [
     "segm_ar_large",
 ];
 
-/// What overlaps are measured on.
+/// Whether IoU is computed from boxes or from masks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overlap {
-    /// Boxes.
+    /// IoU of boxes.
     Boxes,
-    /// Masks.
+    /// IoU of masks.
     Masks,
 }
 
 impl Overlap {
-    /// Keys of the twelve numbers.
+    /// Keys of the twelve metrics.
     pub fn keys(self) -> &'static [&'static str; 12] {
         match self {
             Overlap::Boxes => &COCO_KEYS,
@@ -57,7 +55,7 @@ impl Overlap {
         }
     }
 
-    /// COCO's word for it.
+    /// COCO's name of this type.
     pub fn name(self) -> &'static str {
         match self {
             Overlap::Boxes => "bbox",
@@ -66,7 +64,7 @@ impl Overlap {
     }
 }
 
-/// Numbers of one class; -1 where there is no ground truth of that kind.
+/// Metrics of one class; -1 where there is no ground truth of that size.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClassMetrics {
     /// AP over IoU 0.50 to 0.95.
@@ -82,7 +80,7 @@ pub struct ClassMetrics {
 }
 
 impl ClassMetrics {
-    /// Keys and numbers, in their order.
+    /// The metrics with their keys, in order.
     pub fn by_key(&self) -> [(&'static str, f64); 5] {
         [
             ("ap", self.ap),
@@ -94,15 +92,16 @@ impl ClassMetrics {
     }
 }
 
-/// The metrics of one evaluation; -1 where there is no ground truth of that kind.
+/// The metrics of one evaluation; -1 where there is no ground truth of that size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metrics {
-    /// Of boxes or of masks.
+    /// Whether the metrics are those of boxes or of masks.
     pub overlap: Overlap,
-    /// In the order of [`COCO_KEYS`] or [`SEGM_KEYS`].
+    /// The twelve metrics, in the order of [`COCO_KEYS`] or [`SEGM_KEYS`].
     pub numbers: [f64; 12],
-    /// Numbers of each class, by name.
+    /// Metrics of each class, by its name.
     pub per_class: BTreeMap<String, ClassMetrics>,
+    /// pycocotools' summary.
     pub(super) lines: Vec<String>,
 }
 
@@ -117,7 +116,7 @@ impl Metrics {
         self.numbers[1]
     }
 
-    /// The twelve numbers by key.
+    /// The twelve metrics by key.
     pub fn by_key(&self) -> BTreeMap<String, f64> {
         self.overlap.keys().iter().map(|k| k.to_string()).zip(self.numbers).collect()
     }
@@ -143,7 +142,7 @@ impl fmt::Display for Metrics {
     }
 }
 
-/// Numbers of each class of boxes, and of masks where they were measured: `{"star": {"ap": .., "segm_ap": ..}}`.
+/// Metrics of each class, of boxes and (if measured) of masks: `{"star": {"ap": .., "segm_ap": ..}}`.
 pub fn per_class_json(boxes: &Metrics, masks: Option<&Metrics>) -> Value {
     let class = |name: &String| {
         let of = |m: &Metrics, prefix: &str| -> Vec<(String, Value)> {
@@ -154,8 +153,4 @@ pub fn per_class_json(boxes: &Metrics, masks: Option<&Metrics>) -> Value {
         Value::Object(of(boxes, "").into_iter().chain(masks).collect())
     };
     Value::Object(boxes.per_class.keys().map(|name| (name.clone(), class(name))).collect::<Map<_, _>>())
-}
-
-pub(super) fn wrong(e: hotcoco::error::Error) -> Error {
-    Error::value("evaluate", e.to_string())
 }

@@ -6,25 +6,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// One detection in COCO's results format. A file may leave `bbox` out where there is a `segmentation`: then it is that of
-/// the mask.
+/// One detection in COCO's results format. A file may leave out `bbox` if it has a `segmentation`; then the box is that
+/// of the mask.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Row")]
 pub struct ResultBox {
-    /// Image id of the annotation file.
+    /// Image id, as in the annotation file.
     pub image_id: i64,
-    /// Category id of the annotation file.
+    /// Category id, as in the annotation file.
     pub category_id: i64,
-    /// x, y, width, height in pixels of the original image.
+    /// Box as x, y, width, height in pixels of the original image.
     pub bbox: [f64; 4],
-    /// 0 to 1.
+    /// Confidence, 0 to 1.
     pub score: f64,
-    /// Its mask.
+    /// The mask, if the detector has masks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segmentation: Option<RleMask>,
 }
 
-/// A detection as a file has it.
+/// A detection as it stands in a file.
 #[derive(Deserialize)]
 struct Row {
     image_id: i64,
@@ -58,49 +58,12 @@ pub struct RleMask {
 }
 
 impl RleMask {
-    /// The mask of the pixels of `window` (x0, y0, x1, y1, inside the image) that `set` tells, in an image of `size`
-    /// (width, height).
-    ///
-    /// Errors: `Value` if the window leaves the image, or the image has 2³² pixels or more.
-    ///
-    /// Cost: one call of `set` for each pixel of the window, down its columns.
-    pub fn from_window(size: (u32, u32), window: [u32; 4], set: impl Fn(u32, u32) -> bool) -> Result<RleMask> {
-        let ([x0, y0, x1, y1], (w, h)) = (window, size);
-        let pixels = u32::try_from(u64::from(w) * u64::from(h)).ok();
-        let Some(pixels) = pixels.filter(|_| x0 <= x1 && y0 <= y1 && x1 <= w && y1 <= h) else {
-            return Err(Error::value("mask", format!("window {window:?} in an image of {w} × {h}")));
-        };
-        // `start`: where the run being read began; runs go on across the ends of columns.
-        let (mut counts, mut start, mut value) = (Vec::new(), 0, false);
-        let mut turn = |at: u32, to: bool| {
-            if to != value {
-                counts.push(at - start);
-                (start, value) = (at, to);
-            }
-        };
-        for x in x0..x1 {
-            for y in y0..y1 {
-                turn(x * h + y, set(x, y));
-            }
-            // The next column goes on where this one ends, unless rows lie between.
-            if y1 - y0 < h {
-                turn(x * h + y1, false);
-            }
-        }
-        turn(x1 * h, false);
-        // A mask that ends in its last pixel has no run behind it.
-        if start < pixels || counts.is_empty() {
-            counts.push(pixels - start);
-        }
-        Ok(Self::from_counts(size, counts))
-    }
-
-    /// From the lengths of runs down the columns of an image of `size` (width, height), background first.
+    /// Encodes lengths of runs down the columns of an image of `size` (width, height), background first.
     pub fn from_counts((w, h): (u32, u32), counts: Vec<u32>) -> RleMask {
         RleMask { size: [h, w], counts: hotcoco::mask::rle_to_string(&hotcoco::Rle { h, w, counts }) }
     }
 
-    /// Pixels, and the box x, y, width, height of them.
+    /// Number of pixels, and their bounding box x, y, width, height.
     ///
     /// Errors: `Value` if `counts` does not decode or exceeds `size`.
     pub fn area_and_bbox(&self) -> Result<(u64, [f64; 4])> {
@@ -108,11 +71,11 @@ impl RleMask {
             .map_err(|e| Error::value("mask", e.to_string()))
     }
 
-    /// The mask of the mirrored image, left and right exchanged.
+    /// The mask mirrored left and right.
     ///
-    /// Errors: as [`RleMask::area_and_bbox`].
+    /// Errors: those of [`RleMask::area_and_bbox`].
     ///
-    /// Cost: linear in runs and in columns with set pixels.
+    /// Cost: linear in the number of runs and of columns with set pixels.
     pub fn mirrored(&self) -> Result<RleMask> {
         let (rle, [h, w]) = (self.rle()?, self.size);
         let mut spans: Vec<[u32; 3]> = Vec::new(); // column, rows
@@ -144,9 +107,9 @@ impl RleMask {
         Ok(Self::from_counts((w, h), counts))
     }
 
-    /// Polygons around the pixels, simplified where it hardly shows: for drawing.
+    /// Polygons around the pixels for drawing, slightly simplified.
     ///
-    /// Errors: as [`RleMask::area_and_bbox`].
+    /// Errors: those of [`RleMask::area_and_bbox`].
     pub fn outlines(&self) -> Result<Vec<Vec<[f64; 2]>>> {
         Ok(crate::data::draw_set::rle_outlines(&self.rle()?))
     }
@@ -154,15 +117,6 @@ impl RleMask {
     fn rle(&self) -> Result<hotcoco::Rle> {
         let [h, w] = self.size;
         hotcoco::mask::rle_from_string(&self.counts, h, w).map_err(|e| Error::value("mask", e.to_string()))
-    }
-
-    /// The pixels by rows, a byte each.
-    ///
-    /// Errors: as [`RleMask::area_and_bbox`].
-    pub fn to_bitmap(&self) -> Result<Vec<u8>> {
-        let ([h, w], columns) = (self.size, hotcoco::mask::decode(&self.rle()?));
-        let (h, w) = (h as usize, w as usize);
-        Ok((0..h * w).map(|i| columns[i % w * h + i / w]).collect())
     }
 }
 
@@ -187,7 +141,9 @@ mod tests {
     fn results_survive_a_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("r.json");
-        let mask = RleMask::from_window((9, 7), [2, 1, 6, 5], |x, y| x + y != 5).unwrap();
+        let inside = |x: u32, y: u32| (2..6).contains(&x) && (1..5).contains(&y) && x + y != 5;
+        let bits: Vec<u8> = (0..63).map(|i| u8::from(inside(i % 9, i / 9))).collect();
+        let mask = encode(&bits, 9, 7);
         let d = ResultBox { image_id: 3, category_id: 2, bbox: [0.5, 1.0, 2.0, 3.25], score: 0.75, segmentation: None };
         let all = vec![d.clone(), ResultBox { segmentation: Some(mask.clone()), ..d }];
         write_results(&path, &all).unwrap();
@@ -209,36 +165,32 @@ mod tests {
         assert!(e.contains("invalid RLE"), "{e}");
     }
 
+    /// Encodes a bitmap given by rows.
+    fn encode(bitmap: &[u8], w: u32, h: u32) -> RleMask {
+        let columns: Vec<u8> = (0..w * h).map(|i| bitmap[(i % h * w + i / h) as usize]).collect();
+        RleMask::from_counts((w, h), hotcoco::mask::encode(&columns, h, w).unwrap().counts)
+    }
+
+    /// Decodes to a bitmap by rows.
+    fn decode(mask: &RleMask) -> Vec<u8> {
+        let ([h, w], columns) = (mask.size, hotcoco::mask::decode(&mask.rle().unwrap()));
+        (0..h * w).map(|i| columns[(i % w * h + i / w) as usize]).collect()
+    }
+
     #[test]
-    fn windows_become_masks_of_their_image() {
+    fn masks_are_mirrored_and_outlined() {
         let mut rng = Stream::new(1, 0, 0, 0, Purpose::Test).rng();
         for case in 0..500 {
             let (w, h) = (1 + rng.below(9), 1 + rng.below(9));
-            let mut part = |n: u32| {
-                let (a, b) = (rng.below(n + 1), rng.below(n + 1));
-                if case % 2 == 0 { (0, n) } else { (a.min(b), a.max(b)) }
-            };
-            let ((x0, x1), (y0, y1)) = (part(w), part(h));
-            let bits: Vec<bool> = (0..w * h).map(|_| rng.uniform() < [0.5, 1.0, 0.0, 0.9][case / 2 % 4]).collect();
-            let set = |x: u32, y: u32| bits[(y * w + x) as usize];
-            let mask = RleMask::from_window((w, h), [x0, y0, x1, y1], set).unwrap();
-            let want: Vec<u8> = (0..w * h)
-                .map(|i| (i % w, i / w))
-                .map(|(x, y)| u8::from((x0..x1).contains(&x) && (y0..y1).contains(&y) && set(x, y)))
-                .collect();
-            assert_eq!(mask.to_bitmap().unwrap(), want);
-            assert_eq!(mask.area_and_bbox().unwrap().0, want.iter().map(|&v| u64::from(v)).sum::<u64>());
-            let bytes: Vec<u8> = (0..w * h).map(|i| want[(i % h * w + i / h) as usize]).collect();
-            let rle = hotcoco::mask::encode(&bytes, h, w).unwrap();
-            assert_eq!(mask.counts, hotcoco::mask::rle_to_string(&rle), "as pycocotools writes it");
-
+            let bits: Vec<u8> = (0..w * h).map(|_| u8::from(rng.uniform() < [0.5, 1.0, 0.0, 0.9][case % 4])).collect();
+            let mask = encode(&bits, w, h);
+            assert_eq!(decode(&mask), bits);
+            assert_eq!(mask.area_and_bbox().unwrap().0, bits.iter().map(|&v| u64::from(v)).sum::<u64>());
             let mirrored = mask.mirrored().unwrap();
-            let flipped: Vec<u8> = (0..w * h).map(|i| want[(i / w * w + w - 1 - i % w) as usize]).collect();
-            assert_eq!(mirrored.to_bitmap().unwrap(), flipped);
+            let flipped: Vec<u8> = (0..w * h).map(|i| bits[(i / w * w + w - 1 - i % w) as usize]).collect();
+            assert_eq!(decode(&mirrored), flipped);
             assert_eq!(mirrored.mirrored().unwrap(), mask, "to the letter");
-            assert_eq!(mask.outlines().unwrap().is_empty(), want.iter().all(|&v| v == 0));
+            assert_eq!(mask.outlines().unwrap().is_empty(), bits.iter().all(|&v| v == 0));
         }
-        assert!(RleMask::from_window((4, 4), [1, 1, 5, 2], |_, _| true).is_err());
-        assert!(RleMask::from_window((1 << 16, 1 << 16), [0, 0, 0, 0], |_, _| true).is_err());
     }
 }

@@ -9,7 +9,7 @@ use super::options::TrainOptions;
 use crate::engine::Engine;
 use crate::engine::feed::RunData;
 use crate::error::{Error, Result};
-use crate::eval::Evaluator;
+use crate::eval::{Evaluator, MaskMetrics};
 use crate::output::link_atomic;
 use crate::plan::{StageContext, StagePlans};
 use crate::recipe::{Recipe, StageConfig};
@@ -137,17 +137,13 @@ fn evaluators(
     let mut evaluators = BTreeMap::new();
     for (split, store) in [("val", &data.val), ("test", &data.test)] {
         let Some(store) = store else { continue };
-        let dataset = store.dataset();
-        let masks = if recipe.model.mask_size().is_some() { Some(Evaluator::with_masks(dataset)) } else { None };
-        let evaluator = match masks {
-            Some(Ok(evaluator)) => evaluator,
-            Some(Err(why)) if recipe.expects_masks() => return Err(why),
-            Some(Err(why)) => {
-                observer.note(&format!("{split}: masks are not measured, only boxes: {why}"));
-                Evaluator::new(dataset)
-            }
-            None => Evaluator::new(dataset),
+        let wanted = match (recipe.model.mask_size().is_some(), recipe.expects_masks()) {
+            (false, _) => MaskMetrics::Off,
+            (true, false) => MaskMetrics::IfUsable,
+            (true, true) => MaskMetrics::Required,
         };
+        let (evaluator, without_masks) = Evaluator::open(store.dataset(), wanted)?;
+        without_masks.into_iter().for_each(|note| observer.note(&format!("{split}: {note}")));
         evaluators.insert(split, evaluator);
     }
     Ok(evaluators)

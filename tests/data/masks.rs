@@ -8,8 +8,8 @@ use tempfile::TempDir;
 use upres::data::check::check;
 use upres::data::shapes::{ShapesOptions, generate};
 use upres::data::{
-    BadImages, Batch, Dataset, EvalLoader, FindingKind, Geometry, ImageStore, Loader, LoaderOptions, Masks, Pipeline,
-    ReadOptions, Severity, TrainFilter, run_capacity,
+    BadImages, Batch, ColourJitter, Dataset, EvalLoader, FindingKind, Geometry, ImageStore, Loader, LoaderOptions,
+    Masks, Pipeline, ReadOptions, Severity, Shape, TrainFilter, run_capacity,
 };
 
 /// Colour of class `k`'s objects; the background is another.
@@ -78,8 +78,22 @@ fn options(dataset: &Dataset, pipeline: &Pipeline) -> LoaderOptions {
 }
 
 fn pipelines() -> [Pipeline; 3] {
-    let flips = |geometry| Pipeline { vertical_flip: 0.5, ..Pipeline::train(geometry) };
-    [flips(Geometry::pretrain(40)), flips(Geometry::pretrain(150)), flips(Geometry::finetune(96, 64))]
+    let flips = |geometry| Pipeline { vertical_flip: 0.5, ..training(geometry) };
+    [flips(square(40)), flips(square(150)), flips(Geometry::finetune(96, 64))]
+}
+
+fn training(geometry: Geometry) -> Pipeline {
+    Pipeline { geometry, flip: 0.5, vertical_flip: 0.0, colour: ColourJitter::default() }
+}
+
+fn square(side: u32) -> Geometry {
+    Geometry::Fixed { shape: Shape::square(side), jitter: (0.8, 1.2) }
+}
+
+/// Run ends of the mask of object `g` of place `slot`.
+fn mask(batch: &Batch, slot: usize, g: usize) -> &[i32] {
+    let offsets = &batch.gt_mask_offsets[slot * (batch.max_gt() + 1) + g..][..2];
+    &batch.gt_mask_runs[slot * batch.mask_runs()..][offsets[0] as usize..offsets[1] as usize]
 }
 
 #[test]
@@ -102,7 +116,7 @@ fn masks_follow_their_pixels() {
                 assert!(runs[..end].iter().all(|&r| (0..=w * batch.height as i32).contains(&r)));
                 assert!(runs[end..].iter().all(|&r| r == i32::MAX), "padding");
                 for object in 0..g {
-                    let mask = batch.mask(slot, object);
+                    let mask = mask(&batch, slot, object);
                     assert!(mask.is_sorted() && mask.len().is_multiple_of(2) && (object < n || mask.is_empty()));
                     let label = batch.gt_labels[slot * g + object];
                     let b = &batch.gt_boxes[(slot * g + object) * 4..][..4];
@@ -116,7 +130,8 @@ fn masks_follow_their_pixels() {
                         for p in *a..*end {
                             // Triangles cover discs, and resizing blurs borders.
                             let near = |c: [u8; 3]| {
-                                let at = &batch.image(slot)[p as usize * 3..][..3];
+                                let at = (slot * (w * batch.height as i32) as usize + p as usize) * 3;
+                                let at = &batch.images[at..at + 3];
                                 at.iter().zip(c).all(|(&p, c)| p.abs_diff(c) < 100)
                             };
                             right += u32::from(near(COLOURS[label as usize]) || near(COLOURS[1]));
@@ -139,11 +154,10 @@ fn batches_with_masks_do_not_depend_on_threads_or_start() {
         let want = batches(&dataset, pipeline, one, 9);
         assert_eq!(want, batches(&dataset, pipeline, LoaderOptions { threads: 4, prefetch: 5, ..one }, 9));
         assert_eq!(want[4..], batches(&dataset, pipeline, LoaderOptions { start_step: 4, threads: 2, ..one }, 5));
-        // Everything else is as without masks.
+        // Apart from the masks, the batches are equal to those without.
         let off = batches(&dataset, pipeline, LoaderOptions { mask_runs: 0, ..one }, 9);
         for (mut with, without) in want.into_iter().zip(off) {
             assert!(without.gt_mask_runs.is_empty() && without.gt_mask_offsets.is_empty());
-            assert!(without.mask(0, 0).is_empty());
             (with.gt_mask_runs, with.gt_mask_offsets) = (Vec::new(), Vec::new());
             assert_eq!(with, without);
         }
@@ -170,7 +184,7 @@ fn too_little_room_and_objects_without_masks_are_refused() {
     assert!(dataset.annotations[1][0].usable);
     let e = refused(&dataset, 1024);
     assert!(e.contains("image 11 (1.png) has objects without a mask"), "{e}");
-    // Where masks are trained, it is left out.
+    // When masks are trained, it is left out.
     let dataset = load(dir.path(), &file, Masks::Train).unwrap();
     assert!(!dataset.annotations[1][0].usable && dataset.annotations[1][1].usable);
     assert!(start(&dataset, pipeline, options(&dataset, &pipeline)).is_ok());
@@ -189,7 +203,7 @@ fn room_follows_from_rows_and_scale() {
     // Rows 0, 2, … are set from end to end: two run ends each, 400 in all, falling by 2 after each of 200 rows.
     let rows = dataset.annotations[0][0].segmentation.as_ref().unwrap().row_toggles();
     assert_eq!((rows.all, rows.falls), (400, 400));
-    let room = |side| run_capacity(&dataset, &Pipeline::test(Geometry::pretrain(side)));
+    let room = |side| run_capacity(&dataset, &Pipeline::test(square(side)));
     assert_eq!([room(200), room(400), room(4000)], [1024, 1024, 5120]);
 }
 
@@ -328,7 +342,7 @@ fn shapes_have_the_masks_that_were_drawn() {
         }
     }
     assert!(n > 50.0 && off / n < 0.02 && worst < 0.1, "{n}: mean {}, worst {worst}", off / n);
-    let pipeline = Pipeline::train(Geometry::pretrain(128));
+    let pipeline = training(square(128));
     assert!(start(&dataset, pipeline, options_of(&dataset, &pipeline)).unwrap().next().unwrap().mask_runs() >= 1024);
 }
 

@@ -86,8 +86,9 @@ fn compare(f: &Fixture, key: &str, d: &Detections, inputs: &Inputs, rescale: boo
             let Some(j) = *j else { continue };
             let probs: Vec<f32> = masks.f32s()[j * 784..][..784].iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect();
             let rle = paste(&probs, 28, of(j), w, h, 0.5);
-            let got = upres::eval::RleMask::from_counts((w as u32, h as u32), rle.counts).to_bitmap().unwrap();
-            apart += got.iter().zip(&bits[k * h * w..]).filter(|(a, b)| a != b).count();
+            let columns = hotcoco::mask::decode(&rle);
+            let got = (0..h * w).map(|i| columns[i % w * h + i / w]);
+            apart += got.zip(&bits[k * h * w..]).filter(|(a, b)| a != *b).count();
             all += h * w;
         }
         eprintln!("eval: {apart} of {all} pixels of masks differ ({key})");

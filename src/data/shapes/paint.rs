@@ -1,5 +1,5 @@
-//! Colours and textures: backgrounds, things that are no class, the shapes' fills, light and noise. All arithmetic is
-//! exact IEEE f32 without libm, so that the bytes are the same everywhere.
+//! Paints a scene: background, objects of no class, the shapes' colours and textures, light and noise. All arithmetic
+//! is plain IEEE f32 without libm, so that the bytes are the same on every machine.
 
 use super::raster::{Coverage, cos_sin, coverage};
 use super::scene::Placed;
@@ -8,13 +8,14 @@ use crate::philox::{Rng, Stream};
 
 type Colour = [f32; 3];
 
-/// A picture in the making: `h * w` pixels of red, green, blue in 0..=255.
+/// An unfinished picture: `h * w` pixels of red, green and blue in 0..=255.
 pub(super) struct Canvas {
     w: usize,
     h: usize,
     pixels: Vec<Colour>,
 }
 
+/// `a` for t = 0, `b` for t = 1.
 fn mix(a: Colour, b: Colour, t: f32) -> Colour {
     std::array::from_fn(|i| a[i] + (b[i] - a[i]) * t)
 }
@@ -23,7 +24,7 @@ fn distance(a: Colour, b: Colour) -> f32 {
     (0..3).map(|i| (a[i] - b[i]) * (a[i] - b[i])).sum::<f32>().sqrt()
 }
 
-/// A colour of random hue; saturation and value from the given ranges.
+/// A colour of random hue, with saturation and value from the given ranges.
 fn colour(rng: &mut Rng, saturation: (f32, f32), value: (f32, f32)) -> Colour {
     let hue = rng.range(0.0, 6.0);
     let (s, v) = (rng.range(saturation.0, saturation.1), 255.0 * rng.range(value.0, value.1));
@@ -39,7 +40,7 @@ fn colour(rng: &mut Rng, saturation: (f32, f32), value: (f32, f32)) -> Colour {
     }
 }
 
-/// Smooth noise in 0..=1: random numbers on a grid of `cell` pixels, interpolated.
+/// Smooth noise in 0..=1: interpolated random numbers on a grid with cells of `cell` pixels.
 struct Blotches {
     cell: f32,
     columns: usize,
@@ -64,7 +65,7 @@ impl Blotches {
     }
 }
 
-/// A pattern in 0..=1 over the picture.
+/// A pattern with values in 0..=1 over the whole picture.
 enum Texture {
     Plain,
     Gradient { direction: [f32; 2], offset: f32, scale: f32 },
@@ -75,7 +76,7 @@ enum Texture {
 }
 
 impl Texture {
-    /// A random pattern for something of `size` pixels around (`cx`, `cy`).
+    /// A random pattern for an area of `size` pixels around (`cx`, `cy`).
     fn random(rng: &mut Rng, w: usize, h: usize, cx: f32, cy: f32, size: f32) -> Self {
         let (c, s) = cos_sin(f64::from(rng.uniform()));
         let direction = [c as f32, s as f32];
@@ -95,7 +96,7 @@ impl Texture {
 
     fn at(&self, x: f32, y: f32) -> f32 {
         let turned = |d: &[f32; 2]| (d[0] * x + d[1] * y, d[0] * y - d[1] * x);
-        // a triangle wave of period 1 and its threshold, softened over about a pixel
+        // a triangle wave of period 1, and a threshold that is softened over about a pixel
         let wave = |v: f32| 2.0 * (v - v.floor() - 0.5).abs();
         let step = |v: f32, period: f32| (v * period * 0.5 + 0.5).clamp(0.0, 1.0);
         match self {
@@ -119,7 +120,7 @@ impl Texture {
 }
 
 impl Canvas {
-    /// Ground: two muted colours mixed by a pattern and by coarse and fine noise.
+    /// The background: two muted colours, mixed by a pattern and by coarse and fine noise.
     pub fn background(rng: &mut Rng, w: usize, h: usize) -> Self {
         let a = colour(rng, (0.05, 0.5), (0.25, 0.85));
         let b = mix(a, colour(rng, (0.05, 0.6), (0.15, 0.95)), rng.range(0.25, 0.6));
@@ -140,7 +141,7 @@ impl Canvas {
         Canvas { w, h, pixels }
     }
 
-    /// Things that belong to no class: soft clouds, open strokes, specks.
+    /// Adds objects of no class: soft clouds, open strokes, specks.
     pub fn distractors(&mut self, rng: &mut Rng) {
         let size = self.w.min(self.h) as f32;
         for _ in 0..rng.below(5) {
@@ -167,7 +168,7 @@ impl Canvas {
         }
     }
 
-    /// Up to two thin wires in front of everything.
+    /// Adds up to two thin wires in front of everything.
     pub fn wires(&mut self, rng: &mut Rng) {
         for _ in 0..rng.below(3) {
             let tone = colour(rng, (0.0, 0.4), (0.05, 1.0));
@@ -176,7 +177,7 @@ impl Canvas {
         }
     }
 
-    /// An open line of a few bends.
+    /// Draws an open line with a few bends.
     fn stroke(&mut self, rng: &mut Rng, tone: Colour, width: f32, strength: f32) {
         let (mut x, mut y) = (rng.range(0.0, self.w as f32), rng.range(0.0, self.h as f32));
         let length = self.w.min(self.h) as f32 * rng.range(0.1, 0.35);
@@ -195,7 +196,7 @@ impl Canvas {
         }
     }
 
-    /// Mixes `tone` into the pixels of a box by `alpha(x, y)` of their centres.
+    /// Mixes `tone` into the pixels of a box; `alpha(x, y)` at a pixel's centre is its share.
     fn blend_box(&mut self, x0: f32, y0: f32, x1: f32, y1: f32, tone: Colour, alpha: impl Fn(f32, f32) -> f32) {
         let clip = |v: f32, max: usize| (v.max(0.0) as usize).min(max);
         for y in clip(y0, self.h)..clip(y1 + 1.0, self.h) {
@@ -206,7 +207,8 @@ impl Canvas {
         }
     }
 
-    /// Paints a shape: shadow, fill in two colours that stand out from what is below, often an outline.
+    /// Paints a shape: sometimes a shadow, a fill in two colours that contrast with the pixels below, and often an
+    /// outline.
     pub fn shape(&mut self, rng: &mut Rng, shape: &Placed) {
         let c = &shape.coverage;
         let size = shape.diameter as f32;
@@ -233,9 +235,10 @@ impl Canvas {
         }
     }
 
-    /// Two colours, both away from the mean of the pixels below; the best of a dozen pairs at worst.
+    /// Two colours that both differ from the mean of the pixels below: the first pair that is far enough from it, or
+    /// the best of twelve pairs.
     fn contrasting(&self, rng: &mut Rng, c: &Coverage) -> (Colour, Colour) {
-        const FAR: f32 = 85.0; // of 441: clearly visible beside the noise
+        const FAR: f32 = 85.0; // of 441 at most: clearly visible in spite of the noise
         let (mut sum, mut n) = ([0.0f32; 3], 0.0f32);
         for (x, y, _) in c.pixels() {
             let p = self.pixels[y * self.w + x];
@@ -287,7 +290,7 @@ impl Canvas {
         }
     }
 
-    /// Light from one side, a darker or lighter spot, and noise of the sensor; then bytes.
+    /// Adds light from one side, a darker or lighter spot and sensor noise, and converts the pixels to bytes.
     pub fn develop(self, rng: &mut Rng, noise: Stream) -> Vec<u8> {
         let (c, s) = cos_sin(f64::from(rng.uniform()));
         let (c, s) = (c as f32, s as f32);
@@ -305,7 +308,7 @@ impl Canvas {
                     four.copy_from_slice(&v.to_le_bytes());
                 }
             }
-            // the sum of two bytes: a triangle of mean 255 and standard deviation 104.5
+            // the sum of two bytes has a triangular distribution of mean 255 and standard deviation 104.5
             let k = 2 * (i % 8);
             let n = (f32::from(random[k]) + f32::from(random[k + 1]) - 255.0) * grain;
             let (x, y) = ((i % self.w) as f32 / half_w - 1.0, (i / self.w) as f32 / half_h - 1.0);

@@ -1,13 +1,13 @@
-//! Polygons to pixels: anti-aliased coverage and pixel-centre masks. Only additions, products, quotients and floors of
-//! IEEE numbers: the same result on every machine.
+//! Polygons to pixels: anti-aliased coverage, and masks by pixel centres. Uses only sums, products, quotients and
+//! floors of IEEE numbers, so that the result is the same on every machine.
 
-/// Sub-scanlines of a pixel row.
+/// Sub-scanlines per pixel row.
 const SUBROWS: usize = 4;
-/// Horizontal resolution of a pixel; `SUBROWS * SUBCOLS` is full coverage.
+/// Horizontal steps per pixel; full coverage is `SUBROWS * SUBCOLS`.
 const SUBCOLS: i64 = 64;
 
-/// Cosine and sine of a share of a full turn, by Taylor series on an eighth of a turn: libm's last bit differs between
-/// machines, these do not.
+/// Cosine and sine of an angle in full turns, by Taylor series on an eighth of a turn. The last bit of libm's results
+/// differs between machines; these results do not.
 pub(crate) fn cos_sin(turns: f64) -> (f64, f64) {
     let t = (turns - turns.floor()) * 8.0;
     let octant = t.floor();
@@ -33,7 +33,7 @@ pub(crate) fn cos_sin(turns: f64) -> (f64, f64) {
     }
 }
 
-/// Twice the signed area of a polygon (positive if clockwise on the screen, y down).
+/// Twice the signed area of a polygon (positive if clockwise on the screen, with y down).
 pub(crate) fn twice_area(polygon: &[[f64; 2]]) -> f64 {
     let n = polygon.len();
     (0..n).map(|i| (polygon[i], polygon[(i + 1) % n])).map(|(a, b)| a[0] * b[1] - b[0] * a[1]).sum()
@@ -42,18 +42,20 @@ pub(crate) fn twice_area(polygon: &[[f64; 2]]) -> f64 {
 /// The pixels that a polygon touches, with the share of each that it covers.
 #[derive(Clone, Debug)]
 pub(crate) struct Coverage {
-    /// First column and row.
+    /// First column.
     pub x0: usize,
+    /// First row.
     pub y0: usize,
-    /// Columns and rows; 0 if the polygon lies outside the image.
+    /// Columns; 0 if the polygon lies outside the image.
     pub w: usize,
+    /// Rows; 0 if the polygon lies outside the image.
     pub h: usize,
-    /// `h * w` shares of 256.
+    /// `h * w` shares, in 1/256.
     pub share: Vec<u16>,
 }
 
 impl Coverage {
-    /// (x, y, share of 256) of each pixel with a non-zero share.
+    /// (x, y, share in 1/256) of each pixel with a non-zero share.
     pub fn pixels(&self) -> impl Iterator<Item = (usize, usize, u16)> + '_ {
         self.share
             .iter()
@@ -109,6 +111,7 @@ fn each_crossing(polygon: &[[f64; 2]], y: f64, mut f: impl FnMut(f64)) {
     }
 }
 
+/// Adds the coverage of one sub-scanline between two positions in 1/[`SUBCOLS`] pixels.
 fn add_span(line: &mut [u16], from: i64, to: i64) {
     let (first, last) = (from / SUBCOLS, to / SUBCOLS);
     if from >= to {
@@ -127,8 +130,8 @@ fn add_span(line: &mut [u16], from: i64, to: i64) {
     }
 }
 
-/// Pixels whose centre is in one of the polygons (even-odd in each), as a `height` x `width` mask whose top-left pixel is
-/// (`x0`, `y0`).
+/// The pixels whose centre is in one of the polygons (even-odd rule in each), as a `height` x `width` mask whose
+/// top-left pixel is (`x0`, `y0`).
 pub(crate) fn centre_mask(polygons: &[Vec<[f64; 2]>], x0: usize, y0: usize, width: usize, height: usize) -> Vec<bool> {
     let mut mask = vec![false; width * height];
     let mut crossings: Vec<f64> = Vec::new();

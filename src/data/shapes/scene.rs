@@ -1,17 +1,17 @@
-//! Where the shapes of a picture lie: classes, outlines, sizes, who hides whom. Nothing is painted here.
+//! Places the shapes of a picture: classes, outlines, sizes, and which shape hides which. Nothing is painted here.
 
-use super::Class;
+use super::class::Class;
 use super::raster::{Coverage, cos_sin, coverage, twice_area};
 use super::trace::Mask;
 use crate::philox::Rng;
 
-/// Share of a shape (area outside the image included) that must stay visible when others are put on top of it.
+/// Share of a shape's area (outside the image too) that must stay visible when others are put on top of it.
 const MIN_VISIBLE: f64 = 0.5;
 /// Share of a new shape that must lie inside the image.
 const MIN_INSIDE: f64 = 0.62;
-/// Scattered visible pieces below this share of the visible part are not annotated (nor are specks below 5 pixels).
+/// Pieces below this share of a shape's visible part, or below 5 pixels, are not annotated.
 const MIN_PIECE: f64 = 0.05;
-/// Candidates tried per wanted shape.
+/// Number of candidates tried per wanted shape.
 const TRIES: u32 = 8;
 
 /// A shape that was placed.
@@ -28,7 +28,7 @@ pub(super) struct Placed {
 /// The shapes of a picture, back to front.
 pub(super) struct Scene {
     pub shapes: Vec<Placed>,
-    /// Index of the frontmost shape of each pixel, or `NOBODY`.
+    /// For each pixel the index of its frontmost shape, or `NOBODY`.
     owner: Vec<u16>,
     width: usize,
 }
@@ -36,7 +36,7 @@ pub(super) struct Scene {
 const NOBODY: u16 = u16::MAX;
 
 impl Scene {
-    /// Places between `count.0` and `count.1` shapes (fewer only if there is no room).
+    /// Places between `count.0` and `count.1` shapes (fewer if there is no room).
     pub fn new(rng: &mut Rng, width: usize, height: usize, count: (u32, u32)) -> Self {
         let mut scene = Scene { shapes: Vec::new(), owner: vec![NOBODY; width * height], width };
         let mut visible: Vec<u32> = Vec::new();
@@ -96,8 +96,8 @@ fn between(rng: &mut Rng, lo: f64, hi: f64) -> f64 {
     lo + (hi - lo) * f64::from(rng.uniform())
 }
 
-/// A shape of a random class, size, turn and place, one of three beside or upon an earlier one. Diameters run over three
-/// octaves from 1/14 of the short side.
+/// A shape of random class, size, angle and place; one in three lies near or on an earlier shape. Diameters span three
+/// octaves, from 1/14 of the short side.
 fn candidate(rng: &mut Rng, width: usize, height: usize, earlier: &[Placed]) -> Placed {
     let class = Class::ALL[rng.below(Class::ALL.len() as u32) as usize];
     let octave = [1.0, 1.0, 2.0, 2.0, 2.0, 4.0, 4.0][rng.below(7) as usize];
@@ -121,7 +121,7 @@ fn candidate(rng: &mut Rng, width: usize, height: usize, earlier: &[Placed]) -> 
     Placed { class, outline, coverage, centre: [cx, cy], diameter }
 }
 
-/// The outline of a class around the origin, about 2 across, with the variation allowed inside the class.
+/// A random outline of a class around the origin, about 2 wide.
 fn unit_outline(rng: &mut Rng, class: Class) -> Vec<[f64; 2]> {
     match class {
         Class::Ellipse => {
@@ -167,8 +167,8 @@ fn unit_outline(rng: &mut Rng, class: Class) -> Vec<[f64; 2]> {
     }
 }
 
-/// A disc less another one: the outer arc is the unit circle outside of ±`gap` turns, the inner one lies on the circle
-/// around (`centre`, 0) through the same two tips.
+/// A disc minus another one. The outer arc is the circle of radius 1.1 outside of ±`gap` turns; the inner arc lies on
+/// the circle around (`centre`, 0) through the same two tips.
 fn crescent(gap: f64, centre: f64) -> Vec<[f64; 2]> {
     let mut points: Vec<[f64; 2]> = (0..=32)
         .map(|i| cos_sin(gap + (1.0 - 2.0 * gap) * f64::from(i) / 32.0))

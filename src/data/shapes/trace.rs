@@ -1,15 +1,16 @@
-//! Masks to polygons: connected parts, cuts through holes (COCO polygons have none), outlines along pixel edges,
-//! simplification that keeps an intersection over union of at least [`MIN_IOU`] with the mask.
+//! Masks to polygons: finds connected parts, cuts parts with holes in two (COCO polygons have no holes), follows
+//! outlines along pixel edges, and simplifies them so that the intersection over union with the mask is at least
+//! [`MIN_IOU`].
 
 use super::raster::{centre_mask, twice_area};
 
-/// Least intersection over union of the polygons, rasterised by pixel centres, with the mask that they stand for.
+/// Smallest intersection over union of the mask with its polygons, rasterised by pixel centres.
 pub(crate) const MIN_IOU: f64 = 0.97;
 
-/// Tolerances tried by the simplification, in pixels; 0 keeps every corner and is exact.
+/// Tolerances in pixels that the simplification tries; 0 keeps every corner and is exact.
 const TOLERANCES: [f64; 5] = [0.9, 0.7, 0.5, 0.36, 0.0];
 
-/// A part of an image: true pixels of a `w` x `h` window whose top-left pixel is (`x0`, `y0`).
+/// A set of pixels of an image, as a `w` x `h` window whose top-left pixel is (`x0`, `y0`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mask {
     pub x0: usize,
@@ -20,12 +21,12 @@ pub(crate) struct Mask {
 }
 
 impl Mask {
-    /// Pixels of the mask.
+    /// Number of pixels in the mask.
     pub fn count(&self) -> usize {
         self.bits.iter().filter(|&&b| b).count()
     }
 
-    /// `[x0, y0, x1, y1]` of the pixels, exclusive at the end; `None` if there is no pixel.
+    /// Bounding box `[x0, y0, x1, y1]` of the pixels, exclusive at the end. None if there is no pixel.
     pub fn bounds(&self) -> Option<[usize; 4]> {
         let mut b = [usize::MAX, usize::MAX, 0, 0];
         for (i, _) in self.bits.iter().enumerate().filter(|&(_, &v)| v) {
@@ -47,7 +48,7 @@ impl Mask {
         Mask { bits, ..*self }
     }
 
-    /// The 4-connected parts, in order of their first pixel, each in a window of its own size.
+    /// The 4-connected parts, in the order of their first pixels, each in a window of its own size.
     pub fn parts(&self) -> Vec<Mask> {
         let (w, h) = (self.w, self.h);
         let mut left = self.bits.clone();
@@ -83,7 +84,7 @@ impl Mask {
         parts
     }
 
-    /// First and last column of the first hole: background that no 8-connected path joins to the outside.
+    /// First and last column of the first hole. A hole is background without an 8-connected path to the outside.
     fn hole(&self) -> Option<(usize, usize)> {
         let (w, h) = (self.w + 2, self.h + 2); // a frame of background
         let free = |i: usize| !self.at((i % w) as isize - 1, (i / w) as isize - 1);
@@ -113,7 +114,7 @@ impl Mask {
         Some((lo - 1, hi - 1))
     }
 
-    /// Connected parts without holes that together are the mask: a part with a hole is cut along a column through it.
+    /// Connected parts without holes that make up the mask. A part with a hole is cut along a column through the hole.
     pub fn solid_parts(&self) -> Vec<Mask> {
         let mut done = Vec::new();
         let mut todo = self.parts();
@@ -139,7 +140,7 @@ impl Mask {
     /// Corners of the outline of a 4-connected mask without holes, clockwise, in image coordinates (pixel edges).
     pub fn outline(&self) -> Vec<[f64; 2]> {
         const STEP: [(isize, isize); 4] = [(1, 0), (0, 1), (-1, 0), (0, -1)]; // right, down, left, up
-        // The pixel ahead on the right side of a walker at a corner, looking along each direction; left is the other.
+        // For a walker at a corner, looking along each direction: the pixels ahead, on its right and on its left.
         const AHEAD_RIGHT: [(isize, isize); 4] = [(0, 0), (-1, 0), (-1, -1), (0, -1)];
         const AHEAD_LEFT: [(isize, isize); 4] = [(0, -1), (0, 0), (-1, 0), (-1, -1)];
         let Some(first) = self.bits.iter().position(|&b| b) else { return Vec::new() };
@@ -154,7 +155,7 @@ impl Mask {
                 return corners;
             }
             let turn = if !self.at(x + AHEAD_RIGHT[d].0, y + AHEAD_RIGHT[d].1) {
-                1 // before left: pixels that only touch at a corner are not joined
+                1 // right turn before left turn, so that pixels that only touch at a corner are not joined
             } else if self.at(x + AHEAD_LEFT[d].0, y + AHEAD_LEFT[d].1) {
                 3
             } else {
@@ -165,7 +166,7 @@ impl Mask {
         }
     }
 
-    /// Polygons without holes for the mask, as few corners as [`MIN_IOU`] allows.
+    /// Polygons without holes for the mask, with as few corners as [`MIN_IOU`] allows.
     pub fn polygons(&self) -> Vec<Vec<[f64; 2]>> {
         let exact: Vec<Vec<[f64; 2]>> = self.solid_parts().iter().map(Mask::outline).collect();
         for tolerance in TOLERANCES {
@@ -178,7 +179,7 @@ impl Mask {
         exact
     }
 
-    /// Intersection over union of the mask with polygons rasterised by pixel centres.
+    /// Intersection over union of the mask with polygons that are rasterised by pixel centres.
     pub fn iou(&self, polygons: &[Vec<[f64; 2]>]) -> f64 {
         let other = centre_mask(polygons, self.x0, self.y0, self.w, self.h);
         let both = self.bits.iter().zip(&other).filter(|&(&a, &b)| a && b).count();
@@ -187,7 +188,7 @@ impl Mask {
     }
 }
 
-/// Douglas and Peucker 1973 on a closed line: corners left out are within `tolerance` of the new outline.
+/// Douglas and Peucker 1973 on a closed line. Every removed corner is within `tolerance` of the new outline.
 fn simplify(corners: &[[f64; 2]], tolerance: f64) -> Vec<[f64; 2]> {
     if tolerance <= 0.0 || corners.len() <= 4 {
         return corners.to_vec();
@@ -200,7 +201,7 @@ fn simplify(corners: &[[f64; 2]], tolerance: f64) -> Vec<[f64; 2]> {
         (0..corners.len()).fold(from, |best, i| if d(i) > d(best) { i } else { best })
     };
     let b = far(0);
-    let a = far(b); // two opposite ends: stable anchors, whatever the first corner is
+    let a = far(b); // two opposite ends, which do not depend on the first corner
     let n = corners.len();
     let mut keep = vec![false; n];
     keep[a] = true;
@@ -224,7 +225,7 @@ fn simplify(corners: &[[f64; 2]], tolerance: f64) -> Vec<[f64; 2]> {
     corners.iter().zip(&keep).filter(|&(_, &k)| k).map(|(&c, _)| c).collect()
 }
 
-/// Squared distance of a point from a segment.
+/// Squared distance of point `c` from the segment from `p` to `q`.
 pub(crate) fn distance_squared(c: [f64; 2], p: [f64; 2], q: [f64; 2]) -> f64 {
     let (dx, dy) = (q[0] - p[0], q[1] - p[1]);
     let length = dx * dx + dy * dy;

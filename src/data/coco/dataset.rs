@@ -1,14 +1,14 @@
-//! COCO annotation files. Reading is tolerant: a bad entry is a [finding](super::findings), dropped and counted;
-//! only what leaves no data set (no file, broken JSON, no `images`, ids that name two things) is an error.
+//! A data set as its COCO annotation file describes it. Reading is tolerant: a bad entry is dropped and counted as a
+//! [finding](super::findings). Only a file that leaves no data set (no file, broken JSON, no `images`, one id for two
+//! things) is an error.
 //!
-//! What is used in training follows mmdetection's `CocoDataset`: boxes of no area, below a pixel or outside the image
-//! are dropped, crowd regions are not ground truth, images below 32 pixels or without ground truth are left out. Where
-//! masks are trained, so is an object whose mask cannot be used (there mmdetection ignores it too, or stops).
+//! Training uses what mmdetection's `CocoDataset` uses: boxes without area, below one pixel or outside the image are
+//! dropped, crowd regions are not ground truth, and images below 32 pixels or without ground truth are left out. When
+//! masks are trained, objects without a usable mask are left out too (mmdetection ignores them as well, or stops).
 
 use std::fmt;
 use std::path::PathBuf;
 
-use super::decode;
 use super::findings::{EXAMPLES, Findings};
 use super::left_out::LeftOut;
 use super::segmentation::Segmentation;
@@ -20,11 +20,11 @@ use crate::format::counted;
 pub struct ImageInfo {
     /// `id` of the annotation file.
     pub id: i64,
-    /// Relative to the image folder.
+    /// Path relative to the image folder.
     pub file_name: String,
-    /// Pixels.
+    /// Width in pixels.
     pub width: u32,
-    /// Pixels.
+    /// Height in pixels.
     pub height: u32,
 }
 
@@ -33,51 +33,51 @@ pub struct ImageInfo {
 pub struct Category {
     /// `id` of the annotation file.
     pub id: i64,
-    /// Its name.
+    /// Name of the class.
     pub name: String,
 }
 
 /// One annotation with a known image, a known category and a finite box.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Annotation {
-    /// `id` of the annotation file; -1 where it has none.
+    /// `id` of the annotation file; -1 if the annotation has none.
     pub id: i64,
     /// Index into [`Dataset::categories`].
     pub class: u32,
-    /// `bbox` as it is in the file: x, y, width, height.
+    /// `bbox` of the annotation file, unchanged: x, y, width, height.
     pub bbox: [f64; 4],
-    /// x0, y0, x1, y1, clipped to the image.
+    /// The box as x0, y0, x1, y1, clipped to the image.
     pub xyxy: [f32; 4],
-    /// `area`, or that of the box where the file has none.
+    /// `area` of the annotation file, or the area of the box if the file has none.
     pub area: f64,
     /// Whether the file has an area.
     pub has_area: bool,
-    /// A region of many objects.
+    /// Whether this is a crowd region: many objects in one annotation.
     pub iscrowd: bool,
     /// Whether it is ground truth in training.
     pub usable: bool,
-    /// Its mask, where [`ReadOptions::masks`] asked for it and the file has a good one.
+    /// The mask, if [`ReadOptions::masks`] asked for masks and the file has a usable one.
     pub segmentation: Option<Segmentation>,
 }
 
-/// What to do with `segmentation`.
+/// How to treat `segmentation`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Masks {
-    /// Leave it unread.
+    /// Masks are not read.
     #[default]
     Skip,
-    /// Read it; ground truth stays as it is without.
+    /// Masks are read, but do not decide what is ground truth.
     Read,
-    /// Read it; an object without a usable mask is not ground truth, and a file without any is an error.
+    /// Masks are read. An object without a usable mask is not ground truth; a file without any is an error.
     Train,
 }
 
 /// How to read an annotation file.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadOptions {
-    /// What to do with masks.
+    /// How to treat masks.
     pub masks: Masks,
-    /// Examples kept of each kind of finding.
+    /// How many examples of each kind of finding are kept.
     pub examples: usize,
 }
 
@@ -87,7 +87,7 @@ impl Default for ReadOptions {
     }
 }
 
-/// Which images are trained on.
+/// Which images are left out of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainFilter {
     /// Leave out images without ground truth.
@@ -102,56 +102,37 @@ impl Default for TrainFilter {
     }
 }
 
-/// A data set: images, classes, annotations, and what was wrong with the file.
+/// A data set: images, classes, annotations, and everything that was wrong with the file.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// The annotation file.
     pub path: PathBuf,
     /// The folder that file names are relative to.
     pub images_dir: PathBuf,
-    /// Images in the order of the file.
+    /// The images, in the order of the file.
     pub images: Vec<ImageInfo>,
-    /// Categories by ascending id: the index is the class.
+    /// The categories, sorted by id. The index in this list is the class.
     pub categories: Vec<Category>,
-    /// Annotations of each image, in the order of the file.
+    /// For each image its annotations, in the order of the file.
     pub annotations: Vec<Vec<Annotation>>,
-    /// What was dropped, repaired or odd.
+    /// Entries that were dropped, repaired or odd.
     pub findings: Findings,
-    /// How much of the file is not used, and why.
+    /// How many entries of the file are not used, and why.
     pub left_out: LeftOut,
 }
 
 impl Dataset {
-    /// An error if no annotation has a mask that can be used.
+    /// Fails if no annotation has a usable mask.
     pub fn expect_masks(&self) -> Result<()> {
         if self.annotations.iter().flatten().any(|a| !a.iscrowd && a.segmentation.is_some()) {
             return Ok(());
         }
-        let message = "no object has a usable `segmentation`: add polygons or RLE (`dataset check` tells what is wrong with \
-                       them), or use a detector of boxes";
+        let message = "no object has a usable `segmentation`: add polygons or RLE (`dataset check` tells what is \
+                       wrong with them), or use a detector of boxes";
         Err(Error::data(&self.path, message))
     }
 
-    /// A data set of image files alone: no annotations, sizes from the files' headers, ids counted from 1.
-    pub fn from_files(files: &[PathBuf], categories: Vec<Category>) -> Result<Self> {
-        let mut images = Vec::with_capacity(files.len());
-        for (i, file) in files.iter().enumerate() {
-            let (width, height) = decode::image_size(file)?;
-            let name = file.to_str().ok_or_else(|| Error::data(file, "its name is not UTF-8: rename the file"))?;
-            images.push(ImageInfo { id: i as i64 + 1, file_name: name.into(), width, height });
-        }
-        Ok(Self {
-            path: files.first().cloned().unwrap_or_default(),
-            images_dir: PathBuf::new(),
-            annotations: vec![Vec::new(); images.len()],
-            images,
-            categories,
-            findings: Findings::default(),
-            left_out: LeftOut::default(),
-        })
-    }
-
-    /// The file of image `index`.
+    /// Path of the file of image `index`.
     pub fn image_path(&self, index: usize) -> PathBuf {
         self.images_dir.join(&self.images[index].file_name)
     }
@@ -161,19 +142,19 @@ impl Dataset {
         self.categories.iter().map(|c| c.name.clone()).collect()
     }
 
-    /// Ground truth of image `index` in training.
+    /// The annotations of image `index` that are ground truth in training.
     pub fn ground_truth(&self, index: usize) -> impl Iterator<Item = &Annotation> {
         self.annotations[index].iter().filter(|a| a.usable)
     }
 
-    /// The largest number of ground-truth boxes of an image, rounded up to a multiple of 8, at least 8: what every
-    /// image of a batch is padded to.
+    /// The largest number of ground-truth boxes of an image, rounded up to a multiple of 8, at least 8. Every image of
+    /// a batch is padded to this number.
     pub fn max_gt(&self) -> usize {
         let most = (0..self.images.len()).map(|i| self.ground_truth(i).count()).max().unwrap_or(0);
         most.max(1).next_multiple_of(8)
     }
 
-    /// Indices of the images to train on. None left is an error that says why.
+    /// Indices of the images to train on. If none is left, the error says why.
     pub fn training_images(&self, filter: TrainFilter) -> Result<Vec<usize>> {
         let large = |i: &usize| self.images[*i].width.min(self.images[*i].height) >= filter.min_image_size;
         let filled = |i: &usize| !filter.empty_gt || self.ground_truth(*i).next().is_some();
@@ -192,13 +173,13 @@ impl Dataset {
         Ok(used)
     }
 
-    /// What is there and what is left out, in a few lines.
+    /// A few lines about what the data set holds and what is left out.
     pub fn summary(&self) -> Summary<'_> {
         Summary(self)
     }
 }
 
-/// Prints what [`Dataset::summary`] promises.
+/// The text of [`Dataset::summary`].
 pub struct Summary<'a>(&'a Dataset);
 
 impl fmt::Display for Summary<'_> {

@@ -1,5 +1,5 @@
-//! The text of a COCO annotation file as serde sees it: every field optional and of any JSON type, so that one odd
-//! entry is a finding and not the end. Only broken JSON and missing lists are errors here.
+//! The text of a COCO annotation file as serde reads it. Every field is optional and may have any JSON type, so that
+//! one odd entry becomes a finding and does not end the reading. Only broken JSON and missing lists are errors here.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,7 +24,7 @@ pub(super) enum Loose {
 }
 
 impl Loose {
-    /// An integer id; `1.0` and `"1"` count.
+    /// The value as an integer id; `1.0` and `"1"` are accepted.
     pub fn id(&self) -> Option<i64> {
         match self {
             Loose::Int(v) => Some(*v),
@@ -34,7 +34,7 @@ impl Loose {
         }
     }
 
-    /// A number, NaN and infinities included.
+    /// The value as a number; NaN and infinities are numbers too.
     pub fn number(&self) -> Option<f64> {
         match self {
             Loose::Int(v) => Some(*v as f64),
@@ -49,13 +49,13 @@ impl Loose {
         }
     }
 
-    /// A size in pixels.
+    /// The value as a size in pixels: a whole number from 1 to 1000000.
     pub fn size(&self) -> Option<u32> {
         let v = self.number()?;
         (v.fract() == 0.0 && (1.0..=1e6).contains(&v)).then_some(v as u32)
     }
 
-    /// A flag: `true`, or a number that is not 0.
+    /// The value as a flag: `true`, or a number that is not 0.
     pub fn flag(&self) -> bool {
         match self {
             Loose::Bool(b) => *b,
@@ -63,7 +63,7 @@ impl Loose {
         }
     }
 
-    /// The text, numbers written out.
+    /// The value as text; whole numbers are written out.
     pub fn text(&self) -> Option<String> {
         match self {
             Loose::Text(t) => Some(t.clone()),
@@ -136,7 +136,7 @@ pub(super) enum RawBox {
     Missing,
     /// Four numbers, possibly not finite.
     Four([f64; 4]),
-    /// Anything else, with how many elements it has.
+    /// Anything else, with its number of elements.
     Other(usize),
 }
 
@@ -150,7 +150,7 @@ impl<'de> Visitor<'de> for BoxVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<RawBox, A::Error> {
         let (mut v, mut n, mut good) = ([0.0; 4], 0, true);
         while let Some(x) = seq.next_element::<Loose>()? {
-            // `null` is what some writers make of NaN.
+            // Some programs write `null` for NaN.
             let x = if x == Loose::None { Some(f64::NAN) } else { x.number() };
             match (n < 4, x) {
                 (true, Some(x)) => v[n] = x,
@@ -212,7 +212,7 @@ pub(super) enum RawCounts {
     Text(String),
 }
 
-/// Numbers as [`Loose`] reads them, or nothing if one of the elements is none; `null` counts as NaN.
+/// A list of numbers, each as [`Loose::number`] reads it. None if an element is not a number; `null` counts as NaN.
 struct Numbers(Option<Vec<f64>>);
 
 struct NumbersVisitor;
@@ -243,8 +243,8 @@ impl<'de> Deserialize<'de> for Numbers {
 
 struct SegmentationVisitor;
 
-/// Anything that this does not expect is an error of serde, which the caller takes for [`RawSegmentation::Other`]: the text
-/// is that of one annotation.
+/// Anything unexpected is an error of serde, which the caller takes for [`RawSegmentation::Other`]. This is safe
+/// because the parsed text belongs to one annotation only.
 impl<'de> Visitor<'de> for SegmentationVisitor {
     type Value = RawSegmentation;
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -351,7 +351,7 @@ pub(super) struct RawFile<'a> {
     pub annotations: Option<Vec<RawAnnotation<'a>>>,
 }
 
-/// Reads an annotation file. A file without one is an error that names it and says what to do.
+/// Reads a file. If that fails, the error names the file (`what` says what it should be) and says what to do.
 pub(super) fn read_bytes(path: &Path, what: &str) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::data(path, format!("{what} not found: check the path")),
@@ -386,7 +386,7 @@ pub(super) fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<RawFile<'a>> {
     Ok(raw)
 }
 
-/// The error of serde as ours: line, column, what to do.
+/// An error of serde as one of ours: line, column, and what to do.
 pub(super) fn json_error(path: &Path, e: &serde_json::Error) -> Error {
     let text = e.to_string();
     let what = text.split(" at line ").next().unwrap_or(&text);
@@ -398,9 +398,9 @@ pub(super) fn json_error(path: &Path, e: &serde_json::Error) -> Error {
     Error::data(path, format!("line {} column {}: {what}: {action}", e.line(), e.column()))
 }
 
-/// Python writes `NaN` and `Infinity`, which JSON does not know. They become short strings of the same length
-/// (`"N"`, `"I"`, `"-I"`) that [`Loose::number`] understands, so that lines and columns of errors stay right.
-/// A byte order mark becomes spaces.
+/// Replaces the `NaN` and `Infinity` that Python writes and JSON does not know by strings (`"N"`, `"I"`, `"-I"`) that
+/// [`Loose::number`] understands. Their length stays the same, so that lines and columns of errors stay right. A byte
+/// order mark becomes spaces.
 pub(super) fn make_json(bytes: &[u8]) -> Cow<'_, [u8]> {
     let mut out = Cow::Borrowed(bytes);
     if bytes.starts_with(b"\xEF\xBB\xBF") {

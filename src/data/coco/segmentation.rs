@@ -1,17 +1,20 @@
-//! The mask of an annotation as the file gives it: polygons or run lengths, in few bytes, and COCO's rasteriser on it.
+//! The mask of an annotation in the form that the file has (polygons or run lengths), packed into few bytes. COCO's own
+//! rasteriser turns it into pixels.
 //!
-//! Polygons are kept as that rasteriser rounds them, to fifths of a pixel, so that it makes exactly the same masks of them
-//! as of the file's numbers; differences of neighbouring points mostly take one byte. Main type: [`Segmentation`].
+//! That rasteriser rounds polygons to fifths of a pixel, and the packed form holds these rounded numbers. So the masks
+//! are exactly those of the numbers in the file, and the difference between neighbouring points mostly takes one byte.
+//! Main type: [`Segmentation`].
 
 use super::findings::{FindingKind, MAX_COORDINATE};
-use super::mask_trace::{MaskScratch, RowToggles};
 use super::raw::{RawCounts, RawSegmentation};
+use crate::data::toggles::{MaskScratch, RowToggles};
 
 /// The mask of one annotation on the canvas of its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segmentation {
     form: Form,
-    /// Variable-length integers: of polygons, for each the number of points and their differences; of runs, their lengths.
+    /// Variable-length integers. For each polygon: the number of points and the differences between them. For an RLE:
+    /// the lengths of its runs.
     packed: Box<[u8]>,
     rows: RowToggles,
 }
@@ -22,16 +25,17 @@ enum Form {
     Runs,
 }
 
-/// What became of a `segmentation`.
+/// A `segmentation` after reading: the mask if it is usable, and the findings.
 #[derive(Debug, Default)]
 pub(super) struct Parsed {
     pub mask: Option<Segmentation>,
-    /// Kinds and details of what was wrong.
+    /// Kind and detail of each problem.
     pub findings: Vec<(FindingKind, String)>,
 }
 
 impl Segmentation {
-    /// Polygons (flat lists of x and y) on a canvas of `size` (width, height). None if the canvas has 2³² pixels or more.
+    /// Packs polygons (flat lists of x and y) on a canvas of `size` (width, height). None if the canvas has 2³² pixels
+    /// or more.
     pub fn from_polygons(polygons: &[Vec<f64>], size: (u32, u32), scratch: &mut MaskScratch) -> Option<Self> {
         let mut packed = Vec::new();
         for polygon in polygons {
@@ -50,7 +54,8 @@ impl Segmentation {
         Self { form: Form::Polygons, packed: packed.into(), rows: RowToggles::default() }.measured(size, scratch)
     }
 
-    /// Lengths of runs down the columns, background first. None if they do not add up to `size` (width, height).
+    /// Packs the lengths of runs down the columns, background first. None if they do not add up to `size` (width,
+    /// height).
     pub fn from_counts(counts: &[u32], size: (u32, u32), scratch: &mut MaskScratch) -> Option<Self> {
         let pixels = u64::from(size.0) * u64::from(size.1);
         if counts.iter().map(|&c| u64::from(c)).sum::<u64>() != pixels {
@@ -75,22 +80,22 @@ impl Segmentation {
         self.rows.all == 0
     }
 
-    /// Whether the file has polygons, not runs.
+    /// Whether the file has polygons (otherwise it has runs).
     pub fn is_polygons(&self) -> bool {
         self.form == Form::Polygons
     }
 
-    /// Run ends of its rows.
+    /// Run ends of the mask, row by row.
     pub fn row_toggles(&self) -> RowToggles {
         self.rows
     }
 
-    /// Bytes on the heap.
+    /// Heap memory in bytes.
     pub fn bytes(&self) -> usize {
         self.packed.len()
     }
 
-    /// The polygons as flat lists of x and y, to a fifth of a pixel; none if the file has runs.
+    /// The polygons as flat lists of x and y, accurate to a fifth of a pixel. None if the file has runs.
     pub fn polygons(&self) -> Option<Vec<Vec<f64>>> {
         if self.form == Form::Runs {
             return None;
@@ -112,14 +117,15 @@ impl Segmentation {
         Some(out)
     }
 
-    /// Lengths of runs down the columns of a canvas of `size` (width, height: that of its image), background first, as
-    /// pycocotools has them.
+    /// Writes the lengths of the runs down the columns, background first, as pycocotools gives them. `size` (width,
+    /// height) is that of the image.
     ///
-    /// Cost: of a polygon, linear in its length in fifths of a pixel; of runs, in their number.
+    /// Cost: for a polygon, linear in its length in fifths of a pixel; for runs, linear in their number.
     pub fn counts(&self, size: (u32, u32), out: &mut Vec<u32>) {
         out.clear();
         match self.polygons() {
-            // The canvas was checked when this was made: no error is left, and no mask is what an error would mean.
+            // The only error is a canvas that is too large, and the constructors refuse it. An empty mask stands for
+            // it.
             Some(polygons) => {
                 out.extend(hotcoco::mask::fr_polys(&polygons, size.1, size.0).map_or(vec![], |r| r.counts))
             }
@@ -132,7 +138,7 @@ impl Segmentation {
         }
     }
 
-    /// As hotcoco has it.
+    /// The mask in hotcoco's type.
     pub(crate) fn rle(&self, size: (u32, u32)) -> hotcoco::Rle {
         let mut counts = Vec::new();
         self.counts(size, &mut counts);
@@ -140,15 +146,15 @@ impl Segmentation {
     }
 }
 
-/// Fifths of a pixel beyond which hotcoco moves a vertex: 2²² pixels.
+/// hotcoco clamps vertices to this many fifths of a pixel: 2²² pixels.
 const FAR: f64 = 5.0 * 4_194_304.0;
 
-/// A coordinate that `(5 * x + 0.5) as i32` makes `fifths` of: casts round towards zero, so below zero it must lie lower.
+/// A coordinate `x` for which `(5 * x + 0.5) as i32` is `fifths`. Casts round towards zero, so negative ones lie lower.
 fn coordinate(fifths: i32) -> f64 {
     (f64::from(fifths) - if fifths < 0 { 0.75 } else { 0.0 }) / 5.0
 }
 
-/// Appends 7 bits at a time, low bits first.
+/// Appends an integer, 7 bits per byte, low bits first; the top bit says that another byte follows.
 fn put(out: &mut Vec<u8>, mut v: u32) {
     while v >= 0x80 {
         out.push(v as u8 | 0x80);
@@ -157,6 +163,7 @@ fn put(out: &mut Vec<u8>, mut v: u32) {
     out.push(v as u8);
 }
 
+/// Reads back one integer that [`put`] wrote.
 fn take(bytes: &mut &[u8]) -> u32 {
     let (mut v, mut shift) = (0, 0);
     while let Some((&b, rest)) = bytes.split_first() {
@@ -170,7 +177,8 @@ fn take(bytes: &mut &[u8]) -> u32 {
     v
 }
 
-/// Reads the text of a `segmentation` for an image of `size` (width, height). `bbox` is that of its annotation, if it has a good one.
+/// Reads the text of a `segmentation` for an image of `size` (width, height). `bbox` is the annotation's box, if it is
+/// usable.
 pub(super) fn parse(text: Option<&str>, size: (u32, u32), bbox: Option<[f64; 4]>, scratch: &mut MaskScratch) -> Parsed {
     use FindingKind::*;
     let mut out = Parsed::default();
@@ -238,21 +246,22 @@ pub(super) fn parse(text: Option<&str>, size: (u32, u32), bbox: Option<[f64; 4]>
     out
 }
 
-/// x0, y0, x1, y1 around the points of a polygon.
+/// Bounding box x0, y0, x1, y1 of a polygon's points.
 fn extent(polygon: &[f64]) -> [f64; 4] {
     let start = [f64::INFINITY, f64::INFINITY, f64::NEG_INFINITY, f64::NEG_INFINITY];
     let points = polygon.as_chunks::<2>().0;
     points.iter().fold(start, |e, [x, y]| [e[0].min(*x), e[1].min(*y), e[2].max(*x), e[3].max(*y)])
 }
 
-/// In words, if a mask with this extent lies wholly outside its box and more than a pixel, which rounding may make, away.
+/// Says so in words if a mask with this bounding box lies wholly outside its annotation's box. A distance of up to one
+/// pixel is tolerated, because rounding can cause it.
 fn disjoint(extent: [f64; 4], bbox: [f64; 4]) -> Option<String> {
     let ([x0, y0, x1, y1], [x, y, w, h]) = (extent, bbox);
     let apart = x0 > x + w + 1.0 || x1 < x - 1.0 || y0 > y + h + 1.0 || y1 < y - 1.0;
     apart.then(|| format!("from ({x0}, {y0}) to ({x1}, {y1}), bbox {bbox:?}"))
 }
 
-/// The beginning of a text.
+/// The first 40 characters of a text.
 fn excerpt(text: &str) -> String {
     const LONGEST: usize = 40;
     match text.char_indices().nth(LONGEST) {
@@ -290,7 +299,8 @@ mod tests {
         }
     }
 
-    /// Coordinates on the borders where the rasteriser rounds, inside and far outside, crossing each other.
+    /// Coordinates near the rasteriser's rounding limits, inside and far outside the canvas, in polygons that cross
+    /// themselves.
     #[test]
     fn packed_polygons_make_the_masks_of_the_files_numbers() {
         let mut rng = Stream::new(1, 0, 0, 0, Purpose::Test).rng();

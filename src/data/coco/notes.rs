@@ -1,16 +1,17 @@
-//! What of a data set is not used, in a line for the user: by training, by an evaluation, where masks are measured.
+//! One-line notes about what a data set leaves out of its file, for whoever starts a run. The counts are those of
+//! [`LeftOut`](super::left_out::LeftOut).
 
 use std::collections::BTreeMap;
 
-use super::coco::{Annotation, Dataset, TrainFilter};
+use super::dataset::{Annotation, Dataset, TrainFilter};
 use super::findings::FindingKind;
 use super::left_out::Reasons;
 
-/// Reasons that are named; others are summed up.
+/// How many reasons are named; the others are summed up.
 const REASONS_SHOWN: usize = 4;
 
 impl Dataset {
-    /// What training leaves out of what the file lists, and why; none if nothing is.
+    /// Says what the file lists and training leaves out, and why. None if nothing is left out.
     pub fn training_note(&self, filter: TrainFilter) -> Option<String> {
         let out = &self.left_out;
         let emptied = |i: &&usize| {
@@ -22,7 +23,7 @@ impl Dataset {
         Some(format!("{what} not used ({}): {}", list(reasons(&out.images, &out.annotations)), self.hint()))
     }
 
-    /// What an evaluation cannot measure of what the file lists, and why; none if there is no such thing. As in
+    /// Says what the file lists and an evaluation cannot measure, and why. None if everything is measured. As in
     /// pycocotools, a box that no detection can match stays in the ground truth, unless its area is below 0.
     pub fn evaluation_note(&self) -> Option<String> {
         use FindingKind::*;
@@ -48,7 +49,8 @@ impl Dataset {
         (!all.is_empty()).then(|| format!("{}: {}", all.join("; "), self.hint()))
     }
 
-    /// How many objects have no usable mask where others have, of a data set that was read with masks.
+    /// Says how many objects have no usable mask, if some have one and others not. The data set must have been read
+    /// with masks.
     pub fn mask_note(&self) -> Option<String> {
         let objects = || self.annotations.iter().flatten().filter(|a: &&Annotation| !a.iscrowd);
         let (all, without) = (objects().count(), objects().filter(|a| a.segmentation.is_none()).count());
@@ -60,7 +62,8 @@ impl Dataset {
         })
     }
 
-    /// `9 of 10 annotations and 1 of 2 images are`, of these annotations, and of dropped and `more` images; none without.
+    /// `9 of 10 annotations and 1 of 2 images are`: counts `annotations`, and the dropped images plus `more` images.
+    /// None if both are 0.
     fn counts(&self, annotations: &Reasons, more: usize) -> Option<String> {
         let out = &self.left_out;
         let (annotations, images) = (annotations.values().sum::<usize>(), out.images.values().sum::<usize>() + more);
@@ -78,7 +81,7 @@ impl Dataset {
     }
 }
 
-/// How many images and annotations, and in words why.
+/// Number of images and of annotations for each reason, with the reason in words.
 fn reasons(images: &Reasons, annotations: &Reasons) -> impl Iterator<Item = (usize, &'static str)> {
     let of_annotation = |(kind, n): (&FindingKind, &usize)| match kind {
         FindingKind::BadImageEntry | FindingKind::UnknownSize => (*n, "annotation of such an image"),

@@ -1,37 +1,38 @@
-//! The outline of a mask that is given by runs down its columns: where pixels change between neighbouring columns, and how often in a row.
-//!
-//! No bitmap is made. Main type: [`MaskScratch`], the buffers and the work; `masks.rs` draws with it.
+//! Converts the runs down the columns of a mask to run ends ("toggles") along its rows. No bitmap is made: the mask is
+//! held as a list of changes between neighbouring columns. Main type: [`MaskScratch`].
 
-/// How many run ends a mask has row by row: what bounds the run ends of any resized copy.
+/// Counts of the run ends in the rows of a mask. They bound the number of run ends of any resized copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RowToggles {
-    /// Run ends of all rows.
+    /// Sum over all rows.
     pub all: u32,
-    /// Sum of the falls of that number from each row to the next, the last to 0.
+    /// Sum of the decreases from each row to the next, and from the last row to 0.
     pub falls: u32,
 }
 
-/// Between columns `x - 1` and `x` of the canvas, rows `rows[0] .. rows[1]` change.
+/// The pixels of rows `rows[0] .. rows[1]` differ between columns `x - 1` and `x` of the canvas.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Change {
-    pub(super) x: u32,
-    pub(super) rows: [u32; 2],
+    pub x: u32,
+    pub rows: [u32; 2],
 }
 
-/// Buffers that are used again for the next mask.
+/// Buffers that are reused from one mask to the next.
 #[derive(Debug, Default)]
 pub struct MaskScratch {
+    /// Lengths of runs down the columns.
     pub(super) counts: Vec<u32>,
-    /// Run ends of the last column that had any, and of the one being read.
+    /// Run ends of the last column that had any.
     previous: Vec<u32>,
+    /// Run ends of the column being read.
     current: Vec<u32>,
     pub(super) changes: Vec<Change>,
-    /// For each row of the canvas that the mask touches.
+    /// A count for each row of the canvas that the mask touches.
     pub(super) rows: Vec<u32>,
 }
 
 impl MaskScratch {
-    /// Run ends in the rows of a mask at its own size.
+    /// Counts the run ends in the rows of a mask at its own size.
     pub(super) fn row_toggles(&mut self, counts: &[u32], height: u32) -> RowToggles {
         self.trace(counts, height, |x| x, |y| y);
         let (_, all) = self.count_rows();
@@ -40,14 +41,14 @@ impl MaskScratch {
         RowToggles { all: u32::try_from(all).unwrap_or(u32::MAX), falls }
     }
 
-    /// Finds the changes between columns of a mask given by runs down its columns, with boundaries moved by `column` and
-    /// `row` (both ascending, or descending for a mirrored axis).
+    /// Finds the changes between the columns of a mask, which is given as runs down its columns. `column` and `row`
+    /// move the boundaries to the canvas; both are ascending, or descending for a mirrored axis.
     pub(super) fn trace(&mut self, counts: &[u32], height: u32, column: impl Fn(u32) -> u32, row: impl Fn(u32) -> u32) {
         let Self { previous, current, changes, .. } = self;
         previous.clear();
         current.clear();
         changes.clear();
-        // `end`: where the last column with run ends stops on the canvas.
+        // `end` is where the last column with run ends stops on the canvas.
         let (mut x, mut end, mut at) = (0, u32::MAX, 0);
         let mut finish = |x: u32, current: &mut Vec<u32>| {
             let (from, to) = (column(x), column(x + 1));
@@ -97,7 +98,8 @@ impl MaskScratch {
         differences(previous, &[], |rows| changes.push(Change { x: end, rows }));
     }
 
-    /// Leaves in `rows` how many changes touch each row from the first touched one on; returns that row and their sum.
+    /// Writes to `rows` how many changes touch each row, starting with the first touched row. Returns that row and the
+    /// sum.
     pub(super) fn count_rows(&mut self) -> (u32, usize) {
         let top = self.changes.iter().map(|c| c.rows[0]).min().unwrap_or(0);
         let bottom = self.changes.iter().map(|c| c.rows[1]).max().unwrap_or(0);
@@ -119,7 +121,7 @@ impl MaskScratch {
     }
 }
 
-/// The intervals that one of two ascending lists of run ends holds and the other does not.
+/// Calls `found` with each interval that is inside one of two ascending lists of run ends but not inside the other.
 fn differences(a: &[u32], b: &[u32], mut found: impl FnMut([u32; 2])) {
     let (mut i, mut j, mut open) = (0, 0, None);
     while i < a.len() || j < b.len() {

@@ -1,29 +1,27 @@
-//! Reads an annotation file into a [`Dataset`]: what each entry is worth, and what is wrong with it.
+//! From an annotation file to a [`Dataset`]: decides for each entry whether it can be used, and records what is wrong.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::coco::{Annotation, Category, Dataset, ImageInfo, Masks, ReadOptions, TrainFilter};
-use super::decode;
+use super::dataset::{Annotation, Category, Dataset, ImageInfo, Masks, ReadOptions, TrainFilter};
 use super::findings::{FindingKind, Findings, MAX_COORDINATE};
 use super::left_out::LeftOut;
-use super::mask_trace::MaskScratch;
 use super::raw::{self, Loose, RawAnnotation, RawBox, RawCategory, RawFile, RawImage};
 use super::segmentation::{self, Parsed};
+use crate::data::decode;
+use crate::data::toggles::MaskScratch;
 use crate::error::{Error, Result};
 
-/// Why an annotation is not used, and the index of its image, if that is known.
-type Lost = (FindingKind, Option<usize>);
-
 impl Dataset {
-    /// Reads `annotations`; the images are files in `images`. Fatal findings are an error.
+    /// Reads the annotation file `annotations`; the image files are in the folder `images`. Fatal findings are an
+    /// error.
     pub fn load(annotations: impl AsRef<Path>, images: impl AsRef<Path>) -> Result<Self> {
         Self::load_with(annotations, images, ReadOptions::default())
     }
 
-    /// As [`Dataset::load`], with options.
+    /// Like [`Dataset::load`], with options.
     pub fn load_with(annotations: impl AsRef<Path>, images: impl AsRef<Path>, options: ReadOptions) -> Result<Self> {
         let dataset = Self::read(annotations, images, options)?;
         if let Some(message) = dataset.findings.fatal() {
@@ -35,13 +33,13 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// As [`Dataset::load_with`], but fatal findings are only listed in `findings`: what `dataset check` wants.
+    /// Like [`Dataset::load_with`], but fatal findings are only listed in `findings`, as `dataset check` needs them.
     pub fn read(annotations: impl AsRef<Path>, images: impl AsRef<Path>, options: ReadOptions) -> Result<Self> {
         let (path, images_dir) = (annotations.as_ref(), images.as_ref());
         let bytes = raw::read_bytes(path, "annotation file")?;
         let text = raw::make_json(&bytes);
         let file = raw::parse(path, &text)?;
-        let empty = Dataset {
+        let empty = Self {
             path: path.to_path_buf(),
             images_dir: images_dir.to_path_buf(),
             images: Vec::new(),
@@ -52,29 +50,51 @@ impl Dataset {
         };
         Ok(Reader::new(empty, options).read(file))
     }
+
+    /// Makes a data set of image files without annotations: sizes come from the files' headers, ids count from 1.
+    pub fn from_files(files: &[PathBuf], categories: Vec<Category>) -> Result<Self> {
+        let mut images = Vec::with_capacity(files.len());
+        for (i, file) in files.iter().enumerate() {
+            let (width, height) = decode::image_size(file)?;
+            let name = file.to_str().ok_or_else(|| Error::data(file, "its name is not UTF-8: rename the file"))?;
+            images.push(ImageInfo { id: i as i64 + 1, file_name: name.into(), width, height });
+        }
+        Ok(Self {
+            path: files.first().cloned().unwrap_or_default(),
+            images_dir: PathBuf::new(),
+            annotations: vec![Vec::new(); images.len()],
+            images,
+            categories,
+            findings: Findings::default(),
+            left_out: LeftOut::default(),
+        })
+    }
 }
 
-/// State of [`Dataset::read`].
+/// Why an annotation is not used, and the index of its image, if that is known.
+type Lost = (FindingKind, Option<usize>);
+
+/// State of [`Dataset::read`]: the data set so far, and tables from ids to indices.
 struct Reader {
     options: ReadOptions,
     dataset: Dataset,
     image_index: HashMap<i64, usize>,
-    /// Ids of images that were dropped, and why: their annotations are dropped without a finding of their own.
+    /// Ids of the images that were dropped, and why. Their annotations are dropped without a finding of their own.
     dropped_images: HashMap<i64, FindingKind>,
     class_of: HashMap<i64, u32>,
-    /// Annotation ids seen, with image and place in its list.
+    /// For each annotation id seen: index of the image, and place in the image's list.
     annotation_ids: HashMap<i64, (usize, usize)>,
 }
 
 impl Reader {
-    /// Will add to a data set that has its paths.
+    /// Starts from a data set that has its paths and nothing else.
     fn new(dataset: Dataset, options: ReadOptions) -> Self {
         let (image_index, dropped_images) = (HashMap::new(), HashMap::new());
         let (class_of, annotation_ids) = (HashMap::new(), HashMap::new());
         Self { options, dataset, image_index, dropped_images, class_of, annotation_ids }
     }
 
-    /// Adds what is in a file.
+    /// Adds all entries of a file.
     fn read(mut self, file: RawFile) -> Dataset {
         self.images(file.images.unwrap_or_default());
         self.categories(file.categories.unwrap_or_default());
@@ -82,7 +102,7 @@ impl Reader {
         self.dataset.left_out.listed_annotations = annotations.len();
         let masks = self.masks(&annotations).into_iter().chain(std::iter::repeat_with(Parsed::default));
         for ((i, a), mask) in annotations.into_iter().enumerate().zip(masks) {
-            if let Some((kind, index)) = self.annotation(i, a, mask) {
+            if let Some((kind, index)) = self.annotation(i, &a, mask) {
                 self.dataset.left_out.add_annotation(kind, index);
             }
         }
@@ -174,7 +194,8 @@ impl Reader {
         }
     }
 
-    /// The masks of all annotations, read and rasterised once on all cores; an empty list if they are not wanted.
+    /// Reads the masks of all annotations and rasterises each once, on all cores. An empty list if masks are not
+    /// wanted.
     fn masks(&self, annotations: &[RawAnnotation]) -> Vec<Parsed> {
         if self.options.masks == Masks::Skip {
             return Vec::new();
@@ -191,43 +212,49 @@ impl Reader {
         annotations.par_iter().map_init(MaskScratch::default, read).collect()
     }
 
-    fn annotation(&mut self, i: usize, raw: RawAnnotation, mask: Parsed) -> Option<Lost> {
+    /// Finds the image, the class and the box of an annotation, or says which is missing. The missing part is also
+    /// added to the findings, except when the image was dropped: its own finding covers its annotations.
+    fn locate(&mut self, at: usize, raw: &RawAnnotation) -> Result<Located, Lost> {
         use FindingKind::*;
         let findings = &mut self.dataset.findings;
         let mut lose = |kind, index, example: &dyn Fn() -> String| {
             findings.add(kind, example);
-            Some((kind, index))
-        };
-        let who = || match raw.id.id() {
-            Some(id) => format!("annotation {id}"),
-            None => format!("annotations[{i}]"),
+            Err((kind, index))
         };
         let (Some(image_id), Some(category_id)) = (raw.image_id.id(), raw.category_id.id()) else {
             return lose(BadAnnotationEntry, None, &|| {
-                format!("{}: image_id {}, category_id {}", who(), raw.image_id, raw.category_id)
+                format!("{}: image_id {}, category_id {}", name(at, raw), raw.image_id, raw.category_id)
             });
         };
         let Some(&index) = self.image_index.get(&image_id) else {
             return match self.dropped_images.get(&image_id) {
-                Some(kind) => Some((*kind, None)),
-                None => lose(UnknownImageId, None, &|| format!("{}: image_id {image_id}", who())),
+                Some(kind) => Err((*kind, None)),
+                None => lose(UnknownImageId, None, &|| format!("{}: image_id {image_id}", name(at, raw))),
             };
         };
-        let (at, image) = (Some(index), &self.dataset.images[index]);
-        let place = || format!("{}, image {image_id} ({})", who(), image.file_name);
+        let image = &self.dataset.images[index];
+        let place = || place(at, raw, image);
         let Some(&class) = self.class_of.get(&category_id) else {
-            return lose(UnknownCategoryId, at, &|| format!("{}: category_id {category_id}", place()));
+            return lose(UnknownCategoryId, Some(index), &|| format!("{}: category_id {category_id}", place()));
         };
-        let bbox = match raw.bbox {
-            RawBox::Four(b) => b,
-            RawBox::Missing => return lose(BadBox, at, &|| format!("{}: no bbox", place())),
-            RawBox::Other(n) => return lose(BadBox, at, &|| format!("{}: bbox of {n} elements", place())),
-        };
-        if !is_finite(bbox) {
-            return lose(NonFiniteBox, at, &|| format!("{}: bbox {bbox:?}", place()));
+        match raw.bbox {
+            RawBox::Four(bbox) if is_finite(bbox) => Ok(Located { index, class, bbox }),
+            RawBox::Four(bbox) => lose(NonFiniteBox, Some(index), &|| format!("{}: bbox {bbox:?}", place())),
+            RawBox::Missing => lose(BadBox, Some(index), &|| format!("{}: no bbox", place())),
+            RawBox::Other(n) => lose(BadBox, Some(index), &|| format!("{}: bbox of {n} elements", place())),
         }
-        let area = raw.area.number();
-        let id = raw.id.id().unwrap_or(-1);
+    }
+
+    /// Adds an annotation. Returns why it is not used in training, or none if it is used or left out by design.
+    fn annotation(&mut self, at: usize, raw: &RawAnnotation, mask: Parsed) -> Option<Lost> {
+        use FindingKind::*;
+        let Located { index, class, bbox } = match self.locate(at, raw) {
+            Ok(located) => located,
+            Err(lost) => return Some(lost),
+        };
+        let (findings, image) = (&mut self.dataset.findings, &self.dataset.images[index]);
+        let place = || place(at, raw, image);
+        let (id, area) = (raw.id.id().unwrap_or(-1), raw.area.number());
         let mut annotation = Annotation {
             id,
             class,
@@ -243,7 +270,7 @@ impl Reader {
             let first = &self.dataset.annotations[other][at];
             if other == index && first.class == class && first.bbox == bbox && first.iscrowd == annotation.iscrowd {
                 findings.add(RepeatedAnnotation, place);
-                return None; // it is there once
+                return None; // the first one stays
             }
             findings.add(DuplicateAnnotationId, place);
         }
@@ -256,8 +283,7 @@ impl Reader {
             let space = if detail.is_empty() { "" } else { ": " };
             findings.add(kind, || format!("{}{space}{detail}", place()));
         }
-        let dropped = unusable(&annotation, image, raw.ignore.flag(), area);
-        if let Some(kind) = dropped {
+        if let Some(kind) = unusable(&annotation, image, raw.ignore.flag(), area) {
             annotation.usable = false;
             lost = Some(kind);
             findings.add(kind, || match kind {
@@ -265,23 +291,20 @@ impl Reader {
                 OutsideBox => format!("{}: bbox {bbox:?}, image {} × {}", place(), image.width, image.height),
                 _ => format!("{}: bbox {bbox:?}", place()),
             });
-        } else {
-            let (w, h) = (f64::from(image.width), f64::from(image.height));
-            let out = (-bbox[0]).max(-bbox[1]).max(bbox[0] + bbox[2] - w).max(bbox[1] + bbox[3] - h);
-            if out > 1.0 {
-                findings.add(PartlyOutside, || format!("{}: bbox {bbox:?}, image {w} × {h}", place()));
-            }
+        } else if leaves(bbox, image) {
+            let (w, h) = (image.width, image.height);
+            findings.add(PartlyOutside, || format!("{}: bbox {bbox:?}, image {w} × {h}", place()));
         }
         self.annotation_ids.insert(id, (index, self.dataset.annotations[index].len()));
         let lost = lost.filter(|kind| !annotation.iscrowd && *kind != IgnoreFlag);
         lost.filter(|_| annotation.area < 0.0).iter().for_each(|kind| self.dataset.left_out.ignore(*kind));
         self.dataset.annotations[index].push(annotation);
-        lost.map(|kind| (kind, at))
+        lost.map(|kind| (kind, Some(index)))
     }
 
     fn finish(self) -> Dataset {
         let mut d = self.dataset;
-        // Boxes alone are an ordinary data set: one line says so, not one for each annotation.
+        // A data set without masks is an ordinary one: one finding says so, instead of one per annotation.
         let all: usize = d.annotations.iter().map(Vec::len).sum();
         if all > 0 && d.findings.count(FindingKind::MissingMask) == all {
             d.findings.remove(FindingKind::MissingMask);
@@ -305,12 +328,39 @@ impl Reader {
     }
 }
 
-/// Whether all numbers of a box are such that one can reckon with them.
+/// The parts that every usable annotation has.
+struct Located {
+    /// Index of the image.
+    index: usize,
+    class: u32,
+    bbox: [f64; 4],
+}
+
+/// The name in findings of the annotation at place `at` of the list.
+fn name(at: usize, raw: &RawAnnotation) -> String {
+    match raw.id.id() {
+        Some(id) => format!("annotation {id}"),
+        None => format!("annotations[{at}]"),
+    }
+}
+
+/// Like [`name`], with the image.
+fn place(at: usize, raw: &RawAnnotation, image: &ImageInfo) -> String {
+    format!("{}, image {} ({})", name(at, raw), image.id, image.file_name)
+}
+
+/// Whether a box leaves its image by more than a pixel.
+fn leaves(bbox: [f64; 4], image: &ImageInfo) -> bool {
+    let (w, h) = (f64::from(image.width), f64::from(image.height));
+    (-bbox[0]).max(-bbox[1]).max(bbox[0] + bbox[2] - w).max(bbox[1] + bbox[3] - h) > 1.0
+}
+
+/// Whether all numbers of a box are finite and at most [`MAX_COORDINATE`].
 fn is_finite(bbox: [f64; 4]) -> bool {
     bbox.iter().all(|v| v.abs() <= MAX_COORDINATE)
 }
 
-/// The corners of a box, clipped to its image.
+/// Corners x0, y0, x1, y1 of a box, clipped to its image.
 fn clip(bbox: [f64; 4], image: &ImageInfo) -> [f32; 4] {
     let (w, h) = (f64::from(image.width), f64::from(image.height));
     let x0 = bbox[0].clamp(0.0, w);
@@ -320,7 +370,7 @@ fn clip(bbox: [f64; 4], image: &ImageInfo) -> [f32; 4] {
     [x0 as f32, y0 as f32, x1 as f32, y1 as f32]
 }
 
-/// Why an annotation is not ground truth, if so. `area` is the file's, where it has one.
+/// The reason why an annotation is not ground truth, if there is one. `area` is the file's `area`, if it has one.
 fn unusable(a: &Annotation, image: &ImageInfo, ignore: bool, area: Option<f64>) -> Option<FindingKind> {
     use FindingKind::*;
     let [x, y, w, h] = a.bbox;

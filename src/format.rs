@@ -6,14 +6,19 @@ pub fn counted(n: usize, noun: &str) -> String {
     if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}{ending}") }
 }
 
-/// Three significant digits.
-pub fn short(value: f64) -> String {
+/// Three significant digits, without trailing zeros.
+pub fn three_digits(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
     }
     let digits = (2 - value.abs().log10().floor() as i32).clamp(0, 12) as usize;
     let text = format!("{value:.digits$}");
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
+}
+
+/// At most six significant digits, without trailing zeros.
+pub fn six_digits(value: f64) -> String {
+    format!("{value:.5e}").parse::<f64>().map_or_else(|_| value.to_string(), |rounded| rounded.to_string())
 }
 
 /// `45s`, `3m20s`, `1h02m`, `2d03h`.
@@ -57,7 +62,7 @@ mod tests {
         assert_eq!(durations, ["0s", "1m00s", "59m59s", "1h00m", "1d01h", "?", "?"]);
         assert_eq!([0, 1023, 1024, 3 << 29].map(bytes), ["0 B", "1023 B", "1.0 KiB", "1.5 GiB"]);
         assert_eq!(
-            [0.0, 0.02, 0.0012345, 1e-7, 12.0, 12345.6, 0.1].map(short),
+            [0.0, 0.02, 0.0012345, 1e-7, 12.0, 12345.6, 0.1].map(three_digits),
             ["0", "0.02", "0.00123", "0.0000001", "12", "12346", "0.1"]
         );
     }

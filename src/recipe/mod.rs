@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::data::{BadImages, ColourJitter};
-use crate::format::counted;
+use crate::format::{counted, six_digits};
 use crate::models::config::ModelConfig;
 pub use crate::nn::NormMode;
 pub use precision::{Precision, StatePrecision};
@@ -233,7 +233,7 @@ impl StageConfig {
     pub fn lr_sentence(&self) -> Option<String> {
         let (lr, batch, images) = (self.optimizer.lr, self.optimizer.lr_batch, self.images_per_step);
         (batch != 0 && batch != images).then(|| {
-            let scaled = short(self.effective_lr());
+            let scaled = six_digits(self.effective_lr());
             format!(
                 "{}: learning rate {lr} is stated for steps of {}; scaled to {scaled} for steps of {images}",
                 self.name,
@@ -246,11 +246,6 @@ impl StageConfig {
     pub fn accumulate(&self) -> usize {
         self.images_per_step / self.micro_batch
     }
-}
-
-/// At most six significant digits, without trailing zeros.
-fn short(value: f64) -> String {
-    format!("{value:.5e}").parse::<f64>().map_or_else(|_| value.to_string(), |rounded| rounded.to_string())
 }
 
 impl Default for StageConfig {

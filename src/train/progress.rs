@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::Result;
 use crate::format::counted;
-use crate::format::{bytes, duration, short};
+use crate::format::{bytes, duration, three_digits};
 use crate::output::tell;
 use crate::recipe::{Recipe, Resize};
 use crate::run::event::{Eval, Event, Observer, Stage, Train};
@@ -201,7 +201,7 @@ fn speed_text(train: &Train, left: Option<f64>) -> String {
     let mut text = format!(
         "epoch {:.2}, lr {}, {:.1} images/s, {}",
         train.epoch,
-        short(train.lr),
+        three_digits(train.lr),
         train.images_per_s,
         bytes(train.memory_bytes)
     );

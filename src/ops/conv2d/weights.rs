@@ -71,89 +71,135 @@ pub(crate) fn gradient(
     ws: &mut [f32],
 ) {
     let k = src.window.len();
-    let isa = Isa::detect();
     let s = Split::new(m, o, k);
+    let product = Product { src, dy, m, o, place, s, isa: Isa::detect() };
     let (partials, ws) = ws.split_at_mut(s.partials(o, k));
     let lane_len = s.lane();
-    // One task: group g, output channels from o0, columns of `c` (from n0).
-    let task = |g: usize, o0: usize, n0: usize, mut c: MatMut<'_>, add: bool, lane: &mut [f32]| {
-        let (oc, nc) = (c.rows(), c.cols());
-        // Panel q has channels bounds(q) .. bounds(q + 1): at most two tiles.
-        let panels = oc.div_ceil(2 * MR);
-        let bounds = |q: usize| q * oc / panels;
-        let (dyp, a) = lane.split_at_mut(s.oc.div_ceil(2 * MR) * DY_PANEL);
-        let end = m.min((g + 1) * s.pixels);
-        for m0 in (g * s.pixels..end).step_by(PC) {
-            let pc = PC.min(end - m0);
-            for i in 0..pc {
-                let row = (m0 + i) * o + o0;
-                for (q, panel) in dyp.chunks_exact_mut(DY_PANEL).take(panels).enumerate() {
-                    let panel = &mut panel[i * NR..][..NR];
-                    match dy[row + bounds(q)..].first_chunk::<NR>() {
-                        // What follows the channels of the panel is read, but not used.
-                        Some(part) => panel.copy_from_slice(part),
-                        None => simd::copy(
-                            &mut panel[..bounds(q + 1) - bounds(q)],
-                            &dy[row + bounds(q)..row + bounds(q + 1)],
-                        ),
-                    }
-                }
-                let mut buffer = [0f32; NC];
-                let row = if src.plain {
-                    &src.map[(m0 + i) * k + n0..][..nc]
-                } else {
-                    let at = place(m0 + i);
-                    src.window.slice(src.map, at, n0, nc).unwrap_or_else(|| {
-                        src.window.copy_row(&mut buffer[..nc], src.map, at, n0);
-                        &buffer[..nc]
-                    })
-                };
-                for (panel, part) in a.chunks_exact_mut(A_PANEL).zip(row.chunks(NR)) {
-                    match <&[f32; NR]>::try_from(part) {
-                        Ok(whole) => panel[i * NR..][..NR].copy_from_slice(whole),
-                        Err(_) => simd::copy(&mut panel[i * NR..][..part.len()], part),
-                    }
-                }
-            }
-            for q in 0..panels {
-                let (start, end) = (bounds(q), bounds(q + 1));
-                let middle = if end - start > MR { (start + end).div_ceil(2) } else { end };
-                for (r0, r1) in [(start, middle), (middle, end)] {
-                    let rows: [usize; MR] = std::array::from_fn(|i| r0 + i);
-                    for col in (0..nc).step_by(NR) {
-                        let b = &a[col / NR * A_PANEL..][..A_PANEL];
-                        let a = &dyp[q * DY_PANEL + r0 - start..(q + 1) * DY_PANEL];
-                        let f = Factors { a, rs: 1, cs: NR, b, ldb: NR, k: pc };
-                        let finish = Finish { accumulate: add || m0 > g * s.pixels, ..Finish::default() };
-                        tile(isa, f, &mut c, &rows[..r1 - r0], col, NR.min(nc - col), finish);
-                    }
-                }
-            }
-        }
-    };
-    let o_blocks = o.div_ceil(s.oc);
     let target = if s.groups > 1 { &mut *partials } else { &mut *dw };
     let add = accumulate && s.groups == 1;
     if s.groups > 1 || k.div_ceil(s.nc) == 1 {
         // Blocks of whole rows of one partial (or of dw).
-        view::par_blocks(target, o * k, s.oc * k, ws, lane_len, |g, ob, block, lane| {
+        view::par_blocks(target, o * k, s.oc * k, ws, lane_len, |group, ob, block, lane| {
             let rows = block.len() / k;
             let mut c = MatMut::new(block, rows, k, k);
             for n0 in (0..k).step_by(s.nc) {
-                task(g, ob * s.oc, n0, c.part(0..rows, n0..k.min(n0 + s.nc)), add, lane);
+                let at = Corner { group, o0: ob * s.oc, n0 };
+                product.run(at, c.part(0..rows, n0..k.min(n0 + s.nc)), add, lane);
             }
         });
     } else {
         view::par_cols(MatMut::new(target, o, k, k), s.nc, ws, lane_len, |nb, mut c, lane| {
-            for ob in 0..o_blocks {
+            for ob in 0..o.div_ceil(s.oc) {
                 let cols = c.cols();
-                task(0, ob * s.oc, nb * s.nc, c.part(ob * s.oc..o.min((ob + 1) * s.oc), 0..cols), add, lane);
+                let at = Corner { group: 0, o0: ob * s.oc, n0: nb * s.nc };
+                product.run(at, c.part(ob * s.oc..o.min((ob + 1) * s.oc), 0..cols), add, lane);
             }
         });
     }
     if s.groups > 1 {
         add_partials(dw, accumulate, partials);
     }
+}
+
+/// Where a task's block of the result begins.
+#[derive(Clone, Copy)]
+struct Corner {
+    group: usize,
+    /// First output channel.
+    o0: usize,
+    /// First column: element of the window.
+    n0: usize,
+}
+
+/// Everything that the tasks of one gradient share.
+struct Product<'a, P> {
+    src: Source<'a>,
+    dy: &'a [f32],
+    m: usize,
+    o: usize,
+    place: P,
+    s: Split,
+    isa: Isa,
+}
+
+impl<P: Fn(usize) -> Place + Sync> Product<'_, P> {
+    /// One task: the sum over the group's pixels, in chunks of [`PC`], into `c`.
+    fn run(&self, at: Corner, mut c: MatMut<'_>, add: bool, lane: &mut [f32]) {
+        let (oc, nc) = (c.rows(), c.cols());
+        let (dyp, a) = lane.split_at_mut(self.s.oc.div_ceil(2 * MR) * DY_PANEL);
+        let (first, end) = (at.group * self.s.pixels, self.m.min((at.group + 1) * self.s.pixels));
+        for m0 in (first..end).step_by(PC) {
+            let pc = PC.min(end - m0);
+            for i in 0..pc {
+                self.pack_dy(m0 + i, i, at.o0, oc, dyp);
+                self.pack_window(m0 + i, i, at.n0, nc, a);
+            }
+            let finish = Finish { accumulate: add || m0 > first, ..Finish::default() };
+            self.multiply(pc, (dyp, a), &mut c, finish);
+        }
+    }
+
+    /// Row `i` of the panels of dy: the channels of one pixel.
+    #[inline(always)]
+    fn pack_dy(&self, pixel: usize, i: usize, o0: usize, oc: usize, dyp: &mut [f32]) {
+        let row = pixel * self.o + o0;
+        let panels = oc.div_ceil(2 * MR);
+        for (q, panel) in dyp.chunks_exact_mut(DY_PANEL).take(panels).enumerate() {
+            let panel = &mut panel[i * NR..][..NR];
+            let (start, end) = (bound(q, oc), bound(q + 1, oc));
+            match self.dy[row + start..].first_chunk::<NR>() {
+                // The channels behind those of the panel are copied, but not used.
+                Some(part) => panel.copy_from_slice(part),
+                None => simd::copy(&mut panel[..end - start], &self.dy[row + start..row + end]),
+            }
+        }
+    }
+
+    /// Row `i` of the panels of A: the columns of one pixel's window.
+    #[inline(always)]
+    fn pack_window(&self, pixel: usize, i: usize, n0: usize, nc: usize, a: &mut [f32]) {
+        let src = &self.src;
+        let mut buffer = [0f32; NC];
+        let row = if src.plain {
+            &src.map[pixel * src.window.len() + n0..][..nc]
+        } else {
+            let at = (self.place)(pixel);
+            src.window.slice(src.map, at, n0, nc).unwrap_or_else(|| {
+                src.window.copy_row(&mut buffer[..nc], src.map, at, n0);
+                &buffer[..nc]
+            })
+        };
+        for (panel, part) in a.chunks_exact_mut(A_PANEL).zip(row.chunks(NR)) {
+            match <&[f32; NR]>::try_from(part) {
+                Ok(whole) => panel[i * NR..][..NR].copy_from_slice(whole),
+                Err(_) => simd::copy(&mut panel[i * NR..][..part.len()], part),
+            }
+        }
+    }
+
+    /// `c (+)= dy^T A` over the packed pixels, tile by tile: a panel of dy has at most two tiles.
+    #[inline(always)]
+    fn multiply(&self, pc: usize, (dyp, a): (&[f32], &[f32]), c: &mut MatMut<'_>, finish: Finish<'_>) {
+        let (oc, nc) = (c.rows(), c.cols());
+        for q in 0..oc.div_ceil(2 * MR) {
+            let (start, end) = (bound(q, oc), bound(q + 1, oc));
+            let middle = if end - start > MR { (start + end).div_ceil(2) } else { end };
+            for (r0, r1) in [(start, middle), (middle, end)] {
+                let rows: [usize; MR] = std::array::from_fn(|i| r0 + i);
+                for col in (0..nc).step_by(NR) {
+                    let b = &a[col / NR * A_PANEL..][..A_PANEL];
+                    let a = &dyp[q * DY_PANEL + r0 - start..(q + 1) * DY_PANEL];
+                    let f = Factors { a, rs: 1, cs: NR, b, ldb: NR, k: pc };
+                    tile(self.isa, f, c, &rows[..r1 - r0], col, NR.min(nc - col), finish);
+                }
+            }
+        }
+    }
+}
+
+/// First channel of panel `q`, where `oc` channels are shared out evenly among panels of at most two tiles.
+fn bound(q: usize, oc: usize) -> usize {
+    q * oc / oc.div_ceil(2 * MR)
 }
 
 /// `dw (+)= sum of the partials`, in order.

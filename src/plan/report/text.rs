@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::stage::{ExpectedTime, StageReport};
 use super::step::{StepKind, StepReport};
 use super::{DataReport, LargestInput, PlanReport};
-use crate::format::{bytes, duration, short};
+use crate::format::{bytes, duration, three_digits};
 use crate::plan::rates::Rate;
 use crate::recipe::{NormMode, Recompute};
 use crate::tensor::DType;
@@ -106,7 +106,7 @@ impl fmt::Display for ExpectedTime {
             f,
             "its training steps take about {}, at {} images/s as in ",
             duration(self.training_s),
-            short(*images_per_s)
+            three_digits(*images_per_s)
         )?;
         write!(f, "{} ({device}, threads: {threads}); evaluations come on top", run.display())
     }

@@ -1,4 +1,5 @@
-//! Compiles kernels/*.cu: for the simulated device (feature `sim`) as C++, for GPUs (features `cuda`, `cuda12`) by nvcc.
+//! Compiles kernels/*.cu: for the simulated device (feature `sim`) as C++, for GPUs (features `cuda`, `cuda12`) by
+//! nvcc.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -24,14 +25,15 @@ mod sim {
     use std::fmt::Write;
     use std::path::Path;
 
-    /// Each kernel file becomes one C++ file that includes it and defines a symbol; a table names all symbols, so that the
-    /// linker leaves none out.
+    /// Each kernel file becomes one C++ file that includes it and defines a symbol; a table names all symbols, so that
+    /// the linker leaves none out.
     pub fn build() {
         let out = std::env::var("OUT_DIR").expect("OUT_DIR");
         let root = std::env::current_dir().expect("the package's folder");
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").define("UPRES_SIM", None).include("kernels").warnings(true).extra_warnings(true);
-        // As nvcc is told: a product and a sum are fused only where the kernel says so. Exceptions cannot cross coroutines.
+        // As nvcc is told: a product and a sum are fused only where the kernel says so. Exceptions cannot cross
+        // coroutines.
         build.flag("-ffp-contract=off").flag("-fno-exceptions").flag("-fno-rtti").flag("-Werror");
         build.flag_if_supported("-Wno-unknown-pragmas").flag_if_supported("-Wno-psabi").opt_level(2).debug(false);
         build.file("kernels/sim/runtime.cpp");

@@ -1,8 +1,8 @@
-//! Time of window attention at the stages of Swin-T, 2 images of 448², forward and backward, in the arena as in a training step:
-//! `cargo bench --bench attention -- [--json FILE]`.
+//! Time of window attention at the stages of Swin-T, 2 images of 448², forward and backward, in the arena as in a
+//! training step: `cargo bench --bench attention -- [--json FILE]`.
 //!
-//! The inputs are those of benches/peers/attention_torch.py, which measures PyTorch: same numbers from the same names, so `checksum`
-//! must agree with its output.
+//! The inputs are those of benches/peers/attention_torch.py, which measures PyTorch: same numbers from the same names,
+//! so `checksum` must agree with its output.
 
 use std::fs::File;
 use std::io::Write;

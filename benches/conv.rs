@@ -1,9 +1,10 @@
 //! Speed of the convolutions of ResNet-50-FPN at 2 x 448 x 448 (benches/conv_shapes.json), pass by pass.
 //!
-//! `cargo bench --bench conv -- [--filter TEXT] [--threads N] [--seconds S] [--json FILE] [--cpu-time]`
-//! `--cpu-time` (Linux) runs one thread and gives the mean of the time that it was on the CPU: for machines with other work.
-//! Each time is the best of many repetitions; GFLOP/s are those of the direct algorithm. The sums weigh each shape with its
-//! count (0: narrow networks, not in the sums), and leave out the gradient of the image (the data gradient of the stem), which no training step computes.
+//! `cargo bench --bench conv -- [--filter TEXT] [--threads N] [--seconds S] [--json FILE] [--cpu-time]` `--cpu-time`
+//! (Linux) runs one thread and gives the mean of the time that it was on the CPU: for machines with other work. Each
+//! time is the best of many repetitions; GFLOP/s are those of the direct algorithm. The sums weigh each shape with its
+//! count (0: narrow networks, not in the sums), and leave out the gradient of the image (the data gradient of the
+//! stem), which no training step computes.
 
 use serde::{Deserialize, Serialize};
 use std::io::Write;

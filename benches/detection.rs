@@ -1,4 +1,5 @@
-//! Time of RoIAlign, NMS and matching, in the arena as in a training step: `cargo bench --bench detection -- [--json FILE]`.
+//! Time of RoIAlign, NMS and matching, in the arena as in a training step: `cargo bench --bench detection -- [--json
+//! FILE]`.
 //!
 //! The inputs are those of benches/peers/ops_torch.py, which measures torchvision: same numbers from the same names, so
 //! `checksum` and `kept` must agree with its output.

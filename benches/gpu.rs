@@ -1,10 +1,11 @@
-//! Time and bandwidth of the ops on a GPU: `cargo bench --features cuda --bench gpu -- [--device cuda:N] [--json FILE]`.
+//! Time and bandwidth of the ops on a GPU: `cargo bench --features cuda --bench gpu -- [--device cuda:N] [--json
+//! FILE]`.
 //!
-//! Each op runs as in training: a planned step, recorded, replayed. Times are of the device, over all replays; the op runs on
-//! several sets of inputs in turn, more than the L2 cache holds. `bytes` is the least that the op must move (each input read
-//! once, each output written once; batch norm in training must read its input twice), and the share is of what a large copy reaches in
-//! the same run. benches/peers/gpu_ops_torch.py measures torch and torchvision on the same sizes. `--device sim --small`
-//! rehearses on the simulated device; its times mean nothing.
+//! Each op runs as in training: a planned step, recorded, replayed. Times are of the device, over all replays; the op
+//! runs on several sets of inputs in turn, more than the L2 cache holds. `bytes` is the least that the op must move
+//! (each input read once, each output written once; batch norm in training must read its input twice), and the share is
+//! of what a large copy reaches in the same run. benches/peers/gpu_ops_torch.py measures torch and torchvision on the
+//! same sizes. `--device sim --small` rehearses on the simulated device; its times mean nothing.
 
 use std::io::Write;
 use std::time::Instant;

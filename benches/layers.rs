@@ -1,5 +1,5 @@
-//! Time of layer norm, GELU, drop path and space-to-depth, in the arena as in a training step, beside benches/peers/layers_torch.py and a
-//! copy of as many bytes: `cargo bench --bench layers -- [--json FILE]`.
+//! Time of layer norm, GELU, drop path and space-to-depth, in the arena as in a training step, beside
+//! benches/peers/layers_torch.py and a copy of as many bytes: `cargo bench --bench layers -- [--json FILE]`.
 
 use std::fs::File;
 use std::io::Write;

@@ -1,5 +1,5 @@
-//! Images per second of decoding, resizing and the whole loader on a data set, and the time and room that its masks take:
-//! `cargo bench --bench loader -- ANNOTATIONS IMAGES [LONG SHORT]`. Without arguments it prints this line.
+//! Images per second of decoding, resizing and the whole loader on a data set, and the time and room that its masks
+//! take: `cargo bench --bench loader -- ANNOTATIONS IMAGES [LONG SHORT]`. Without arguments it prints this line.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,5 +1,6 @@
-//! Planned GPU memory of the paper's five recipes: both stages, f32 and 16 bits, with and without recomputed norms and blocks, and the largest batch
-//! that fits 11 GiB. Nothing is computed: a plan is traced for a GPU's kernels and the workspaces of its libraries.
+//! Planned GPU memory of the paper's five recipes: both stages, f32 and 16 bits, with and without recomputed norms and
+//! blocks, and the largest batch that fits 11 GiB. Nothing is computed: a plan is traced for a GPU's kernels and the
+//! workspaces of its libraries.
 //!
 //! ```sh
 //! cargo bench --bench plans                  # a table

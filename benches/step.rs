@@ -1,10 +1,12 @@
-//! One training step of a detector of the paper beside benches/peers/step_{torchvision,mmdetection}.py: forward, backward, update.
+//! One training step of a detector of the paper beside benches/peers/step_{torchvision,mmdetection}.py: forward,
+//! backward, update.
 //!
-//! `cargo bench --bench step -- [--detector faster|cascade|mask|retinanet|mask_swin] [--head 2fc|4conv1fc] [--images 2] [--height 448]
-//! [--width 448] [--objects 8] [--steps 5] [--threads 2] [--device cpu|cuda|sim] [--precision auto|f32|f16|bf16] [--recompute norms|blocks]
-//! [--json FILE]`. The model and the optimizer are those of
-//! recipes/*.toml; `--head` gives the box head another form. On a GPU a step is timed over all of them, the host waiting once at the
-//! end. Prints one JSON line; `UPRES_PROFILE=1` adds the time of each op, `--plan` what lives at the peak.
+//! `cargo bench --bench step -- [--detector faster|cascade|mask|retinanet|mask_swin] [--head 2fc|4conv1fc] [--images 2]
+//! [--height 448] [--width 448] [--objects 8] [--steps 5] [--threads 2] [--device cpu|cuda|sim] [--precision
+//! auto|f32|f16|bf16] [--recompute norms|blocks] [--json FILE]`. The model and the optimizer are those of
+//! recipes/*.toml; `--head` gives the box head another form. On a GPU a step is timed over all of them, the host
+//! waiting once at the end. Prints one JSON line; `UPRES_PROFILE=1` adds the time of each op, `--plan` what lives at
+//! the peak.
 
 use std::collections::HashMap;
 use std::io::Write;

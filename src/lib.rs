@@ -1,8 +1,8 @@
 //! upres trains object detectors from scratch by direct detection pre-training (arXiv 2106.03112).
 //!
-//! Each module is a room, and imports go one way, from the programs (`bin`) and `train` down to `tensor`, `device` and `cpu`.
-//! `tests/house/rooms.rs` has the whole list and enforces it; docs/architecture.md has a picture and says what each room is for.
-//! Start reading at docs/architecture.md.
+//! Each module is a room, and imports go one way, from the programs (`bin`) and `train` down to `tensor`, `device` and
+//! `cpu`. `tests/house/rooms.rs` has the whole list and enforces it; docs/architecture.md has a picture and says what
+//! each room is for. Start reading at docs/architecture.md.
 
 pub mod cpu;
 pub mod data;

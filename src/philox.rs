@@ -71,7 +71,8 @@ impl Stream {
         }
     }
 
-    /// The stream of image `n` of a pass, or of tensor `n` of an optimizer step, whose key is a tensor as [`key`] makes it.
+    /// The stream of image `n` of a pass, or of tensor `n` of an optimizer step, whose key is a tensor as [`key`] makes
+    /// it.
     pub(crate) fn of_key(key: &[i32], n: u32, purpose: Purpose) -> Self {
         let [seed_lo, seed_hi, stage, step_lo, step_hi, first] = std::array::from_fn(|i| key[i] as u32);
         let seed = u64::from(seed_hi) << 32 | u64::from(seed_lo);
@@ -113,7 +114,8 @@ impl Stream {
     }
 }
 
-/// The key of a step's random numbers as ops read it, i32 `[6]`: seed (low, high), stage, step (low, high), first image.
+/// The key of a step's random numbers as ops read it, i32 `[6]`: seed (low, high), stage, step (low, high), first
+/// image.
 pub fn key(seed: u64, stage: u8, step: u64, first: u32) -> [i32; 6] {
     [seed as u32, (seed >> 32) as u32, u32::from(stage), step as u32, (step >> 32) as u32, first].map(|v| v as i32)
 }

@@ -1,4 +1,5 @@
-//! The batch of the step's benchmark: noise with boxes and ellipses in them, the same as benches/peers/step_torchvision.py makes.
+//! The batch of the step's benchmark: noise with boxes and ellipses in them, the same as
+//! benches/peers/step_torchvision.py makes.
 
 use upres::models::HostBatch;
 

@@ -1,6 +1,6 @@
-//! Detections of a head that has classes and deltas for every anchor, without a background class (RetinaNet). The two eras of
-//! mmdetection cut down the candidates of a level in different ways; [`Shortlist`] says how. Losses are not here: their targets
-//! are `box_encode`'s `dense_targets`.
+//! Detections of a head that has classes and deltas for every anchor, without a background class (RetinaNet). The two
+//! eras of mmdetection cut down the candidates of a level in different ways; [`Shortlist`] says how. Losses are not
+//! here: their targets are `box_encode`'s `dense_targets`.
 
 use super::anchors::Anchors;
 use crate::detection::kept::detections;
@@ -17,15 +17,16 @@ use crate::tensor::Tensor;
 pub enum Shortlist {
     /// The `nms_pre` anchors with the best scores, all their classes: mmdetection 2 (2.13, the paper's).
     ///
-    /// How many of their classes pass the threshold is known only from the values, and a step has fixed shapes: of all levels
-    /// together the `max_pairs` best (anchor, class) pairs go on. Suppression goes from the best down, so this changes
-    /// nothing if all that pass are at most `max_pairs`, or if `max_detections` of the `max_pairs` best survive.
+    /// How many of their classes pass the threshold is known only from the values, and a step has fixed shapes: of all
+    /// levels together the `max_pairs` best (anchor, class) pairs go on. Suppression goes from the best down, so this
+    /// changes nothing if all that pass are at most `max_pairs`, or if `max_detections` of the `max_pairs` best
+    /// survive.
     Anchors {
         /// Largest number of (anchor, class) pairs of an image.
         max_pairs: usize,
     },
-    /// The `nms_pre` best (anchor, class) pairs; boxes with a side of `min_size_px` or less are dropped before suppression
-    /// (below 0: none): mmdetection 3.
+    /// The `nms_pre` best (anchor, class) pairs; boxes with a side of `min_size_px` or less are dropped before
+    /// suppression (below 0: none): mmdetection 3.
     Pairs {
         /// In pixels of the result.
         min_size_px: f32,
@@ -49,13 +50,15 @@ pub struct DenseConfig {
     pub stds: [f32; 4],
 }
 
-/// Detections from raw outputs of all anchors, level after level: boxes `[B,D,4]` f32, scores `[B,D]` f32 and classes `[B,D]`
-/// i32 (-1 behind the last), best first, D = `max_detections`. With `scale`, boxes are multiplied by `1 / scale` before
-/// suppression: from network pixels to those of the original image.
+/// Detections from raw outputs of all anchors, level after level: boxes `[B,D,4]` f32, scores `[B,D]` f32 and classes
+/// `[B,D]` i32 (-1 behind the last), best first, D = `max_detections`. With `scale`, boxes are multiplied by `1 /
+/// scale` before suppression: from network pixels to those of the original image.
 ///
-/// Ranks go by logits, whose order is that of their probabilities; of equal ones the first anchor, then the first class.
+/// Ranks go by logits, whose order is that of their probabilities; of equal ones the first anchor, then the first
+/// class.
 ///
-/// Shapes: logits `[B,N,K]`, deltas `[B,N,4]`, sizes `[B,4]` (img_h, img_w, pad_h, pad_w), scale `[B,2]` (w, h), all f32.
+/// Shapes: logits `[B,N,K]`, deltas `[B,N,4]`, sizes `[B,4]` (img_h, img_w, pad_h, pad_w), scale `[B,2]` (w, h), all
+/// f32.
 /// Cost: one pass over the logits; workspace on a GPU 8·B·N·K bytes for [`Shortlist::Pairs`].
 /// Errors: `Shape`, `Dtype`, `Value` of the ops.
 /// Reference: mmdetection 2.13 `AnchorHead.get_bboxes`; 3.3 `BaseDenseHead.predict_by_feat`.

@@ -1,16 +1,19 @@
-//! Masks of detections in the picture's pixels: the mask head's small map, pasted into the box. Host code: its sizes are the pictures'.
+//! Masks of detections in the picture's pixels: the mask head's small map, pasted into the box. Host code: its sizes
+//! are the pictures'.
 
 use hotcoco::Rle;
 
-/// The pixels of a picture of `width`×`height` where the map `prob` (`size` rows and columns, probabilities), stretched over `bbox`
-/// (x0 y0 x1 y1 in pixels), is at least `threshold`: bilinear at the pixels' centres, 0 beyond the map. Sampled are the box and a
-/// pixel around it; a side of length 0 samples the map's middle.
+/// The pixels of a picture of `width`×`height` where the map `prob` (`size` rows and columns, probabilities), stretched
+/// over `bbox` (x0 y0 x1 y1 in pixels), is at least `threshold`: bilinear at the pixels' centres, 0 beyond the map.
+/// Sampled are the box and a pixel around it; a side of length 0 samples the map's middle.
 ///
-/// The result has COCO's runs, column by column; no full-size mask is made. `hotcoco::mask::rle_to_string` gives COCO's text.
+/// The result has COCO's runs, column by column; no full-size mask is made. `hotcoco::mask::rle_to_string` gives COCO's
+/// text.
 ///
-/// Cost: cells of the map with all four corners on one side of the threshold are decided at once, the others pixel by pixel.
-/// Reference: mmdetection's `_do_paste_mask` with `skip_empty`, as it runs on a CPU (`grid_sample`, zero padding, align_corners
-/// off), in the same f32 arithmetic.
+/// Cost: cells of the map with all four corners on one side of the threshold are decided at once, the others pixel by
+/// pixel.
+/// Reference: mmdetection's `_do_paste_mask` with `skip_empty`, as it runs on a CPU (`grid_sample`, zero padding,
+/// align_corners off), in the same f32 arithmetic.
 ///
 /// # Panics
 /// If `prob` has not `size`² elements, or the picture 2^32 pixels or more: both are the caller's.
@@ -96,7 +99,8 @@ impl Axis {
         Axis { lo, side: hi - lo, size, first: first.min(end), end }
     }
 
-    /// The first of the two cells of the map that pixel `p` lies between, and the weights of the first and of the second.
+    /// The first of the two cells of the map that pixel `p` lies between, and the weights of the first and of the
+    /// second.
     fn place(&self, p: usize) -> (isize, f32, f32) {
         let at = (p as f32 + 0.5 - self.lo) / self.side * 2.0 - 1.0;
         let at = if at.is_infinite() { 0.0 } else { at };
@@ -106,7 +110,8 @@ impl Axis {
         (low.clamp(-2.0, self.size as f32) as isize, 1.0 - second, second) // beyond the map all cells are alike
     }
 
-    /// Pixels by the first of their two cells: (cell, from, to), without those whose place is NaN; the weights of all pixels.
+    /// Pixels by the first of their two cells: (cell, from, to), without those whose place is NaN; the weights of all
+    /// pixels.
     fn cells(&self) -> (Vec<Cell>, Vec<(f32, f32)>) {
         let (mut cells, mut weights): (Vec<Cell>, Vec<_>) = Default::default();
         for p in self.first..self.end {

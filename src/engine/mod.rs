@@ -351,7 +351,8 @@ impl Engine {
         })
     }
 
-    /// Norm of the gradient of the last update, before clipping; not finite if f16 overflowed, and the step was skipped.
+    /// Norm of the gradient of the last update, before clipping; not finite if f16 overflowed, and the step was
+    /// skipped.
     pub fn grad_norm(&self) -> Result<f32> {
         Ok(self.norm.read::<f32>()?[0])
     }
@@ -422,7 +423,8 @@ impl Engine {
     }
 
     /// Everything that a checkpoint of this stage holds: name and tensor. Parameters, optimizer state
-    /// (`momentum.<name>`; AdamW: `exp_avg.<name>`, `exp_avg_sq.<name>`), `ema.<name>`, `loss_scale` where activations are f16.
+    /// (`momentum.<name>`; AdamW: `exp_avg.<name>`, `exp_avg_sq.<name>`), `ema.<name>`, `loss_scale` where activations
+    /// are f16.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut v: Vec<_> = self.store.all().iter().map(|p| (p.name().to_string(), p.value())).collect();
         if let Some(stage) = &self.stage {
@@ -437,9 +439,9 @@ impl Engine {
         v
     }
 
-    /// Overwrites optimizer state and averages from a checkpoint: `find` gives the values of a name, whatever they are stored as there.
-    /// Err names the first that is missing; but a loss scale may be missing, of a checkpoint that was trained in another precision: it
-    /// begins anew, after the `steps` that the stage has taken.
+    /// Overwrites optimizer state and averages from a checkpoint: `find` gives the values of a name, whatever they are
+    /// stored as there. Err names the first that is missing; but a loss scale may be missing, of a checkpoint that was
+    /// trained in another precision: it begins anew, after the `steps` that the stage has taken.
     pub fn load_optimizer(
         &mut self,
         has: impl Fn(&str) -> bool,
@@ -459,8 +461,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Name of the first number that must not be saved as it is: of a parameter, or of a gradient unless f16 may overflow in it, when the
-    /// optimizer has skipped the step.
+    /// Name of the first number that must not be saved as it is: of a parameter, or of a gradient unless f16 may
+    /// overflow in it, when the optimizer has skipped the step.
     pub fn first_spoilt(&self) -> Result<Option<String>> {
         let may_overflow = self.stage.as_ref().is_some_and(|stage| stage.loss_scale.is_some());
         self.find_non_finite(!may_overflow)

@@ -58,8 +58,9 @@ impl OptimizerState {
         self.lists.iter().map(|(name, tensors)| (*name, tensors.as_slice()))
     }
 
-    /// Overwrites a list's tensors, in order, with what `find` gives by the list's name and the tensor's place and elements. What is
-    /// stored in bf16 is rounded to the nearest, so that what was stored so before comes back as it was.
+    /// Overwrites a list's tensors, in order, with what `find` gives by the list's name and the tensor's place and
+    /// elements. What is stored in bf16 is rounded to the nearest, so that what was stored so before comes back as it
+    /// was.
     pub(super) fn load(&mut self, find: impl Fn(&str, usize, usize) -> Result<Vec<f32>>) -> Result<()> {
         for (name, tensors) in &mut self.lists {
             for (i, t) in tensors.iter_mut().enumerate() {

@@ -1,7 +1,8 @@
 //! The steps of a stage that a GPU runs from a recording, and what the host must know of each.
 //!
-//! Whether a gradient is overwritten or added to is decided on the host, by flags that a step reads and sets; so the flags before a
-//! step are part of what is recorded, and a replayed step sets those that the recorded one has set. Main type: [`Recordings`].
+//! Whether a gradient is overwritten or added to is decided on the host, by flags that a step reads and sets; so the
+//! flags before a step are part of what is recorded, and a replayed step sets those that the recorded one has set. Main
+//! type: [`Recordings`].
 
 use std::collections::HashMap;
 use std::rc::Rc;

@@ -35,8 +35,8 @@ impl Backbone {
         }
     }
 
-    /// Whether a parameter of the detector is trained in this mode, by mmdetection's rules: frozen parts of the backbone are
-    /// not; batch norm is not in [`NormMode::Frozen`].
+    /// Whether a parameter of the detector is trained in this mode, by mmdetection's rules: frozen parts of the
+    /// backbone are not; batch norm is not in [`NormMode::Frozen`].
     pub fn trains(&self, p: &Param, mode: BackboneMode) -> bool {
         match self {
             Backbone::ResNet(_) => {

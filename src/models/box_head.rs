@@ -1,5 +1,5 @@
-//! Second stage of Faster R-CNN: samples of proposals, RoI features, a head of shared layers, classes and class-specific
-//! deltas, losses and detections.
+//! Second stage of Faster R-CNN: samples of proposals, RoI features, a head of shared layers, classes and
+//! class-specific deltas, losses and detections.
 
 use super::common::{BoxFrame, Detections, Loss, Sampling, in_f32};
 use super::config::{BoxHeadConfig, BoxHeadKind};
@@ -111,7 +111,8 @@ impl BoxHead {
         self.classes
     }
 
-    /// Matches boxes `[B,P,4]`, valid i32 `[B,P]` (-1 = no box), to the ground truth, puts the ground truth in front and samples.
+    /// Matches boxes `[B,P,4]`, valid i32 `[B,P]` (-1 = no box), to the ground truth, puts the ground truth in front
+    /// and samples.
     pub fn sample(&self, boxes: &Tensor, valid: &Tensor, inputs: &Inputs, how: Sampling) -> Result<RoiSamples> {
         let cfg = &self.cfg;
         let matcher = Matcher {
@@ -184,8 +185,8 @@ impl BoxHead {
         Ok(vec![Loss { name: "roi_cls", value: cls }, Loss { name: "roi_box", value: reg }])
     }
 
-    /// What a cascade's next stage gets of this one's samples: all but the ground truth, moved by their deltas. Boxes and
-    /// which of them are there, as [`BoxHead::sample`] takes them.
+    /// What a cascade's next stage gets of this one's samples: all but the ground truth, moved by their deltas. Boxes
+    /// and which of them are there, as [`BoxHead::sample`] takes them.
     pub fn refine_samples(&self, out: &BoxOutput, samples: &RoiSamples, inputs: &Inputs) -> Result<(Tensor, Tensor)> {
         let truths = if self.cfg.add_gt { inputs.gt_boxes.dim(1) } else { 0 };
         let deltas = out.deltas.value();
@@ -197,8 +198,8 @@ impl BoxHead {
         Ok(refine_boxes(boxes, out.deltas.value(), valid, 0, &inputs.sizes, self.cfg.stds)?.0)
     }
 
-    /// Scores above the threshold, NMS within classes, the best `max_detections`. With `rescale`, boxes are divided by the
-    /// image's scale before NMS (as mmdetection does where there is no mask head).
+    /// Scores above the threshold, NMS within classes, the best `max_detections`. With `rescale`, boxes are divided by
+    /// the image's scale before NMS (as mmdetection does where there is no mask head).
     pub fn detections(
         &self,
         out: &BoxOutput,

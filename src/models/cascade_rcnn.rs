@@ -73,8 +73,8 @@ impl CascadeRcnn {
         Ok(losses)
     }
 
-    /// Detections: boxes refined three times, classes by the mean of the heads' logits; boxes are divided by the image's scale
-    /// before NMS with `rescale`.
+    /// Detections: boxes refined three times, classes by the mean of the heads' logits; boxes are divided by the
+    /// image's scale before NMS with `rescale`.
     pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, frame: BoxFrame) -> Result<Detections> {
         let Proposals { mut boxes, valid, .. } = self.rpn.test(tape, &p, inputs)?;
         let (mut logits, mut last) = (Vec::new(), None);

@@ -1,7 +1,8 @@
 //! The `[model]` table of a recipe: what is built, with every number that the paper states.
 //!
 //! Defaults are the paper's, for each detector its own ([`ModelConfig::paper`]; mmdetection 2.x configurations of arXiv
-//! 2106.03112). Every key is documented, with its source, in `train::recipe_keys` and docs/recipes.md; here are only values.
+//! 2106.03112). Every key is documented, with its source, in `train::recipe_keys` and docs/recipes.md; here are only
+//! values.
 
 mod backbone;
 mod box_head;

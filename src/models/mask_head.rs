@@ -51,8 +51,8 @@ pub struct MaskRois {
 }
 
 impl MaskHead {
-    /// On RoI features of `c_in` channels from levels of the given strides; RoIs come from levels by `finest_scale_px`, at
-    /// most `quota` positives of an image.
+    /// On RoI features of `c_in` channels from levels of the given strides; RoIs come from levels by `finest_scale_px`,
+    /// at most `quota` positives of an image.
     pub fn new(
         b: &mut Builder<'_>,
         cfg: &MaskHeadConfig,
@@ -93,8 +93,8 @@ impl MaskHead {
         Ok(MaskRois { rois, gt, classes })
     }
 
-    /// RoIs `[B,P,4]` and their classes i32 `[B,P]` in, of which the first `counts[b]` of each image count (i32 `[B]` or `[B,2]`)
-    /// and the others have class -1; the class's mask logits `[B·P,S,S]` out, 0 in rows that do not count.
+    /// RoIs `[B,P,4]` and their classes i32 `[B,P]` in, of which the first `counts[b]` of each image count (i32 `[B]`
+    /// or `[B,2]`) and the others have class -1; the class's mask logits `[B·P,S,S]` out, 0 in rows that do not count.
     pub fn forward(&self, tape: &mut Tape, p: &[Var], rois: &Tensor, classes: &Tensor, counts: &Tensor) -> Result<Var> {
         let cfg = &self.cfg;
         let how = RoiAlign {

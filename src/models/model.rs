@@ -103,14 +103,16 @@ impl Model {
         self.heads.losses(tape, p, inputs, how, proposals)
     }
 
-    /// Detections of one evaluation pass, in original pixels where [`Detections::rescaled`] says so, else in network pixels.
+    /// Detections of one evaluation pass, in original pixels where [`Detections::rescaled`] says so, else in network
+    /// pixels.
     pub fn detect(&self, tape: &mut Tape, inputs: &Inputs) -> Result<Detections> {
         let image = self.normalized(tape, inputs, BackboneMode::EVALUATION.dtype)?;
         self.detect_from_image(tape, image, inputs, BoxFrame::Original)
     }
 
-    /// As [`Model::detect`], from an image that is normalised already; in network pixels without `rescale`. Mask R-CNN's
-    /// boxes are in network pixels always, as mmdetection's are where it divides them after NMS: see [`Detections::rescaled`].
+    /// As [`Model::detect`], from an image that is normalised already; in network pixels without `rescale`. Mask
+    /// R-CNN's boxes are in network pixels always, as mmdetection's are where it divides them after NMS: see
+    /// [`Detections::rescaled`].
     pub fn detect_from_image(
         &self,
         tape: &mut Tape,

@@ -92,8 +92,8 @@ impl ResNet {
 
 impl Stem {
     fn forward(&self, tape: &mut Tape, image: &Var, norm: NormMode) -> Result<Var> {
-        // Pooling keeps places and not its input, the largest map of the network: only the ReLU would, for as long as the step. In
-        // the second run of a part that is computed again it would not be for long.
+        // Pooling keeps places and not its input, the largest map of the network: only the ReLU would, for as long as
+        // the step. In the second run of a part that is computed again it would not be for long.
         let bn = |tape: &mut Tape, x: Var| self.bn1.forward(tape, &x, None, true, norm);
         let x = self.conv1.forward(tape, image, Activation::None)?;
         let y = if tape.is_rematerialising() {

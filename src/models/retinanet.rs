@@ -1,4 +1,5 @@
-//! RetinaNet (Lin et al. 2017): no proposals, every anchor is classified, with a loss that the many easy ones do not drown.
+//! RetinaNet (Lin et al. 2017): no proposals, every anchor is classified, with a loss that the many easy ones do not
+//! drown.
 //!
 //! ```text
 //! P3..P7 ┬→ 4 × conv → K scores for each anchor

@@ -169,8 +169,8 @@ impl Rpn {
         Ok(RpnTargets { objects, box_labels, boxes: boxes.reshape(&[samples.idx.numel(), 4])? })
     }
 
-    /// Objectness and box losses of the sampled anchors. Both are divided by the number of samples, counted as mmdetection
-    /// counts it: `sum over images of max(1, positives) + max(1, negatives)`.
+    /// Objectness and box losses of the sampled anchors. Both are divided by the number of samples, counted as
+    /// mmdetection counts it: `sum over images of max(1, positives) + max(1, negatives)`.
     pub fn losses(&self, tape: &mut Tape, out: &RpnOutput, inputs: &Inputs, how: Sampling) -> Result<Vec<Loss>> {
         let cfg = &self.cfg;
         let samples = self.sample(inputs, how)?;

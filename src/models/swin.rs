@@ -64,8 +64,8 @@ struct Merge {
 }
 
 impl Swin {
-    /// Parameters under the builder's prefix, named as mmdetection names them. Of the outputs those from `first` on are used (1: not
-    /// C2).
+    /// Parameters under the builder's prefix, named as mmdetection names them. Of the outputs those from `first` on are
+    /// used (1: not C2).
     pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig, first: usize) -> Result<Self> {
         let channels = cfg.out_channels();
         let init = match cfg.init {
@@ -105,7 +105,8 @@ impl Swin {
         Ok(Swin { patches, patch_norm, stages })
     }
 
-    /// Whether a parameter lies in the patch embedding or one of the stages that are frozen (with the norm of its output).
+    /// Whether a parameter lies in the patch embedding or one of the stages that are frozen (with the norm of its
+    /// output).
     pub fn is_frozen(name: &str, frozen_stages: i32) -> bool {
         let inside = |i: i32| {
             let (stage, norm) = (format!("backbone.stages.{}.", i - 1), format!("backbone.norm{}.", i - 1));
@@ -114,8 +115,8 @@ impl Swin {
         (frozen_stages >= 0 && name.starts_with("backbone.patch_embed.")) || (1..=frozen_stages).any(inside)
     }
 
-    /// `[N,H,W,3]` to C2, C3, C4, C5 `[N,H/4,W/4,C]` … `[N,H/32,W/32,8C]`, sizes rounded up. `key` draws the branches that a
-    /// training pass drops; without it none is, nor are those of frozen stages.
+    /// `[N,H,W,3]` to C2, C3, C4, C5 `[N,H/4,W/4,C]` … `[N,H/32,W/32,8C]`, sizes rounded up. `key` draws the branches
+    /// that a training pass drops; without it none is, nor are those of frozen stages.
     pub fn forward(&self, tape: &mut Tape, image: &Var, mode: BackboneMode, key: Option<&Tensor>) -> Result<[Var; 4]> {
         let mut x = tape.scope("stem", |tape| {
             let x = space_to_depth(tape, image, PATCH)?;

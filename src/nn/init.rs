@@ -11,8 +11,8 @@ pub enum Init {
     Constant(f32),
     /// Normal with the given standard deviation.
     Normal(f32),
-    /// Normal with the given standard deviation, without what is beyond ±2 (torch's `trunc_normal_`, whose bounds are numbers, not
-    /// deviations): with the usual 0.02 nothing is.
+    /// Normal with the given standard deviation, without what is beyond ±2 (torch's `trunc_normal_`, whose bounds are
+    /// numbers, not deviations): with the usual 0.02 nothing is.
     TruncNormal(f32),
     /// Normal with variance 1 / fan_in (LeCun et al. 1998, section 4.6).
     LecunNormal,

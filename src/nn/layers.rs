@@ -1,5 +1,5 @@
-//! Convolution, linear, batch norm and layer norm layers. Parameters are f32; the weights of products are cast to the type of what they
-//! are multiplied with.
+//! Convolution, linear, batch norm and layer norm layers. Parameters are f32; the weights of products are cast to the
+//! type of what they are multiplied with.
 
 use serde::{Deserialize, Serialize};
 
@@ -180,7 +180,8 @@ impl SelectLinear {
 pub enum NormMode {
     /// Statistics of each micro-batch; scale, bias and running statistics move.
     Train,
-    /// Running statistics, which stay; scale and bias are trained. mmdetection's `norm_eval`, with its usual `requires_grad`.
+    /// Running statistics, which stay; scale and bias are trained. mmdetection's `norm_eval`, with its usual
+    /// `requires_grad`.
     Eval,
     /// Running statistics; nothing moves.
     Frozen,

@@ -1,9 +1,9 @@
-//! Ops: what a network computes, one folder an op. `mod.rs` has doc, checks, output shapes, dispatch and the rule for the gradient,
-//! `cpu.rs` the loops, `cuda.rs` the launches of `kernels/<op>.cu`. All are listed in [`OPS`].
+//! Ops: what a network computes, one folder an op. `mod.rs` has doc, checks, output shapes, dispatch and the rule for
+//! the gradient, `cpu.rs` the loops, `cuda.rs` the launches of `kernels/<op>.cu`. All are listed in [`OPS`].
 //!
-//! An op allocates its outputs and workspaces in `mod.rs` and then dispatches. So the plan device, which computes nothing, sees the
-//! same allocations as the CPU. Layers with parameters are in [`crate::nn`], what only detectors need in [`crate::detection`]. Read
-//! `gelu` first; docs/adding_an_op.md walks through an op.
+//! An op allocates its outputs and workspaces in `mod.rs` and then dispatches. So the plan device, which computes
+//! nothing, sees the same allocations as the CPU. Layers with parameters are in [`crate::nn`], what only detectors need
+//! in [`crate::detection`]. Read `gelu` first; docs/adding_an_op.md walks through an op.
 
 pub mod adamw;
 pub mod anchors_valid;

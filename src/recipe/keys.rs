@@ -1,5 +1,5 @@
-//! Every key of a recipe: what it takes, what it means, where its default comes from. One table serves the checks (unknown
-//! keys, wrong types and ranges), the nearest-key hints and docs/recipes.md.
+//! Every key of a recipe: what it takes, what it means, where its default comes from. One table serves the checks
+//! (unknown keys, wrong types and ranges), the nearest-key hints and docs/recipes.md.
 
 /// What a key takes.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,4 +1,5 @@
-//! A recipe: one TOML file that holds every number of a training run, `[model]`, `[data]` and one `[[stage]]` after another.
+//! A recipe: one TOML file that holds every number of a training run, `[model]`, `[data]` and one `[[stage]]` after
+//! another.
 //!
 //! This file only holds the values; `recipe_read` reads and checks files, `recipe_keys` documents every key.
 
@@ -118,7 +119,8 @@ pub enum BuiltInData {
     Shapes,
 }
 
-/// The built-in data set of shapes. Another folder must be named for other options: an existing folder is not made again.
+/// The built-in data set of shapes. Another folder must be named for other options: an existing folder is not made
+/// again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShapesConfig {

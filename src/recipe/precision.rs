@@ -6,7 +6,8 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
-/// Storage type of activations in training. Weights, normalisation statistics, losses, boxes and evaluations are f32 always.
+/// Storage type of activations in training. Weights, normalisation statistics, losses, boxes and evaluations are f32
+/// always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {

@@ -4,8 +4,9 @@ use super::{ScheduleConfig, ScheduleKind, StageConfig};
 
 /// The learning rate of one stage over its steps.
 ///
-/// Warm-up is mmcv 1's: `regular · (1 - (1 - step/warmup_steps) · (1 - warmup_ratio))` for `step < warmup_steps`, counted
-/// from 0, so that step `warmup_steps` is the first with the whole rate. `regular` is what the schedule would give there.
+/// Warm-up is mmcv 1's: `regular · (1 - (1 - step/warmup_steps) · (1 - warmup_ratio))` for `step < warmup_steps`,
+/// counted from 0, so that step `warmup_steps` is the first with the whole rate. `regular` is what the schedule would
+/// give there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     config: ScheduleConfig,

@@ -1,5 +1,5 @@
-//! Holds a parsed recipe against the table of keys: unknown keys (with the nearest known one), wrong types, numbers out of
-//! range, missing keys. Every complaint names the key in full and the line.
+//! Holds a parsed recipe against the table of keys: unknown keys (with the nearest known one), wrong types, numbers out
+//! of range, missing keys. Every complaint names the key in full and the line.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -349,7 +349,8 @@ fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
     scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score >= 0.4).map(|(_, candidate)| candidate)
 }
 
-/// The known key (or table) nearest to an unknown one, as users say it: the same table first, then the same name elsewhere.
+/// The known key (or table) nearest to an unknown one, as users say it: the same table first, then the same name
+/// elsewhere.
 fn nearest(spot: &Spot) -> String {
     let (table, name) = spot.pattern.rsplit_once('.').unwrap_or(("", &spot.pattern));
     let mut best = (f64::MIN, String::new());

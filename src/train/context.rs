@@ -120,8 +120,8 @@ impl StageRun<'_> {
         run.meta.step == self.steps()
     }
 
-    /// Whether an evaluation on the validation split comes after the steps taken so far. The final evaluation takes the place of the
-    /// last one.
+    /// Whether an evaluation on the validation split comes after the steps taken so far. The final evaluation takes the
+    /// place of the last one.
     pub(super) fn evaluation_due(&self, run: &Run<'_>) -> bool {
         let final_one = self.is_at_end(run) && self.is_last && run.data.test.is_none();
         self.context.schedule.eval_due(run.meta.step, self.config.eval_every_epochs) && !final_one

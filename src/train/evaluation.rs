@@ -22,10 +22,11 @@ struct Evaluation {
     detections: Vec<ImageDetections>,
 }
 
-/// Evaluates the running average (or the weights) on the validation split, if there is one, and keeps the best checkpoint.
+/// Evaluates the running average (or the weights) on the validation split, if there is one, and keeps the best
+/// checkpoint.
 ///
-/// The last checkpoint is written first and says that the evaluation is due: no step is lost in a long evaluation, and a resumed run begins
-/// with it.
+/// The last checkpoint is written first and says that the evaluation is due: no step is lost in a long evaluation, and
+/// a resumed run begins with it.
 pub(super) fn evaluate_val(run: &mut Run<'_>, stage: &StageRun<'_>) -> Result<ControlFlow<Ended>> {
     let Some(store) = &run.data.val else {
         run.save("last")?;
@@ -45,8 +46,8 @@ pub(super) fn evaluate_val(run: &mut Run<'_>, stage: &StageRun<'_>) -> Result<Co
     Ok(ControlFlow::Continue(()))
 }
 
-/// Evaluates the weights that the last stage leaves, which are in place: on the test split, or else on the validation split, where the best
-/// checkpoint follows. `None` without either split.
+/// Evaluates the weights that the last stage leaves, which are in place: on the test split, or else on the validation
+/// split, where the best checkpoint follows. `None` without either split.
 pub(super) fn evaluate_final(run: &mut Run<'_>, stage: &StageRun<'_>) -> Result<ControlFlow<Ended, Option<Results>>> {
     let split = if run.data.test.is_some() { "test" } else { "val" };
     let Some(store) = run.data.test.as_ref().or(run.data.val.as_ref()) else {
@@ -65,8 +66,9 @@ pub(super) fn evaluate_final(run: &mut Run<'_>, stage: &StageRun<'_>) -> Result<
     Ok(ControlFlow::Continue(Some(results)))
 }
 
-/// Writes the best checkpoint, and gives it the name of the last one too, if no evaluation on the validation split was better. The best
-/// one comes first: were the run killed in between, the last one would not know of it, and the evaluation would be repeated.
+/// Writes the best checkpoint, and gives it the name of the last one too, if no evaluation on the validation split was
+/// better. The best one comes first: were the run killed in between, the last one would not know of it, and the
+/// evaluation would be repeated.
 fn keep_best(run: &mut Run<'_>, metrics: &Metrics) -> Result<bool> {
     if run.meta.best_ap.is_some_and(|best| !(metrics.ap() > best)) {
         return Ok(false); // also if the AP is not a number

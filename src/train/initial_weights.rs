@@ -6,8 +6,9 @@ use crate::recipe::Recipe;
 use crate::run::checkpoint::{Checkpoint, Weights};
 use crate::weights::{self, Origin, is_foreign};
 
-/// Fills a detector of `classes` with `init.weights`, if the recipe has it: weights of another program, or a checkpoint, whose predictors
-/// are taken where its classes are these. Returns what the user should know. On the plan device the file is only looked at.
+/// Fills a detector of `classes` with `init.weights`, if the recipe has it: weights of another program, or a
+/// checkpoint, whose predictors are taken where its classes are these. Returns what the user should know. On the plan
+/// device the file is only looked at.
 ///
 /// Errors: `Io`; `Checkpoint` if the file is not of the recipe's model, or holds values that are not finite.
 pub fn load_initial_weights(recipe: &Recipe, classes: &[String], store: &ParamStore) -> Result<Vec<String>> {

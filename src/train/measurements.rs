@@ -10,7 +10,8 @@ use crate::tensor::DType;
 /// Losses of a pass, possibly still on their way from a GPU.
 pub(super) type Losses = Box<dyn FnOnce() -> Result<Vec<f32>>>;
 
-/// Number of steps in a row that f16 may overflow in. By then the largest loss scale, 2^24, has fallen to 1 and cannot be to blame.
+/// Number of steps in a row that f16 may overflow in. By then the largest loss scale, 2^24, has fallen to 1 and cannot
+/// be to blame.
 const MOST_OVERFLOWS: u32 = 24;
 
 /// A step whose numbers were not read yet.
@@ -25,7 +26,8 @@ struct Pending {
 pub(super) struct Measured {
     /// Images of the step.
     pub(super) images: usize,
-    /// Losses in the order of the engine's names, averaged over the passes; `None` if f16 overflowed and the optimizer skipped the step.
+    /// Losses in the order of the engine's names, averaged over the passes; `None` if f16 overflowed and the optimizer
+    /// skipped the step.
     pub(super) losses: Option<Vec<f64>>,
     /// Norm of the gradient before clipping; not finite if the step was skipped.
     pub(super) grad_norm: f32,
@@ -103,7 +105,8 @@ impl Measurements {
     }
 }
 
-/// Checks the losses of a step. `engine`, if its weights are still those of the step, is searched for the tensor to blame.
+/// Checks the losses of a step. `engine`, if its weights are still those of the step, is searched for the tensor to
+/// blame.
 ///
 /// Errors: `NonFinite` with the first loss that is not finite, and the first parameter or gradient that is not.
 pub(super) fn check_finite(run: &Run<'_>, step: u64, engine: Option<&Engine>, losses: &[f32]) -> Result<()> {

@@ -1,4 +1,5 @@
-//! The passes of a step: each takes a micro-batch from the loader and runs forward, losses and backward. Main type: [`Passes`].
+//! The passes of a step: each takes a micro-batch from the loader and runs forward, losses and backward. Main type:
+//! [`Passes`].
 
 use super::context::{Run, StageRun};
 use super::measurements::{Losses, check_finite};
@@ -14,7 +15,8 @@ pub(super) struct Passes {
     loader: Loader,
     /// Passes of one optimizer step.
     count: u64,
-    /// On a GPU the losses of a step are read when the next step is under way, so that the device never waits for the host.
+    /// On a GPU the losses of a step are read when the next step is under way, so that the device never waits for the
+    /// host.
     reads_late: bool,
     /// Whether a loss may be infinite or NaN: f16 may overflow, and the optimizer then skips the step.
     may_overflow: bool,

@@ -18,7 +18,8 @@ use crate::run::event::{self, Event, Observer};
 /// Number of skipped images that are named at the end of a run.
 const SKIPPED_SHOWN: usize = 50;
 
-/// Trains a recipe on `device`. `file` names the recipe in errors; `data` was opened for it, with masks if its detector has them.
+/// Trains a recipe on `device`. `file` names the recipe in errors; `data` was opened for it, with masks if its detector
+/// has them.
 pub fn train(
     recipe: &Recipe,
     file: &Path,
@@ -59,7 +60,8 @@ fn new_engine(recipe: &Recipe, data: &RunData, device: &Device) -> Result<Engine
     Engine::new(device, &recipe.model, classes, pixel_stats(&recipe.data), recipe.seed)
 }
 
-/// Fills the model from the checkpoint that the run resumes from, or else from `init.weights`. Returns the run's counters.
+/// Fills the model from the checkpoint that the run resumes from, or else from `init.weights`. Returns the run's
+/// counters.
 ///
 /// Errors: `Checkpoint` if it is of other classes, of another model, or holds values that are not finite.
 fn load_weights(

@@ -1,4 +1,5 @@
-//! One stage of a run: memory, steps, final checkpoints. This file is the order of everything; the parts are in files of their own.
+//! One stage of a run: memory, steps, final checkpoints. This file is the order of everything; the parts are in files
+//! of their own.
 
 use std::ops::ControlFlow;
 
@@ -89,7 +90,8 @@ fn tell(hooks: &mut [Box<dyn Hook>], steps: Vec<Measured>) {
     }
 }
 
-/// Plans the stage and gives the engine its memory: inputs, gradients, optimizer state (that of `resumed`, or zeros), arena.
+/// Plans the stage and gives the engine its memory: inputs, gradients, optimizer state (that of `resumed`, or zeros),
+/// arena.
 fn enter<'a>(run: &mut Run<'a>, index: usize, resumed: Option<&Checkpoint>) -> Result<StageRun<'a>> {
     let recipe = run.recipe;
     let context = stage_context(recipe, run.data, index, run.engine.device())?;

@@ -1,5 +1,5 @@
-//! The repository's own rules: imports go down the rooms, every op has all of its parts, and the fixtures are what their README
-//! says.
+//! The repository's own rules: imports go down the rooms, every op has all of its parts, and the fixtures are what
+//! their README says.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -125,8 +125,8 @@ fn every_op_is_registered_once() {
     }
 }
 
-/// One op is one place: a public function of an op's folder is the op, or another entry of it whose name begins with the op's
-/// (`conv2d_live` computes what `conv2d` does, and skips padding).
+/// One op is one place: a public function of an op's folder is the op, or another entry of it whose name begins with
+/// the op's (`conv2d_live` computes what `conv2d` does, and skips padding).
 #[test]
 fn a_public_function_of_an_op_is_the_op() {
     let mut passengers = Vec::new();

@@ -1,7 +1,8 @@
 //! The rooms of the house: imports go down the list of rooms, and no files import each other in a circle.
 //!
-//! An import is a path in a `use` line, or one in code that begins with `crate`, `super`, `self` or `upres`. A `mod` line is none, and neither
-//! is a call of a file's own child (`cpu::forward` in an op's `mod.rs`): a folder may use its parts. Paths inside macros are not seen.
+//! An import is a path in a `use` line, or one in code that begins with `crate`, `super`, `self` or `upres`. A `mod`
+//! line is none, and neither is a call of a file's own child (`cpu::forward` in an op's `mod.rs`): a folder may use its
+//! parts. Paths inside macros are not seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use syn::visit::{self, Visit};
 
 /// The rooms of `src`, from the ground up. A file may import from its own room and from the floors below it.
 ///
-/// docs/architecture.md says what each is for. Rooms to come have their floor already: `dist` (ranks) above `tensor`, `advise` (recipes
-/// from data) beside `plan`, `export` beside `detect`.
+/// docs/architecture.md says what each is for. Rooms to come have their floor already: `dist` (ranks) above `tensor`,
+/// `advise` (recipes from data) beside `plan`, `export` beside `detect`.
 const FLOORS: &[&[&str]] = &[
     &["error"],
     &["format", "output"],

@@ -61,8 +61,8 @@ fn load(engine: &mut Engine, images: usize, shape: Shape) {
 
 #[test]
 fn every_recipe_uses_what_it_plans() {
-    // Left out to save time: baselines that differ in the box head (both heads are in other recipes) and in the batch norm
-    // layers they train (tests/engine/steps.rs checks the memory of each mode).
+    // Left out to save time: baselines that differ in the box head (both heads are in other recipes) and in the batch
+    // norm layers they train (tests/engine/steps.rs checks the memory of each mode).
     let baseline = |file: &PathBuf| file.to_string_lossy().ends_with("_imagenet.toml");
     for file in recipes().into_iter().filter(|file| !baseline(file)) {
         let recipe = Recipe::read(&file, &[]).unwrap();

@@ -105,8 +105,8 @@ fn numbers_are_written_as_they_were_read() {
     }
 }
 
-/// The recipe that a run writes, and that its checkpoints hold, states every number: no default of a later version can change
-/// it. A shipped recipe may leave out what has its default, so that a new key changes no recipe.
+/// The recipe that a run writes, and that its checkpoints hold, states every number: no default of a later version can
+/// change it. A shipped recipe may leave out what has its default, so that a new key changes no recipe.
 #[test]
 fn the_recipe_of_a_run_shows_every_number() {
     for path in recipes() {
@@ -120,7 +120,8 @@ fn the_recipe_of_a_run_shows_every_number() {
     }
 }
 
-/// Whether a key is in a recipe, in every stage if it is one of stages; or its table is not, which the detector does not use.
+/// Whether a key is in a recipe, in every stage if it is one of stages; or its table is not, which the detector does
+/// not use.
 fn is_in(value: &toml::Value, path: &[&str]) -> bool {
     match path {
         [] => true,

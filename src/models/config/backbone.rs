@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// ResNet of He et al. 2016, "pytorch style" (the stride is in the 3×3 convolution), or Swin Transformer of Liu et al. 2021.
+/// ResNet of He et al. 2016, "pytorch style" (the stride is in the 3×3 convolution), or Swin Transformer of Liu et al.
+/// 2021.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BackboneConfig {
@@ -28,8 +29,8 @@ pub struct BackboneConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SwinInit {
-    /// torch's `trunc_normal_` of deviation 0.02, whatever the number of channels. What enters a residual branch comes out much smaller
-    /// at first, the more so the narrower the network.
+    /// torch's `trunc_normal_` of deviation 0.02, whatever the number of channels. What enters a residual branch comes
+    /// out much smaller at first, the more so the narrower the network.
     TruncNormal,
     /// Variance 1 / fan_in (LeCun et al. 1998): a layer keeps the size of what it gets.
     LecunNormal,

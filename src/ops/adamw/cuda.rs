@@ -39,8 +39,9 @@ pub(super) fn step(
     launches(entries, |list, grid| {
         let k = device.gpu().kernel("adamw", state).arg(lr).arg(grad_scale).arg(correction);
         let k = k.opt(key).params(list).params(&shared);
-        // SAFETY: adamw(lr, grad_scale, correction, key, list, params): lists of value and grad in f32, mean and square of the kernel's
-        // type, of one size each, lr and grad_scale of one element, correction of two, key of six, or null for f32 (checked in mod.rs).
+        // SAFETY: adamw(lr, grad_scale, correction, key, list, params): lists of value and grad in f32, mean and square
+        // of the kernel's type, of one size each, lr and grad_scale of one element, correction of two, key of six, or
+        // null for f32 (checked in mod.rs).
         unsafe { k.launch(grid) }
     })
 }

@@ -38,17 +38,19 @@ pub struct AdamWRule {
     pub eps: f32,
 }
 
-/// `g = grad_scale * grad; m = β1 m + (1 - β1) g; s = β2 s + (1 - β2) g²;
-/// value = value (1 - lr * decay) - lr / c1 * m / (√(s / c2) + eps)`, with c of [`bias_correction`](super::common::bias_correction::bias_correction).
+/// `g = grad_scale * grad; m = β1 m + (1 - β1) g; s = β2 s + (1 - β2) g²; value = value (1 - lr * decay) - lr / c1 * m
+/// / (√(s / c2) + eps)`, with c of [`bias_correction`](super::common::bias_correction::bias_correction).
 ///
 /// A `grad_scale` that is not finite (`clip_scale` of a norm that is not) skips the step: nothing changes.
 ///
-/// State in bf16 is computed in f32, moves the value as such, and is then rounded stochastically. To the nearest, `s` would never
-/// fall: with β2 = 0.999 it does so by at most a thousandth of itself a step, less than half a unit of bf16. The random
-/// numbers are those of the key, of the parameter's place in the list and of the element; the largest of bf16 stands for what would round to infinity.
+/// State in bf16 is computed in f32, moves the value as such, and is then rounded stochastically. To the nearest, `s`
+/// would never fall: with β2 = 0.999 it does so by at most a thousandth of itself a step, less than half a unit of
+/// bf16. The random numbers are those of the key, of the parameter's place in the list and of the element; the largest
+/// of bf16 stands for what would round to infinity.
 ///
-/// Shapes: value, grad, mean, square of a parameter alike, f32; all means and squares f32, or all bf16; lr, grad_scale `[1]`,
-/// correction `[2]` f32, and key i32 `[6]` ([`philox::key`](crate::philox::key)), needed for bf16 alone, read on the device.
+/// Shapes: value, grad, mean, square of a parameter alike, f32; all means and squares f32, or all bf16; lr, grad_scale
+/// `[1]`, correction `[2]` f32, and key i32 `[6]` ([`philox::key`](crate::philox::key)), needed for bf16 alone, read on
+/// the device.
 /// Saves: nothing.
 /// Gradient: none: it comes after the backward pass.
 /// Cost: reads four, writes three values a parameter; memory-bound.

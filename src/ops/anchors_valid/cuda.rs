@@ -48,8 +48,8 @@ pub(super) fn forward(out: &mut Tensor, anchors: AnchorGrid<'_>, sizes: &Tensor,
             stride_px,
         };
         let k = device.gpu().kernel("anchors_valid", DType::U8).out(out).arg(anchors.boxes).arg(sizes).params(&params);
-        // SAFETY: anchors_valid(valid, boxes, sizes, params): valid [B,N], boxes [N,4] with the levels' anchors (`Anchors::new`),
-        // sizes [B,4] (checked in `valid`).
+        // SAFETY: anchors_valid(valid, boxes, sizes, params): valid [B,N], boxes [N,4] with the levels' anchors
+        // (`Anchors::new`), sizes [B,4] (checked in `valid`).
         unsafe { k.launch(Grid::stride(end - begin, THREADS))? };
         begin = end;
     }

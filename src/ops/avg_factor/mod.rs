@@ -11,8 +11,8 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "avg_factor", gradient: Gradient::No("a divisor is a constant of the losses") };
 
-/// Whose normaliser. One number divides both the class loss and the box loss (never the positives alone, but where every
-/// anchor takes part).
+/// Whose normaliser. One number divides both the class loss and the box loss (never the positives alone, but where
+/// every anchor takes part).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AvgFactor {
     /// Region proposal network: `sum over images of max(pos, 1) + max(neg, 1)`, so 513 when one of two images with 256

@@ -70,8 +70,8 @@ fn rows_of<const K: usize>(x: &[f32], wide: usize) -> [&[f32]; K] {
 
 /// Mean and `1 / sqrt(var + eps)` of the batch into `stats`, and the running statistics' move.
 ///
-/// Each chunk takes its mean, then (from the cache) the sums of deviations and of their squares from it; the chunks meet
-/// in f64. So a large mean does not cancel, and x is read from memory once.
+/// Each chunk takes its mean, then (from the cache) the sums of deviations and of their squares from it; the chunks
+/// meet in f64. So a large mean does not cancel, and x is read from memory once.
 pub(super) fn batch_stats(
     stats: &mut [f32],
     running_mean: &mut [f32],

@@ -102,12 +102,13 @@ pub(super) fn batch_stats(
     let (device, walk) = (x.device().clone(), Walk::new(size, x.dtype()));
     let params = Params { momentum, eps, ..walk.params()? };
     let k = device.gpu().kernel("batch_norm_relu_stats", x.dtype()).out(partial).arg(x).params(&params);
-    // SAFETY: batch_norm_relu_stats(partial, x, params): x [M,C] (checked in mod.rs), partial [chunks,2,C] (`partial_shape`).
+    // SAFETY: batch_norm_relu_stats(partial, x, params): x [M,C] (checked in mod.rs), partial [chunks,2,C]
+    // (`partial_shape`).
     unsafe { k.launch(walk.sums())? };
     let k = device.gpu().kernel("batch_norm_relu_stats_fold", x.dtype());
     let k = k.out(stats).out(running.0).out(running.1).arg(partial).arg(x).params(&params);
-    // SAFETY: batch_norm_relu_stats_fold(stats, running mean, running variance, partial, x, params): stats [2,C], both running
-    // statistics [C] (checked in mod.rs), the rest as above.
+    // SAFETY: batch_norm_relu_stats_fold(stats, running mean, running variance, partial, x, params): stats [2,C], both
+    // running statistics [C] (checked in mod.rs), the rest as above.
     unsafe { k.launch(fold_grid(walk.c)) }
 }
 
@@ -115,7 +116,8 @@ pub(super) fn running_stats(stats: &mut Tensor, mean: &Tensor, var: &Tensor, eps
     let (device, c) = (mean.device().clone(), mean.numel());
     let k = device.gpu().kernel("batch_norm_relu_running_stats", DType::F32);
     let k = k.out(stats).arg(mean).arg(var).params(&dim_u32("batch_norm_relu", c)?).params(&eps);
-    // SAFETY: batch_norm_relu_running_stats(stats, mean, var, c, eps): stats [2,C], mean and var [C] (checked in mod.rs).
+    // SAFETY: batch_norm_relu_running_stats(stats, mean, var, c, eps): stats [2,C], mean and var [C] (checked in
+    // mod.rs).
     unsafe { k.launch(Grid::threads(c, THREADS)) }
 }
 
@@ -133,8 +135,8 @@ pub(super) fn forward(
     let params = Params { relu: relu.into(), ..walk.params()? };
     let k = device.gpu().kernel("batch_norm_relu_fwd", x.dtype()).out(y).arg(x).opt(residual);
     let k = k.arg(stats).arg(gamma).arg(beta).params(&params);
-    // SAFETY: batch_norm_relu_fwd(y, x, residual or null, stats, gamma, beta, params): y, x, residual [M,C] of one type, stats
-    // [2,C], gamma and beta [C] f32 (checked in mod.rs).
+    // SAFETY: batch_norm_relu_fwd(y, x, residual or null, stats, gamma, beta, params): y, x, residual [M,C] of one
+    // type, stats [2,C], gamma and beta [C] f32 (checked in mod.rs).
     unsafe { k.launch(walk.pass()) }
 }
 
@@ -152,8 +154,8 @@ pub(super) fn reduce(
     let params = walk.params()?;
     let k = device.gpu().kernel("batch_norm_relu_bwd_sums", x.dtype());
     let k = k.out(partial).arg(dy).arg(x).opt(y).arg(stats).params(&params);
-    // SAFETY: batch_norm_relu_bwd_sums(partial, dy, x, y or null, stats, params): dy, x, y [M,C] of one type (saved by mod.rs;
-    // the tape checks dy), stats [2,C] f32, partial [chunks,2,C] f32 (`partial_shape`).
+    // SAFETY: batch_norm_relu_bwd_sums(partial, dy, x, y or null, stats, params): dy, x, y [M,C] of one type (saved by
+    // mod.rs; the tape checks dy), stats [2,C] f32, partial [chunks,2,C] f32 (`partial_shape`).
     unsafe { k.launch(walk.sums())? };
     let k = device.gpu().kernel("batch_norm_relu_bwd_fold", DType::F32);
     let k = k.out(sums).arg(partial).params(&(2 * params.c)).params(&params.chunks);
@@ -187,8 +189,9 @@ pub(super) fn backward_train(
     let (device, walk) = (x.device().clone(), Walk::new(size, x.dtype()));
     let k = device.gpu().kernel("batch_norm_relu_bwd_train", x.dtype()).out(dx).null();
     let k = k.arg(dy.unwrap_or(dx)).arg(x).opt(y).arg(stats).arg(gamma).arg(sums).params(&walk.params()?);
-    // SAFETY: batch_norm_relu_bwd_train(dx, dresidual or null, dy, x, y or null, stats, gamma, sums, params): dx, dy, x, y [M,C]
-    // of one type, dx may be dy; stats and sums [2,C], gamma [C] f32 (made and saved by mod.rs; the tape checks dy).
+    // SAFETY: batch_norm_relu_bwd_train(dx, dresidual or null, dy, x, y or null, stats, gamma, sums, params): dx, dy,
+    // x, y [M,C] of one type, dx may be dy; stats and sums [2,C], gamma [C] f32 (made and saved by mod.rs; the tape
+    // checks dy).
     unsafe { k.launch(walk.pass()) }
 }
 
@@ -206,7 +209,8 @@ pub(super) fn backward_train_residual(
     let k = device.gpu().kernel("batch_norm_relu_bwd_train", dx.dtype()).out(dx).out(dresidual);
     let k = k.arg(dy.unwrap_or(dresidual)).arg(x.unwrap_or(dx)).opt(y);
     let k = k.arg(stats).arg(gamma).arg(sums).params(&walk.params()?);
-    // SAFETY: as in `backward_train`; dresidual [M,C] of the same type may be dy, dx may be x: a thread reads before it writes.
+    // SAFETY: as in `backward_train`; dresidual [M,C] of the same type may be dy, dx may be x: a thread reads before it
+    // writes.
     unsafe { k.launch(walk.pass()) }
 }
 
@@ -221,8 +225,8 @@ pub(super) fn backward_frozen(
     let (device, walk) = (dx.device().clone(), Walk::new(size, dx.dtype()));
     let k = device.gpu().kernel("batch_norm_relu_bwd_frozen", dx.dtype()).out(dx).null();
     let k = k.arg(dy.unwrap_or(dx)).opt(y).arg(stats).arg(gamma).params(&walk.params()?);
-    // SAFETY: batch_norm_relu_bwd_frozen(dx or null, dresidual or null, dy, y or null, stats, gamma, params): dx, dy, y [M,C] of
-    // one type, dx may be dy; stats [2,C], gamma [C] f32 (made and saved by mod.rs; the tape checks dy).
+    // SAFETY: batch_norm_relu_bwd_frozen(dx or null, dresidual or null, dy, y or null, stats, gamma, params): dx, dy, y
+    // [M,C] of one type, dx may be dy; stats [2,C], gamma [C] f32 (made and saved by mod.rs; the tape checks dy).
     unsafe { k.launch(walk.pass()) }
 }
 

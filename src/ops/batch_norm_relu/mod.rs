@@ -22,7 +22,8 @@ pub enum BnMode {
         /// Share of the new batch, 0.1 in torch.
         momentum: f32,
     },
-    /// From the running statistics, which stay as they are: fine-tuning (scale and bias may be trained), and evaluation.
+    /// From the running statistics, which stay as they are: fine-tuning (scale and bias may be trained), and
+    /// evaluation.
     Frozen,
 }
 
@@ -50,11 +51,12 @@ pub struct BatchNormRelu<'a> {
 /// `y = relu((x - mean) * rstd * gamma + beta + residual)` over N, H, W; residual and ReLU are optional.
 ///
 /// Shapes: x, residual, y `[N,H,W,C]`, floats of one type; gamma, beta, running mean and variance `[C]` f32.
-/// Saves: x, y (for the ReLU's mask; the next op keeps it anyway), mean and rstd `[C]`. Frozen without a gradient for gamma
-/// and beta: y and `[C]` only. Where outputs are rematerialised ([`Tape::rematerialise_outputs`]) and without a residual, x and `[C]`
-/// only: y is recomputed once, for this rule and for those of later ops.
+/// Saves: x, y (for the ReLU's mask; the next op keeps it anyway), mean and rstd `[C]`. Frozen without a gradient for
+/// gamma and beta: y and `[C]` only. Where outputs are rematerialised ([`Tape::rematerialise_outputs`]) and without a
+/// residual, x and `[C]` only: y is recomputed once, for this rule and for those of later ops.
 /// Gradient: x, gamma, beta, residual; written over the incoming gradient and over x where nobody else holds them.
-/// Cost: training reads x twice and writes y, backward reads dy, x, y twice and writes dx; frozen one pass each; memory-bound.
+/// Cost: training reads x twice and writes y, backward reads dy, x, y twice and writes dx; frozen one pass each;
+/// memory-bound.
 /// Errors: `Shape`, `Dtype`; `Value` for training on one value a channel, whose variance is 0.
 /// Reference: Ioffe and Szegedy 2015, algorithm 1; running statistics as torch.nn.BatchNorm2d.
 pub fn batch_norm_relu(tape: &mut Tape, x: &Var, op: BatchNormRelu<'_>) -> Result<Var> {

@@ -59,7 +59,7 @@ pub(super) fn backward(
     let (device, grid) = (dy.device().clone(), Grid::stride(target.numel(), THREADS));
     let params = Params { m: dim_u32("bce", target.numel())?, weight };
     let k = device.gpu().kernel("bce_bwd", DType::F32).out(dx).arg(dy).arg(x).arg(target).arg(avg).params(&params);
-    // SAFETY: bce_bwd(dx, dy, x, target, avg, params): dx, x and target of m elements, dy and avg of one (checked in mod.rs
-    // and by the tape).
+    // SAFETY: bce_bwd(dx, dy, x, target, avg, params): dx, x and target of m elements, dy and avg of one (checked in
+    // mod.rs and by the tape).
     unsafe { k.launch(grid) }
 }

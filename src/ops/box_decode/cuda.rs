@@ -32,7 +32,7 @@ pub(super) fn forward(
     let params = Params { stds, b: dim(s.b)?, n: dim(s.n)?, k: dim(s.k)?, anchor_rows };
     let device = y.device().clone();
     let k = device.gpu().kernel("box_decode", DType::F32).out(y).arg(anchors).arg(deltas).opt(idx).arg(sizes);
-    // SAFETY: box_decode(y, anchors, deltas, idx, sizes, params): y [B,K,4], anchors [N,4] or [B,N,4] as anchor_rows says,
-    // deltas [B,N,4], idx [B,K] or null (then K = N), sizes [B,4] (checked in mod.rs).
+    // SAFETY: box_decode(y, anchors, deltas, idx, sizes, params): y [B,K,4], anchors [N,4] or [B,N,4] as anchor_rows
+    // says, deltas [B,N,4], idx [B,K] or null (then K = N), sizes [B,4] (checked in mod.rs).
     unsafe { k.params(&params).launch(Grid::stride(s.b * s.k, THREADS)) }
 }

@@ -21,6 +21,7 @@ pub(super) fn forward(y: &mut Tensor, rois: &Tensor, gt_boxes: &Tensor, gt: &Ten
     let params = Params { stds, b: dim(gt.dim(0))?, s: dim(gt.dim(1))?, g: dim(gt_boxes.dim(1))? };
     let device = y.device().clone();
     let k = device.gpu().kernel("box_encode", DType::F32).out(y).arg(rois).arg(gt_boxes).arg(gt).params(&params);
-    // SAFETY: box_encode(y, rois, gt_boxes, gt, params): y and rois [B,S,4], gt_boxes [B,G,4], gt [B,S] (checked in mod.rs).
+    // SAFETY: box_encode(y, rois, gt_boxes, gt, params): y and rois [B,S,4], gt_boxes [B,G,4], gt [B,S] (checked in
+    // mod.rs).
     unsafe { k.launch(Grid::stride(gt.numel(), THREADS)) }
 }

@@ -20,7 +20,7 @@ pub(super) fn forward(out: &mut Tensor, proposals: &Tensor, gt_boxes: &Tensor) -
     let params = Params { b: dim(out.dim(0))?, g: dim(gt_boxes.dim(1))?, p: dim(proposals.dim(1))? };
     let (device, grid) = (out.device().clone(), Grid::stride(out.numel() / 4, THREADS));
     let k = device.gpu().kernel("boxes_with_gt", DType::F32).out(out).arg(proposals).arg(gt_boxes).params(&params);
-    // SAFETY: boxes_with_gt(out, proposals, gt_boxes, params): out [B,G+P,4], proposals [B,P,4], gt_boxes [B,G,4] (checked in
-    // mod.rs).
+    // SAFETY: boxes_with_gt(out, proposals, gt_boxes, params): out [B,G+P,4], proposals [B,P,4], gt_boxes [B,G,4]
+    // (checked in mod.rs).
     unsafe { k.launch(grid) }
 }

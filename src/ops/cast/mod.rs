@@ -12,8 +12,8 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "cast", gradient: Gradient::Yes };
 
-/// `y = x` as another type of float, to the nearest, ties to even; beyond the largest f16 it is infinite. `x` itself if it is of
-/// that type.
+/// `y = x` as another type of float, to the nearest, ties to even; beyond the largest f16 it is infinite. `x` itself if
+/// it is of that type.
 ///
 /// Shapes: x, y alike; one of them f32, the other f16 or bf16.
 /// Saves: nothing.

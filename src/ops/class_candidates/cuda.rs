@@ -58,7 +58,8 @@ pub(super) fn forward(
     let k = device.gpu().kernel("class_candidates", DType::F32);
     let k = k.out(&mut out.boxes).out(&mut out.scores).out(&mut out.classes).arg(passing);
     let k = k.arg(x.probs).arg(x.deltas).arg(x.rois).arg(x.valid).arg(x.sizes).opt(x.scale).params(&params);
-    // SAFETY: class_candidates(boxes, scores, classes, passing, probs, deltas, rois, valid, sizes, scale, params): boxes [B,N,4],
-    // scores and classes [B,N], deltas [B,R,4 groups], rois [B,R,4], sizes [B,4], scale [B,2] or null (checked in mod.rs).
+    // SAFETY: class_candidates(boxes, scores, classes, passing, probs, deltas, rois, valid, sizes, scale, params):
+    // boxes [B,N,4], scores and classes [B,N], deltas [B,R,4 groups], rois [B,R,4], sizes [B,4], scale [B,2] or null
+    // (checked in mod.rs).
     unsafe { k.launch(grid) }
 }

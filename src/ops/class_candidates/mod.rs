@@ -1,4 +1,5 @@
-//! The candidates of the final non-maximum suppression: (RoI or anchor, class) pairs whose probability passes the threshold.
+//! The candidates of the final non-maximum suppression: (RoI or anchor, class) pairs whose probability passes the
+//! threshold.
 
 mod cpu;
 mod cuda;
@@ -33,11 +34,11 @@ pub(crate) struct CandidateShape {
     n: usize,
 }
 
-/// Largest number of K classes whose probabilities can all be above `threshold`: with `n` of them above `t` their sum is
-/// above `n t`, and it is at most 1, so `n t < 1`.
+/// Largest number of K classes whose probabilities can all be above `threshold`: with `n` of them above `t` their sum
+/// is above `n t`, and it is at most 1, so `n t < 1`.
 ///
-/// A softmax in f32 adds up to 1 only within rounding; 1e-5 is above the error of 81 terms, (K + 1) 2^-24, and below what
-/// would admit another class at any threshold of use. At 0.05 the answer is 20, where exact numbers would give 19.
+/// A softmax in f32 adds up to 1 only within rounding; 1e-5 is above the error of 81 terms, (K + 1) 2^-24, and below
+/// what would admit another class at any threshold of use. At 0.05 the answer is 20, where exact numbers would give 19.
 pub fn class_candidates_bound(k: usize, threshold: f32) -> usize {
     const SUM_MAX: f64 = 1.0 + 1e-5;
     if threshold <= 0.0 {
@@ -48,15 +49,16 @@ pub fn class_candidates_bound(k: usize, threshold: f32) -> usize {
 }
 
 /// All (RoI, class) pairs with `probs > score_threshold`, RoI by RoI and in ascending class, the background (the last
-/// class) left out. Boxes are decoded as `box_decode` does, only where the score passes; with `scale` they are multiplied
-/// by `1 / scale`: from network pixels to those of the original image.
+/// class) left out. Boxes are decoded as `box_decode` does, only where the score passes; with `scale` they are
+/// multiplied by `1 / scale`: from network pixels to those of the original image.
 ///
-/// Shapes: probs `[B,R,K+1]`, deltas `[B,R,4K]` or `[B,R,4]`, rois `[B,R,4]` f32; valid `[B,R]` i32 (-1 = no RoI); sizes
-/// `[B,4]` f32 (img_h, img_w, pad_h, pad_w); scale `[B,2]` f32 (w, h); [`Candidates`] with N = R·[`class_candidates_bound`]. If
-/// probs are no probabilities, pairs beyond N are dropped.
+/// Shapes: probs `[B,R,K+1]`, deltas `[B,R,4K]` or `[B,R,4]`, rois `[B,R,4]` f32; valid `[B,R]` i32 (-1 = no RoI);
+/// sizes `[B,4]` f32 (img_h, img_w, pad_h, pad_w); scale `[B,2]` f32 (w, h); [`Candidates`] with N =
+/// R·[`class_candidates_bound`]. If probs are no probabilities, pairs beyond N are dropped.
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: reads B·R·K probabilities, on a GPU twice, decodes the few that pass; one thread an image, on a GPU a warp a RoI.
+/// Cost: reads B·R·K probabilities, on a GPU twice, decodes the few that pass; one thread an image, on a GPU a warp a
+/// RoI.
 /// Errors: `Shape` if batches, RoIs or classes differ; `Value` if the threshold is not a number.
 /// Reference: mmdetection's `multiclass_nms` up to the suppression.
 pub fn class_candidates(

@@ -11,8 +11,9 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "clip_scale", gradient: Gradient::No("it comes after the backward pass") };
 
-/// `scale = min(1, max_norm / (norm + 1e-6))`, to be given to the optimizer: gradients are clipped without a host read. Of a norm that
-/// is not finite it is NaN, at which the optimizer skips the step. Without a limit (`max_norm` infinite) it is 1 or NaN.
+/// `scale = min(1, max_norm / (norm + 1e-6))`, to be given to the optimizer: gradients are clipped without a host read.
+/// Of a norm that is not finite it is NaN, at which the optimizer skips the step. Without a limit (`max_norm` infinite)
+/// it is 1 or NaN.
 ///
 /// Shapes: norm, scale `[1]` f32.
 /// Saves: nothing.

@@ -34,7 +34,8 @@ pub(super) fn put(y: &mut Tensor, x: &Tensor, stride: usize, at: usize, len: usi
     let (device, grid) = (y.device().clone(), grid(x, stride, at, len));
     let params = params(x.dim(0), stride, at, len);
     let k = device.gpu().kernel("concat_rows_fwd", y.dtype()).out(y).arg(x).params(&params);
-    // SAFETY: concat_rows_fwd(y, x, params): y [N, stride], x [N, len], at + len within the stride (mod.rs adds the lengths).
+    // SAFETY: concat_rows_fwd(y, x, params): y [N, stride], x [N, len], at + len within the stride (mod.rs adds the
+    // lengths).
     unsafe { k.launch(grid) }
 }
 

@@ -1,8 +1,8 @@
 //! Convolution on the CPU, f32: forward, gradient of the data, gradient of the weights.
 //!
-//! Functions on slices; shapes are checked by the caller's op, lengths are asserted here. No function allocates: each takes
-//! the workspace that its `*_workspace` function asks for (its contents on entry do not matter). The algorithm is a pure
-//! function of the shape, and all work is cut into fixed blocks, so results do not depend on the thread count.
+//! Functions on slices; shapes are checked by the caller's op, lengths are asserted here. No function allocates: each
+//! takes the workspace that its `*_workspace` function asks for (its contents on entry do not matter). The algorithm is
+//! a pure function of the shape, and all work is cut into fixed blocks, so results do not depend on the thread count.
 
 use super::gather::{Place, Window};
 use super::implicit::{self, Product, Source};

@@ -7,8 +7,9 @@ use crate::error::Result;
 use crate::ops::common::bias;
 use crate::tensor::Tensor;
 
-/// What an algorithm may use, so that the plan knows it before cuDNN is asked: the fastest algorithm within it is taken.
-/// 64 MiB hold the transforms of every layer of the shipped recipes; the arena gives the bytes to others between two convolutions.
+/// What an algorithm may use, so that the plan knows it before cuDNN is asked: the fastest algorithm within it is
+/// taken. 64 MiB hold the transforms of every layer of the shipped recipes; the arena gives the bytes to others between
+/// two convolutions.
 const CUDNN_WORKSPACE_BYTES: usize = 64 << 20;
 
 /// Elements (f32) of the workspace of one pass, if the CPU's pass takes `cpu`.
@@ -33,7 +34,8 @@ pub(super) fn forward(
     bias::forward(y, b, relu)
 }
 
-/// One of the three products, `out (+)= pass(a, b)`, by whom this build has: NVIDIA's library, or the simulated device's host.
+/// One of the three products, `out (+)= pass(a, b)`, by whom this build has: NVIDIA's library, or the simulated
+/// device's host.
 pub(super) fn product(
     pass: Pass,
     out: &mut Tensor,

@@ -95,8 +95,8 @@ pub(crate) fn columns_workspace(n: usize, width: usize) -> usize {
     view::lanes_len(n.div_ceil(width), KC * width + MR * ROW)
 }
 
-/// `y[i, :] = A[i, :] B` for all rows of `y [count, p_n]`, by columns. `pack(panel, col, n, k0)` packs the panel of columns
-/// `col .. col + n` from depth `k0` on.
+/// `y[i, :] = A[i, :] B` for all rows of `y [count, p_n]`, by columns. `pack(panel, col, n, k0)` packs the panel of
+/// columns `col .. col + n` from depth `k0` on.
 pub(crate) fn columns_product(
     y: MatMut<'_>,
     width: usize,

@@ -37,14 +37,17 @@ pub enum Activation {
     Relu,
 }
 
-/// `y[n,oy,ox,o] = act(b[o] + sum_{ky,kx,c} x[n, oy s + ky - p, ox s + kx - p, c] w[o,ky,kx,c])`, zeros outside the image.
+/// `y[n,oy,ox,o] = act(b[o] + sum_{ky,kx,c} x[n, oy s + ky - p, ox s + kx - p, c] w[o,ky,kx,c])`, zeros outside the
+/// image.
 ///
-/// Shapes: x `[N,H,W,C]`, w `[O,KH,KW,C]`, bias `[O]`, y `[N,OH,OW,O]`, floats of one type, bias f32; `OH = (H + 2 pad - KH) / stride + 1`.
+/// Shapes: x `[N,H,W,C]`, w `[O,KH,KW,C]`, bias `[O]`, y `[N,OH,OW,O]`, floats of one type, bias f32; `OH = (H + 2 pad
+/// - KH) / stride + 1`.
 /// Saves: x (or how to make it again), w, and y if there is a ReLU.
 /// Gradient: x, w, bias.
-/// Cost: 2·N·OH·OW·O·KH·KW·C flops each for y, dx and dw; 3×3 stride 1 by Winograd's minimal filtering, the rest by GEMM.
-/// Errors: `Shape` if the channels of x and w or the length of the bias differ; `Dtype`; `Value` if the stride is 0 or the
-/// kernel larger than the padded map.
+/// Cost: 2·N·OH·OW·O·KH·KW·C flops each for y, dx and dw; 3×3 stride 1 by Winograd's minimal filtering, the rest by
+/// GEMM.
+/// Errors: `Shape` if the channels of x and w or the length of the bias differ; `Dtype`; `Value` if the stride is 0 or
+/// the kernel larger than the padded map.
 /// Reference: Lavin and Gray 2016 (arXiv 1509.09308) for the Winograd form.
 pub fn conv2d(
     tape: &mut Tape,
@@ -59,11 +62,12 @@ pub fn conv2d(
     of_live(tape, x, w, bias, (stride_px, pad), activation, live, true)
 }
 
-/// [`conv2d`] of a padded batch: of the `N = B·P` images only the first `counts[b,0]` of each group of `P` count (clamped to
-/// 0..P). On the CPU the others cost nothing but the writing of zeros: y and dx are 0 there, x and dy are not read. On a GPU they
-/// are computed like all others, and their dy must be 0 (as a masked loss gives it).
+/// [`conv2d`] of a padded batch: of the `N = B·P` images only the first `counts[b,0]` of each group of `P` count
+/// (clamped to 0..P). On the CPU the others cost nothing but the writing of zeros: y and dx are 0 there, x and dy are
+/// not read. On a GPU they are computed like all others, and their dy must be 0 (as a masked loss gives it).
 ///
-/// Shapes: as [`conv2d`]; counts i32 `[B]`, or `[B,2]` as `sample` counts positives and negatives: only the first column is read.
+/// Shapes: as [`conv2d`]; counts i32 `[B]`, or `[B,2]` as `sample` counts positives and negatives: only the first
+/// column is read.
 /// Saves: as [`conv2d`], and counts.
 /// Errors: as [`conv2d`]; `Shape` if B does not divide N.
 pub fn conv2d_live(

@@ -2,8 +2,8 @@
 //!
 //! Polynomial products of degree 5, evaluated at 0, ±3/4, ±3/2 and infinity. F(4x4,3x3) gives 4 x 4 outputs of a 3 x 3
 //! kernel (forward, data gradient), F(3x3,4x4) gives the 3 x 3 weight gradient of a 4 x 4 tile of dy; both share the
-//! transform of the input. The points and their powers up to 9/4 * 9/16 are exact in f32, and keep the factors of the three
-//! transforms close to 1: the error is 3 times smaller than with the usual 0, ±1, ±2 (docs/numerics.md).
+//! transform of the input. The points and their powers up to 9/4 * 9/16 are exact in f32, and keep the factors of the
+//! three transforms close to 1: the error is 3 times smaller than with the usual 0, ±1, ±2 (docs/numerics.md).
 
 use crate::cpu::simd::F32x16 as V;
 
@@ -78,8 +78,8 @@ fn output3(m: [V; 6]) -> [V; 3] {
     [m[0] + pa + pb, qa.mul_add(s(A), qb * s(B)), pa.mul_add(s(A2), pb.mul_add(s(B2), m[5]))]
 }
 
-/// Applies a 1-D transform of `N` to `M` values to the columns and then the rows of what `load(row, col)` gives, and hands
-/// the results to `store(row, col, value)`.
+/// Applies a 1-D transform of `N` to `M` values to the columns and then the rows of what `load(row, col)` gives, and
+/// hands the results to `store(row, col, value)`.
 #[inline(always)]
 fn both<const N: usize, const M: usize>(
     f: impl Fn([V; N]) -> [V; M],

@@ -1,7 +1,7 @@
 //! The gradient of the weights as a product over pixels: `dw[o, k] = sum_m dy[m, o] A[m, k]`, A the gathered windows.
 //!
-//! Pixels are cut into `groups` fixed ranges with a partial sum each (their number follows from the shape), added at the
-//! end in order; within a range they are summed in chunks.
+//! Pixels are cut into `groups` fixed ranges with a partial sum each (their number follows from the shape), added at
+//! the end in order; within a range they are summed in chunks.
 
 use super::gather::Place;
 use super::implicit::Source;
@@ -11,8 +11,8 @@ use crate::cpu::view::{self, MatMut};
 
 /// Pixels summed by one call of the micro-kernel.
 const PC: usize = 256;
-/// A packed panel of dy: the channels of two tiles in rows of NR. Panels are a cache line longer than their rows, so that
-/// the same row of different panels falls on different cache sets.
+/// A packed panel of dy: the channels of two tiles in rows of NR. Panels are a cache line longer than their rows, so
+/// that the same row of different panels falls on different cache sets.
 const DY_PANEL: usize = PC * NR + 16;
 /// A packed panel of A.
 const A_PANEL: usize = PC * NR + 16;

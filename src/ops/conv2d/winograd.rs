@@ -1,9 +1,9 @@
-//! 3x3 convolution of stride 1 by Winograd's F(4x4,3x3): 36 products of matrices [tiles, C] x [C, O] take the place of 144
-//! multiplications a tile and pair of channels. Forward and data gradient (a convolution with the turned kernel).
+//! 3x3 convolution of stride 1 by Winograd's F(4x4,3x3): 36 products of matrices [tiles, C] x [C, O] take the place of
+//! 144 multiplications a tile and pair of channels. Forward and data gradient (a convolution with the turned kernel).
 //!
 //! Two schedules. *By tiles* (large maps): the weights are transformed first, then each task takes some rows of tiles
-//! through all three steps. *By channels* (small maps, many channels): all tiles are transformed first, then each task takes
-//! some output channels, whose weights it transforms itself: they are larger than the map.
+//! through all three steps. *By channels* (small maps, many channels): all tiles are transformed first, then each task
+//! takes some output channels, whose weights it transforms itself: they are larger than the map.
 
 use super::transform::{self, IN, OUT, POINTS};
 use crate::cpu::microkernel::{Factors, Finish, Isa, MR, NR, spread, tile};
@@ -52,8 +52,8 @@ impl Geometry {
     pub fn tiles(&self) -> usize {
         self.n * self.tile_rows() * self.tile_cols()
     }
-    /// Whether this algorithm is the faster one (measured): not for a few channels, where the transforms are most of the
-    /// work, and not for maps that fill their tiles badly. Never for nothing: the schedules divide by their tiles.
+    /// Whether this algorithm is the faster one (measured): not for a few channels, where the transforms are most of
+    /// the work, and not for maps that fill their tiles badly. Never for nothing: the schedules divide by their tiles.
     pub fn pays(&self) -> bool {
         let tiles = self.tiles();
         tiles > 0 && self.c >= 8 && self.o >= 8 && 6 * tiles <= self.n * self.oh * self.ow
@@ -99,8 +99,8 @@ impl Geometry {
     }
 }
 
-/// Elements of one point of a panel of kernels. The points of all buffers here are [`spread`]: the transforms write or read
-/// one line of each, and with distances that are powers of two these would fall on the same cache set.
+/// Elements of one point of a panel of kernels. The points of all buffers here are [`spread`]: the transforms write or
+/// read one line of each, and with distances that are powers of two these would fall on the same cache set.
 fn panel_point(depth: usize) -> usize {
     spread(depth * NR)
 }

@@ -1,7 +1,7 @@
 //! The forward pass of the transposed convolution on the CPU: the gradients are a convolution's (`Shape::adjoint`).
 //!
-//! The two output rows of a row of x are two products, with the halves of the weight that are theirs: in each the two pixels of a
-//! pixel of x lie side by side, so that the products write y in place.
+//! The two output rows of a row of x are two products, with the halves of the weight that are theirs: in each the two
+//! pixels of a pixel of x lie side by side, so that the products write y in place.
 
 use super::Shape;
 use crate::cpu::microkernel::{Isa, MR, NR};

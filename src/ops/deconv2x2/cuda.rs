@@ -1,5 +1,5 @@
-//! The transposed convolution on a GPU: `linear`'s products, and launches of kernels/deconv2x2.cu, which moves their rows to
-//! pixels and back.
+//! The transposed convolution on a GPU: `linear`'s products, and launches of kernels/deconv2x2.cu, which moves their
+//! rows to pixels and back.
 
 use bytemuck::NoUninit;
 
@@ -34,7 +34,8 @@ fn grid(s: &Shape, element_bytes: usize) -> Grid {
     Grid::stride((4 * s.m() * s.o * element_bytes).div_ceil(16), THREADS)
 }
 
-/// One of the products of rows `[M,4·O]`, pixels `[M,I]` and wt `[I,4·O]`, as those of a linear layer from rows to pixels.
+/// One of the products of rows `[M,4·O]`, pixels `[M,I]` and wt `[I,4·O]`, as those of a linear layer from rows to
+/// pixels.
 pub(super) fn product(
     pass: Pass,
     out: &mut Tensor,
@@ -61,7 +62,8 @@ pub(super) fn forward(
     let device = y.device().clone();
     let params = Params::new(s, relu)?;
     let k = device.gpu().kernel("deconv2x2_fwd", y.dtype()).out(y).arg(rows).opt(bias).params(&params);
-    // SAFETY: deconv2x2_fwd(y, rows, bias, params): y [R,2H,2W,O] and rows [M,4·O] have as many elements, bias O or null (mod.rs).
+    // SAFETY: deconv2x2_fwd(y, rows, bias, params): y [R,2H,2W,O] and rows [M,4·O] have as many elements, bias O or
+    // null (mod.rs).
     unsafe { k.launch(grid(s, y.dtype().bytes())) }
 }
 

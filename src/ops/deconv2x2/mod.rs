@@ -44,18 +44,20 @@ impl Shape {
     }
 }
 
-/// `y[r, 2h + a, 2w + b, o] = act(bias[o] + sum_i x[r,h,w,i] wt[i,a,b,o])`: kernel 2, stride 2, no padding, so that each pixel
-/// becomes 2×2 by the product of its channels and wt as `[I,4·O]`.
+/// `y[r, 2h + a, 2w + b, o] = act(bias[o] + sum_i x[r,h,w,i] wt[i,a,b,o])`: kernel 2, stride 2, no padding, so that
+/// each pixel becomes 2×2 by the product of its channels and wt as `[I,4·O]`.
 ///
 /// Of the `R = B·P` maps only the first `counts[b,0]` of each group of `P` count, if there are counts: as in
 /// [`conv2d_live`](conv2d::conv2d_live), the CPU skips the others (y and dx are 0), a GPU computes them.
 ///
-/// Shapes: x `[R,H,W,I]`, wt `[I,2,2,O]` (of torch's `[I,O,2,2]` the axes 0 2 3 1), bias `[O]`, y `[R,2H,2W,O]`, floats of one
-/// type, bias f32; counts i32 `[B]`, or `[B,2]` as `sample` has them.
+/// Shapes: x `[R,H,W,I]`, wt `[I,2,2,O]` (of torch's `[I,O,2,2]` the axes 0 2 3 1), bias `[O]`, y `[R,2H,2W,O]`, floats
+/// of one type, bias f32; counts i32 `[B]`, or `[B,2]` as `sample` has them.
 /// Saves: x, wt, counts, and y if there is a ReLU.
 /// Gradient: x, wt, bias.
-/// Cost: 8·R·H·W·I·O flops each for y, dx and dwt, as one GEMM each; a GPU makes one more pass over y and dy, with bias and ReLU.
-/// Errors: `Shape` if the channels of x and wt or the length of the bias differ, or B does not divide R; `Dtype`; `Value` if x has no channels.
+/// Cost: 8·R·H·W·I·O flops each for y, dx and dwt, as one GEMM each; a GPU makes one more pass over y and dy, with bias
+/// and ReLU.
+/// Errors: `Shape` if the channels of x and wt or the length of the bias differ, or B does not divide R; `Dtype`;
+/// `Value` if x has no channels.
 /// Reference: He et al. 2017, figure 4 (the mask head's deconvolution).
 pub fn deconv2x2(
     tape: &mut Tape,

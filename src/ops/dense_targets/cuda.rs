@@ -36,7 +36,8 @@ pub(super) fn forward(
     let params = Params { stds, b: dim(b)?, n: dim(n)?, g: dim(gt_boxes.dim(1))?, background };
     let k = device.gpu().kernel("dense_targets", DType::F32).out(&mut out.boxes).out(&mut out.classes);
     let k = k.out(&mut out.box_labels).out(&mut out.counts).arg(anchors).arg(assigned).arg(gt_boxes).arg(gt_labels);
-    // SAFETY: dense_targets(boxes, classes, box_labels, counts, anchors, assigned, gt_boxes, gt_labels, params): boxes [B,N,4],
-    // classes, box_labels and assigned [B,N], counts [B,2], anchors [N,4], gt_boxes [B,G,4], gt_labels [B,G] (checked in mod.rs).
+    // SAFETY: dense_targets(boxes, classes, box_labels, counts, anchors, assigned, gt_boxes, gt_labels, params): boxes
+    // [B,N,4], classes, box_labels and assigned [B,N], counts [B,2], anchors [N,4], gt_boxes [B,G,4], gt_labels [B,G]
+    // (checked in mod.rs).
     unsafe { k.params(&params).launch(Grid::threads(n, THREADS).y(b.min(MAX_IMAGES))) }
 }

@@ -25,11 +25,11 @@ pub struct DenseTargets {
     pub counts: Tensor,
 }
 
-/// Targets of all anchors from `assigned` (as `match_boxes` gives it: `g + 1`, 0 for negatives, below 0 for anchors that
-/// take no part): class and deltas of the ground truth for positives, class `background` for negatives.
+/// Targets of all anchors from `assigned` (as `match_boxes` gives it: `g + 1`, 0 for negatives, below 0 for anchors
+/// that take no part): class and deltas of the ground truth for positives, class `background` for negatives.
 ///
-/// Shapes: anchors `[N,4]` f32, shared by the images; assigned `[B,N]` i32; gt_boxes `[B,G,4]` f32; gt_labels `[B,G]` i32; see
-/// [`DenseTargets`].
+/// Shapes: anchors `[N,4]` f32, shared by the images; assigned `[B,N]` i32; gt_boxes `[B,G,4]` f32; gt_labels `[B,G]`
+/// i32; see [`DenseTargets`].
 /// Saves: nothing.
 /// Gradient: none.
 /// Cost: reads B·N, writes 6·B·N; two logarithms a positive.

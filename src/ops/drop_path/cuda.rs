@@ -63,6 +63,7 @@ pub(super) fn forward(y: &mut Tensor, x: &Tensor, branch: &Tensor, drop: Option<
 pub(super) fn backward(dbranch: &mut Tensor, dy: &Tensor, key: &Tensor, draw: Draw) -> Result<()> {
     let (device, grid, params) = (dy.device().clone(), grid(dy), params(dy, Some(draw))?);
     let k = device.gpu().kernel("drop_path_bwd", dy.dtype()).out(dbranch).arg(dy).arg(key).params(&params);
-    // SAFETY: drop_path_bwd(dbranch, dy, key, params): two of one size (mod.rs makes dbranch), key [6] (checked in mod.rs).
+    // SAFETY: drop_path_bwd(dbranch, dy, key, params): two of one size (mod.rs makes dbranch), key [6] (checked in
+    // mod.rs).
     unsafe { k.launch(grid) }
 }

@@ -23,13 +23,14 @@ pub(crate) struct Draw {
     layer: u32,
 }
 
-/// `y = x + s_n branch`, where `s_n` is 0 with probability `rate` and `1 / (1 - rate)` otherwise, drawn for each sample n. With rate 0
-/// it is the residual sum, and needs no key. A dropped branch is not read.
+/// `y = x + s_n branch`, where `s_n` is 0 with probability `rate` and `1 / (1 - rate)` otherwise, drawn for each sample
+/// n. With rate 0 it is the residual sum, and needs no key. A dropped branch is not read.
 ///
-/// The draw is word 0 of block `layer` of the sample's stream: every place where a model drops has its own `layer` (both branches of a
-/// transformer's block too). `s_n` is drawn again in the backward pass, from the key as it is then.
+/// The draw is word 0 of block `layer` of the sample's stream: every place where a model drops has its own `layer`
+/// (both branches of a transformer's block too). `s_n` is drawn again in the backward pass, from the key as it is then.
 ///
-/// Shapes: x, branch, y `[N,..]`, floats of one type; key i32 `[6]` (seed low and high, stage, step low and high, first image).
+/// Shapes: x, branch, y `[N,..]`, floats of one type; key i32 `[6]` (seed low and high, stage, step low and high, first
+/// image).
 /// Saves: the key, if rate is not 0.
 /// Gradient: x (dy itself, without a copy), branch (with rate 0 dy itself too).
 /// Cost: reads x and the branches kept, writes y; backward reads dy and writes dbranch; memory-bound.

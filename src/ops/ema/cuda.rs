@@ -9,7 +9,8 @@ pub(super) fn update(pairs: &mut [(&mut Tensor, &Tensor)], share: &Tensor) -> Re
     let entries = pairs.iter_mut().map(|(average, value)| Entry::new(value.numel(), 0.0).out(average).arg(value));
     launches(entries, |list, grid| {
         let k = device.gpu().kernel("ema", DType::F32).arg(share).params(list);
-        // SAFETY: ema(share, list): lists of average and value, of one size each, share of one element (checked in mod.rs).
+        // SAFETY: ema(share, list): lists of average and value, of one size each, share of one element (checked in
+        // mod.rs).
         unsafe { k.launch(grid) }
     })
 }

@@ -21,7 +21,8 @@ pub const INFO: OpInfo =
 /// Gradient: none: it comes after the optimizer's step.
 /// Cost: reads two, writes one value a parameter; memory-bound.
 /// Errors: `Shape`, `Dtype`, naming the place in the list.
-/// Reference: mmengine's ExponentialMovingAverage with momentum share; torch's AveragedModel with get_ema_avg_fn(decay).
+/// Reference: mmengine's ExponentialMovingAverage with momentum share; torch's AveragedModel with
+/// get_ema_avg_fn(decay).
 pub fn ema(pairs: &mut [(&mut Tensor, &Tensor)], share: &Tensor) -> Result<()> {
     let _op = share.device().enter("ema");
     share.expect_shape("ema: share", &[1])?;

@@ -33,7 +33,8 @@ fn rows(s: &GatherShape) -> Grid {
 pub(super) fn forward(y: &mut Tensor, x: &Tensor, idx: &Tensor, s: &GatherShape) -> Result<()> {
     let device = y.device().clone();
     let k = device.gpu().kernel("gather_rows_fwd", DType::F32).out(y).arg(x).arg(idx).params(&params(s)?);
-    // SAFETY: gather_rows_fwd(y, x, idx, params): y [B,S,C], x [N,C] or [B,N,C] as x_rows says, idx [B,S] (checked in mod.rs).
+    // SAFETY: gather_rows_fwd(y, x, idx, params): y [B,S,C], x [N,C] or [B,N,C] as x_rows says, idx [B,S] (checked in
+    // mod.rs).
     unsafe { k.launch(rows(s)) }
 }
 

@@ -6,11 +6,13 @@ use rayon::prelude::*;
 
 use crate::tensor::elementwise::CHUNK;
 
-/// `exp(-a²/2)` and, with it, the chance `Q(a) = Φ(-a)` that a normal number is beyond `a`; for `a` in [0, 12], NaN for NaN.
+/// `exp(-a²/2)` and, with it, the chance `Q(a) = Φ(-a)` that a normal number is beyond `a`; for `a` in [0, 12], NaN for
+/// NaN.
 ///
-/// `Q = exp(-a²/2) t P(t)` with `t = 1 / (1 + 0.27587 a)`: the form of Abramowitz and Stegun 26.2.17, P fitted anew (degree 5, largest
-/// absolute error of Q 1.3e-8, where theirs has 7.5e-8). The exponential is 2^k times a polynomial in the rest (degree 6, 2e-9).
-/// In f32 rounding adds up to 1.5e-7 (absolute); torch's vectorised erf leaves twice that.
+/// `Q = exp(-a²/2) t P(t)` with `t = 1 / (1 + 0.27587 a)`: the form of Abramowitz and Stegun 26.2.17, P fitted anew
+/// (degree 5, largest absolute error of Q 1.3e-8, where theirs has 7.5e-8). The exponential is 2^k times a polynomial
+/// in the rest (degree 6, 2e-9). In f32 rounding adds up to 1.5e-7 (absolute); torch's vectorised erf leaves twice
+/// that.
 #[inline(always)]
 fn tail(a: f32) -> (f32, f32) {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: added, it leaves an integer in the lowest bits

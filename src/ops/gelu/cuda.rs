@@ -18,6 +18,7 @@ pub(super) fn backward(dx: &mut Tensor, dy: Option<&Tensor>, x: &Tensor) -> Resu
     let (device, n) = (x.device().clone(), x.numel() as i64);
     let grid = Grid::stride(x.bytes().div_ceil(16), THREADS);
     let k = device.gpu().kernel("gelu_bwd", x.dtype()).out(dx).opt(dy).arg(x).params(&n);
-    // SAFETY: gelu_bwd(dx, dy, x, n): all have n elements (mod.rs makes dx, the tape checks dy); without dy it is in dx.
+    // SAFETY: gelu_bwd(dx, dy, x, n): all have n elements (mod.rs makes dx, the tape checks dy); without dy it is in
+    // dx.
     unsafe { k.launch(grid) }
 }

@@ -13,7 +13,8 @@ use crate::tensor::Tensor;
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "gelu", gradient: Gradient::Yes };
 
-/// `y = x Φ(x)`, with `Φ` the normal distribution's cumulative function; `Φ` is within 1.5e-7. At -∞ it is 0 within 1e-31.
+/// `y = x Φ(x)`, with `Φ` the normal distribution's cumulative function; `Φ` is within 1.5e-7. At -∞ it is 0 within
+/// 1e-31.
 ///
 /// Shapes: x, y of any one shape, floats of one type.
 /// Saves: x. On a tape that keeps less ([`Tape::rematerialise_outputs`]) y is made again for the next op.

@@ -16,14 +16,14 @@ pub const INFO: OpInfo =
 
 /// `y = (x - mean) * (1 / std)` inside each image, exactly 0 in the padding around it, as floats of type `dtype`.
 ///
-/// Shapes: images `[B,H,W,3]` u8; sizes `[B,4]` f32: image height and width, padded height and width (unused here), pixels;
-/// y `[B,H,W,3]` of `dtype`.
+/// Shapes: images `[B,H,W,3]` u8; sizes `[B,4]` f32: image height and width, padded height and width (unused here),
+/// pixels; y `[B,H,W,3]` of `dtype`.
 /// Saves: nothing.
 /// Gradient: none: its input are pixels.
 /// Cost: reads 3·B·H·W bytes, writes two or four times as much; memory-bound.
 /// Errors: `Shape`, `Dtype`; `Value` if a standard deviation is not positive.
-/// Reference: mmcv.imnormalize, on the CPU to the bit: the difference in f32, the product with the reciprocal in f64, rounded
-/// once; padding follows it.
+/// Reference: mmcv.imnormalize, on the CPU to the bit: the difference in f32, the product with the reciprocal in f64,
+/// rounded once; padding follows it.
 pub fn image_normalize(
     tape: &mut Tape,
     images: &Tensor,

@@ -1,5 +1,5 @@
-//! CPU kernels of layer norm: a few rows at a time, so that their sums do not wait for each other; column sums in fixed chunks of
-//! rows, folded in f64.
+//! CPU kernels of layer norm: a few rows at a time, so that their sums do not wait for each other; column sums in fixed
+//! chunks of rows, folded in f64.
 
 use rayon::prelude::*;
 
@@ -7,8 +7,8 @@ use crate::cpu::simd::{F32x16, LANES};
 
 /// Rows worked on together.
 const ROWS: usize = 4;
-/// About how many chunks of rows there should be, and their bounds: large enough that the partial sums are few beside the
-/// elements, small enough to share out evenly.
+/// About how many chunks of rows there should be, and their bounds: large enough that the partial sums are few beside
+/// the elements, small enough to share out evenly.
 const CHUNKS: usize = 64;
 const CHUNK_MAX: usize = 32 * 1024;
 const CHUNK_MIN_ROWS: usize = 32;
@@ -33,8 +33,8 @@ fn sum(v: F32x16) -> f32 {
     (c[0] + c[2]) + (c[1] + c[3])
 }
 
-/// The block for each vector of a row of `c` elements: `n` of them from the `j`-th on. It is compiled for whole vectors and once more for
-/// the rest; as a closure it would be compiled once, for both.
+/// The block for each vector of a row of `c` elements: `n` of them from the `j`-th on. It is compiled for whole vectors
+/// and once more for the rest; as a closure it would be compiled once, for both.
 macro_rules! over_row {
     ($c:expr; $j:ident, $n:ident => $body:block) => {{
         let (c, whole) = ($c, $c - $c % LANES);
@@ -138,8 +138,8 @@ fn forward_rows<const R: usize>(
     });
 }
 
-/// `dx`, holding `dy` or to be made from it, becomes the gradient of x; `partial` (if it is not empty) the sums over each chunk of rows
-/// of `dy * (x - mean) * rstd` and of `dy`.
+/// `dx`, holding `dy` or to be made from it, becomes the gradient of x; `partial` (if it is not empty) the sums over
+/// each chunk of rows of `dy * (x - mean) * rstd` and of `dy`.
 pub(super) fn backward(
     dx: Option<&mut [f32]>,
     partial: &mut [f32],

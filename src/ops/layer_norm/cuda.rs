@@ -88,7 +88,8 @@ pub(super) fn forward(
     let (device, walk) = (x.device().clone(), Walk::new(stats.dim(1), gamma.numel(), x.dtype()));
     let k = device.gpu().kernel("layer_norm_fwd", x.dtype()).out(y).out(stats);
     let k = k.arg(x).arg(gamma).arg(beta).params(&walk.params(eps)?);
-    // SAFETY: layer_norm_fwd(y, stats, x, gamma, beta, params): x and y [M,C], stats [2,M], gamma and beta [C] (checked in mod.rs).
+    // SAFETY: layer_norm_fwd(y, stats, x, gamma, beta, params): x and y [M,C], stats [2,M], gamma and beta [C] (checked
+    // in mod.rs).
     unsafe { k.launch(walk.by_row()) }
 }
 
@@ -113,7 +114,8 @@ pub(super) fn backward(
             .arg(x)
             .arg(stats)
             .params(&params);
-        // SAFETY: layer_norm_bwd_dparams(partial, dy, x, stats, params): partial [chunks,2,C] (`chunks`), dy and x [M,C], stats [2,M].
+        // SAFETY: layer_norm_bwd_dparams(partial, dy, x, stats, params): partial [chunks,2,C] (`chunks`), dy and x
+        // [M,C], stats [2,M].
         unsafe { k.launch(walk.by_column())? }
     }
     let Some(dx) = dx else { return Ok(()) };
@@ -126,7 +128,8 @@ pub(super) fn backward(
         .arg(gamma)
         .arg(stats)
         .params(&params);
-    // SAFETY: layer_norm_bwd_dx(dx, dy, x, gamma, stats, params): as above, dx [M,C] (mod.rs makes it), gamma [C]; without dy it is in dx.
+    // SAFETY: layer_norm_bwd_dx(dx, dy, x, gamma, stats, params): as above, dx [M,C] (mod.rs makes it), gamma [C];
+    // without dy it is in dx.
     unsafe { k.launch(walk.by_row()) }
 }
 
@@ -135,6 +138,7 @@ pub(super) fn fold(target: &mut Tensor, partial: &Tensor, which: usize, add: boo
     let (device, c) = (partial.device().clone(), target.numel());
     let k = device.gpu().kernel("layer_norm_bwd_fold", DType::F32).out(target).arg(partial);
     let k = k.params(&dim(c)?).params(&dim(partial.dim(0))?).params(&dim(which)?).params(&u32::from(add));
-    // SAFETY: layer_norm_bwd_fold(target, partial, c, chunks, which, add): target [C], partial [chunks,2,C] (mod.rs makes it).
+    // SAFETY: layer_norm_bwd_fold(target, partial, c, chunks, which, add): target [C], partial [chunks,2,C] (mod.rs
+    // makes it).
     unsafe { k.launch(Grid::blocks(c.div_ceil(COLUMNS), SUM_THREADS)) }
 }

@@ -13,10 +13,12 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "layer_norm", gradient: Gradient::Yes };
 
-/// `y = (x - mean) * rstd * gamma + beta` over the last dimension, `rstd = 1 / sqrt(variance + eps)`, the variance that of all C.
+/// `y = (x - mean) * rstd * gamma + beta` over the last dimension, `rstd = 1 / sqrt(variance + eps)`, the variance that
+/// of all C.
 ///
 /// Shapes: x, y `[..,C]` (M rows), floats of one type; gamma, beta `[C]` f32.
-/// Saves: x, mean and rstd, f32 `[2,M]`. On a tape that keeps less ([`Tape::rematerialise_outputs`]) y is made again for the next op.
+/// Saves: x, mean and rstd, f32 `[2,M]`. On a tape that keeps less ([`Tape::rematerialise_outputs`]) y is made again
+/// for the next op.
 /// Gradient: x, gamma, beta; dx is written over the incoming gradient where nobody else holds it.
 /// Cost: reads x and writes y; backward reads dy and x (a GPU twice, for dgamma and dbeta) and writes dx; memory-bound.
 /// Errors: `Shape` if gamma or beta is not `[C]`; `Dtype`; `Value` if eps is negative.

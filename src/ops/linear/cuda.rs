@@ -1,5 +1,5 @@
-//! Fully connected layers on a GPU: cuBLASLt's products on NVIDIA's, with the bias in their epilogue; the CPU's products on the
-//! simulated device; kernels/bias.cu for the rest.
+//! Fully connected layers on a GPU: cuBLASLt's products on NVIDIA's, with the bias in their epilogue; the CPU's
+//! products on the simulated device; kernels/bias.cu for the rest.
 
 use super::cpu::LinearShape;
 use crate::device::Target;
@@ -36,8 +36,8 @@ pub(super) fn forward(
     bias::forward(y, b.filter(|_| !added), relu)
 }
 
-/// One of the three products, `out (+)= pass(a, b)`, by whom this build has: NVIDIA's library, or the simulated device's host. True
-/// if the bias has been added, too.
+/// One of the three products, `out (+)= pass(a, b)`, by whom this build has: NVIDIA's library, or the simulated
+/// device's host. True if the bias has been added, too.
 pub(in crate::ops) fn product(
     pass: Pass,
     out: &mut Tensor,

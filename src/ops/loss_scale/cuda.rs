@@ -32,6 +32,7 @@ pub(super) fn step(
     let params = Params { beta: betas, growth, backoff, interval: interval as f32, min, max, max_norm };
     let k = device.gpu().kernel("loss_scale", DType::F32).out(grad_scale).out(norm).out(state).out(correction);
     let k = k.params(&params);
-    // SAFETY: loss_scale(grad_scale, norm, state, correction, params): of one, one, three and two elements (checked in mod.rs).
+    // SAFETY: loss_scale(grad_scale, norm, state, correction, params): of one, one, three and two elements (checked in
+    // mod.rs).
     unsafe { k.launch(Grid::blocks(1, 32)) }
 }

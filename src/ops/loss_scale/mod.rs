@@ -1,4 +1,5 @@
-//! Dynamic loss scaling: a factor that follows overflows, on the device alone, keeps 16-bit gradients inside their range.
+//! Dynamic loss scaling: a factor that follows overflows, on the device alone, keeps 16-bit gradients inside their
+//! range.
 
 mod cpu;
 mod cuda;
@@ -39,8 +40,8 @@ impl Default for LossScaleRule {
 }
 
 impl LossScaleRule {
-    /// Errors: `Value` if `growth` is not finite or below 1, `backoff` not in (0, 1], `interval` not in 1 to 2^24, or not
-    /// `0 < min <= max` with finite numbers.
+    /// Errors: `Value` if `growth` is not finite or below 1, `backoff` not in (0, 1], `interval` not in 1 to 2^24, or
+    /// not `0 < min <= max` with finite numbers.
     pub fn check(&self) -> Result<()> {
         check_scale("min", self.min)?;
         check_scale("max", self.max)?;
@@ -67,8 +68,8 @@ fn check_scale(what: &str, scale: f32) -> Result<()> {
     Err(Error::value("loss_scale", format!("{what} is {scale}: want a finite scale above 0, best a power of two")))
 }
 
-/// The state of a stage that begins, f32 `[3]`: the scale, good steps in a row since it last changed, and steps applied. (f32
-/// counts to 2^24; the corrections of [`loss_scale`] are 1 long before.)
+/// The state of a stage that begins, f32 `[3]`: the scale, good steps in a row since it last changed, and steps
+/// applied. (f32 counts to 2^24; the corrections of [`loss_scale`] are 1 long before.)
 ///
 /// With `initial` a power of two scaling rounds nothing: [`INITIAL_SCALE`].
 ///
@@ -78,22 +79,24 @@ pub fn loss_scale_state(device: &Device, initial: f32) -> Result<Tensor> {
     Tensor::from_slice(device, &[3], &[initial, 0.0, 0.0])
 }
 
-/// `norm /= scale; grad_scale = min(1, max_norm / (norm + 1e-6)) / scale`, which unscales and clips in the optimizer; then the
-/// state (scale, good, applied) moves: `good += 1, applied += 1`, and when good reaches `interval`,
-/// `scale = min(max, scale * growth), good = 0`. Of a norm that is not finite grad_scale is NaN, at which the optimizer skips the
-/// step, the norm stays as it is, and `scale = max(min, scale * backoff), good = 0`. `correction = 1 - beta^(applied + 1)`, with
-/// applied before the move: AdamW's, which does not count steps that were skipped.
+/// `norm /= scale; grad_scale = min(1, max_norm / (norm + 1e-6)) / scale`, which unscales and clips in the optimizer;
+/// then the state (scale, good, applied) moves: `good += 1, applied += 1`, and when good reaches `interval`, `scale =
+/// min(max, scale * growth), good = 0`. Of a norm that is not finite grad_scale is NaN, at which the optimizer skips
+/// the step, the norm stays as it is, and `scale = max(min, scale * backoff), good = 0`. `correction = 1 -
+/// beta^(applied + 1)`, with applied before the move: AdamW's, which does not count steps that were skipped.
 ///
-/// While the scale is a power of two, a step of scaled gradients is that of [`clip_scale`](super::grad_norm::clip_scale) on
-/// unscaled ones to the bit, as long as nothing leaves the range of its type. A norm beyond f32 is an overflow, even of finite
-/// gradients. One that only division by a scale below 1 takes there becomes f32's largest number: a smaller scale would not help.
+/// While the scale is a power of two, a step of scaled gradients is that of
+/// [`clip_scale`](super::grad_norm::clip_scale) on unscaled ones to the bit, as long as nothing leaves the range of its
+/// type. A norm beyond f32 is an overflow, even of finite gradients. One that only division by a scale below 1 takes
+/// there becomes f32's largest number: a smaller scale would not help.
 ///
-/// Shapes: norm `[1]` (of the scaled gradients before, of the true ones after), state `[3]`, correction `[2]`, grad_scale `[1]`; f32.
+/// Shapes: norm `[1]` (of the scaled gradients before, of the true ones after), state `[3]`, correction `[2]`,
+/// grad_scale `[1]`; f32.
 /// Saves: nothing.
 /// Gradient: none: it comes after the backward pass.
 /// Cost: some numbers, one launch; nothing is read by the host.
-/// Errors: `Shape`, `Dtype`; `Value` for a rule that does not pass its check, a beta not in [0, 1), a max_norm not above 0
-/// (infinite: no limit).
+/// Errors: `Shape`, `Dtype`; `Value` for a rule that does not pass its check, a beta not in [0, 1), a max_norm not
+/// above 0 (infinite: no limit).
 /// Reference: Micikevicius et al. 2018 (arXiv 1710.03740), section 3.2; torch.amp.GradScaler.
 pub fn loss_scale(
     norm: &mut Tensor,

@@ -1,8 +1,9 @@
 //! Mask targets on the CPU.
 //!
-//! A bin's samples form a grid and bilinear weights are products, so the mean over a bin is a weighted sum over rows and columns
-//! of pixels, and a span of set pixels adds a difference of two prefix sums of the columns' weights. That sum, in f64, decides
-//! all bins but those so close to 0.5 that mmcv's sum of f32 might fall on the other side; these are summed in mmcv's order.
+//! A bin's samples form a grid and bilinear weights are products, so the mean over a bin is a weighted sum over rows
+//! and columns of pixels, and a span of set pixels adds a difference of two prefix sums of the columns' weights. That
+//! sum, in f64, decides all bins but those so close to 0.5 that mmcv's sum of f32 might fall on the other side; these
+//! are summed in mmcv's order.
 
 use rayon::prelude::*;
 

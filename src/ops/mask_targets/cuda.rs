@@ -38,7 +38,8 @@ pub(super) fn mask_targets(
     };
     let k = device.gpu().kernel("mask_targets", DType::I32).out(target).arg(rois).arg(gt).arg(runs).arg(offsets);
     let k = k.arg(sizes).params(&params);
-    // SAFETY: mask_targets(target, rois, gt, runs, offsets, sizes, params): target [B,P,size,size], rois [B,P,4], gt [B,P], runs
-    // [B,params.runs], offsets [B,params.ends], sizes [B,4] (checked in mod.rs); offsets are cut to the runs by the kernel.
+    // SAFETY: mask_targets(target, rois, gt, runs, offsets, sizes, params): target [B,P,size,size], rois [B,P,4], gt
+    // [B,P], runs [B,params.runs], offsets [B,params.ends], sizes [B,4] (checked in mod.rs); offsets are cut to the
+    // runs by the kernel.
     unsafe { k.launch(Grid::blocks(gt.numel(), 32 * ROWS as u32).y(size.div_ceil(ROWS))) }
 }

@@ -12,16 +12,17 @@ use crate::tensor::{DType, Tensor};
 pub const INFO: OpInfo =
     OpInfo { name: "mask_targets", gradient: Gradient::No("targets are constants of the mask loss") };
 
-/// `target = 1` where RoIAlign (aligned, one sample a pixel: `ceil(box / size)` a bin) of the object's 0/1 mask is at least 0.5,
-/// else 0, over `size`×`size` bins of the box clipped to the padded image; -1 in boxes without an object. As `bce` takes it.
+/// `target = 1` where RoIAlign (aligned, one sample a pixel: `ceil(box / size)` a bin) of the object's 0/1 mask is at
+/// least 0.5, else 0, over `size`×`size` bins of the box clipped to the padded image; -1 in boxes without an object. As
+/// `bce` takes it.
 ///
-/// Shapes: rois `[B,P,4]` f32; gt `[B,P]` i32 (-1 = no object); runs `[B,S]`, offsets `[B,G+1]` i32; sizes `[B,4]` f32; target
-/// `[B,P,size,size]` i32. Object g of an image is `runs[offsets[g]..offsets[g+1]]`, ascending positions `y * width_px + x`:
-/// pixel p is set if an odd number of them is at most p.
+/// Shapes: rois `[B,P,4]` f32; gt `[B,P]` i32 (-1 = no object); runs `[B,S]`, offsets `[B,G+1]` i32; sizes `[B,4]` f32;
+/// target `[B,P,size,size]` i32. Object g of an image is `runs[offsets[g]..offsets[g+1]]`, ascending positions `y *
+/// width_px + x`: pixel p is set if an odd number of them is at most p.
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: for each row of pixels of a box, one binary search and the spans of that row. An object of h rows has about 2 h runs:
-/// 300 objects as high as an 800×1333 canvas are less than 2 MB; as bytes of pixels they would be 320 MB.
+/// Cost: for each row of pixels of a box, one binary search and the spans of that row. An object of h rows has about 2
+/// h runs: 300 objects as high as an 800×1333 canvas are less than 2 MB; as bytes of pixels they would be 320 MB.
 /// Errors: `Shape`; `Dtype`; `Value` if `width_px` is 0.
 /// Reference: mmdetection's `mask_target` and `BitmapMasks.crop_and_resize` (mmcv's `roi_align` in f32), to the bit.
 pub fn mask_targets(

@@ -1,8 +1,8 @@
 //! Matching on the CPU, without the matrix of IoUs.
 //!
-//! Tasks take chunks of boxes. The first pass gives each box its best ground truth, and each ground truth its best IoU in
-//! the chunk; the second, for low-quality matches, repeats only the (chunk, ground truth) pairs that hold the best IoU of
-//! that ground truth: few of them.
+//! Tasks take chunks of boxes. The first pass gives each box its best ground truth, and each ground truth its best IoU
+//! in the chunk; the second, for low-quality matches, repeats only the (chunk, ground truth) pairs that hold the best
+//! IoU of that ground truth: few of them.
 
 use rayon::prelude::*;
 

@@ -53,8 +53,9 @@ pub(super) fn forward(
     let k = device.gpu().kernel("match_boxes", DType::F32);
     let k = k.out(assigned).out_opt(m.low_quality.then_some(&mut *best));
     let k = k.arg(boxes).opt(valid_of(DType::U8)).opt(valid_of(DType::I32)).arg(gt_boxes).arg(gt_count).params(&params);
-    // SAFETY: match_boxes(assigned, best, boxes, valid_u8, valid_i32, gt, count, params): assigned and valid [B,N], best [B,G] or
-    // null (`workspace`), boxes [N,4] or [B,N,4] as box_rows says, gt [B,G,4], count [B] (checked in mod.rs).
+    // SAFETY: match_boxes(assigned, best, boxes, valid_u8, valid_i32, gt, count, params): assigned and valid [B,N],
+    // best [B,G] or null (`workspace`), boxes [N,4] or [B,N,4] as box_rows says, gt [B,G,4], count [B] (checked in
+    // mod.rs).
     unsafe { k.launch(grid)? };
     if !m.low_quality {
         return Ok(());

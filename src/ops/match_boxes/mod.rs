@@ -33,8 +33,8 @@ pub struct Matcher {
 }
 
 /// The assignment of each box: `g + 1` for ground truth `g`, 0 for negatives, -1 for what is between the thresholds, -2
-/// for what is not valid. IoU without "+1", the union at least 1e-6; of equal IoUs the first ground truth counts; without
-/// ground truth all is negative. NaN boxes are negative.
+/// for what is not valid. IoU without "+1", the union at least 1e-6; of equal IoUs the first ground truth counts;
+/// without ground truth all is negative. NaN boxes are negative.
 ///
 /// Shapes: boxes `[N,4]` (shared by the images) or `[B,N,4]`, valid `[B,N]` u8 or i32 (above 0 = valid), gt_boxes
 /// `[B,G,4]` f32, gt_count `[B]` i32; result `[B,N]` i32.

@@ -22,8 +22,8 @@ use crate::philox::{Purpose, Stream};
 ///   6  [===============]                                      not valid: takes no part             -> -2
 /// ```
 ///
-/// No box reaches 0.7 with G1. With `low_quality` G1 takes its best boxes, 3 and 5, which are equally good: both become 2.
-/// G0's best is box 0 (0.75 ≥ 0.3, positive anyway): box 6 would have an IoU of 1 with it, but does not count.
+/// No box reaches 0.7 with G1. With `low_quality` G1 takes its best boxes, 3 and 5, which are equally good: both become
+/// 2. G0's best is box 0 (0.75 ≥ 0.3, positive anyway): box 6 would have an IoU of 1 with it, but does not count.
 #[test]
 fn an_example_by_hand() {
     let boxes = [
@@ -164,7 +164,8 @@ fn equals_mmdetection() {
     }
 }
 
-/// The region proposal network's anchors for an input of 160×192 pixels: three of area `(8 stride)²` around each cell's corner.
+/// The region proposal network's anchors for an input of 160×192 pixels: three of area `(8 stride)²` around each cell's
+/// corner.
 fn pyramid() -> (Vec<f32>, Vec<AnchorLevel>) {
     let level =
         |stride_px: usize| AnchorLevel { h: 160usize.div_ceil(stride_px), w: 192usize.div_ceil(stride_px), stride_px };

@@ -41,14 +41,15 @@ fn grid(rows: usize, cells: usize, c: usize, dtype: DType) -> Grid {
 pub(super) fn forward(y: &mut Tensor, which: Option<&mut Tensor>, x: &Tensor, s: &PoolShape) -> Result<()> {
     let (device, grid) = (x.device().clone(), grid(s.n * s.oh(), s.ow(), s.c, x.dtype()));
     let k = device.gpu().kernel("max_pool_fwd", x.dtype()).out(y).out_opt(which).arg(x).params(&params(s)?);
-    // SAFETY: max_pool_fwd(y, which or null, x, params): y and which [N,OH,OW,C], x [N,H,W,C] (checked and made in mod.rs).
+    // SAFETY: max_pool_fwd(y, which or null, x, params): y and which [N,OH,OW,C], x [N,H,W,C] (checked and made in
+    // mod.rs).
     unsafe { k.launch(grid) }
 }
 
 pub(super) fn backward(dx: &mut Tensor, which: &Tensor, dy: &Tensor, s: &PoolShape) -> Result<()> {
     let (device, grid) = (dy.device().clone(), grid(s.n * s.h, s.w, s.c, dy.dtype()));
     let k = device.gpu().kernel("max_pool_bwd", dy.dtype()).out(dx).arg(which).arg(dy).params(&params(s)?);
-    // SAFETY: max_pool_bwd(dx, which, dy, params): dx [N,H,W,C], which and dy [N,OH,OW,C] (mod.rs makes dx and which, the
-    // tape checks dy).
+    // SAFETY: max_pool_bwd(dx, which, dy, params): dx [N,H,W,C], which and dy [N,OH,OW,C] (mod.rs makes dx and which,
+    // the tape checks dy).
     unsafe { k.launch(grid) }
 }

@@ -42,8 +42,8 @@ impl PoolShape {
     }
 }
 
-/// `y = max` over each `k`×`k` window, `stride_px` apart, with `pad` cells of `-inf` around; the first of equals wins, NaN
-/// wins always. With `k = 1` it subsamples: `x[:, ::stride_px, ::stride_px]`.
+/// `y = max` over each `k`×`k` window, `stride_px` apart, with `pad` cells of `-inf` around; the first of equals wins,
+/// NaN wins always. With `k = 1` it subsamples: `x[:, ::stride_px, ::stride_px]`.
 ///
 /// Shapes: x `[N,H,W,C]`, y `[N,OH,OW,C]`, floats of one type; `OH = (H + 2 pad - k) / stride + 1`.
 /// Saves: the winner's place, u8 `[N,OH,OW,C]`.

@@ -1,8 +1,8 @@
 //! Non-maximum suppression on the CPU.
 //!
 //! An image's candidates are put together by group and each group is sorted once. Then each candidate, best first, is
-//! compared with the boxes kept so far, which lie in five separate arrays (a vector of them a time) and stop at the first
-//! that suppresses it. Groups and images are independent tasks.
+//! compared with the boxes kept so far, which lie in five separate arrays (a vector of them a time) and stop at the
+//! first that suppresses it. Groups and images are independent tasks.
 
 use rayon::prelude::*;
 
@@ -98,7 +98,8 @@ impl<'a> Image<'a> {
             }
         }
         image.shift = max + 1.0;
-        // Shifted groups lie apart if coordinates are not negative and the rounding of the shift stays below the gap of 1.
+        // Shifted groups lie apart if coordinates are not negative and the rounding of the shift stays below the gap of
+        // 1.
         let apart = finite && min >= 0.0 && last as f32 * image.shift < 8_388_608.0;
         image.separate = apart || last == 0 || count >= SPLIT_FROM;
         image

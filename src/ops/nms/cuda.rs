@@ -41,8 +41,8 @@ fn rounds(n: usize) -> (usize, usize, usize) {
     (blocks, words, blocks.div_ceil(words))
 }
 
-/// Sorted blocks' extents, keys of the blocks that sort, keys and boxes in order, groups' first places and kept boxes, what
-/// earlier rounds removed, and masks: 33 B a box and 512 for the masks, less below 4096 boxes.
+/// Sorted blocks' extents, keys of the blocks that sort, keys and boxes in order, groups' first places and kept boxes,
+/// what earlier rounds removed, and masks: 33 B a box and 512 for the masks, less below 4096 boxes.
 ///
 /// Errors: `Value` if a group and an index do not fit into 32 bits.
 pub(super) fn workspace(device: &Device, b: usize, n: usize, p: &Nms) -> Result<Vec<Tensor>> {
@@ -104,19 +104,19 @@ pub(super) fn forward(
     if n > 0 {
         if p.offset {
             let k = kernel(gpu, "nms_extent").out(extents).arg(boxes).arg(group).params(&params);
-            // SAFETY: nms_extent(extents, boxes, group, params): boxes [B,N,4], group [B,N] or [N] (checked in mod.rs), here and
-            // below; extents [B,chunks] of 20 bytes (`workspace`).
+            // SAFETY: nms_extent(extents, boxes, group, params): boxes [B,N,4], group [B,N] or [N] (checked in mod.rs),
+            // here and below; extents [B,chunks] of 20 bytes (`workspace`).
             unsafe { k.launch(Grid::blocks(chunks, 256).y(b)) }?;
         }
         let k = kernel(gpu, "nms_sort").out(chunk_keys).out(meta).arg(extents).arg(scores).arg(group).params(&params);
-        // SAFETY: nms_sort(chunk_keys, meta, extents, scores, group, params): scores [B,N] (checked in mod.rs), chunk_keys [B,N]
-        // of 8 bytes, meta [B] of 8 (`workspace`).
+        // SAFETY: nms_sort(chunk_keys, meta, extents, scores, group, params): scores [B,N] (checked in mod.rs),
+        // chunk_keys [B,N] of 8 bytes, meta [B] of 8 (`workspace`).
         unsafe { k.launch(Grid::blocks(chunks, 1024).y(b)) }?;
 
         let k = kernel(gpu, "nms_place").out(keys).out(placed).out(starts).out(removed);
         let k = k.arg(chunk_keys).arg(meta).arg(boxes).arg(group).params(&params);
-        // SAFETY: nms_place(keys, placed, starts, removed, chunk_keys, meta, boxes, group, params): keys [B,N] of 8 bytes, placed
-        // [B,N,4] f32, starts [B,groups+1], removed [B,N] u8 (`workspace`).
+        // SAFETY: nms_place(keys, placed, starts, removed, chunk_keys, meta, boxes, group, params): keys [B,N] of 8
+        // bytes, placed [B,N,4] f32, starts [B,groups+1], removed [B,N] u8 (`workspace`).
         unsafe { k.launch(Grid::threads(8 * (n + p.groups + 1), 256).y(b)) }?;
 
         let k = kernel(gpu, "nms_mask").out(masks).arg(keys).arg(placed).arg(starts).params(&params);
@@ -138,8 +138,8 @@ pub(super) fn forward(
         }
     }
     let k = gpu.kernel("nms_output", DType::I32).out(keep).arg(keys).arg(state).arg(starts).params(&params);
-    // SAFETY: nms_output(keep, keys, state, starts, params): keep [B,max_out] i32 (mod.rs makes it); without boxes nothing else
-    // is read.
+    // SAFETY: nms_output(keep, keys, state, starts, params): keep [B,max_out] i32 (mod.rs makes it); without boxes
+    // nothing else is read.
     unsafe { k.launch(Grid::threads((8 * n).max(1), 256).y(b)) }
 }
 

@@ -25,8 +25,8 @@ pub struct Nms {
     pub groups: usize,
     /// Boxes kept of an image, best first; the number of columns of the result.
     pub max_out: usize,
-    /// True: the numbers of mmcv's `batched_nms`, which moves group g by g · (largest coordinate + 1) in f32 before taking
-    /// IoUs. False: coordinates as they are.
+    /// True: the numbers of mmcv's `batched_nms`, which moves group g by g · (largest coordinate + 1) in f32 before
+    /// taking IoUs. False: coordinates as they are.
     pub offset: bool,
 }
 
@@ -37,9 +37,10 @@ pub struct Nms {
 /// `[B,max_out]` i32.
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: one sort, then at most N·kept/2 IoUs a group (on a GPU N²/2, at once); workspace 28 B a box (on a GPU up to 545).
-/// Errors: `Value` if the threshold is not in [0, 1] or there are no groups; on a GPU also if (groups, index) takes more than
-/// 32 bits.
+/// Cost: one sort, then at most N·kept/2 IoUs a group (on a GPU N²/2, at once); workspace 28 B a box (on a GPU up to
+/// 545).
+/// Errors: `Value` if the threshold is not in [0, 1] or there are no groups; on a GPU also if (groups, index) takes
+/// more than 32 bits.
 /// Reference: mmcv 2.1 `batched_nms`, with a stable sort; a pair of empty boxes (IoU NaN) does not suppress.
 pub fn nms(boxes: &Tensor, scores: &Tensor, group: &Tensor, p: Nms) -> Result<Tensor> {
     let device = boxes.device();

@@ -115,8 +115,8 @@ fn multiclass_nms_of_mmcv() {
     let f = OpFixture::open("nms");
     let (all, scores) = (f.f32("mc.boxes"), f.f32("mc.scores"));
     for (name, max_out) in [("mc", 30), ("mc_agn", 200)] {
-        // (row, class) pairs above 0.05 in order; the last of five columns is the background. `mc_agn` has one box for all
-        // classes of a row.
+        // (row, class) pairs above 0.05 in order; the last of five columns is the background. `mc_agn` has one box for
+        // all classes of a row.
         let pairs: Vec<usize> = (0..240).filter(|i| scores[i / 4 * 5 + i % 4] > 0.05).collect();
         let class: Vec<i32> = pairs.iter().map(|i| (i % 4) as i32).collect();
         let s: Vec<f32> = pairs.iter().map(|i| scores[i / 4 * 5 + i % 4]).collect();

@@ -42,8 +42,8 @@ pub(super) fn forward(out: &mut Candidates, x: &Inputs<'_>, rule: &PairRule, s: 
     let k = device.gpu().kernel("pair_candidates", DType::F32);
     let k = k.out(&mut out.boxes).out(&mut out.scores).out(&mut out.classes).arg(x.logits).arg(x.pairs).opt(x.rows);
     let k = k.arg(x.anchors).arg(x.deltas).arg(x.sizes).opt(x.scale).params(&params);
-    // SAFETY: pair_candidates(boxes, scores, classes, logits, pairs, rows, anchors, deltas, sizes, scale, params): boxes [B,P,4],
-    // scores, classes and pairs [B,P], logits [B,R,K], rows [B,R] or null (then R = N), anchors [N,4], deltas [B,N,4], sizes [B,4],
-    // scale [B,2] or null (checked in mod.rs).
+    // SAFETY: pair_candidates(boxes, scores, classes, logits, pairs, rows, anchors, deltas, sizes, scale, params):
+    // boxes [B,P,4], scores, classes and pairs [B,P], logits [B,R,K], rows [B,R] or null (then R = N), anchors [N,4],
+    // deltas [B,N,4], sizes [B,4], scale [B,2] or null (checked in mod.rs).
     unsafe { k.launch(Grid::stride(s.b * s.p, THREADS)) }
 }

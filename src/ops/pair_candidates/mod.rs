@@ -34,16 +34,17 @@ pub(crate) struct PairShape {
     p: usize,
 }
 
-/// Candidates of a detector without a background class: those of the (row, class) pairs of `logits` named by `pairs`, in
-/// their order, whose `sigmoid(logit)` passes the threshold. Position `r K + k` is class k of row r, whose anchor is
-/// `rows[r]`, or r itself without rows; an index that names nothing (-1) is no candidate. Boxes are decoded as `box_decode`
-/// does, for all classes of an anchor from the same four deltas; with `scale` they are multiplied by `1 / scale`.
+/// Candidates of a detector without a background class: those of the (row, class) pairs of `logits` named by `pairs`,
+/// in their order, whose `sigmoid(logit)` passes the threshold. Position `r K + k` is class k of row r, whose anchor is
+/// `rows[r]`, or r itself without rows; an index that names nothing (-1) is no candidate. Boxes are decoded as
+/// `box_decode` does, for all classes of an anchor from the same four deltas; with `scale` they are multiplied by `1 /
+/// scale`.
 ///
 /// The probabilities of a row have no sum that would bound how many pass: `pairs` does, as the best of them (`top_k`).
 /// What does not pass leaves padding where it stood (class -1), which `nms` passes over.
 ///
-/// Shapes: logits `[B,R,K]` f32; pairs `[B,P]`, rows `[B,R]` i32; anchors `[N,4]`, shared by the images, deltas `[B,N,4]`,
-/// sizes `[B,4]`, scale `[B,2]` (w, h) f32; without rows R = N; [`Candidates`] with P in place of N.
+/// Shapes: logits `[B,R,K]` f32; pairs `[B,P]`, rows `[B,R]` i32; anchors `[N,4]`, shared by the images, deltas
+/// `[B,N,4]`, sizes `[B,4]`, scale `[B,2]` (w, h) f32; without rows R = N; [`Candidates`] with P in place of N.
 /// Saves: nothing.
 /// Gradient: none.
 /// Cost: reads and writes some 20·B·P; an exponential a pair, two more a candidate.

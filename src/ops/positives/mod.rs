@@ -13,8 +13,8 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "positives", gradient: Gradient::No("indices have no gradient") };
 
-/// Which of some columns of samples are positives: the column, or -1. Positives are in front, so that the columns below the sampler's quota
-/// hold them all.
+/// Which of some columns of samples are positives: the column, or -1. Positives are in front, so that the columns below
+/// the sampler's quota hold them all.
 ///
 /// Shapes: gt `[B,S]` i32 (as [`Sampled::gt`]), result `[B,P]` i32 for P columns.
 /// Saves: nothing.

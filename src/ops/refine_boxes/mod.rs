@@ -13,12 +13,12 @@ use crate::tensor::{DType, Tensor};
 pub const INFO: OpInfo =
     OpInfo { name: "refine_boxes", gradient: Gradient::No("boxes are constants of the next stage") };
 
-/// Boxes of a cascade's next stage: each sampled box of this one moved by its deltas, as `box_decode` does, and 1 where it
-/// is one of them, or -1 where it is not: padding (`idx` below 0), and the ground truth itself, which stands in front of the
-/// proposals in the rows that `idx` names (`idx < truths`). Empty boxes stay.
+/// Boxes of a cascade's next stage: each sampled box of this one moved by its deltas, as `box_decode` does, and 1 where
+/// it is one of them, or -1 where it is not: padding (`idx` below 0), and the ground truth itself, which stands in
+/// front of the proposals in the rows that `idx` names (`idx < truths`). Empty boxes stay.
 ///
-/// Shapes: rois `[B,S,4]` f32; deltas f32, 4·B·S elements; idx `[B,S]` i32; sizes `[B,4]` f32; boxes `[B,S,4]` f32, valid
-/// `[B,S]` i32.
+/// Shapes: rois `[B,S,4]` f32; deltas f32, 4·B·S elements; idx `[B,S]` i32; sizes `[B,4]` f32; boxes `[B,S,4]` f32,
+/// valid `[B,S]` i32.
 /// Saves: nothing.
 /// Gradient: none.
 /// Cost: that of `box_decode`.

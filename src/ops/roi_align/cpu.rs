@@ -1,9 +1,9 @@
 //! RoIAlign on the CPU.
 //!
 //! A bin's sampling points form a grid and bilinear weights are products, so the mean over a bin is a weighted sum over
-//! rows × columns: each axis gets a small table (pixel range and weight per bin, samples that share a pixel merged), and
-//! both passes are the same loop, a sum of a few weighted pixels over all channels. Forward gathers features into bins,
-//! backward gathers bins into features: each gradient element is written by one task, in RoI order.
+//! rows × columns: each axis gets a small table (pixel range and weight per bin, samples that share a pixel merged),
+//! and both passes are the same loop, a sum of a few weighted pixels over all channels. Forward gathers features into
+//! bins, backward gathers bins into features: each gradient element is written by one task, in RoI order.
 
 use rayon::prelude::*;
 
@@ -133,7 +133,8 @@ fn backward_roi(
 /// False only if no sample of the RoI can lie in rows `row0..row1`: a cheap test before the exact tables.
 fn touches(roi: [f32; 4], level: &LevelShape, row0: usize, row1: usize, p: &RoiAlign) -> bool {
     let (start, size) = p.extent(roi[1], roi[3], level.stride_px);
-    // A sample at y adds to floor(y) and floor(y) + 1; samples in [-1, 0) go to row 0 and those in (H - 1, H] to row H - 1.
+    // A sample at y adds to floor(y) and floor(y) + 1; samples in [-1, 0) go to row 0 and those in (H - 1, H] to row H
+    // - 1.
     let first = start.min(start + size).clamp(-1.0, level.h as f32);
     let last = start.max(start + size).clamp(-1.0, level.h as f32);
     first - 2.0 <= row1 as f32 && last + 2.0 >= row0 as f32

@@ -129,8 +129,8 @@ pub(super) fn forward(y: &mut Tensor, levels: &[&Var], s: &RoiAlignBwd) -> Resul
     let grid = Grid::blocks(if y.numel() == 0 { 0 } else { y.dim(0) }, THREADS).y(rows).shared(setup.bin_tables);
     let k = inputs(device.gpu().kernel("roi_align_fwd", y.dtype()).out(y), levels);
     let k = k.arg(&s.rois).arg(&s.valid).params(&setup.params);
-    // SAFETY: roi_align_fwd(y, eight levels, rois, valid, params): y [N·S,PH,PW,C], levels [N,H_l,W_l,C], none empty, rois
-    // [N,S,4], valid [N,S] (checked in mod.rs); shared memory for the tables that `setup` counts.
+    // SAFETY: roi_align_fwd(y, eight levels, rois, valid, params): y [N·S,PH,PW,C], levels [N,H_l,W_l,C], none empty,
+    // rois [N,S,4], valid [N,S] (checked in mod.rs); shared memory for the tables that `setup` counts.
     unsafe { k.launch(grid) }
 }
 
@@ -149,15 +149,17 @@ pub(super) fn backward(dxs: &mut [Tensor], workspace: &mut [Tensor], dy: &Tensor
     let (gpu, setup) = (dy.device().gpu(), setup(s)?);
     let place = &mut workspace[0];
     let k = gpu.kernel("roi_align_place", DType::I32).out(place).arg(&s.rois).arg(&s.valid).params(&setup.params);
-    // SAFETY: roi_align_place(place, rois, valid, params): [N,S,4], [N,S,4], [N,S] (`workspace`, and checked in mod.rs).
+    // SAFETY: roi_align_place(place, rois, valid, params): [N,S,4], [N,S,4], [N,S] (`workspace`, and checked in
+    // mod.rs).
     unsafe { k.launch(Grid::threads(setup.params.rois as usize, 128))? };
 
     let slices = s.c.div_ceil(32 * vector(s.c, dy.dtype()));
     let grid = Grid::blocks(setup.tiles, GATHER_THREADS).y(slices).shared(setup.gather);
     let k = outputs(gpu.kernel("roi_align_bwd", dy.dtype()), dxs);
     let k = k.arg(dy).arg(&s.rois).arg(place).params(&setup.params);
-    // SAFETY: roi_align_bwd(eight dx, dy, rois, place, params): dx [N,H_l,W_l,C] and place as mod.rs and `workspace` make
-    // them, dy [N·S,PH,PW,C] (the tape checks it), rois [N,S,4] (checked in mod.rs); shared memory as `setup` counts it.
+    // SAFETY: roi_align_bwd(eight dx, dy, rois, place, params): dx [N,H_l,W_l,C] and place as mod.rs and `workspace`
+    // make them, dy [N·S,PH,PW,C] (the tape checks it), rois [N,S,4] (checked in mod.rs); shared memory as `setup`
+    // counts it.
     unsafe { k.launch(grid) }
 }
 
@@ -177,8 +179,8 @@ pub(super) fn backward_atomic(
     let grid = Grid::blocks(rois, ATOMIC_THREADS).y(rows).shared(setup.bin_tables);
     let k = outputs(gpu.kernel("roi_align_bwd_atomic", dy.dtype()), sums);
     let k = k.arg(dy).arg(&s.rois).arg(&s.valid).params(&setup.params);
-    // SAFETY: roi_align_bwd_atomic(eight sums in f32, dy, rois, valid, params): sums [N,H_l,W_l,C] as mod.rs and `workspace`
-    // make them, dy [N·S,PH,PW,C] (the tape checks it), rois [N,S,4], valid [N,S] (checked in mod.rs).
+    // SAFETY: roi_align_bwd_atomic(eight sums in f32, dy, rois, valid, params): sums [N,H_l,W_l,C] as mod.rs and
+    // `workspace` make them, dy [N·S,PH,PW,C] (the tape checks it), rois [N,S,4], valid [N,S] (checked in mod.rs).
     unsafe { k.launch(grid)? };
     for (dx, sum) in dxs.iter_mut().zip(workspace) {
         let n = dx.numel();

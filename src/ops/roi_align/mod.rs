@@ -27,8 +27,8 @@ pub struct RoiAlign {
     pub pw: usize,
     /// Samples per bin and axis; 0: one per feature pixel, `ceil(size / bins)`.
     pub sampling_ratio: usize,
-    /// True: pixel centres are at half coordinates (He et al. 2017 as corrected in Detectron2). False: the original, with
-    /// boxes at least one feature pixel wide.
+    /// True: pixel centres are at half coordinates (He et al. 2017 as corrected in Detectron2). False: the original,
+    /// with boxes at least one feature pixel wide.
     pub aligned: bool,
     /// Side in input pixels of the boxes that start level 1; those below it are level 0's, twice as large level 1's.
     pub finest_scale_px: f32,
@@ -71,13 +71,13 @@ impl RoiAlign {
 
 /// Each box becomes `PH`×`PW` bins of the pyramid level that suits its size; a bin is the mean of bilinear samples.
 ///
-/// Shapes: levels `[N,H_l,W_l,C]`, y `[N·S,PH,PW,C]`, floats of one type, levels finest first; rois `[N,S,4]` f32; valid
-/// `[N,S]` i32 (negative: skipped, y is 0).
+/// Shapes: levels `[N,H_l,W_l,C]`, y `[N·S,PH,PW,C]`, floats of one type, levels finest first; rois `[N,S,4]` f32;
+/// valid `[N,S]` i32 (negative: skipped, y is 0).
 /// Saves: rois, valid.
 /// Gradient: levels (not the boxes).
 /// Cost: reads N·S·PH·PW·(samples + 1)² pixels of C channels, mostly from cache, writes N·S·PH·PW·C.
-/// Errors: `Shape` if a level is not `[N,H,W,C]` with the same N and C; `Dtype`; `Value` without levels or with more than 8,
-/// or if their number is not that of `strides_px`.
+/// Errors: `Shape` if a level is not `[N,H,W,C]` with the same N and C; `Dtype`; `Value` without levels or with more
+/// than 8, or if their number is not that of `strides_px`.
 /// Reference: He et al. 2017, section 3; level rule Lin et al. 2017, eq. 1, as mmdetection has it.
 pub fn roi_align(
     tape: &mut Tape,

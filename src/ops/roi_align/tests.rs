@@ -18,16 +18,17 @@ use crate::ops::common::testing::{OpFixture, assert_close, boxes_around, uniform
 ///    4   +----+----+----+----+
 /// ```
 ///
-/// The first bin's sample (0.75, 0.75) lies between the pixels 0, 1, 10 and 11, with weights 0.25 and 0.75 on each axis:
-/// `0.25·0.25·0 + 0.25·0.75·1 + 0.75·0.25·10 + 0.75·0.75·11 = 0 + 0.1875 + 1.875 + 6.1875 = 8.25`. The other three are
-/// 8.75 (x = 1.25), 13.25 (y = 1.25) and 13.75 (both); the mean is `(8.25 + 8.75 + 13.25 + 13.75) / 4 = 11`. The other
-/// bins are one pixel further: 12, 21 and 22. A box on whole pixels gives these pixels.
+/// The first bin's sample (0.75, 0.75) lies between the pixels 0, 1, 10 and 11, with weights 0.25 and 0.75 on each
+/// axis: `0.25·0.25·0 + 0.25·0.75·1 + 0.75·0.25·10 + 0.75·0.75·11 = 0 + 0.1875 + 1.875 + 6.1875 = 8.25`. The other
+/// three are 8.75 (x = 1.25), 13.25 (y = 1.25) and 13.75 (both); the mean is `(8.25 + 8.75 + 13.25 + 13.75) / 4 = 11`.
+/// The other bins are one pixel further: 12, 21 and 22. A box on whole pixels gives these pixels.
 ///
-/// Not aligned the first bin is the mean of 13.75, 14.25, 18.75 and 19.25, which is 16.5; the others are 17.5, 26.5, 27.5.
+/// Not aligned the first bin is the mean of 13.75, 14.25, 18.75 and 19.25, which is 16.5; the others are 17.5, 26.5,
+/// 27.5.
 ///
 /// Gradient (aligned) of the first bin: on an axis the samples at 0.75 and 1.25 give pixels 0, 1 and 2 the weights
-/// `0.25`, `0.75 + 0.75` and `0.25`, halved `1/8, 6/8, 1/8`; a pixel's weight is the product of those of its row and its
-/// column. With a gradient of 64 for the bin, pixel 11 gets `64 · 6/8 · 6/8 = 36`.
+/// `0.25`, `0.75 + 0.75` and `0.25`, halved `1/8, 6/8, 1/8`; a pixel's weight is the product of those of its row and
+/// its column. With a gradient of 64 for the bin, pixel 11 gets `64 · 6/8 · 6/8 = 36`.
 #[test]
 fn an_example_by_hand() {
     let x = [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23, 30, 31, 32, 33].map(|v| v as f32).to_vec();
@@ -185,7 +186,8 @@ fn pyramid(h: usize, w: usize, levels: usize) -> Vec<LevelShape> {
         .collect()
 }
 
-/// A map whose height is no multiple of the kernels' tiles: tall boxes of the next level begin where its last tile would end.
+/// A map whose height is no multiple of the kernels' tiles: tall boxes of the next level begin where its last tile
+/// would end.
 #[test]
 fn levels_do_not_meet() {
     for (h, w, finest, level, roi) in

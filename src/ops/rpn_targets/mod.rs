@@ -11,8 +11,8 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "rpn_targets", gradient: Gradient::No("targets are constants of the losses") };
 
-/// Targets of the region proposal network: for [`bce`](super::bce::bce) 1 (positive), 0 (negative) or -1 (padding), and for `smooth_l1`
-/// the column group of the box: 0 (positive) or -1 (no box target).
+/// Targets of the region proposal network: for [`bce`](super::bce::bce) 1 (positive), 0 (negative) or -1 (padding), and
+/// for `smooth_l1` the column group of the box: 0 (positive) or -1 (no box target).
 ///
 /// Shapes: gt `[B,S]` (-1 = not positive), idx `[B,S]` (-1 = padding), target `[M]`, box label `[M]`, all i32, M = B·S.
 /// Saves: nothing.

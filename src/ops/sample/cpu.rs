@@ -46,8 +46,8 @@ pub(super) fn sample(
         });
 }
 
-/// Writes at most `num` candidates in ascending order; their number comes back. A candidate's number is the high word of
-/// its sort key, so that the smallest numbers win and, of equal ones, the first candidate.
+/// Writes at most `num` candidates in ascending order; their number comes back. A candidate's number is the high word
+/// of its sort key, so that the smallest numbers win and, of equal ones, the first candidate.
 fn choose(
     out: &mut [i32],
     num: usize,

@@ -43,7 +43,7 @@ pub(super) fn sample(
     let params = Params { b: dim(b)?, n: dim(assigned.dim(1))?, num: dim(s.num)?, quota: dim(quota)?, purpose };
     let k = device.gpu().kernel("sample", DType::I32).out(idx).out(gt).out(counts).out(marks);
     let k = k.arg(assigned).arg(key).params(&params);
-    // SAFETY: sample(idx, gt, counts, chosen, assigned, key, params): idx and gt [B,S], counts [B,2], chosen as `workspace` says
-    // (mod.rs makes them), assigned [B,N], key [6] (checked in mod.rs); one block an image.
+    // SAFETY: sample(idx, gt, counts, chosen, assigned, key, params): idx and gt [B,S], counts [B,2], chosen as
+    // `workspace` says (mod.rs makes them), assigned [B,N], key [6] (checked in mod.rs); one block an image.
     unsafe { k.launch(Grid::blocks(b, IMAGE_THREADS)) }
 }

@@ -44,10 +44,12 @@ pub struct Sampled {
 
 /// Draws from `assigned` (as `match_boxes` gives it): up to `num * pos_fraction` positives, negatives up to `num`.
 ///
-/// Shapes: assigned `[B,N]` i32; key i32 `[6]` (seed low and high, stage, step low and high, first image); see [`Sampled`].
+/// Shapes: assigned `[B,N]` i32; key i32 `[6]` (seed low and high, stage, step low and high, first image); see
+/// [`Sampled`].
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: one pass, a Philox block for each four candidates, a selection; workspace 8 bytes a candidate, on a GPU 1/4 byte.
+/// Cost: one pass, a Philox block for each four candidates, a selection; workspace 8 bytes a candidate, on a GPU 1/4
+/// byte.
 /// Errors: `Shape`, `Dtype`.
 /// Reference: mmdetection's RandomSampler without an upper bound of negatives.
 pub fn sample(assigned: &Tensor, sampler: &Sampler, key: &Tensor) -> Result<Sampled> {

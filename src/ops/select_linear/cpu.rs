@@ -66,7 +66,8 @@ pub(super) fn backward_data(dx: &mut [f32], dy: &[f32], w: &[f32], label: &[i32]
     });
 }
 
-/// `w_sums [R·chunks,C]`: sums of `dy x` over the rows of each chunk, `b_sums [R·chunks]`: of dy. Those without a class stay unset.
+/// `w_sums [R·chunks,C]`: sums of `dy x` over the rows of each chunk, `b_sums [R·chunks]`: of dy. Those without a class
+/// stay unset.
 pub(super) fn partial_sums(w_sums: &mut [f32], b_sums: &mut [f32], dy: &[f32], x: &[f32], label: &[i32], s: &Shape) {
     let (chunks, step) = (s.chunks(), s.rows_per_chunk());
     b_sums.par_iter_mut().enumerate().filter(|(i, _)| class(label[i / chunks], s).is_some()).for_each(|(i, sum)| {

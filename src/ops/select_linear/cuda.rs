@@ -53,7 +53,8 @@ pub(super) fn forward(y: &mut Tensor, x: &Tensor, w: &Tensor, b: &Tensor, label:
     let device = y.device().clone();
     let k =
         device.gpu().kernel("select_linear_fwd", x.dtype()).out(y).arg(x).arg(w).arg(b).arg(label).params(&params(s)?);
-    // SAFETY: select_linear_fwd(y, x, w, b, label, params): x [R,M,C], y [R,M], w [K,C], b [K], label [R] (checked in mod.rs).
+    // SAFETY: select_linear_fwd(y, x, w, b, label, params): x [R,M,C], y [R,M], w [K,C], b [K], label [R] (checked in
+    // mod.rs).
     unsafe { k.launch(row_blocks(s)) }
 }
 
@@ -61,7 +62,8 @@ pub(super) fn backward_data(dx: &mut Tensor, dy: &Tensor, w: &Tensor, label: &Te
     let device = dy.device().clone();
     let k =
         device.gpu().kernel("select_linear_bwd_dx", dx.dtype()).out(dx).arg(dy).arg(w).arg(label).params(&params(s)?);
-    // SAFETY: select_linear_bwd_dx(dx, dy, w, label, params): dx [R,M,C], dy [R,M], w [K,C], label [R] (mod.rs and the tape).
+    // SAFETY: select_linear_bwd_dx(dx, dy, w, label, params): dx [R,M,C], dy [R,M], w [K,C], label [R] (mod.rs and the
+    // tape).
     unsafe { k.launch(row_blocks(s)) }
 }
 
@@ -79,8 +81,8 @@ pub(super) fn partial_sums(
     let lanes = if s.c.is_multiple_of(vector) { s.c / vector } else { s.c };
     let grid = Grid::blocks(s.r * s.chunks(), THREADS).y(lanes.div_ceil(32).max(1));
     let k = device.gpu().kernel("select_linear_bwd_dw", x.dtype()).out(w_sums).out(b_sums).arg(dy).arg(x).arg(label);
-    // SAFETY: select_linear_bwd_dw(w_sums, b_sums, dy, x, label, params): w_sums [R·chunks,C], b_sums [R·chunks], dy [R,M],
-    // x [R,M,C], label [R] (mod.rs and the tape).
+    // SAFETY: select_linear_bwd_dw(w_sums, b_sums, dy, x, label, params): w_sums [R·chunks,C], b_sums [R·chunks], dy
+    // [R,M], x [R,M,C], label [R] (mod.rs and the tape).
     unsafe { k.params(&params(s)?).launch(grid) }
 }
 
@@ -90,6 +92,7 @@ pub(super) fn fold(d: &mut Tensor, accumulate: bool, sums: &Tensor, label: &Tens
     let params =
         FoldParams { r: dim(s.r)?, chunks: dim(s.chunks())?, columns: dim(columns)?, accumulate: accumulate.into() };
     let k = device.gpu().kernel("select_linear_fold", DType::F32).out(d).arg(sums).arg(label).params(&params);
-    // SAFETY: select_linear_fold(d, sums, label, params): d [K,columns], sums [R·chunks,columns], label [R]; a block a class.
+    // SAFETY: select_linear_fold(d, sums, label, params): d [K,columns], sums [R·chunks,columns], label [R]; a block a
+    // class.
     unsafe { k.launch(Grid::blocks(s.k, THREADS).y(columns.div_ceil(32))) }
 }

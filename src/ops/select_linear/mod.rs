@@ -36,11 +36,12 @@ impl Shape {
     }
 }
 
-/// `y[r,m] = x[r,m,:] · w[label[r],:] + b[label[r]]`: channel `label[r]` of a 1×1 convolution with K outputs, for 1/K of its work and
-/// memory. Where the label is not in 0..K (-1: padding), y is 0 and nothing has a gradient: on the CPU such rows cost nothing but
-/// the writing of zeros, and x is not read.
+/// `y[r,m] = x[r,m,:] · w[label[r],:] + b[label[r]]`: channel `label[r]` of a 1×1 convolution with K outputs, for 1/K
+/// of its work and memory. Where the label is not in 0..K (-1: padding), y is 0 and nothing has a gradient: on the CPU
+/// such rows cost nothing but the writing of zeros, and x is not read.
 ///
-/// Shapes: x `[R,...,C]`, floats of one type, M numbers between R and C; w `[K,C]`, b `[K]` f32; label `[R]` i32; y `[R,...]` f32.
+/// Shapes: x `[R,...,C]`, floats of one type, M numbers between R and C; w `[K,C]`, b `[K]` f32; label `[R]` i32; y
+/// `[R,...]` f32.
 /// Saves: x, w, label.
 /// Gradient: x, w, b; those of w and b are summed in a fixed order.
 /// Cost: reads R·M·C forward, reads and writes it backward; memory-bound.

@@ -31,8 +31,8 @@ pub(super) fn step(
     launches(entries, |list, grid| {
         let shared = Params { momentum, nesterov: u32::from(nesterov), purpose: Purpose::StateRounding as u32 };
         let k = device.gpu().kernel("sgd", state).arg(lr).arg(grad_scale).opt(key).params(list).params(&shared);
-        // SAFETY: sgd(lr, grad_scale, key, list, params): lists of value and grad in f32, velocity of the kernel's type, of one size
-        // each, lr and grad_scale of one element, key of six, or null for f32 (checked in mod.rs).
+        // SAFETY: sgd(lr, grad_scale, key, list, params): lists of value and grad in f32, velocity of the kernel's
+        // type, of one size each, lr and grad_scale of one element, key of six, or null for f32 (checked in mod.rs).
         unsafe { k.launch(grid) }
     })
 }

@@ -25,15 +25,16 @@ pub struct SgdParam<'a> {
     pub weight_decay: f32,
 }
 
-/// `g = grad_scale * grad + weight_decay * value; v = momentum * v + g; value -= lr * (nesterov ? g + momentum * v : v)`.
+/// `g = grad_scale * grad + weight_decay * value; v = momentum * v + g; value -= lr * (nesterov ? g + momentum * v :
+/// v)`.
 ///
 /// A `grad_scale` that is not finite (`clip_scale` of a norm that is not) skips the step: nothing changes.
 ///
 /// A velocity in bf16 is computed in f32, moves the value as such, and is then rounded stochastically, as the state of
 /// [`adamw`](crate::ops::adamw::adamw) is.
 ///
-/// Shapes: value, grad, momentum of a parameter alike, f32; all momenta f32, or all bf16; lr, grad_scale `[1]` f32, and key i32 `[6]`
-/// ([`philox::key`](crate::philox::key)), needed for bf16 alone, read on the device.
+/// Shapes: value, grad, momentum of a parameter alike, f32; all momenta f32, or all bf16; lr, grad_scale `[1]` f32, and
+/// key i32 `[6]` ([`philox::key`](crate::philox::key)), needed for bf16 alone, read on the device.
 /// Saves: nothing.
 /// Gradient: none: it comes after the backward pass.
 /// Cost: reads three, writes two values a parameter; memory-bound.

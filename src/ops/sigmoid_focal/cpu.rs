@@ -1,5 +1,6 @@
-//! CPU kernels of the focal loss: exponential and logarithm as polynomials without branches, which the compiler turns into
-//! vectors. A recipe's loss has millions of elements, and calls of the maths library would take most of the time of the heads.
+//! CPU kernels of the focal loss: exponential and logarithm as polynomials without branches, which the compiler turns
+//! into vectors. A recipe's loss has millions of elements, and calls of the maths library would take most of the time
+//! of the heads.
 
 use rayon::prelude::*;
 

@@ -71,7 +71,7 @@ pub(super) fn backward(
     let (device, m) = (dy.device().clone(), labels.numel());
     let k = device.gpu().kernel("sigmoid_focal_bwd", DType::F32).out(dx).arg(dy).arg(x).arg(labels).arg(avg);
     let k = k.params(&params(m, how)?);
-    // SAFETY: sigmoid_focal_bwd(dx, dy, x, labels, avg, params): dx and x [M,K], labels of M elements, dy and avg of one
-    // (checked in mod.rs and by the tape).
+    // SAFETY: sigmoid_focal_bwd(dx, dy, x, labels, avg, params): dx and x [M,K], labels of M elements, dy and avg of
+    // one (checked in mod.rs and by the tape).
     unsafe { k.launch(Grid::stride(units(m, how.k), THREADS)) }
 }

@@ -34,8 +34,8 @@ pub(super) fn forward(loss: &mut Tensor, sums: &mut Partial, a: &SmoothL1Bwd) ->
     let device = a.deltas.device().clone();
     let k = device.gpu().kernel("smooth_l1_fwd", DType::F32).out(loss).out(sums.tensor_mut());
     let k = k.arg(&a.deltas).arg(&a.targets).arg(&a.labels).arg(&a.avg).params(&params(a)?);
-    // SAFETY: smooth_l1_fwd(loss, sums, deltas, targets, labels, avg, params): deltas [M,4K], targets of 4M elements, labels
-    // of M, avg and loss of one (checked in mod.rs); sums has a slot for each block.
+    // SAFETY: smooth_l1_fwd(loss, sums, deltas, targets, labels, avg, params): deltas [M,4K], targets of 4M elements,
+    // labels of M, avg and loss of one (checked in mod.rs); sums has a slot for each block.
     unsafe { k.launch(Grid::blocks(blocks(a.labels.numel()), FORWARD_THREADS))? };
     if sums.len() == 1 {
         return Ok(());
@@ -50,7 +50,7 @@ pub(super) fn backward(dx: &mut Tensor, dy: &Tensor, a: &SmoothL1Bwd) -> Result<
     let (device, grid) = (dy.device().clone(), Grid::stride(dx.numel() / 4, THREADS));
     let k = device.gpu().kernel("smooth_l1_bwd", DType::F32).out(dx).arg(dy);
     let k = k.arg(&a.deltas).arg(&a.targets).arg(&a.labels).arg(&a.avg).params(&params(a)?);
-    // SAFETY: smooth_l1_bwd(dx, dy, deltas, targets, labels, avg, params): dx and deltas [M,4K], targets of 4M elements, labels
-    // of M, dy and avg of one (checked in mod.rs and by the tape).
+    // SAFETY: smooth_l1_bwd(dx, dy, deltas, targets, labels, avg, params): dx and deltas [M,4K], targets of 4M
+    // elements, labels of M, dy and avg of one (checked in mod.rs and by the tape).
     unsafe { k.launch(grid) }
 }

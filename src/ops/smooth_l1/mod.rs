@@ -19,8 +19,8 @@ pub const INFO: OpInfo = OpInfo { name: "smooth_l1", gradient: Gradient::Yes };
 /// The label chooses the group of four columns: the class for class-specific deltas, 0 for class-agnostic ones (K = 1);
 /// rows whose label is outside `0..K` (-1, or the background K) are ignored.
 ///
-/// Shapes: deltas `[..,4K]` f32, M rows; targets f32, 4·M elements; labels i32, M elements; avg `[1]` f32; loss `[1]` f32,
-/// summed in f64.
+/// Shapes: deltas `[..,4K]` f32, M rows; targets f32, 4·M elements; labels i32, M elements; avg `[1]` f32; loss `[1]`
+/// f32, summed in f64.
 /// Saves: deltas, targets, labels, avg.
 /// Gradient: deltas: `weight / avg * f'(d - t)` in the labelled group (0 where `d = t`), 0 elsewhere.
 /// Cost: reads 9·M; backward writes 4·M·K.

@@ -42,8 +42,8 @@ pub(super) fn forward(
     let device = x.device().clone();
     let k = device.gpu().kernel("softmax_ce_fwd", DType::F32).out(loss).out(sums.tensor_mut());
     let k = k.arg(x).arg(labels).arg(avg).params(&params(labels, c, weight)?);
-    // SAFETY: softmax_ce_fwd(loss, sums, x, labels, avg, params): x [M,C], labels of M elements, avg and loss of one (checked
-    // in mod.rs); sums has a slot for each block.
+    // SAFETY: softmax_ce_fwd(loss, sums, x, labels, avg, params): x [M,C], labels of M elements, avg and loss of one
+    // (checked in mod.rs); sums has a slot for each block.
     unsafe { k.launch(Grid::blocks(blocks(labels.numel()), THREADS))? };
     if sums.len() == 1 {
         return Ok(());
@@ -66,7 +66,7 @@ pub(super) fn backward(
     let (device, grid) = (dy.device().clone(), Grid::stride(labels.numel() * 32, THREADS));
     let k = device.gpu().kernel("softmax_ce_bwd", DType::F32).out(dx).arg(dy).arg(x).arg(labels).arg(avg);
     let k = k.params(&params(labels, c, weight)?);
-    // SAFETY: softmax_ce_bwd(dx, dy, x, labels, avg, params): dx and x [M,C], labels of M elements, dy and avg of one (checked
-    // in mod.rs and by the tape).
+    // SAFETY: softmax_ce_bwd(dx, dy, x, labels, avg, params): dx and x [M,C], labels of M elements, dy and avg of one
+    // (checked in mod.rs and by the tape).
     unsafe { k.launch(grid) }
 }

@@ -1,5 +1,5 @@
-//! Softmax cross-entropy from logits, the class loss of the RoI heads; and the number that a detector's losses are divided
-//! by.
+//! Softmax cross-entropy from logits, the class loss of the RoI heads; and the number that a detector's losses are
+//! divided by.
 
 mod cpu;
 mod cuda;

@@ -19,7 +19,8 @@ struct Params {
     vector: u32,
 }
 
-/// Elements that a thread moves at once: 16 bytes, or 8, where no such vector lies across the end of a block's row or of the map's.
+/// Elements that a thread moves at once: 16 bytes, or 8, where no such vector lies across the end of a block's row or
+/// of the map's.
 fn vector(s: &BlockShape, element_bytes: usize) -> usize {
     let fits = |v: &usize| (s.k * s.c).is_multiple_of(*v) && (s.w * s.c).is_multiple_of(*v);
     [16, 8].map(|bytes| bytes / element_bytes).into_iter().find(fits).unwrap_or(1)
@@ -44,6 +45,7 @@ pub(super) fn backward(dx: &mut Tensor, dy: &Tensor, s: &BlockShape) -> Result<(
     let (device, v) = (dy.device().clone(), vector(s, dy.dtype().bytes()));
     let grid = Grid::stride(dx.numel() / v, THREADS);
     let k = device.gpu().kernel("space_to_depth_bwd", dy.dtype()).out(dx).arg(dy).params(&params(s, v)?);
-    // SAFETY: space_to_depth_bwd(dx, dy, params): dx [N,H,W,C] (mod.rs makes it), dy [N,OH,OW,k²C] (the tape checks it).
+    // SAFETY: space_to_depth_bwd(dx, dy, params): dx [N,H,W,C] (mod.rs makes it), dy [N,OH,OW,k²C] (the tape checks
+    // it).
     unsafe { k.launch(grid) }
 }

@@ -33,16 +33,16 @@ impl BlockShape {
     }
 }
 
-/// `y[i, j, (kh, kw, c)] = x[i k + kh, j k + kw, c]`; pixels behind the right and the lower border are 0. With a `linear` behind it, whose
-/// weight is a convolution's `[O,k,k,C]`, it is a convolution of stride `k`.
+/// `y[i, j, (kh, kw, c)] = x[i k + kh, j k + kw, c]`; pixels behind the right and the lower border are 0. With a
+/// `linear` behind it, whose weight is a convolution's `[O,k,k,C]`, it is a convolution of stride `k`.
 ///
 /// Shapes: x `[N,H,W,C]`, y `[N,⌈H/k⌉,⌈W/k⌉,k²C]`, floats of one type.
 /// Saves: nothing.
 /// Gradient: x.
 /// Cost: reads and writes N·H·W·C; memory-bound.
 /// Errors: `Shape`, `Dtype`; `Value` if `k` is 0 or above 64.
-/// Reference: Dosovitskiy et al. 2021, section 3.1 (k = 4: patches); Liu et al. 2021, section 3.1 (k = 2: merging, there in another order
-/// of channels).
+/// Reference: Dosovitskiy et al. 2021, section 3.1 (k = 4: patches); Liu et al. 2021, section 3.1 (k = 2: merging,
+/// there in another order of channels).
 pub fn space_to_depth(tape: &mut Tape, x: &Var, k: usize) -> Result<Var> {
     let device = x.device();
     let _op = device.enter("space_to_depth");

@@ -1,6 +1,6 @@
-//! CPU kernel of top_k: one task a segment and image. It keeps a list of those that may be among the best, thins it out when it
-//! is full, and passes over blocks of scores that are no better than the last of the best so far: of millions of scores it
-//! lists a few thousand.
+//! CPU kernel of top_k: one task a segment and image. It keeps a list of those that may be among the best, thins it out
+//! when it is full, and passes over blocks of scores that are no better than the last of the best so far: of millions
+//! of scores it lists a few thousand.
 
 use rayon::prelude::*;
 

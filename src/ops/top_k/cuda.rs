@@ -89,12 +89,13 @@ pub(super) fn forward(
         let chunks = Grid::blocks(chunk, 512).y(b);
         if counted {
             let k = device.gpu().kernel("top_k_histogram", DType::F32).out(counts).arg(scores).params(&p);
-            // SAFETY: top_k_histogram(counts, scores, params): a block for each chunk of a long segment, counts [B,slots,COUNTS]
-            // (`workspace`); segments lie in rows of n scores (checked in mod.rs).
+            // SAFETY: top_k_histogram(counts, scores, params): a block for each chunk of a long segment, counts
+            // [B,slots,COUNTS] (`workspace`); segments lie in rows of n scores (checked in mod.rs).
             unsafe { k.launch(chunks) }?;
         }
         let k = device.gpu().kernel("top_k_split", DType::F32).out(keys).out(counts).arg(scores).params(&p);
-        // SAFETY: top_k_split(keys, counts, scores, params): as above; keys [B,scores of long segments] u64 (`workspace`).
+        // SAFETY: top_k_split(keys, counts, scores, params): as above; keys [B,scores of long segments] u64
+        // (`workspace`).
         unsafe { k.launch(chunks) }?;
         let k = device.gpu().kernel("top_k_finish", DType::F32).out(idx).out(keys).arg(counts).arg(scores).params(&p);
         // SAFETY: top_k_finish(out, keys, counts, scores, params): as above; out [B,sum of k] (mod.rs makes it).

@@ -11,8 +11,8 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "top_k", gradient: Gradient::No("indices have no gradient") };
 
-/// Positions of the `k` largest scores of each segment `(start, len, k)`, descending; of equal scores the first; NaN last;
-/// -1 behind the end of a segment shorter than `k`.
+/// Positions of the `k` largest scores of each segment `(start, len, k)`, descending; of equal scores the first; NaN
+/// last; -1 behind the end of a segment shorter than `k`.
 ///
 /// Shapes: scores `[B,N]` f32; result `[B, sum of k]` i32, positions in N.
 /// Saves: nothing.

@@ -34,6 +34,7 @@ pub(super) fn forward(y: &mut Tensor, top: &Tensor, lateral: &Tensor, s: &Upsamp
 pub(super) fn backward(dtop: &mut Tensor, dy: &Tensor, s: &UpsampleShape) -> Result<()> {
     let (device, grid) = (dy.device().clone(), Grid::stride(dtop.bytes().div_ceil(16), THREADS));
     let k = device.gpu().kernel("upsample_add_bwd", dy.dtype()).out(dtop).arg(dy).params(&params(s)?);
-    // SAFETY: upsample_add_bwd(dtop, dy, params): dtop [N,HT,WT,C], dy [N,H,W,C] (mod.rs makes dtop, the tape checks dy).
+    // SAFETY: upsample_add_bwd(dtop, dy, params): dtop [N,HT,WT,C], dy [N,H,W,C] (mod.rs makes dtop, the tape checks
+    // dy).
     unsafe { k.launch(grid) }
 }

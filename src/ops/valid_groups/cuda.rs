@@ -33,7 +33,8 @@ pub(super) fn forward(y: &mut Tensor, boxes: &Tensor, idx: &Tensor, group_of: &[
         }
         let params = Params { b: dim(b)?, k: dim(k)?, end: dim(end)?, runs: dim(runs.len())?, from, group };
         let launch = device.gpu().kernel("valid_groups", DType::I32).out(y).arg(boxes).arg(idx).params(&params);
-        // SAFETY: valid_groups(y, boxes, idx, params): y and idx [B,K], boxes [B,K,4]; the runs end at K (checked in mod.rs).
+        // SAFETY: valid_groups(y, boxes, idx, params): y and idx [B,K], boxes [B,K,4]; the runs end at K (checked in
+        // mod.rs).
         unsafe { launch.launch(Grid::stride(b * (end - begin), THREADS))? };
         begin = end;
     }

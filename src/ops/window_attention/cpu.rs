@@ -1,7 +1,8 @@
-//! CPU kernels of window attention: a task is a few windows, and goes head by head through packed copies of one window's q, k and v
-//! that stay in its cache, on the micro-kernel of the matrix products.
+//! CPU kernels of window attention: a task is a few windows, and goes head by head through packed copies of one
+//! window's q, k and v that stay in its cache, on the micro-kernel of the matrix products.
 //!
-//! Padded tokens are ordinary ones whose q, k and v are the bias; what comes out for them is not written, or goes to the bias.
+//! Padded tokens are ordinary ones whose q, k and v are the bias; what comes out for them is not written, or goes to
+//! the bias.
 
 use rayon::prelude::*;
 
@@ -311,7 +312,8 @@ fn pixel(window: Option<&Window>, t: usize) -> Option<usize> {
     window.and_then(|w| w.pixel(t / w.side(), t % w.side()))
 }
 
-/// A head's q, k and v of a pixel: its elements are far from those of the next pixel, and waiting for them would be half of the time.
+/// A head's q, k and v of a pixel: its elements are far from those of the next pixel, and waiting for them would be
+/// half of the time.
 #[inline(always)]
 fn prefetch(pixel: &[f32], head: usize, s: &AttentionShape, z: Sizes) {
     for what in 0..3 {
@@ -330,7 +332,8 @@ fn each_token(s: &AttentionShape, mut f: impl FnMut(usize, usize, usize)) {
     }
 }
 
-/// `bias[head,i,j]`, the table's entry for tokens i and j, behind the last token what no softmax sees; and the rest of the workspace.
+/// `bias[head,i,j]`, the table's entry for tokens i and j, behind the last token what no softmax sees; and the rest of
+/// the workspace.
 fn expand<'a>(ws: &'a mut [f32], table: &[f32], s: &AttentionShape, z: Sizes) -> (&'a [f32], &'a mut [f32]) {
     let (bias, lanes) = ws.split_at_mut(pairs(s));
     bias.par_chunks_mut(z.t * z.tp).enumerate().for_each(|(head, bias)| {

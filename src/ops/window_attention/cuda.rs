@@ -84,7 +84,8 @@ fn choose(s: &AttentionShape, pass: &str, dtype: DType) -> (String, Grid) {
     if dtype != DType::F32 && tokens <= MMA_TOKENS && d.is_multiple_of(8) {
         return (format!("window_attention_mma_{pass}_d{width}"), Grid::blocks(blocks(s), MMA_THREADS).y(s.heads));
     }
-    // The tile, the table, for each token its pixel and tag; backward a copy of the table for each warp, and two numbers a token.
+    // The tile, the table, for each token its pixel and tag; backward a copy of the table for each warp, and two
+    // numbers a token.
     let (parts, backward) = (width / 32, pass == "bwd");
     let tables = if backward { 1 + ROWS * parts / 32 } else { 1 };
     let words = ROWS * PART * parts + tables * s.table_rows() + tokens * if backward { 4 } else { 2 };
@@ -110,8 +111,9 @@ pub(super) fn forward(
     let (name, grid) = choose(s, "fwd", qkv.dtype());
     let k = device.gpu().kernel(&name, qkv.dtype()).out(y).out_opt((lse.numel() > 0).then_some(lse));
     let k = k.arg(qkv).arg(qkv_bias).arg(table).params(&params);
-    // SAFETY: window_attention_fwd(y, lse, qkv, qkv_bias, table, params): y [N,H,W,C], lse [windows,heads,T] or null, qkv [N,H,W,3C],
-    // qkv_bias [3C], table [(2 side - 1)²,heads] (checked and made in mod.rs); shared memory as `choose` counts it.
+    // SAFETY: window_attention_fwd(y, lse, qkv, qkv_bias, table, params): y [N,H,W,C], lse [windows,heads,T] or null,
+    // qkv [N,H,W,3C], qkv_bias [3C], table [(2 side - 1)²,heads] (checked and made in mod.rs); shared memory as
+    // `choose` counts it.
     unsafe { k.launch(grid) }
 }
 
@@ -130,8 +132,8 @@ pub(super) fn backward(
     let (name, grid) = choose(s, "bwd", qkv.dtype());
     let k: Launch<'_> = device.gpu().kernel(&name, qkv.dtype()).out(dqkv).out(partial);
     let k = k.arg(dy).arg(qkv).arg(y).arg(lse).arg(qkv_bias).arg(table).params(&params);
-    // SAFETY: window_attention_bwd(dqkv, partial, dy, qkv, y, lse, qkv_bias, table, params): as in `forward`, dqkv like qkv, dy like y
-    // (the tape checks it), partial as `partial_sums` says.
+    // SAFETY: window_attention_bwd(dqkv, partial, dy, qkv, y, lse, qkv_bias, table, params): as in `forward`, dqkv like
+    // qkv, dy like y (the tape checks it), partial as `partial_sums` says.
     unsafe { k.launch(grid) }
 }
 
@@ -160,7 +162,7 @@ fn fold(out: &mut Tensor, accumulate: bool, partial: &Tensor, how: [usize; 5]) -
         accumulate: accumulate.into(),
     };
     let k = device.gpu().kernel("window_attention_fold", DType::F32).out(out).arg(partial).params(&params);
-    // SAFETY: window_attention_fold(out, partial, params): partial [blocks,columns], of which it reads `count` columns from `first`
-    // on, and writes out from `offset` on, both inside (the callers, with `partial_sums`).
+    // SAFETY: window_attention_fold(out, partial, params): partial [blocks,columns], of which it reads `count` columns
+    // from `first` on, and writes out from `offset` on, both inside (the callers, with `partial_sums`).
     unsafe { k.launch(Grid::blocks(count.div_ceil(32), 256)) }
 }

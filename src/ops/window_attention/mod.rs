@@ -24,7 +24,8 @@ const MAX_HEAD_DIM: usize = 64;
 pub struct WindowAttention {
     /// Rows and columns of a window, at most 12.
     pub window: usize,
-    /// Rows and columns by which windows are moved down and right, less than `window`: 0, or half of it in every other block.
+    /// Rows and columns by which windows are moved down and right, less than `window`: 0, or half of it in every other
+    /// block.
     pub shift: usize,
     /// Heads; each has `C / heads` channels, at most 64.
     pub heads: usize,
@@ -54,20 +55,22 @@ impl AttentionShape {
     }
 }
 
-/// `y = softmax(HD^-½ q kᵀ + bias + mask) v` for each head of each window; windows of `window`² tokens, moved by `shift` as if by
-/// torch.roll, over the map padded at its bottom and right to whole windows.
+/// `y = softmax(HD^-½ q kᵀ + bias + mask) v` for each head of each window; windows of `window`² tokens, moved by
+/// `shift` as if by torch.roll, over the map padded at its bottom and right to whole windows.
 ///
-/// Entry `(Δrow + window - 1) (2 window - 1) + Δcolumn + window - 1` of `bias_table` belongs to a query Δ below and right of a key. In a
-/// window that the shift has made of several ends of the map the mask is -100 between them. Padded tokens are zeros *before* the
-/// layer that makes qkv: their q, k and v are its bias, and all tokens of their window attend to them; what they get is dropped.
+/// Entry `(Δrow + window - 1) (2 window - 1) + Δcolumn + window - 1` of `bias_table` belongs to a query Δ below and
+/// right of a key. In a window that the shift has made of several ends of the map the mask is -100 between them. Padded
+/// tokens are zeros *before* the layer that makes qkv: their q, k and v are its bias, and all tokens of their window
+/// attend to them; what they get is dropped.
 ///
-/// Shapes: qkv `[N,H,W,3C]`, columns q, k, v, each by head, y `[N,H,W,C]`, floats of one type; qkv_bias `[3C]`, bias_table
-/// `[(2 window - 1)², heads]`, f32.
+/// Shapes: qkv `[N,H,W,3C]`, columns q, k, v, each by head, y `[N,H,W,C]`, floats of one type; qkv_bias `[3C]`,
+/// bias_table `[(2 window - 1)², heads]`, f32.
 /// Saves: qkv, the logarithm of each softmax's denominator, f32 `[windows,heads,T]`; on a GPU y. No matrix of scores.
-/// Gradient: qkv, written over it where nobody else holds it (CPU); bias_table; qkv_bias, of padded tokens only (real ones are in
-/// that of qkv; none if H and W are multiples of the window).
+/// Gradient: qkv, written over it where nobody else holds it (CPU); bias_table; qkv_bias, of padded tokens only (real
+/// ones are in that of qkv; none if H and W are multiples of the window).
 /// Cost: 4·T²·C flops a window forward, 10·T²·C backward; reads 3, writes 1 map of C channels, backward 4 and 3.
-/// Errors: `Shape`, `Dtype`; `Value` if the window is 0 or above 12, the shift not less than it, or a head wider than 64 channels.
+/// Errors: `Shape`, `Dtype`; `Value` if the window is 0 or above 12, the shift not less than it, or a head wider than
+/// 64 channels.
 /// Reference: Liu et al. 2021, section 3.2; mmdetection's ShiftWindowMSA.
 pub fn window_attention(
     tape: &mut Tape,

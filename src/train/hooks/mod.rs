@@ -1,7 +1,7 @@
 //! What happens around the steps of a stage: one file and one [`Hook`] each.
 //!
-//! To add one (early stopping, a tracker, ranks that agree on something), write its file and add it to [`hooks`]; the loop in
-//! `train/stage.rs` stays as it is.
+//! To add one (early stopping, a tracker, ranks that agree on something), write its file and add it to [`hooks`]; the
+//! loop in `train/stage.rs` stays as it is.
 
 mod checkpoints;
 mod evaluations;
@@ -28,7 +28,8 @@ pub(super) trait Hook {
     /// The numbers of a step are there: on a GPU one step late, but never later than [`Hook::after_step`] where a hook
     /// [uses the weights](Hook::uses_weights).
     fn measured(&mut self, _measured: &Measured) {}
-    /// Whether [`Hook::after_step`] will save or evaluate the weights: the losses behind them are read and checked first.
+    /// Whether [`Hook::after_step`] will save or evaluate the weights: the losses behind them are read and checked
+    /// first.
     fn uses_weights(&self, _run: &Run<'_>, _stage: &StageRun<'_>) -> bool {
         false
     }

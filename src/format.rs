@@ -1,12 +1,12 @@
-//! Numbers as a person reads them: counts with their noun, seconds, bytes, values in few digits.
+//! Numbers as text for people: counts with their noun, durations, bytes, values in three digits.
 
-/// `1 class`, `2 classes`.
+/// A count with its noun: `1 class`, `2 classes`.
 pub fn counted(n: usize, noun: &str) -> String {
     let ending = if noun.ends_with(['s', 'x']) { "es" } else { "s" };
     if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}{ending}") }
 }
 
-/// Three significant digits.
+/// A value in three significant digits.
 pub fn short(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
@@ -16,7 +16,7 @@ pub fn short(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
 }
 
-/// `45s`, `3m20s`, `1h02m`, `2d03h`.
+/// A duration: `45s`, `3m20s`, `1h02m`, `2d03h`; `?` if it is negative or not finite.
 pub fn duration(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
         return "?".to_string();
@@ -30,7 +30,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// `512 B`, `1.5 MiB`, `2.3 GiB`.
+/// A size in bytes: `512 B`, `1.5 MiB`, `2.3 GiB`.
 pub fn bytes(count: usize) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut unit) = (count as f64, 0);

@@ -20,7 +20,7 @@ use upres::detect::tta::{Tta, View};
 use upres::device::choice::DeviceChoice;
 use upres::eval::RleMask;
 use upres::format::counted;
-use upres::output::{ended, make_folder, print, tell, write_atomically};
+use upres::output::{ended, make_folder, print, tell, write_public};
 use upres::{Error, Result};
 
 /// Finds objects in pictures: writes DIR/detections.json, and a copy DIR/NAME.png of each picture with boxes, class
@@ -176,7 +176,7 @@ fn write_json(path: &Path, found: &[ImageDetections], dataset: &Dataset) -> Resu
     });
     let lines: Result<Vec<String>, _> = rows.map(|row| serde_json::to_string(&row)).collect();
     let lines = lines.map_err(|e| Error::data(path, e.to_string()))?;
-    write_atomically(path, format!("[\n{}\n]\n", lines.join(",\n")).as_bytes())
+    write_public(path, format!("[\n{}\n]\n", lines.join(",\n")).as_bytes())
 }
 
 /// What was found earlier may be replaced, nothing else.

@@ -10,7 +10,7 @@ use super::results::Results;
 use super::sections;
 use crate::error::Result;
 use crate::format::counted;
-use crate::output::write_atomically;
+use crate::output::write_public;
 
 const STYLE: &str = "
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2330;background:#f4f5f7;margin:0}
@@ -41,7 +41,7 @@ pub fn write_report(run_dir: &Path, compare: &[PathBuf]) -> Result<()> {
     let groups = groups(run_dir, compare)?;
     let recipe = std::fs::read_to_string(run_dir.join("recipe.toml")).unwrap_or_default();
     let page = render(&groups, &recipe, &read_examples(run_dir))?;
-    write_atomically(&run_dir.join("report.html"), page.as_bytes())
+    write_public(&run_dir.join("report.html"), page.as_bytes())
 }
 
 /// Text for HTML and for attributes in quotes.

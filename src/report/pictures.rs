@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::draw::{DrawnObject, annotated, contact_sheet, encode_png, reduced};
 use crate::error::{Error, Result};
 use crate::format::counted;
-use crate::output::write_atomically;
+use crate::output::write_public;
 
 /// Longer sides are reduced to this before drawing: a report of many megabytes opens slowly.
 const MAX_SIDE: u32 = 480;
@@ -48,7 +48,7 @@ pub fn save_examples(run_dir: &Path, examples: &[Example], names: &[String]) -> 
     for (i, example) in examples.iter().enumerate() {
         let file = format!("{i:03}.png");
         let path = dir.join(&file);
-        write_atomically(&path, &encode_png(&side_by_side(example, names))?)?;
+        write_public(&path, &encode_png(&side_by_side(example, names))?)?;
         let (objects, detections) = (counted(example.truth.len(), "object"), counted(example.found.len(), "detection"));
         let caption = format!("{}: {objects}, {detections}", example.name);
         entries.push(Entry { file, caption });
@@ -56,7 +56,7 @@ pub fn save_examples(run_dir: &Path, examples: &[Example], names: &[String]) -> 
     }
     let index = dir.join("index.json");
     let text = serde_json::to_vec_pretty(&entries).map_err(|e| Error::io(&index, e.into()))?;
-    write_atomically(&index, &text)?;
+    write_public(&index, &text)?;
     Ok(paths)
 }
 

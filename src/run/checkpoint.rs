@@ -15,11 +15,11 @@ use half::bf16;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use super::atomic::write_atomic;
 use crate::engine::is_state;
 use crate::error::{Error, Result};
 use crate::format::counted;
 use crate::nn::ParamStore;
+use crate::output::write_atomic;
 use crate::recipe::Recipe;
 use crate::tape::Param;
 use crate::tensor::{DType, Tensor};

@@ -3,14 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::atomic::write_atomic;
 use super::checkpoint::{Checkpoint, Meta, save};
 use crate::device::Device;
 use crate::engine::feed::pixel_stats;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::ParamStore;
-use crate::output::{check_files, refuse_existing};
+use crate::output::{check_files, refuse_existing, write_atomic};
 use crate::recipe::Recipe;
 use crate::weights::{self, Format, Origin};
 

@@ -5,9 +5,8 @@ use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::atomic::{link_atomic, write_atomic};
 use crate::error::{Error, Result};
-use crate::output::make_folder;
+use crate::output::{link_atomic, make_folder, write_atomic};
 use crate::recipe::Recipe;
 use crate::recipe::read::Override;
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::atomic::write_atomic;
 use super::event::Event;
 use crate::error::{Error, Result};
+use crate::output::write_atomic;
 
 /// The log of a run, open for writing. Each line reaches the system at once: a killed process loses none.
 #[derive(Debug)]

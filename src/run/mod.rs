@@ -3,7 +3,6 @@
 //! Not for training ([`crate::train`]) nor for showing a run ([`crate::report`]). Main types: [`dir::RunDir`],
 //! [`checkpoint::Checkpoint`], [`event::Event`]. Read `dir.rs` first: it names every file.
 
-mod atomic;
 pub mod checkpoint;
 pub mod convert;
 pub mod dir;

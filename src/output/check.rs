@@ -1,44 +1,15 @@
-//! What a program leaves behind: standard output, and the files and folders that its user names. These are checked before the work
-//! whose results they take: nothing is computed and then lost, and no file of the user's is lost to it.
+//! Checks of outputs before the work: no result is computed and then lost, and no file of the user is overwritten.
 
-use std::fmt::Display;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
+use super::atomic::folder_of;
 use crate::error::{Error, Result};
 
-/// Prints a text and a line break. A reader that has seen enough (`| head`) is no failure; files are written before.
+/// Checks the files that a program will write. Each file comes with its option, each input with its description.
 ///
-/// Errors: `Value` where standard output cannot be written, on a full disk for one.
-pub fn print(program: &str, text: impl Display) -> Result<()> {
-    let mut out = io::stdout().lock();
-    // Formatted before: the writer gets whole lines.
-    match out.write_all(format!("{text}\n").as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::value(program, format!("standard output: {e}: send it elsewhere")))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Says a line on the error output. A program does not end because nobody listens.
-pub fn tell(line: impl Display) {
-    let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
-}
-
-/// How a program ends: of an error one line is said, and the exit code is 1.
-pub fn ended(done: Result<ExitCode>) -> ExitCode {
-    done.unwrap_or_else(|e| {
-        tell(format_args!("error: {e}"));
-        ExitCode::FAILURE
-    })
-}
-
-/// Checks files that a program will write, each with its option, against each other and against what it reads.
-///
-/// Errors: `Value` if one is an input or another output, is a folder, or cannot be written.
+/// Errors: `Value` if a file is one of the inputs or another output, is a folder, or cannot be written.
 pub fn check_files(files: &[(&str, &Path)], inputs: &[(&str, &Path)]) -> Result<()> {
     for (i, (option, path)) in files.iter().enumerate() {
         let refuse = |what: String| Err(Error::value(*option, format!("{} {what}: name another file", path.display())));
@@ -55,7 +26,7 @@ pub fn check_files(files: &[(&str, &Path)], inputs: &[(&str, &Path)]) -> Result<
     Ok(())
 }
 
-/// Refuses to write where something is.
+/// Refuses a path at which a file, a folder or a link exists.
 pub fn refuse_existing(option: &str, path: &Path) -> Result<()> {
     if path.symlink_metadata().is_err() {
         return Ok(());
@@ -64,9 +35,9 @@ pub fn refuse_existing(option: &str, path: &Path) -> Result<()> {
     Err(Error::value(option, format!("{} exists already: name another {kind}, or remove it", path.display())))
 }
 
-/// Makes a folder that a program will write to, with those around it, unless it is there.
+/// Creates a folder and its missing parents, unless it exists, and checks that files can be created in it.
 ///
-/// Errors: `Value` if a file is in the way, or nothing can be written there.
+/// Errors: `Value` if a file is in the way, or the folder cannot be written.
 pub fn make_folder(option: &str, folder: &Path) -> Result<()> {
     let refuse = |what: String| Err(Error::value(option, format!("{}{what}", folder.display())));
     if let Some(file) = folder.ancestors().find(|p| p.is_file()) {
@@ -79,13 +50,14 @@ pub fn make_folder(option: &str, folder: &Path) -> Result<()> {
     }
 }
 
-/// Why a file cannot be written, and what to do. Tried, not guessed; what is there stays as it is.
+/// Tries to open a file for writing. The error says why that fails and what to do. An existing file stays unchanged.
 fn check_writable(path: &Path) -> Result<(), String> {
     let tried = match fs::metadata(path) {
         Ok(found) if found.is_dir() => return Err("is a folder: name a file".into()),
         Ok(found) if found.is_file() => OpenOptions::new().append(true).open(path).map(drop),
-        Ok(_) => Ok(()), // a device or a pipe: to open it may do something
-        // A link to a file that is not there yet: writing makes it.
+        // A device or a pipe is not tried: opening it can have an effect.
+        Ok(_) => Ok(()),
+        // A link to a file that does not exist: writing creates that file.
         Err(_) if path.symlink_metadata().is_ok() => Ok(()),
         Err(e) if e.kind() != io::ErrorKind::NotFound && e.kind() != io::ErrorKind::NotADirectory => Err(e),
         Err(_) => {
@@ -103,41 +75,24 @@ fn check_writable(path: &Path) -> Result<(), String> {
     tried.map_err(|e| format!("cannot be written ({e}): name another file"))
 }
 
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// By name, links followed, also where it is not there yet; or by another link to it: checkpoints of a run share files.
+/// Whether two paths name the same file: the same inode, as the checkpoints of a run are hard links to shared files, or
+/// the same full path if one of them does not exist.
 fn is_same_file(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
         if let (Ok(a), Ok(b)) = (fs::metadata(a), fs::metadata(b)) {
-            // Devices and pipes hold nothing that could be lost.
+            // Devices and pipes hold no data that writing could destroy.
             return a.is_file() && (a.dev(), a.ino()) == (b.dev(), b.ino());
         }
     }
     full(a) == full(b)
 }
 
+/// The full path with links followed. For a file that does not exist, the full path of its folder and its name.
 fn full(path: &Path) -> PathBuf {
     let by_folder = || Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?));
     path.canonicalize().ok().or_else(by_folder).unwrap_or_else(|| path.to_path_buf())
-}
-
-/// Writes next to `path` and renames, so that a reader never sees half a file.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io(dir, e))?;
-    file.write_all(bytes).map_err(|e| Error::io(path, e))?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt; // a temporary file is private; the data set need not be
-        let shared = fs::Permissions::from_mode(0o644);
-        file.as_file().set_permissions(shared).map_err(|e| Error::io(path, e))?;
-    }
-    file.persist(path).map_err(|e| Error::io(path, e.error))?;
-    Ok(())
 }
 
 #[cfg(test)]

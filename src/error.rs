@@ -110,8 +110,8 @@ pub enum Error {
 impl Error {
     /// An [`Error::NonFinite`] for a loss or a norm, at a step counted from 0.
     pub(crate) fn non_finite(step: u64, tensor: String, value: f32) -> Error {
-        let hint = "lower the learning rate, lengthen the warm-up or set clip_grad_norm; UPRES_CHECK_FINITE=1 names the \
-                    first tensor; checkpoints that were written are intact";
+        let hint = "lower the learning rate, lengthen the warm-up or set clip_grad_norm; UPRES_CHECK_FINITE=1 names \
+                    the first tensor; checkpoints that were written are intact";
         Error::NonFinite { step, tensor, value, hint: hint.into() }
     }
 

@@ -1,7 +1,7 @@
 //! What a program leaves behind: messages ([`print`](print()), [`tell`]), files and folders.
 //!
-//! Files are checked before the work ([`check_files`], [`refuse_existing`], [`make_folder`]) and written whole or not at
-//! all ([`write_atomic`], [`write_public`]). The formats of files belong to the modules that define them. Read
+//! Files are checked before the work ([`check_files`], [`refuse_existing`], [`make_folder`]) and written whole or not
+//! at all ([`write_atomic`], [`write_public`]). The formats of files belong to the modules that define them. Read
 //! `atomic.rs` next.
 
 mod atomic;

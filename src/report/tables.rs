@@ -8,17 +8,17 @@ use super::text::{escape, percent};
 /// Rows of the metrics table: key without `bbox_` or `segm_`, and name.
 const METRICS: [(&str, &str); 12] = [
     ("ap", "AP at IoU 0.50 to 0.95"),
-    ("bbox_ap50", "AP at IoU 0.50"),
-    ("bbox_ap75", "AP at IoU 0.75"),
-    ("bbox_ap_small", "AP, area below 32²"),
-    ("bbox_ap_medium", "AP, area 32² to 96²"),
-    ("bbox_ap_large", "AP, area above 96²"),
-    ("bbox_ar1", "AR, 1 detection an image"),
-    ("bbox_ar10", "AR, 10 detections"),
-    ("bbox_ar100", "AR, 100 detections"),
-    ("bbox_ar_small", "AR, area below 32²"),
-    ("bbox_ar_medium", "AR, area 32² to 96²"),
-    ("bbox_ar_large", "AR, area above 96²"),
+    ("ap50", "AP at IoU 0.50"),
+    ("ap75", "AP at IoU 0.75"),
+    ("ap_small", "AP, area below 32²"),
+    ("ap_medium", "AP, area 32² to 96²"),
+    ("ap_large", "AP, area above 96²"),
+    ("ar1", "AR, 1 detection an image"),
+    ("ar10", "AR, 10 detections"),
+    ("ar100", "AR, 100 detections"),
+    ("ar_small", "AR, area below 32²"),
+    ("ar_medium", "AR, area 32² to 96²"),
+    ("ar_large", "AR, area above 96²"),
 ];
 
 /// Columns of the class table: key and heading.

@@ -1,35 +1,35 @@
-//! The one error type of the library: structured fields, and a text whose first word is the place that found it.
+//! The error type of the library. The text of an error begins with the place, option or file that is wrong.
 
 use std::path::{Path, PathBuf};
 
 /// Result with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong. Every text is one line that says what, where and what to do.
+/// An error. Its text is one line that says what is wrong, where, and what to do.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A tensor of the wrong shape. `what` is `op: argument`.
+    /// A tensor has the wrong shape. `what` is `op: argument`.
     #[error("{what}: want {want}, got {got:?}")]
     Shape {
         /// Op and argument.
         what: String,
-        /// The shape wanted, in the letters of docs/conventions.
+        /// Expected shape, in the letters of docs/conventions.
         want: String,
-        /// The shape found.
+        /// Actual shape.
         got: Vec<usize>,
     },
-    /// A tensor of the wrong element type.
+    /// A tensor has the wrong element type.
     #[error("{what}: want {want}, got {got}")]
     Dtype {
         /// Op and argument.
         what: String,
-        /// Types allowed.
+        /// Allowed types.
         want: String,
-        /// Type found.
+        /// Actual type.
         got: String,
     },
-    /// A value that an op or a layer cannot take (a kernel of size 0, say).
+    /// An op, layer or option does not accept a value, for example a convolution kernel of size 0.
     #[error("{what}: {message}")]
     Value {
         /// Op, layer or option.
@@ -37,7 +37,7 @@ pub enum Error {
         /// What is wrong and what to do.
         message: String,
     },
-    /// A device that is not there, or has not the memory.
+    /// A device does not exist or has too little memory.
     #[error("{what}: {message}")]
     Device {
         /// Op or device.
@@ -45,37 +45,37 @@ pub enum Error {
         /// What is wrong and what to do.
         message: String,
     },
-    /// A kernel that a GPU (or the simulated device) refused or broke off.
+    /// A kernel was refused or aborted by the GPU or the simulated device.
     #[error("{op}: {message}")]
     Kernel {
         /// Stage, module and op: `step/rpn/nms`.
         op: String,
-        /// Kernel, tensors, grid, what is wrong.
+        /// Kernel, tensors, grid, and what is wrong.
         message: String,
     },
-    /// The step that ran is not the step that was planned.
+    /// A training step allocates differently from its plan.
     #[error("plan: {message}")]
     Plan {
-        /// Which allocation differs, and how.
+        /// The allocation that differs, and how.
         message: String,
     },
-    /// A file or folder that could not be read or written.
+    /// A file or folder could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The reason that the system gives.
         source: std::io::Error,
     },
-    /// A data set that cannot be used as it is.
+    /// A data set cannot be used as it is.
     #[error("{}: {message}", path.display())]
     Data {
         /// The annotation file or image.
         path: PathBuf,
-        /// Key or annotation id, what is wrong, what to do.
+        /// Key or annotation id, what is wrong, and what to do.
         message: String,
     },
-    /// A recipe that cannot be used as it is.
+    /// A recipe cannot be used as it is.
     #[error("{}: {key}: {message}", path.display())]
     Recipe {
         /// The recipe file.
@@ -85,20 +85,20 @@ pub enum Error {
         /// What is wrong and what to do.
         message: String,
     },
-    /// A checkpoint that cannot be used.
+    /// A checkpoint cannot be used.
     #[error("{}: {message}", path.display())]
     Checkpoint {
         /// The checkpoint file.
         path: PathBuf,
-        /// Which tensor or entry, what is wrong, what to do.
+        /// Tensor or entry, what is wrong, and what to do.
         message: String,
     },
-    /// Training met a value that is not a number or not finite.
+    /// Training computed a value that is not finite.
     #[error("step {step}: {tensor} is {value}: training stops; {hint}")]
     NonFinite {
         /// Global step.
         step: u64,
-        /// The first tensor found.
+        /// The first such tensor found.
         tensor: String,
         /// The value.
         value: f32,
@@ -108,30 +108,30 @@ pub enum Error {
 }
 
 impl Error {
-    /// A loss or a norm that is not finite, at a step (from 0).
+    /// An [`Error::NonFinite`] for a loss or a norm, at a step counted from 0.
     pub(crate) fn non_finite(step: u64, tensor: String, value: f32) -> Error {
-        let hint = "lower the learning rate, lengthen the warm-up or set clip_grad_norm; UPRES_CHECK_FINITE=1 names the \
-                    first tensor; checkpoints that were written are intact";
+        let hint = "lower the learning rate, lengthen the warm-up or set clip_grad_norm; UPRES_CHECK_FINITE=1 names \
+                    the first tensor; checkpoints that were written are intact";
         Error::NonFinite { step, tensor, value, hint: hint.into() }
     }
 
-    /// An I/O error with its file.
+    /// An [`Error::Io`].
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Error::Io { path: path.as_ref().to_path_buf(), source }
     }
-    /// A [`Error::Data`].
+    /// An [`Error::Data`].
     pub fn data(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
         Error::Data { path: path.as_ref().to_path_buf(), message: message.into() }
     }
-    /// A [`Error::Recipe`].
+    /// An [`Error::Recipe`].
     pub fn recipe(path: impl AsRef<Path>, key: impl Into<String>, message: impl Into<String>) -> Self {
         Error::Recipe { path: path.as_ref().to_path_buf(), key: key.into(), message: message.into() }
     }
-    /// A [`Error::Checkpoint`].
+    /// An [`Error::Checkpoint`].
     pub fn checkpoint(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
         Error::Checkpoint { path: path.as_ref().to_path_buf(), message: message.into() }
     }
-    /// A [`Error::Value`].
+    /// An [`Error::Value`].
     pub fn value(what: impl Into<String>, message: impl Into<String>) -> Self {
         Error::Value { what: what.into(), message: message.into() }
     }

@@ -1,4 +1,4 @@
-//! `detect`: finds objects in pictures, writes JSON and annotated copies.
+//! `detect`: finds objects in pictures and writes them as JSON and as annotated copies.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use clap::Parser;
 use image::RgbImage;
-use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use upres::cpu::use_threads;
@@ -20,34 +19,36 @@ use upres::detect::tta::{Tta, View};
 use upres::device::choice::DeviceChoice;
 use upres::eval::RleMask;
 use upres::format::counted;
-use upres::output::{ended, make_folder, print, tell, write_atomically};
+use upres::output::{ended, image_bar, make_folder, print, tell, write_public};
 use upres::{Error, Result};
 
-/// Finds objects in pictures: writes DIR/detections.json, and a copy DIR/NAME.png of each picture with boxes, class
-/// names and scores drawn (small pictures enlarged, so that the names can be read). A detector with masks also writes
-/// them, as COCO's RLE (`segmentation`), and draws them.
+/// Finds objects in pictures: writes DIR/detections.json, and a copy DIR/NAME.png of each picture with boxes, class names
+/// and scores drawn. Small pictures are enlarged, so that the names can be read. A detector with masks also draws the masks
+/// and writes them as COCO's RLE (`segmentation`).
 #[derive(Parser)]
 #[command(version, max_term_width = 110, after_help = EXAMPLE)]
 struct Cli {
-    /// Checkpoint that `train` wrote; its running average of the weights is taken where it has one
+    /// Checkpoint written by `train`; its running average of the weights is used if it has one
     checkpoint: PathBuf,
     /// JPEG and PNG files, and folders of them
     #[arg(required = true, value_name = "IMAGE|DIR")]
     inputs: Vec<PathBuf>,
-    /// Folder for the results; made if it is not there. Results of an earlier call in it are replaced, other files never: a copy of
-    /// the name of one becomes NAME-2.png, and a detections.json of something else is an error
+    /// Folder for the results; created if it does not exist. Results of an earlier call are replaced, other files never:
+    /// if another file has the name of a copy, the copy is called NAME-2.png; a detections.json of another program is an
+    /// error
     #[arg(long, value_name = "DIR", default_value = "detections")]
     out: PathBuf,
-    /// Leave out what the detector is less sure of; the recipe's score_threshold is the lowest that has an effect
+    /// Leave out detections with a lower score; values below the recipe's score_threshold have no effect
     #[arg(long, default_value_t = 0.5, value_parser = parse_score)]
     score_threshold: f32,
-    /// Look at each picture several times and merge what is found: `flip` (also mirrored), `scales=0.8,1.0,1.2` (times the
-    /// evaluation size), `scales=0.8,1.0,1.2,flip` (all sizes, plain and mirrored). Detections of all views are sorted by
-    /// score and pass one more NMS, class by class, at the detector's threshold. A box keeps the mask of its own view:
-    /// masks of views are not averaged. Takes as many times as long as there are views
+    /// Test-time augmentation: detect in several views of each picture and merge the detections. VIEWS is `flip` (plain and
+    /// mirrored), `scales=0.8,1.0,1.2` (factors of the evaluation size) or `scales=0.8,1.0,1.2,flip` (each size plain and
+    /// mirrored). The detections of all views are sorted by score and pass one more NMS per class, at the detector's
+    /// threshold. A box keeps the mask of its own view: masks of views are not averaged. The time grows with the number
+    /// of views
     #[arg(long, value_name = "VIEWS")]
     tta: Option<Tta>,
-    /// Where it runs: auto (a GPU if there is one), cpu, cuda, cuda:N or sim
+    /// Device: auto (a GPU if there is one), cpu, cuda, cuda:N or sim (the simulated GPU)
     #[arg(long, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
 }
@@ -56,14 +57,14 @@ const EXAMPLE: &str = "Example:
   detect runs/shapes/checkpoints/last.safetensors data/shapes/images/val \\
       --out found --score-threshold 0.3
 
-A picture that cannot be read is named on the error output; the others are done.
+A picture that cannot be read is named on the error output; the other pictures are still processed.
 Exit code: 0 done; 1 failed, or a picture could not be read; 2 wrong usage.";
 
 fn parse_score(text: &str) -> Result<f32, String> {
     text.parse().ok().filter(|v| (0.0..=1.0).contains(v)).ok_or_else(|| "want a number from 0 to 1".into())
 }
 
-/// A line of detections.json: COCO's results format with names in place of image ids.
+/// A line of detections.json: COCO's results format with the file name in place of the image id.
 #[derive(Serialize)]
 struct Found<'a> {
     file_name: &'a str,
@@ -75,58 +76,74 @@ struct Found<'a> {
     segmentation: Option<&'a RleMask>,
 }
 
-/// Pictures held in memory between detection and drawing; more are decoded again.
+/// Cache for decoded pictures between detection and drawing, in bytes. Pictures beyond it are decoded twice.
 const CACHE_BYTES: u64 = 1 << 30;
 
 fn main() -> ExitCode {
-    let code = |all_done| if all_done { ExitCode::SUCCESS } else { ExitCode::FAILURE }; // the pictures have been named
+    // Failed pictures have been named already.
+    let code = |all_done| if all_done { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     ended(run(&Cli::parse()).map(code))
 }
 
-/// True if every picture was done.
+/// Returns whether every picture was processed.
 fn run(args: &Cli) -> Result<bool> {
     use_threads(0)?;
     let device = args.device.open()?;
     let mut detector = Detector::load(&args.checkpoint, &device)?;
-    let (files, mut failed) = readable(&args.inputs);
+    let (files, unreadable) = readable(&args.inputs);
     if files.is_empty() {
         return Ok(false); // each input has been named
     }
     make_folder("--out", &args.out)?;
     let json = args.out.join("detections.json");
     refuse_other_json(&json)?;
-
-    let ids = detector.classes().iter().zip(&detector.meta.category_ids);
-    let categories: Vec<Category> = ids.map(|(name, &id)| Category { id, name: name.clone() }).collect();
-    let dataset = Arc::new(Dataset::from_files(&files, categories)?);
+    let dataset = Arc::new(dataset(&files, &detector)?);
     let store = Arc::new(ImageStore::new(dataset.clone(), BadImages::Skip, CACHE_BYTES));
+    let found = detect(args, &mut detector, &store)?;
+    let skipped = tell_skipped(&store);
+    let copies = copy_names(&args.out, &files);
+    write_json(&json, &found, &dataset)?;
+    let classes = dataset.class_names();
+    found.par_iter().try_for_each(|image| draw(&copies[image.index], image, &store, &classes))?;
+    print("detect", format_args!("{}: {}", summary(&found), args.out.display()))?;
+    Ok(unreadable == 0 && skipped == 0)
+}
+
+/// A data set of pictures without ground truth, with the classes of the detector.
+fn dataset(files: &[PathBuf], detector: &Detector) -> Result<Dataset> {
+    let ids = detector.classes().iter().zip(&detector.meta.category_ids);
+    Dataset::from_files(files, ids.map(|(name, &id)| Category { id, name: name.clone() }).collect())
+}
+
+/// The detections with at least the score threshold, in all pictures.
+fn detect(args: &Cli, detector: &mut Detector, store: &Arc<ImageStore>) -> Result<Vec<ImageDetections>> {
     let views = args.tta.as_ref().map_or(&[View::PLAIN][..], |tta| &tta.views);
-    let bar = ProgressBar::new((views.len() * files.len()) as u64); // draws nothing where there is no terminal
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} images  {per_sec}  {eta} left");
-    bar.set_style(style.expect("detect: the template is right"));
-    let found = detector.detect_views(&store, 1, views, |done, _| bar.set_position(done as u64));
+    let bar = image_bar(views.len() * store.dataset().images.len());
+    let found = detector.detect_views(store, 1, views, |done, _| bar.set_position(done as u64));
     bar.finish_and_clear();
     let mut found = found?;
     for image in &mut found {
         image.found.retain(|d| d.score >= args.score_threshold);
     }
-    for (_, message) in store.skipped() {
-        tell(format_args!("error: {message}"));
-        failed += 1;
-    }
-
-    let names = copy_names(&args.out, &files);
-    write_json(&json, &found, &dataset)?;
-    let classes = dataset.class_names();
-    found.par_iter().try_for_each(|image| draw(&names[image.index], image, &store, &classes))?;
-    let objects: usize = found.iter().map(|i| i.found.len()).sum();
-    let (objects, pictures) = (counted(objects, "object"), counted(found.len(), "picture"));
-    print("detect", format_args!("{objects} in {pictures}: {}", args.out.display()))?;
-    Ok(failed == 0)
+    Ok(found)
 }
 
-/// The picture files behind the arguments whose headers can be read, and how many arguments or files cannot (each is
-/// named on the error output).
+/// Names the pictures that could not be decoded on the error output and returns their number.
+fn tell_skipped(store: &ImageStore) -> usize {
+    let skipped = store.skipped();
+    for (_, message) in &skipped {
+        tell(format_args!("error: {message}"));
+    }
+    skipped.len()
+}
+
+fn summary(found: &[ImageDetections]) -> String {
+    let objects: usize = found.iter().map(|i| i.found.len()).sum();
+    format!("{} in {}", counted(objects, "object"), counted(found.len(), "picture"))
+}
+
+/// Returns the picture files that the arguments name and whose headers can be read, and the number of arguments and files
+/// that cannot be read. Those are named on the error output.
 fn readable(inputs: &[PathBuf]) -> (Vec<PathBuf>, usize) {
     let (mut files, mut failed) = (Vec::new(), 0);
     for input in inputs {
@@ -145,7 +162,7 @@ fn readable(inputs: &[PathBuf]) -> (Vec<PathBuf>, usize) {
     (files, failed)
 }
 
-/// JPEG and PNG files of a folder by name, sorted.
+/// The JPEG and PNG files of a folder, sorted by name.
 fn pictures_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
     let is_picture = |p: &PathBuf| {
@@ -176,12 +193,12 @@ fn write_json(path: &Path, found: &[ImageDetections], dataset: &Dataset) -> Resu
     });
     let lines: Result<Vec<String>, _> = rows.map(|row| serde_json::to_string(&row)).collect();
     let lines = lines.map_err(|e| Error::data(path, e.to_string()))?;
-    write_atomically(path, format!("[\n{}\n]\n", lines.join(",\n")).as_bytes())
+    write_public(path, format!("[\n{}\n]\n", lines.join(",\n")).as_bytes())
 }
 
-/// What was found earlier may be replaced, nothing else.
+/// Refuses to replace a file that [`write_json`] did not write.
 fn refuse_other_json(path: &Path) -> Result<()> {
-    /// A line as [`write_json`] writes it.
+    /// The fields by which a line of [`write_json`] is recognised.
     #[derive(Deserialize)]
     struct Line {
         #[serde(rename = "file_name")]
@@ -200,8 +217,8 @@ fn refuse_other_json(path: &Path) -> Result<()> {
     }
 }
 
-/// Where the annotated copies go: NAME.png, or NAME-2.png and so on where two pictures have the same name or the copy would replace
-/// one of the pictures, or any file that is no copy of an earlier call.
+/// The paths of the annotated copies: NAME.png; or NAME-2.png and so on, if NAME.png is the copy of another picture, one of
+/// the input pictures, or a file that no earlier call drew.
 fn copy_names(out: &Path, files: &[PathBuf]) -> Vec<PathBuf> {
     let inputs: HashSet<PathBuf> = files.iter().filter_map(|f| f.canonicalize().ok()).collect();
     let mut taken = HashSet::new();

@@ -11,7 +11,7 @@ use image::{Rgb, RgbImage};
 
 use super::shapes::raster::coverage;
 use crate::error::Result;
-use crate::output::write_atomically;
+use crate::output::write_public;
 
 /// Width and height in pixels of a character of the font.
 const GLYPH: u32 = 8;
@@ -313,7 +313,7 @@ const PNG_HEADER: usize = 8 + 25;
 pub fn write_png(path: &Path, image: &RgbImage) -> Result<()> {
     let mut bytes = encode_png(image)?;
     bytes.splice(PNG_HEADER..PNG_HEADER, DRAWN.iter().copied());
-    write_atomically(path, &bytes)
+    write_public(path, &bytes)
 }
 
 /// Whether a file was made by [`write_png`]. Such files may be overwritten, others may not.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use class::Class;
 
 use crate::error::{Error, Result};
-use crate::output::write_atomically;
+use crate::output::write_public;
 use crate::philox::{Purpose, Stream};
 
 /// Part of the `info` of the annotation files. It is raised when the same options give other bytes than before.
@@ -297,7 +297,7 @@ pub fn generate(dir: &Path, options: &ShapesOptions) -> Result<ShapesSummary> {
                 let picture = picture(options, split, i);
                 let path = images_dir.join(file_name(options, split, i));
                 let png = encode_png(&picture.rgb, picture.width, picture.height)?;
-                write_atomically(&path, &png)?;
+                write_public(&path, &png)?;
                 Ok((picture.width, picture.height, picture.shapes))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -306,7 +306,7 @@ pub fn generate(dir: &Path, options: &ShapesOptions) -> Result<ShapesSummary> {
         for a in &written.annotations {
             instances[a.category_id as usize - 1] += 1;
         }
-        write_atomically(&annotations, &serde_json::to_vec(&written).map_err(|e| Error::io(&annotations, e.into()))?)?;
+        write_public(&annotations, &serde_json::to_vec(&written).map_err(|e| Error::io(&annotations, e.into()))?)?;
         splits.push(SplitSummary { split, annotations, images_dir, images: count, instances });
     }
     Ok(ShapesSummary { splits, written: true })

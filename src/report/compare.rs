@@ -1,5 +1,5 @@
-//! Runs beside each other: runs whose folders differ only by a seed at the end of the name are one group, shown as their
-//! mean and range.
+//! Runs for comparison. Runs whose folder names differ only by a seed at the end form a group, which is shown as mean
+//! and range.
 
 use std::path::{Path, PathBuf};
 
@@ -7,20 +7,20 @@ use super::results::Results;
 use crate::error::{Error, Result};
 use crate::run::log_reader::RunLog;
 
-/// A run directory as far as the report needs it.
+/// The content of a run directory that the report needs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Run {
-    /// Name of its folder.
+    /// Name of the folder.
     pub name: String,
-    /// Its log; empty if there is none.
+    /// The log; empty if there is none.
     pub log: RunLog,
-    /// Its final numbers.
+    /// The final metrics, by split.
     pub results: Vec<Results>,
 }
 
 impl Run {
-    /// Reads a run directory; a missing log or metrics file is an empty one, a missing directory is an error.
-    pub fn read(dir: &Path) -> Result<Run> {
+    /// Reads a run directory. A missing log or metrics file counts as empty; a missing directory is an error.
+    fn read(dir: &Path) -> Result<Run> {
         if !dir.is_dir() {
             return Err(Error::data(dir, "report: no such run directory; give the folder that holds log.jsonl"));
         }
@@ -34,8 +34,8 @@ impl Run {
         Ok(Run { name, results: Results::of_run(dir, &log), log })
     }
 
-    /// The best value of a metric on the validation split, of the log's evaluations and of the final numbers; NaN if
-    /// there is none.
+    /// The best value of a metric, over the evaluations of the log and the final metrics, without the test split. NaN
+    /// if there is none.
     pub fn best(&self, key: &str) -> f64 {
         let evals = self.log.evals.iter().filter_map(|e| e.metrics.get(key)).copied();
         let last = self.results.iter().filter(|r| r.split != "test").map(|r| r.get(key));
@@ -43,9 +43,9 @@ impl Run {
     }
 }
 
-/// Checks folders that are to be compared with a run.
+/// Checks run directories that a report will compare with its run.
 ///
-/// Errors: `Data` if one is no run, of which there would be nothing to show.
+/// Errors: `Data` if a directory does not exist or holds neither a log nor metrics.
 pub fn check(dirs: &[PathBuf]) -> Result<()> {
     for dir in dirs {
         if !dir.is_dir() {
@@ -61,7 +61,7 @@ pub fn check(dirs: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Runs that differ only by their seed.
+/// Runs that differ only by the seed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Group {
     /// Folder name without the seed.
@@ -70,8 +70,8 @@ pub struct Group {
     pub runs: Vec<Run>,
 }
 
-/// The run itself first, then the others, in groups in order of their first run. A directory that is given twice counts
-/// once.
+/// Reads a run and those it is compared with, in groups by the order of their first runs. A directory that is given
+/// twice counts once.
 pub fn groups(run_dir: &Path, compare: &[PathBuf]) -> Result<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
     let mut seen: Vec<PathBuf> = Vec::new();
@@ -91,7 +91,7 @@ pub fn groups(run_dir: &Path, compare: &[PathBuf]) -> Result<Vec<Group>> {
     Ok(groups)
 }
 
-/// A folder name without a seed at its end: `-3`, `_s3`, `-seed3`, `.seed_3`.
+/// Removes a seed from the end of a folder name: `-3`, `_s3`, `-seed3`, `.seed_3`.
 fn without_seed(name: &str) -> &str {
     const BETWEEN: [char; 3] = ['-', '_', '.'];
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
@@ -109,10 +109,10 @@ fn without_seed(name: &str) -> &str {
     cut.map_or(name, |n| &name[..n])
 }
 
-/// x, least, mean and greatest value of several curves at one place.
+/// Least, mean and greatest value of several curves at one x.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
-    /// Place.
+    /// Position.
     pub x: f64,
     /// Least value.
     pub low: f64,
@@ -122,8 +122,9 @@ pub struct Spread {
     pub high: f64,
 }
 
-/// Mean and range of curves (points by rising x) on `steps` even places where all of them are known, by linear
-/// interpolation. A single curve keeps its points.
+/// Mean and range of curves, whose points are sorted by x, at `steps` evenly spaced positions between the last of their
+/// first points and the first of their last points. Values between points are interpolated linearly. A single curve
+/// keeps its points.
 pub fn spread(curves: &[Vec<(f64, f64)>], steps: usize) -> Vec<Spread> {
     let curves: Vec<&Vec<(f64, f64)>> = curves.iter().filter(|c| !c.is_empty()).collect();
     if let [only] = curves[..] {
@@ -149,7 +150,7 @@ pub fn spread(curves: &[Vec<(f64, f64)>], steps: usize) -> Vec<Spread> {
         .collect()
 }
 
-/// The value of a curve at `x`, its first and last value beyond its ends.
+/// The value of a curve at `x`. Before its first and after its last point it is constant.
 fn at(curve: &[(f64, f64)], x: f64) -> f64 {
     let after = curve.partition_point(|p| p.0 <= x);
     match (after.checked_sub(1).map(|i| curve[i]), curve.get(after)) {

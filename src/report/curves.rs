@@ -1,13 +1,16 @@
-//! Curves as SVG, by plotters: lines, bands, marks at stage borders.
+//! Charts as SVG, drawn by plotters: lines, bands, and marks where a stage begins. Main type: [`Chart`].
 
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::text::escape;
 use crate::error::{Error, Result};
+use crate::run::log_reader::finite;
 
 /// Width and height of a chart in SVG units.
 const SIZE: (u32, u32) = (560, 320);
 
-/// Line colours that read well on white and differ for most colour-blind people (Wong 2011, darkened).
+/// Line colours with good contrast on white that most colour-blind people can tell apart (Wong 2011, darkened).
 const COLOURS: [[u8; 3]; 8] = [
     [0, 90, 170],
     [213, 94, 0],
@@ -19,7 +22,7 @@ const COLOURS: [[u8; 3]; 8] = [
     [190, 20, 40],
 ];
 
-/// Colour of the `i`-th line.
+/// The colour of line `i`; the colours repeat.
 pub fn line_colour(i: usize) -> [u8; 3] {
     COLOURS[i % COLOURS.len()]
 }
@@ -27,22 +30,29 @@ pub fn line_colour(i: usize) -> [u8; 3] {
 /// A line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
-    /// What the legend says.
+    /// Text of the legend. Empty: no entry in the legend.
     pub label: String,
-    /// Its colour.
+    /// Colour.
     pub colour: [u8; 3],
-    /// Points by rising x; those that are not finite are left out.
+    /// Points by rising x. Points that are not finite are left out.
     pub points: Vec<(f64, f64)>,
-    /// Mark each point (few measurements) or only the line (many).
+    /// Draws a dot at each point, for lines with few points.
     pub dots: bool,
+}
+
+impl Series {
+    /// The line with a dot at each point.
+    pub fn with_dots(self) -> Series {
+        Series { dots: true, ..self }
+    }
 }
 
 /// An area between two lines.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Band {
-    /// Its colour, drawn lightly.
+    /// Colour; drawn nearly transparent.
     pub colour: [u8; 3],
-    /// x, lower and upper bound.
+    /// x, lower bound and upper bound.
     pub points: Vec<(f64, f64, f64)>,
 }
 
@@ -55,26 +65,25 @@ pub struct Chart {
     pub x_label: String,
     /// Unit beside the vertical axis.
     pub y_label: String,
-    /// Lines, the first lowest.
+    /// Lines. Later ones are drawn over earlier ones.
     pub series: Vec<Series>,
-    /// Areas below the lines.
+    /// Areas, drawn under the lines.
     pub bands: Vec<Band>,
-    /// Vertical marks: place and words.
+    /// Vertical dashed lines: x and label.
     pub marks: Vec<(f64, String)>,
-    /// The horizontal axis begins at 0 even if no point is there.
+    /// The horizontal axis begins at 0 even if there is no point.
     pub from_zero: bool,
-    /// The vertical axis; fitted to the points if none. Points beyond it are drawn on its end.
-    pub y_range: Option<(f64, f64)>,
+    /// Range of the vertical axis; `None` fits it to the points. Points outside are drawn at its ends.
+    pub y_range: Option<Range>,
 }
 
 impl Chart {
     /// The chart as an `<svg>` element; `None` if there is no finite point.
     pub fn svg(&self) -> Result<Option<String>> {
         let lines: Vec<(&Series, Vec<(f64, f64)>)> =
-            self.series.iter().map(|s| (s, crate::run::log_reader::finite(s.points.iter().copied()))).collect();
+            self.series.iter().map(|s| (s, finite(s.points.iter().copied()))).collect();
         let edges = self.bands.iter().flat_map(|b| b.points.iter().flat_map(|p| [(p.0, p.1), (p.0, p.2)]));
-        let all: Vec<(f64, f64)> =
-            lines.iter().flat_map(|l| l.1.iter().copied()).chain(crate::run::log_reader::finite(edges)).collect();
+        let all: Vec<(f64, f64)> = lines.iter().flat_map(|l| l.1.iter().copied()).chain(finite(edges)).collect();
         let Some((x_range, fitted)) = ranges(&all) else { return Ok(None) };
         let marks: Vec<&(f64, String)> = self.marks.iter().filter(|m| m.0.is_finite()).collect();
         let x1 = marks.iter().fold(x_range.1, |m, k| m.max(k.0));
@@ -84,7 +93,7 @@ impl Chart {
         let mut text = String::new();
         self.draw(&mut text, &lines, &marks, x_range, y_range)
             .map_err(|e| Error::value("report: chart", format!("{}: {e}", self.title)))?;
-        let opened = format!("<svg role=\"img\" aria-label=\"{}\" ", super::text::escape(&self.title));
+        let opened = format!("<svg role=\"img\" aria-label=\"{}\" ", escape(&self.title));
         Ok(Some(text.replacen("<svg ", &opened, 1)))
     }
 
@@ -93,8 +102,8 @@ impl Chart {
         text: &mut String,
         lines: &[(&Series, Vec<(f64, f64)>)],
         marks: &[&(f64, String)],
-        x: (f64, f64),
-        y: (f64, f64),
+        x: Range,
+        y: Range,
     ) -> std::result::Result<(), Box<dyn std::error::Error>> {
         let root = SVGBackend::with_string(text, SIZE).into_drawing_area();
         let colour = |c: [u8; 3]| RGBColor(c[0], c[1], c[2]);
@@ -117,10 +126,7 @@ impl Chart {
             .draw()?;
         let hold = |v: f64| v.clamp(y.0, y.1);
         for band in &self.bands {
-            let ok = band.points.iter().filter(|p| p.0.is_finite() && p.1.is_finite() && p.2.is_finite());
-            let upper = ok.clone().map(|p| (p.0, hold(p.2)));
-            let around: Vec<(f64, f64)> = upper.chain(ok.rev().map(|p| (p.0, hold(p.1)))).collect();
-            chart.draw_series(std::iter::once(Polygon::new(around, colour(band.colour).mix(0.18))))?;
+            chart.draw_series(std::iter::once(Polygon::new(outline(band, hold), colour(band.colour).mix(0.18))))?;
         }
         for (series, points) in lines {
             let held: Vec<(f64, f64)> = points.iter().map(|p| (p.0, hold(p.1))).collect();
@@ -132,25 +138,31 @@ impl Chart {
         }
         for (i, (at, words)) in marks.iter().enumerate() {
             chart.draw_series(DashedLineSeries::new([(*at, y.0), (*at, y.1)], 4, 4, BLACK.mix(0.55).into()))?;
-            let height = y.1 - (y.1 - y.0) * (0.01 + 0.05 * (i % 4) as f64); // neighbours do not cover each other
-            let near_the_end = *at > x.0 + 0.75 * (x.1 - x.0);
-            use plotters::style::text_anchor::{HPos, Pos, VPos};
-            let pos = Pos::new(if near_the_end { HPos::Right } else { HPos::Left }, VPos::Top);
+            // Different heights, so that the labels of neighbours do not cover each other.
+            let height = y.1 - (y.1 - y.0) * (0.01 + 0.05 * (i % 4) as f64);
+            let is_near_the_end = *at > x.0 + 0.75 * (x.1 - x.0);
+            let (side, shift) = if is_near_the_end { (HPos::Right, (-4, 0)) } else { (HPos::Left, (4, 0)) };
             let grey = BLACK.mix(0.7);
-            let style = TextStyle::from(("sans-serif", 12)).pos(pos).color(&grey);
-            let shift = if near_the_end { (-4, 0) } else { (4, 0) };
-            chart.draw_series(std::iter::once(
-                EmptyElement::at((*at, height)) + Text::new(words.clone(), shift, style),
-            ))?;
+            let style = TextStyle::from(("sans-serif", 12)).pos(Pos::new(side, VPos::Top)).color(&grey);
+            let label = EmptyElement::at((*at, height)) + Text::new(words.clone(), shift, style);
+            chart.draw_series(std::iter::once(label))?;
         }
         root.present()?;
         Ok(())
     }
 }
 
+/// The corners of a band: its upper bound forwards, its lower bound backwards.
+fn outline(band: &Band, hold: impl Fn(f64) -> f64) -> Vec<(f64, f64)> {
+    let known = band.points.iter().filter(|p| p.0.is_finite() && p.1.is_finite() && p.2.is_finite());
+    let upper = known.clone().map(|p| (p.0, hold(p.2)));
+    upper.chain(known.rev().map(|p| (p.0, hold(p.1)))).collect()
+}
+
+/// First and last value of an axis.
 type Range = (f64, f64);
 
-/// Ranges of x and y around points; none if there is no point.
+/// Ranges of x and y around points; `None` if there is no point.
 fn ranges(points: &[(f64, f64)]) -> Option<(Range, Range)> {
     let fit = |pick: fn(&(f64, f64)) -> f64, margin: f64| {
         let lo = points.iter().map(pick).fold(f64::MAX, f64::min).max(-1e300);
@@ -162,7 +174,7 @@ fn ranges(points: &[(f64, f64)]) -> Option<(Range, Range)> {
     (!points.is_empty()).then(|| (fit(|p| p.0, if one_place { 0.1 } else { 0.0 }), fit(|p| p.1, 0.05)))
 }
 
-/// A number on an axis of some length: no more digits than it takes to tell the ticks apart.
+/// The text of a tick on an axis of some length, with no more digits than are needed to tell the ticks apart.
 fn tick(v: f64, length: f64) -> String {
     let v = if v.abs() < length * 1e-9 { 0.0 } else { v };
     if v != 0.0 && !(1e-4..1e6).contains(&v.abs()) {
@@ -172,7 +184,7 @@ fn tick(v: f64, length: f64) -> String {
     format!("{v:.0$}", digits as usize)
 }
 
-/// Centred moving average over about `share` of the points, so that a trend shows among noisy losses.
+/// Centred moving average over about `share` of the points, to show the trend of noisy losses.
 pub fn smooth(points: &[(f64, f64)], share: f64) -> Vec<(f64, f64)> {
     let reach = (points.len() as f64 * share / 2.0) as usize;
     let mut sums = vec![0.0];
@@ -180,13 +192,13 @@ pub fn smooth(points: &[(f64, f64)], share: f64) -> Vec<(f64, f64)> {
         sums.push(sums[sums.len() - 1] + p.1);
     }
     let mean = |i: usize| {
-        let r = reach.min(i).min(points.len() - 1 - i); // shrinks at the ends and stays centred
+        let r = reach.min(i).min(points.len() - 1 - i); // smaller at the ends, to stay centred
         (sums[i + r + 1] - sums[i - r]) / (2 * r + 1) as f64
     };
     points.iter().enumerate().map(|(i, p)| (p.0, mean(i))).collect()
 }
 
-/// At most about `most` points, evenly chosen, the last one among them.
+/// At most about `most` evenly spaced points, including the last one.
 pub fn thin(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
     let step = points.len().div_ceil(most.max(1)).max(1);
     let last = points.len().saturating_sub(1);

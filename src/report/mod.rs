@@ -1,12 +1,15 @@
-//! What a run shows: the lines of `log.jsonl` ([`log`]), its curves ([`curves`]), runs beside each other ([`compare`]),
-//! detection examples ([`pictures`]) and the page that holds all of it ([`html`]).
+//! What is shown of a run: `report.html` and the files that TensorBoard reads.
+//!
+//! Reads only the run directory ([`log_reader`](crate::run::log_reader) parses `log.jsonl`); training and evaluation belong to other modules. Main
+//! function: [`write_report`]. Read `html.rs` next: it puts the page together from `tables.rs` and `sections.rs`.
 
 pub mod compare;
-pub mod curves;
-pub mod html;
+mod curves;
+mod html;
 pub mod pictures;
-pub mod results;
+mod results;
 mod sections;
+mod tables;
 pub mod tensorboard;
 mod text;
 

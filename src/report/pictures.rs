@@ -1,5 +1,5 @@
-//! Detection examples of a run: ground truth beside predictions, kept as PNG files in `examples/` of the run directory,
-//! where the report finds them.
+//! Detection examples: ground truth beside detections, as PNG files in `examples/` of the run directory. The report
+//! embeds them.
 
 use std::path::{Path, PathBuf};
 
@@ -9,21 +9,21 @@ use serde::{Deserialize, Serialize};
 use crate::data::draw::{DrawnObject, annotated, contact_sheet, encode_png, reduced};
 use crate::error::{Error, Result};
 use crate::format::counted;
-use crate::output::write_atomically;
+use crate::output::write_public;
 
-/// Longer sides are reduced to this before drawing: a report of many megabytes opens slowly.
+/// Pictures are reduced to this longer side before drawing, in pixels: a report of many megabytes opens slowly.
 const MAX_SIDE: u32 = 480;
 
-/// A picture with what is in it and what was found.
+/// A picture with its ground truth and its detections.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
     /// Name of the picture.
     pub name: String,
     /// The picture.
     pub image: RgbImage,
-    /// Ground truth, boxes in pixels of the picture.
+    /// Ground truth; boxes in pixels of the picture.
     pub truth: Vec<DrawnObject>,
-    /// Detections worth showing, boxes in pixels of the picture.
+    /// Detections to show; boxes in pixels of the picture.
     pub found: Vec<DrawnObject>,
 }
 
@@ -34,7 +34,8 @@ struct Entry {
     caption: String,
 }
 
-/// Draws examples into `examples/` of a run directory, instead of those that are there; returns the files.
+/// Draws examples into `examples/` of a run directory and returns the files. Earlier examples are removed. `names` are
+/// the names of the classes.
 pub fn save_examples(run_dir: &Path, examples: &[Example], names: &[String]) -> Result<Vec<PathBuf>> {
     let dir = run_dir.join("examples");
     for old in read_index(&dir) {
@@ -48,7 +49,7 @@ pub fn save_examples(run_dir: &Path, examples: &[Example], names: &[String]) -> 
     for (i, example) in examples.iter().enumerate() {
         let file = format!("{i:03}.png");
         let path = dir.join(&file);
-        write_atomically(&path, &encode_png(&side_by_side(example, names))?)?;
+        write_public(&path, &encode_png(&side_by_side(example, names))?)?;
         let (objects, detections) = (counted(example.truth.len(), "object"), counted(example.found.len(), "detection"));
         let caption = format!("{}: {objects}, {detections}", example.name);
         entries.push(Entry { file, caption });
@@ -56,12 +57,12 @@ pub fn save_examples(run_dir: &Path, examples: &[Example], names: &[String]) -> 
     }
     let index = dir.join("index.json");
     let text = serde_json::to_vec_pretty(&entries).map_err(|e| Error::io(&index, e.into()))?;
-    write_atomically(&index, &text)?;
+    write_public(&index, &text)?;
     Ok(paths)
 }
 
-/// Ground truth on the left, detections on the right.
-pub fn side_by_side(example: &Example, names: &[String]) -> RgbImage {
+/// Draws ground truth on the left and detections on the right.
+fn side_by_side(example: &Example, names: &[String]) -> RgbImage {
     let (image, scale) = reduced(&example.image, MAX_SIDE);
     let scaled = |objects: &[DrawnObject]| -> Vec<DrawnObject> {
         let polygons =
@@ -75,7 +76,7 @@ pub fn side_by_side(example: &Example, names: &[String]) -> RgbImage {
     contact_sheet(&[half(&example.truth, "ground truth"), half(&example.found, "detections")], 2)
 }
 
-/// Bytes of each example that is there and its caption.
+/// Reads the bytes and the caption of each example. Missing files are left out.
 pub fn read_examples(run_dir: &Path) -> Vec<(Vec<u8>, String)> {
     let dir = run_dir.join("examples");
     let read = |e: Entry| Some((std::fs::read(dir.join(e.file)).ok()?, e.caption));
@@ -85,11 +86,11 @@ pub fn read_examples(run_dir: &Path) -> Vec<(Vec<u8>, String)> {
 fn read_index(dir: &Path) -> Vec<Entry> {
     let text = std::fs::read(dir.join("index.json")).unwrap_or_default();
     let entries: Vec<Entry> = serde_json::from_slice(&text).unwrap_or_default();
-    // plain names only: the index must not lead out of its folder
+    // Only names without a path: the index must not lead out of its folder.
     entries.into_iter().filter(|e| !e.file.contains(['/', '\\']) && e.file.ends_with(".png")).collect()
 }
 
-/// Base64 (RFC 4648) with padding.
+/// Encodes bytes in base64 (RFC 4648) with padding.
 pub fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);

@@ -1,4 +1,5 @@
-//! TensorBoard event files: TFRecords of hand-encoded protocol buffers, scalars only.
+//! Writes TensorBoard event files: TFRecords of protocol buffers, encoded by hand; scalars only. Main type:
+//! [`EventWriter`].
 //!
 //! Format: tensorflow/core/util/event.proto, framework/summary.proto, and the record layout of lib/io/record_writer.
 
@@ -10,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::error::{Error, Result};
 use crate::run::event::{Event, Observer};
 
-/// Writes one event file. Each record reaches the system at once.
+/// Writes one event file. Records are not buffered.
 #[derive(Debug)]
 pub struct EventWriter {
     path: PathBuf,
@@ -18,9 +19,10 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// A new event file in `folder`. With `resumed_at`, what older files of the folder say of later steps is hidden.
+    /// Creates an event file in `folder`. With `resumed_at`, TensorBoard hides the values that older files in the
+    /// folder have for later steps.
     pub fn create(folder: &Path, resumed_at: Option<u64>) -> Result<EventWriter> {
-        // TensorBoard reads files in the order of their names: seconds first, then what makes them unique.
+        // TensorBoard reads files in the order of their names: seconds first, then a part that makes the name unique.
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let stem = format!("events.out.tfevents.{:010}.upres.{:09}", time.as_secs(), time.subsec_nanos());
         let path = folder.join(stem);
@@ -29,19 +31,14 @@ impl EventWriter {
         let mut writer = EventWriter { path, file };
         writer.record(&event(wall_time(), 0, |out| text(out, 3, b"brain.Event:2")))?;
         if let Some(step) = resumed_at {
-            // SessionLog { status = START }: everything from this step on is purged.
+            // SessionLog { status = START } purges all values from this step on.
             writer.record(&event(wall_time(), step + 1, |out| message(out, 7, |out| varint_field(out, 1, 1))))?;
         }
         Ok(writer)
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Adds values of one step.
-    pub fn scalars<'a>(&mut self, step: u64, values: impl IntoIterator<Item = (&'a str, f64)>) -> Result<()> {
+    /// Adds the values of one step.
+    fn scalars<'a>(&mut self, step: u64, values: impl IntoIterator<Item = (&'a str, f64)>) -> Result<()> {
         self.record(&encode_scalars(wall_time(), step, values))
     }
 
@@ -69,7 +66,7 @@ impl Observer for EventWriter {
             Event::Eval(eval) => {
                 let metrics = eval.metrics.iter().map(|(name, value)| (format!("{}/{name}", eval.split), *value));
                 let classes = eval.per_class.iter().map(|(name, value)| (format!("{}_ap/{name}", eval.split), *value));
-                // -1: there is nothing to find of that kind.
+                // -1 means that there is no ground truth for the metric.
                 let all = metrics.chain(classes).filter(|(_, value)| *value >= 0.0).collect::<Vec<_>>();
                 self.scalars(eval.global_step, all.iter().map(|(name, value)| (name.as_str(), *value)))
             }
@@ -96,24 +93,25 @@ fn encode_scalars<'a>(wall_time: f64, step: u64, values: impl IntoIterator<Item 
     })
 }
 
-/// Length, its checksum, the data, its checksum.
+/// A record: length, checksum of the length, data, checksum of the data.
 fn frame(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     let parts: [&[u8]; 4] = [&length, &masked_crc(&length).to_le_bytes(), data, &masked_crc(data).to_le_bytes()];
     parts.concat()
 }
 
+/// CRC-32C with the mask of TFRecords, because the plain CRC of bytes that contain CRCs is weak.
 fn masked_crc(data: &[u8]) -> u32 {
-    // The mask of TFRecords: a checksum of bytes that hold checksums is weak.
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
+/// Wire types of protocol buffers.
 const VARINT: u8 = 0;
 const FIXED64: u8 = 1;
 const BYTES: u8 = 2;
 const FIXED32: u8 = 5;
 
-/// `Event { wall_time, step, … }`.
+/// Encodes `Event { wall_time, step, … }`; `body` adds the other fields.
 fn event(wall_time: f64, step: u64, body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = vec![1 << 3 | FIXED64];
     out.extend(wall_time.to_le_bytes());
@@ -151,7 +149,7 @@ fn message(out: &mut Vec<u8>, field: u8, body: impl FnOnce(&mut Vec<u8>)) {
 mod tests {
     use super::*;
 
-    /// A field of a message: number and value.
+    /// The value of a field of a message.
     #[derive(Debug, PartialEq)]
     enum Field<'a> {
         Varint(u64),
@@ -222,7 +220,8 @@ mod tests {
 
     #[test]
     fn a_record_to_the_byte() {
-        // As the reference encoder writes Event { wall_time: 1.5, step: 300, summary: { value: { tag: "a/b", simple_value: 0.25 } } }.
+        // The reference encoder's bytes of
+        // Event { wall_time: 1.5, step: 300, summary: { value: { tag: "a/b", simple_value: 0.25 } } }.
         let want = [
             &[0x09, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f, 0x10, 0xac, 0x02, 0x2a, 0x0c, 0x0a, 0x0a][..],
             &[0x0a, 0x03, b'a', b'/', b'b', 0x15, 0, 0, 0x80, 0x3e],
@@ -236,7 +235,7 @@ mod tests {
         let mut first = EventWriter::create(folder.path(), None).unwrap();
         let long = "x".repeat(300);
         first.scalars(1 << 40, [("loss", 0.5), (long.as_str(), f64::NAN)]).unwrap();
-        let bytes = std::fs::read(first.path()).unwrap();
+        let bytes = std::fs::read(&first.path).unwrap();
         let all = records(&bytes);
         assert_eq!(fields(all[0])[2], (3, Field::Bytes(b"brain.Event:2")));
         let event = fields(all[1]);
@@ -252,7 +251,7 @@ mod tests {
         assert!(f64::from_bits(time) > 1.6e9);
 
         let second = EventWriter::create(folder.path(), Some(7)).unwrap();
-        let bytes = std::fs::read(second.path()).unwrap();
+        let bytes = std::fs::read(&second.path).unwrap();
         let session = fields(records(&bytes)[1]);
         assert_eq!(session[1..], [(2, Field::Varint(8)), (7, Field::Bytes(&[8, 1]))]);
     }

@@ -21,7 +21,7 @@ use crate::engine::is_state;
 use crate::error::{Error, Result};
 use crate::format::counted;
 use crate::nn::ParamStore;
-use crate::output::write_durably;
+use crate::output::write_atomic;
 use crate::recipe::Recipe;
 use crate::tape::Param;
 use crate::tensor::{DType, Tensor};
@@ -106,7 +106,7 @@ pub enum Weights {
 
 /// Writes a checkpoint. On an error the old file is intact and no temporary file remains.
 pub fn save(path: &Path, meta: &Meta, tensors: &[(String, Tensor)]) -> Result<()> {
-    write_durably(path, |mut out| write_to(&mut out, meta, tensors))
+    write_atomic(path, |mut out| write_to(&mut out, meta, tensors))
 }
 
 /// Writes the file's bytes: length of the header, header, tensors.

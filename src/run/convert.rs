@@ -11,7 +11,7 @@ use crate::engine::feed::pixel_stats;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::ParamStore;
-use crate::output::write_durably;
+use crate::output::write_atomic;
 use crate::output::{check_files, refuse_existing};
 use crate::recipe::Recipe;
 use crate::tape::Param;
@@ -41,7 +41,7 @@ pub fn to_foreign(checkpoint: &Path, format: Format, out: &Path) -> Result<Conve
     let named = |(p, v): (&Param, &[f32])| Named { name: p.name().to_string(), shape: p.shape(), values: v.to_vec() };
     let params = store.all().iter().zip(values).map(named);
     let exported = weights::export(checkpoint, format, &recipe.model, params)?;
-    write_durably(out, |to| weights::write(to, &exported.tensors, &file.meta.classes))?;
+    write_atomic(out, |to| weights::write(to, &exported.tensors, &file.meta.classes))?;
     Ok(Converted {
         tensors: exported.tensors.len(),
         parameters: store.all().iter().map(|p| p.numel()).sum(),

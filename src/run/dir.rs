@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::output::make_folder;
-use crate::output::{link_atomic, write_durably};
+use crate::output::{link_atomic, write_atomic};
 use crate::recipe::Recipe;
 use crate::recipe::read::Override;
 
@@ -185,12 +185,12 @@ impl RunDir {
 
     /// Writes `recipe.toml`.
     pub fn write_recipe(&self, recipe: &Recipe) -> Result<()> {
-        write_durably(&self.recipe(), |file| file.write_all(recipe.to_toml().as_bytes()))
+        write_atomic(&self.recipe(), |file| file.write_all(recipe.to_toml().as_bytes()))
     }
 
     /// Writes `metrics.json`.
     pub fn write_metrics(&self, metrics: &serde_json::Value) -> Result<()> {
-        write_durably(&self.metrics(), |file| writeln!(file, "{metrics:#}"))
+        write_atomic(&self.metrics(), |file| writeln!(file, "{metrics:#}"))
     }
 
     /// Removes the folder of a run that failed without a checkpoint and without a step in the log, so that the same
@@ -349,7 +349,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = RunDir::create(Some(folder.path()), &recipe()).unwrap();
         for step in [5, 10, 1_000_000_000, 100] {
-            write_durably(&run.last(), |file| write!(file, "{step}")).unwrap();
+            write_atomic(&run.last(), |file| write!(file, "{step}")).unwrap();
             run.keep_step(step, 2).unwrap();
         }
         let mut kept = run.steps().unwrap();

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::event::Event;
 use crate::error::{Error, Result};
-use crate::output::write_durably;
+use crate::output::write_atomic;
 
 /// The log of a run, open for writing. Each line is passed to the system at once: a killed process loses none.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl LogFile {
                 kept.iter().rposition(|(place, _)| place.is_last_checkpoint() && place.global_step == global_step);
             kept.truncate(own.map_or(kept.len(), |own| own + 1));
             begun.extend(kept.iter().filter(|(place, _)| place.event == "stage").map(|(place, _)| place.stage_index));
-            write_durably(path, |file| kept.iter().try_for_each(|(_, line)| writeln!(file, "{line}")))?;
+            write_atomic(path, |file| kept.iter().try_for_each(|(_, line)| writeln!(file, "{line}")))?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(|error| Error::io(path, error))?;
         Ok(LogFile { path: path.to_path_buf(), file, begun })

@@ -1,6 +1,6 @@
-//! `log.jsonl` as the report reads it. The training loop writes [`crate::run::event::Event`]s, one a line; here is what
-//! the report needs of them, forgiving: a file that was cut off, numbers that are not finite, keys and lines of another
-//! version. Main type: [`RunLog`].
+//! Reads `log.jsonl`. Training writes it, one [`crate::run::event::Event`] a line; the types of this module hold the
+//! fields that the report needs. The reader accepts files that were cut off, numbers that are not finite, and keys and
+//! lines of other versions. Main type: [`RunLog`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
 
-/// A line of the log.
+/// A line of the log. `Other` stands for the events that the report does not need.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Line {
@@ -22,7 +22,7 @@ enum Line {
     Other,
 }
 
-/// The program started, or went on.
+/// The run was started or resumed.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StartLine {
@@ -30,7 +30,7 @@ pub struct StartLine {
     pub version: String,
     /// Seed of the run.
     pub seed: u64,
-    /// Device in words.
+    /// Description of the device.
     pub device: String,
     /// Threads of the CPU back end.
     pub threads: usize,
@@ -38,41 +38,39 @@ pub struct StartLine {
     pub parameters: usize,
 }
 
-/// A stage began, or went on.
+/// A stage was started or resumed.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StageLine {
     /// Name of the stage.
     pub stage: String,
-    /// Its place in the recipe, from 0.
+    /// Index of the stage in the recipe, from 0.
     pub stage_index: usize,
-    /// Training images.
-    pub images: usize,
     /// Planned bytes of parameters, optimizer state and inputs.
     pub persistent_bytes: u64,
     /// Planned bytes of the step's arena.
     pub arena_bytes: u64,
 }
 
-/// Some training steps; losses and speed are means since the last such line.
+/// Training progress. Losses and speed are means since the previous line of this kind.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct TrainLine {
     /// Name of the stage.
     pub stage: String,
-    /// Its place in the recipe, from 0.
+    /// Index of the stage in the recipe, from 0.
     pub stage_index: usize,
     /// Steps done in this stage.
     pub step: u64,
     /// Steps done in all stages.
     pub global_step: u64,
-    /// Passes over the data in this stage.
+    /// Epochs done in this stage.
     #[serde(deserialize_with = "lenient")]
     pub epoch: f64,
     /// Learning rate.
     #[serde(deserialize_with = "lenient")]
     pub lr: f64,
-    /// Each loss by name; `loss` is their sum.
+    /// Losses by name; `loss` is their sum.
     #[serde(deserialize_with = "lenient_map")]
     pub losses: BTreeMap<String, f64>,
     /// Norm of the gradient before clipping.
@@ -81,13 +79,13 @@ pub struct TrainLine {
     /// Images trained on per second.
     #[serde(deserialize_with = "lenient")]
     pub images_per_s: f64,
-    /// Share of the time that training waited for data, 0 to 1.
+    /// Share of the time spent waiting for data, 0 to 1.
     #[serde(deserialize_with = "lenient")]
     pub data_wait: f64,
-    /// Seconds of training until now, over all stages and resumptions.
+    /// Seconds of training so far, over all stages and resumptions.
     #[serde(deserialize_with = "lenient")]
     pub time_s: f64,
-    /// Bytes in use.
+    /// Memory in use, in bytes.
     pub memory_bytes: u64,
 }
 
@@ -97,21 +95,19 @@ pub struct TrainLine {
 pub struct EvalLine {
     /// Name of the stage.
     pub stage: String,
-    /// Its place in the recipe, from 0.
+    /// Index of the stage in the recipe, from 0.
     pub stage_index: usize,
     /// `val` or `test`.
     pub split: String,
-    /// Steps done in this stage.
-    pub step: u64,
     /// Steps done in all stages.
     pub global_step: u64,
-    /// Passes over the data in this stage.
+    /// Epochs done in this stage.
     #[serde(deserialize_with = "lenient")]
     pub epoch: f64,
-    /// Seconds of training until now, over all stages and resumptions.
+    /// Seconds of training so far, over all stages and resumptions.
     #[serde(deserialize_with = "lenient")]
     pub time_s: f64,
-    /// COCO numbers by key, `bbox_ap` and so on, 0 to 1; -1 where there is no ground truth of the kind.
+    /// COCO metrics by key, `bbox_ap` and so on, 0 to 1; -1 if there is no ground truth for the metric.
     #[serde(deserialize_with = "lenient_map")]
     pub metrics: BTreeMap<String, f64>,
     /// AP of each class by name.
@@ -123,16 +119,14 @@ pub struct EvalLine {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct EndLine {
-    /// `done`, `stopped` or what went wrong.
+    /// `done`, `stopped` or an error.
     pub reason: String,
-    /// Steps done in all stages.
-    pub global_step: u64,
     /// Seconds of training over all stages and resumptions.
     #[serde(deserialize_with = "lenient")]
     pub time_s: f64,
 }
 
-/// Numbers that are missing, null or words are NaN (serde_json writes NaN as null).
+/// A number. A null or a word is NaN; serde_json writes NaN as null.
 fn lenient<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<f64, D::Error> {
     Ok(number(&serde_json::Value::deserialize(d)?))
 }
@@ -142,25 +136,25 @@ fn lenient_map<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<BTreeMap<
     Ok(map.into_iter().map(|(k, v)| (k, number(&v))).collect())
 }
 
-/// A JSON value as a number; NaN if it is none.
+/// A JSON value as a number; NaN if it is not one.
 pub fn number(v: &serde_json::Value) -> f64 {
     v.as_f64().or_else(|| v.as_str().and_then(|s| s.parse().ok())).unwrap_or(f64::NAN)
 }
 
-/// The log of a run, in order of the steps.
+/// The log of a run, ordered by step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunLog {
-    /// The last start.
+    /// The last start or resumption.
     pub start: Option<StartLine>,
-    /// Stages, each once.
+    /// Stages, each one once.
     pub stages: Vec<StageLine>,
-    /// Training steps.
+    /// Training progress.
     pub train: Vec<TrainLine>,
-    /// Evaluations during training (not those of the test split).
+    /// Evaluations during training, without those on the test split.
     pub evals: Vec<EvalLine>,
-    /// The end; none if the run goes on or was killed.
+    /// The end; `None` if the run still goes on or was killed.
     pub end: Option<EndLine>,
-    /// Lines that could not be read.
+    /// Number of lines that could not be read.
     pub skipped: usize,
 }
 
@@ -171,9 +165,9 @@ impl RunLog {
         Ok(Self::parse(&String::from_utf8_lossy(&bytes)))
     }
 
-    /// Reads the text of a log. Steps that were done twice, because a run was resumed from an earlier checkpoint, count
-    /// as they were done last.
-    pub fn parse(text: &str) -> Self {
+    /// Parses a log. If steps were done twice, because the run was resumed from an earlier checkpoint, the later lines
+    /// replace the earlier ones.
+    fn parse(text: &str) -> Self {
         let mut log = RunLog::default();
         for line in text.lines().filter(|l| !l.trim().is_empty()) {
             match parse_line(line) {
@@ -186,18 +180,12 @@ impl RunLog {
                     log.stages.push(s);
                 }
                 Some(Line::Train(t)) => {
-                    while log.train.last().is_some_and(|l| l.global_step >= t.global_step) {
-                        log.train.pop();
-                    }
-                    while log.evals.last().is_some_and(|l| l.global_step >= t.global_step) {
-                        log.evals.pop();
-                    }
+                    drop_from(&mut log.train, |l| l.global_step, t.global_step);
+                    drop_from(&mut log.evals, |l| l.global_step, t.global_step);
                     log.train.push(t);
                 }
                 Some(Line::Eval(e)) if e.split != "test" => {
-                    while log.evals.last().is_some_and(|l| l.global_step >= e.global_step) {
-                        log.evals.pop();
-                    }
+                    drop_from(&mut log.evals, |l| l.global_step, e.global_step);
                     log.evals.push(e);
                 }
                 Some(Line::End(e)) => log.end = Some(e),
@@ -208,31 +196,31 @@ impl RunLog {
         log
     }
 
-    /// Passes over the data before each stage, by the stage's place.
+    /// Epochs done before each stage, by stage index.
     pub fn epochs_before(&self) -> Vec<f64> {
         let stages = self.stage_names().len();
         let mut last = vec![0.0f64; stages];
         let seen = self.train.iter().map(|t| (t.stage_index, t.epoch));
         for (stage, epoch) in seen.chain(self.evals.iter().map(|e| (e.stage_index, e.epoch))) {
             if let Some(l) = last.get_mut(stage) {
-                *l = l.max(epoch); // max ignores NaN
+                *l = l.max(epoch); // `max` ignores NaN
             }
         }
         last.iter().scan(0.0, |sum, l| Some(std::mem::replace(sum, *sum + l))).collect()
     }
 
-    /// Names of the stages by place.
+    /// Names of the stages by index.
     pub fn stage_names(&self) -> Vec<String> {
         let mut names: BTreeMap<usize, &str> = BTreeMap::new();
         names.extend(self.evals.iter().map(|e| (e.stage_index, e.stage.as_str())));
         names.extend(self.train.iter().map(|t| (t.stage_index, t.stage.as_str())));
         names.extend(self.stages.iter().map(|s| (s.stage_index, s.stage.as_str())));
-        const MOST: usize = 64; // a damaged index must not make a long list
+        const MOST: usize = 64; // a damaged index must not give a long list
         let count = names.keys().last().map_or(0, |&l| (l + 1).min(MOST));
         (0..count).map(|i| names.get(&i).map_or_else(|| format!("stage {i}"), |n| n.to_string())).collect()
     }
 
-    /// Seconds at which each stage began, by place: the end of the one before; NaN where the log does not say.
+    /// Time in seconds at which each stage began, by stage index: the end of the stages before it. NaN if unknown.
     pub fn stage_times(&self) -> Vec<f64> {
         let begin = |i: usize| {
             let before = self.train.iter().rfind(|t| t.stage_index < i).map(|t| t.time_s);
@@ -249,13 +237,13 @@ impl RunLog {
         times.chain(self.end.iter().map(|e| e.time_s)).fold(0.0, f64::max)
     }
 
-    /// A metric of each evaluation against seconds.
+    /// A metric of each evaluation over the training time in seconds.
     pub fn metric_over_time(&self, key: &str) -> Vec<(f64, f64)> {
         let value = |e: &EvalLine| e.metrics.get(key).copied().unwrap_or(f64::NAN);
         finite(self.evals.iter().map(|e| (e.time_s, value(e))))
     }
 
-    /// A metric of each evaluation against passes over the data, counted through all stages.
+    /// A metric of each evaluation over epochs, counted across all stages.
     pub fn metric_over_epochs(&self, key: &str) -> Vec<(f64, f64)> {
         let before = self.epochs_before();
         let value = |e: &EvalLine| e.metrics.get(key).copied().unwrap_or(f64::NAN);
@@ -264,7 +252,14 @@ impl RunLog {
     }
 }
 
-/// The points whose numbers are finite.
+/// Drops the last lines as far as they are of `step` or a later step.
+fn drop_from<T>(lines: &mut Vec<T>, step_of: impl Fn(&T) -> u64, step: u64) {
+    while lines.last().is_some_and(|line| step_of(line) >= step) {
+        lines.pop();
+    }
+}
+
+/// The points whose coordinates are both finite.
 pub fn finite(points: impl Iterator<Item = (f64, f64)>) -> Vec<(f64, f64)> {
     points.filter(|p| p.0.is_finite() && p.1.is_finite()).collect()
 }
@@ -273,7 +268,7 @@ fn parse_line(line: &str) -> Option<Line> {
     serde_json::from_str(line).ok().or_else(|| serde_json::from_str(&without_bare_nan(line)).ok())
 }
 
-/// Other writers put bare `NaN` and `Infinity` into JSON: null instead, outside of strings.
+/// Replaces bare `NaN` and `Infinity`, which other JSON writers produce, by `null`. Strings stay as they are.
 pub(crate) fn without_bare_nan(line: &str) -> String {
     let (mut out, mut rest, mut in_string) = (String::with_capacity(line.len()), line, false);
     while let Some(c) = rest.chars().next() {
@@ -306,10 +301,13 @@ mod tests {
 
     #[test]
     fn the_agreed_form_is_read() {
-        let line = r#"{"event":"train","stage":"pretrain","stage_index":0,"step":120,"global_step":120,"epoch":1.2,"lr":0.01,"losses":{"loss":1.2,"rpn_cls":0.3},"grad_norm":2.5,"images_per_s":31.5,"data_wait":0.02,"time_s":33.1,"memory_bytes":1000000}"#;
+        let line = r#"{"event":"train","stage":"pretrain","stage_index":0,"step":120,"global_step":120,"epoch":1.2,
+            "lr":0.01,"losses":{"loss":1.2,"rpn_cls":0.3},"grad_norm":2.5,"images_per_s":31.5,"data_wait":0.02,
+            "time_s":33.1,"memory_bytes":1000000}"#;
         let Some(Line::Train(t)) = parse_line(line) else { panic!() };
         assert_eq!((t.step, t.lr, t.losses["rpn_cls"], t.memory_bytes), (120, 0.01, 0.3, 1_000_000));
-        let line = r#"{"event":"eval","stage":"pretrain","stage_index":0,"step":5,"global_step":5,"epoch":1.0,"time_s":3.0,"metrics":{"bbox_ap":0.25,"bbox_ap_small":-1},"per_class":{"circle":0.7}}"#;
+        let line = r#"{"event":"eval","stage":"pretrain","stage_index":0,"step":5,"global_step":5,"epoch":1.0,
+            "time_s":3.0,"metrics":{"bbox_ap":0.25,"bbox_ap_small":-1},"per_class":{"circle":0.7}}"#;
         let Some(Line::Eval(e)) = parse_line(line) else { panic!() };
         assert_eq!((e.metrics["bbox_ap"], e.per_class["circle"]), (0.25, 0.7));
     }
@@ -348,9 +346,10 @@ mod tests {
 
     #[test]
     fn cut_off_and_unknown_lines_are_passed_over() {
-        let log = RunLog::parse(
-            "{\"event\":\"start\",\"seed\":3}\n\n{\"event\":\"weather\",\"rain\":true}\nnonsense\n{\"event\":\"train\",\"step\":1,\"global_step\":1}\n{\"event\":\"train\",\"st",
-        );
+        let log = RunLog::parse(concat!(
+            "{\"event\":\"start\",\"seed\":3}\n\n{\"event\":\"weather\",\"rain\":true}\nnonsense\n",
+            "{\"event\":\"train\",\"step\":1,\"global_step\":1}\n{\"event\":\"train\",\"st",
+        ));
         assert_eq!((log.start.unwrap().seed, log.train.len(), log.skipped), (3, 1, 2));
         assert_eq!(RunLog::parse(""), RunLog::default());
     }
@@ -375,7 +374,8 @@ mod tests {
             "{\"event\":\"stage\",\"stage\":\"a\",\"stage_index\":0}\n",
             "{\"event\":\"train\",\"stage\":\"a\",\"stage_index\":0,\"global_step\":1,\"epoch\":3,\"time_s\":30}\n",
             "{\"event\":\"train\",\"stage\":\"b\",\"stage_index\":1,\"global_step\":2,\"epoch\":1,\"time_s\":50}\n",
-            "{\"event\":\"eval\",\"stage\":\"b\",\"stage_index\":1,\"global_step\":2,\"epoch\":1,\"time_s\":52,\"metrics\":{\"bbox_ap\":0.5}}\n",
+            "{\"event\":\"eval\",\"stage\":\"b\",\"stage_index\":1,\"global_step\":2,\"epoch\":1,\"time_s\":52,",
+            "\"metrics\":{\"bbox_ap\":0.5}}\n",
         ));
         assert_eq!(log.epochs_before(), [0.0, 3.0]);
         assert_eq!(log.stage_names(), ["a", "b"]);

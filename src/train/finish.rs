@@ -8,8 +8,8 @@ use crate::detect::found::Detection;
 use crate::error::Result;
 use crate::eval::per_class_json;
 use crate::recipe::Recipe;
-use crate::report::html::write_report;
 use crate::report::pictures::{Example, save_examples};
+use crate::report::write_report;
 use crate::run::dir::RunDir;
 
 /// Pictures shown in the report.

@@ -160,6 +160,10 @@ fn a_report_holds_everything_and_needs_nothing() {
     ] {
         assert!(page.contains(text), "{text}");
     }
+    let rows = page.split_once("<h2>Metrics: val</h2>").unwrap().1;
+    let ap50 = rows.split_once("<td>AP at IoU 0.50</td><td>").unwrap().1;
+    assert!(ap50.starts_with(|c: char| c.is_ascii_digit()), "the metric is in its row: {}", &ap50[..20]);
+    assert!(!page.contains("<td>bbox_ap50</td>"), "no row has a bare key");
     for word in ["http://", "https://", "src=\"/", "<link", "<script", "@import", "NaN", "inf"] {
         let page = page.replace("http://www.w3.org/2000/svg", ""); // the name of the SVG language, nothing to fetch
         let outside_of_pictures: String = page.split("base64,").map(|p| p.split_once('"').map_or(p, |s| s.1)).collect();

@@ -1,7 +1,8 @@
 //! What the CPU back end computes with: SIMD lanes, the matrix micro-kernel, strided views, windows, and its threads.
 //!
-//! It is for loops over slices. It knows no tensor, no device and no op; memory is handed out by [`crate::device`], and the loops of
-//! each op are in `ops/*/cpu.rs`. Main types: [`simd::Simd`], [`microkernel::Isa`], [`view::View`]. Read `simd.rs` first.
+//! It is for loops over slices. It knows no tensor, no device and no op: `device` hands out memory, and the
+//! loops of each op are in `ops/*/cpu.rs`. Main types: [`simd::F32x16`], [`microkernel::Isa`], [`view::MatMut`]. Read
+//! `simd.rs` first.
 
 pub mod microkernel;
 pub mod simd;

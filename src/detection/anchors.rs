@@ -1,31 +1,31 @@
-//! Anchors of a feature pyramid: one set for each input shape, made once.
+//! Anchors of a feature pyramid: one set for each input shape, computed once.
 
 use crate::device::Device;
 use crate::error::Result;
 use crate::ops::anchors_valid::{AnchorGrid, AnchorLevel};
 use crate::tensor::{DType, Tensor};
 
-/// Sizes of anchors.
+/// The shapes of the anchors of a cell.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AnchorShapes {
-    /// Side in strides.
+    /// Sides in strides.
     pub scales: Vec<f32>,
-    /// Height over width.
+    /// Ratios of height to width.
     pub ratios: Vec<f32>,
-    /// Stride of each level.
+    /// Stride of each level in pixels.
     pub strides_px: Vec<usize>,
-    /// Corners of the anchors around the origin are rounded to whole pixels (torchvision's).
+    /// Whether the corners of the anchors around the origin are rounded to whole pixels (as in torchvision).
     pub rounded: bool,
 }
 
 impl AnchorShapes {
-    /// Anchors of one cell.
+    /// Number of anchors in one cell.
     pub fn per_cell(&self) -> usize {
         self.scales.len() * self.ratios.len()
     }
 }
 
-/// Anchors of all levels, level after level, each in row, column, anchor order.
+/// The anchors of all levels, concatenated; within a level, in the order row, column, anchor of the cell.
 pub struct Anchors {
     /// `[N,4]` f32.
     pub boxes: Tensor,
@@ -34,8 +34,8 @@ pub struct Anchors {
 }
 
 impl Anchors {
-    /// For an input of `h`×`w` pixels. Anchors are centred at multiples of the stride, not at pixel centres, and not
-    /// rounded; ratios vary slowest, then scales.
+    /// The anchors for an input of `h`×`w` pixels. Anchors are centred at multiples of the stride, not at pixel centres,
+    /// and are rounded only with [`AnchorShapes::rounded`]. Within a cell, ratios vary slowest, then scales.
     pub fn new(device: &Device, shapes: &AnchorShapes, h: usize, w: usize) -> Result<Anchors> {
         let levels: Vec<AnchorLevel> = shapes
             .strides_px
@@ -71,13 +71,13 @@ impl Anchors {
         self.levels.len()
     }
 
-    /// Anchors of each level.
+    /// Number of anchors in each level.
     pub fn level_sizes(&self) -> Vec<usize> {
         self.levels.iter().map(|l| l.h * l.w * self.per_cell).collect()
     }
 }
 
-/// Boxes around the origin: width `size scale / sqrt(ratio)`, height `size scale sqrt(ratio)`.
+/// The anchors of one cell, centred at the origin: width `size scale / sqrt(ratio)`, height `size scale sqrt(ratio)`.
 fn base_anchors(size: f32, shapes: &AnchorShapes) -> Vec<[f32; 4]> {
     let mut v = Vec::with_capacity(shapes.per_cell());
     for &ratio in &shapes.ratios {

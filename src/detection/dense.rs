@@ -1,6 +1,6 @@
-//! Detections of a head that has classes and deltas for every anchor, without a background class (RetinaNet). The two
-//! eras of mmdetection cut down the candidates of a level in different ways; [`Shortlist`] says how. Losses are not
-//! here: their targets are `box_encode`'s `dense_targets`.
+//! Detections of a head that predicts classes and deltas for every anchor, without a background class (RetinaNet).
+//! mmdetection 2 and 3 select the candidates of a level in different ways; [`Shortlist`] chooses one. Losses are not
+//! here: the op `dense_targets` computes their targets.
 
 use super::anchors::Anchors;
 use crate::detection::kept::detections;
@@ -12,50 +12,50 @@ use crate::ops::row_max::row_max;
 use crate::ops::top_k::top_k;
 use crate::tensor::Tensor;
 
-/// What is taken of each level before non-maximum suppression.
+/// The candidates taken from each level before non-maximum suppression.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Shortlist {
-    /// The `nms_pre` anchors with the best scores, all their classes: mmdetection 2 (2.13, the paper's).
+    /// The `nms_pre` anchors with the best scores, each with all its classes: mmdetection 2 (2.13, the paper's).
     ///
-    /// How many of their classes pass the threshold is known only from the values, and a step has fixed shapes: of all
-    /// levels together the `max_pairs` best (anchor, class) pairs go on. Suppression goes from the best down, so this
-    /// changes nothing if all that pass are at most `max_pairs`, or if `max_detections` of the `max_pairs` best
-    /// survive.
+    /// The number of classes that pass the threshold depends on the values, but the shapes of a step are fixed. So only
+    /// the `max_pairs` best (anchor, class) pairs of all levels together enter suppression. Suppression goes from the
+    /// best pair down, so this changes nothing if at most `max_pairs` pairs pass the threshold, or if `max_detections`
+    /// of the `max_pairs` best survive.
     Anchors {
-        /// Largest number of (anchor, class) pairs of an image.
+        /// Number of (anchor, class) pairs of an image that enter suppression.
         max_pairs: usize,
     },
-    /// The `nms_pre` best (anchor, class) pairs; boxes with a side of `min_size_px` or less are dropped before
-    /// suppression (below 0: none): mmdetection 3.
+    /// The `nms_pre` best (anchor, class) pairs: mmdetection 3. Boxes with a side of `min_size_px` or less are dropped
+    /// before suppression (below 0: none are).
     Pairs {
-        /// In pixels of the result.
+        /// Largest side, in pixels of the result, of a box that is dropped.
         min_size_px: f32,
     },
 }
 
-/// How detections are made.
+/// Parameters of [`dense_detections`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DenseConfig {
-    /// Anchors or pairs of a level that go on.
+    /// Number of anchors or pairs taken from each level.
     pub nms_pre: usize,
-    /// What `nms_pre` counts.
+    /// Whether `nms_pre` counts anchors or (anchor, class) pairs.
     pub shortlist: Shortlist,
-    /// Scores are above it.
+    /// Detections need a score above this.
     pub score_threshold: f32,
-    /// Of the suppression within classes.
+    /// IoU threshold of the suppression within classes.
     pub nms_iou: f32,
-    /// Detections of an image.
+    /// Number D of detection slots of an image.
     pub max_detections: usize,
-    /// Of the deltas.
+    /// Standard deviations that box deltas are multiplied by when they are decoded.
     pub stds: [f32; 4],
 }
 
-/// Detections from raw outputs of all anchors, level after level: boxes `[B,D,4]` f32, scores `[B,D]` f32 and classes
-/// `[B,D]` i32 (-1 behind the last), best first, D = `max_detections`. With `scale`, boxes are multiplied by `1 /
-/// scale` before suppression: from network pixels to those of the original image.
+/// Computes detections from the raw outputs of all anchors, in the order of [`Anchors`]: boxes `[B,D,4]` f32, scores
+/// `[B,D]` f32 and classes `[B,D]` i32 (-1 after the last detection), best first, D = `max_detections`. With `scale`,
+/// boxes are multiplied by `1 / scale` before suppression, from network pixels to pixels of the original image.
 ///
-/// Ranks go by logits, whose order is that of their probabilities; of equal ones the first anchor, then the first
-/// class.
+/// Candidates are ranked by logits, which have the same order as probabilities. Equal logits are ranked by anchor
+/// index, then by class index.
 ///
 /// Shapes: logits `[B,N,K]`, deltas `[B,N,4]`, sizes `[B,4]` (img_h, img_w, pad_h, pad_w), scale `[B,2]` (w, h), all
 /// f32.
@@ -72,7 +72,7 @@ pub fn dense_detections(
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let [b, n, k] = logits.dims("dense_detections: logits")?;
     let rule = |min_size_px| PairRule { stds: cfg.stds, score_threshold: cfg.score_threshold, min_size_px };
-    // Segments of levels, of `each` entries an anchor.
+    // The segment of each level as (start, length, number to take), with `each` entries per anchor.
     let levels = |each: usize| {
         let mut start = 0;
         let segment = |len: usize| {

@@ -1,22 +1,23 @@
-//! Masks of detections in the picture's pixels: the mask head's small map, pasted into the box. Host code: its sizes
-//! are the pictures'.
+//! Masks of detections in pixels of the original picture: pastes the mask head's small map into the box. This is host
+//! code, because the sizes differ from picture to picture.
 
 use hotcoco::Rle;
 
-/// The pixels of a picture of `width`×`height` where the map `prob` (`size` rows and columns, probabilities), stretched
-/// over `bbox` (x0 y0 x1 y1 in pixels), is at least `threshold`: bilinear at the pixels' centres, 0 beyond the map.
-/// Sampled are the box and a pixel around it; a side of length 0 samples the map's middle.
+/// Pastes the map `prob` (`size` rows and columns of probabilities) into a picture of `width`×`height`: returns the
+/// pixels where the map, stretched over `bbox` (x0 y0 x1 y1 in pixels), is at least `threshold`. The map is sampled
+/// bilinearly at pixel centres and is 0 outside. Only the box and a margin of one pixel are sampled; a side of length 0
+/// samples the map's middle.
 ///
-/// The result has COCO's runs, column by column; no full-size mask is made. `hotcoco::mask::rle_to_string` gives COCO's
-/// text.
+/// The result is COCO's run-length encoding, column by column; no full-size mask is allocated.
+/// `hotcoco::mask::rle_to_string` converts it to COCO's text form.
 ///
-/// Cost: cells of the map with all four corners on one side of the threshold are decided at once, the others pixel by
-/// pixel.
-/// Reference: mmdetection's `_do_paste_mask` with `skip_empty`, as it runs on a CPU (`grid_sample`, zero padding,
-/// align_corners off), in the same f32 arithmetic.
+/// Cost: one decision for each cell of the map whose four corners lie on one side of the threshold, one interpolation
+/// for each pixel of the other cells.
+/// Reference: mmdetection's `_do_paste_mask` with `skip_empty`, as on a CPU (`grid_sample`, zero padding, align_corners
+/// off), in the same f32 arithmetic.
 ///
 /// # Panics
-/// If `prob` has not `size`² elements, or the picture 2^32 pixels or more: both are the caller's.
+/// If `prob` does not have `size`² elements, or if the picture has 2^32 pixels or more: both are errors of the caller.
 pub fn paste(prob: &[f32], size: usize, bbox: [f32; 4], width: usize, height: usize, threshold: f32) -> Rle {
     assert_eq!(prob.len(), size * size, "paste: a map of {size} x {size}");
     assert!(u32::try_from(width * height).is_ok(), "paste: a picture of {width} x {height} pixels");
@@ -54,7 +55,7 @@ pub fn paste(prob: &[f32], size: usize, bbox: [f32; 4], width: usize, height: us
     runs.finish(width)
 }
 
-/// What is known of the pixels between four cells of the map.
+/// The decision about all pixels that lie between four neighbouring cells of the map.
 #[derive(Clone, Copy)]
 enum Span {
     Set,
@@ -66,7 +67,8 @@ enum Span {
 impl Span {
     fn new(corners: [f32; 4], threshold: f32) -> Span {
         let (low, high) = corners.iter().fold((corners[0], corners[0]), |(low, high), &v| (low.min(v), high.max(v)));
-        // The interpolation lies between its corners, but for a few roundings. A NaN among them is in the margin.
+        // An interpolated value lies between the corners, except for a few rounding errors, which the margin covers.
+        // A NaN corner makes both comparisons false: `Mixed`.
         let margin = 1e-6 * corners.iter().map(|v| v.abs()).sum::<f32>();
         if low - margin >= threshold {
             Span::Set
@@ -78,40 +80,40 @@ impl Span {
     }
 }
 
-/// A cell of the map, and the pixels from, to that begin in it.
+/// A cell of the map, and the range of pixels (from, to) that lie between it and the next cell.
 type Cell = (isize, usize, usize);
 
-/// One axis of the picture and of the map.
+/// The mapping from pixels of the picture to cells of the map along one axis.
 struct Axis {
     lo: f32,
     side: f32,
     size: usize,
-    /// Pixels that are sampled.
+    /// Sampled pixels: `first..end`.
     first: usize,
     end: usize,
 }
 
 impl Axis {
     fn new(lo: f32, hi: f32, pixels: usize, size: usize) -> Axis {
-        // NaN becomes 0 here, and no pixel later.
+        // NaN becomes 0 here; `cells` drops these pixels, because their place is NaN too.
         let first = (lo.floor() - 1.0).max(0.0) as usize;
         let end = ((hi.ceil() + 1.0).max(0.0) as usize).min(pixels);
         Axis { lo, side: hi - lo, size, first: first.min(end), end }
     }
 
-    /// The first of the two cells of the map that pixel `p` lies between, and the weights of the first and of the
-    /// second.
+    /// The first of the two cells of the map that pixel `p` lies between, and the weights of the first and the second
+    /// cell.
     fn place(&self, p: usize) -> (isize, f32, f32) {
         let at = (p as f32 + 0.5 - self.lo) / self.side * 2.0 - 1.0;
         let at = if at.is_infinite() { 0.0 } else { at };
         let v = (at + 1.0) * (self.size as f32 / 2.0) - 0.5;
         let low = v.floor();
         let second = v - low;
-        (low.clamp(-2.0, self.size as f32) as isize, 1.0 - second, second) // beyond the map all cells are alike
+        (low.clamp(-2.0, self.size as f32) as isize, 1.0 - second, second) // clamped: all cells outside the map are 0
     }
 
-    /// Pixels by the first of their two cells: (cell, from, to), without those whose place is NaN; the weights of all
-    /// pixels.
+    /// Groups the sampled pixels by the first of their two cells, (cell, from, to), without pixels whose place is NaN.
+    /// Also returns the weights of all pixels.
     fn cells(&self) -> (Vec<Cell>, Vec<(f32, f32)>) {
         let (mut cells, mut weights): (Vec<Cell>, Vec<_>) = Default::default();
         for p in self.first..self.end {
@@ -129,14 +131,14 @@ impl Axis {
     }
 }
 
-/// Spans of columns, in order, as the pixels where they begin and end.
+/// A mask as the ascending pixel positions (column by column) where it toggles.
 struct Runs {
     height: usize,
     toggles: Vec<usize>,
 }
 
 impl Runs {
-    /// Rows `from..to` of column `x`.
+    /// Appends the rows `from..to` of column `x`.
     fn push(&mut self, x: usize, from: usize, to: usize) {
         let (from, to) = (x * self.height + from, x * self.height + to);
         if self.toggles.last() == Some(&from) {
@@ -149,7 +151,7 @@ impl Runs {
 
     fn finish(mut self, width: usize) -> Rle {
         let all = self.height * width;
-        // COCO's runs end with the picture: without an empty one, unless the picture is.
+        // The last run of COCO's encoding ends with the picture. It is never empty, unless the picture is.
         if self.toggles.last() != Some(&all) {
             self.toggles.push(all);
         }

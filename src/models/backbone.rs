@@ -9,7 +9,7 @@ use crate::nn::{Builder, NormMode};
 use crate::tape::{Param, Role, Tape, Var};
 use crate::tensor::Tensor;
 
-/// One of the families.
+/// A backbone of one of the two families.
 pub enum Backbone {
     /// He et al. 2016.
     ResNet(ResNet),
@@ -18,7 +18,7 @@ pub enum Backbone {
 }
 
 impl Backbone {
-    /// Initial weights. Of C2 to C5 those from `first` on are used (1: not C2).
+    /// A backbone with initial weights. `first` is the first of C2 to C5 that the detector uses (0: C2, 1: C3).
     pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig, first: usize) -> Result<Self> {
         Ok(if cfg.kind.is_swin() {
             Backbone::Swin(Swin::new(b, cfg, first)?)
@@ -27,7 +27,8 @@ impl Backbone {
         })
     }
 
-    /// Normalised image `[N,H,W,3]` to C2, C3, C4, C5. `key` draws what a training pass drops; without it nothing is.
+    /// Normalised image `[N,H,W,3]` to C2, C3, C4, C5. `key` seeds the drop path of a training pass; without it nothing
+    /// is dropped.
     pub fn forward(&self, tape: &mut Tape, image: &Var, mode: BackboneMode, key: Option<&Tensor>) -> Result<[Var; 4]> {
         match self {
             Backbone::ResNet(net) => net.forward(tape, image, mode),
@@ -35,8 +36,8 @@ impl Backbone {
         }
     }
 
-    /// Whether a parameter of the detector is trained in this mode, by mmdetection's rules: frozen parts of the
-    /// backbone are not; batch norm is not in [`NormMode::Frozen`].
+    /// Whether a parameter of the detector is trained in this mode, by mmdetection's rules: frozen stages of the
+    /// backbone are not, and batch norm is not in [`NormMode::Frozen`].
     pub fn trains(&self, p: &Param, mode: BackboneMode) -> bool {
         match self {
             Backbone::ResNet(_) => {

@@ -1,5 +1,5 @@
-//! Second stage of Faster R-CNN: samples of proposals, RoI features, a head of shared layers, classes and
-//! class-specific deltas, losses and detections.
+//! Second stage of Faster R-CNN: samples proposals, pools RoI features, predicts classes and box deltas (one set per
+//! class unless class-agnostic), and computes losses and detections.
 
 use super::common::{BoxFrame, Detections, Loss, Sampling, in_f32};
 use super::config::{BoxHeadConfig, BoxHeadKind};
@@ -28,7 +28,7 @@ use crate::philox::Purpose;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
-/// The head.
+/// The box head: shared layers, a classifier and a box regressor.
 pub struct BoxHead {
     convs: Vec<Conv2d>,
     fcs: Vec<Linear>,
@@ -39,7 +39,7 @@ pub struct BoxHead {
     classes: usize,
 }
 
-/// Sampled RoIs of a training pass and what they should become.
+/// The sampled RoIs of a training pass, each with the ground truth that it is matched to.
 pub struct RoiSamples {
     /// `[B,S,4]`.
     pub rois: Tensor,
@@ -51,7 +51,7 @@ pub struct RoiSamples {
     pub counts: Tensor,
 }
 
-/// What sampled RoIs should become, M = B·S of them.
+/// Training targets of the M = B·S sampled RoIs.
 pub struct RoiTargets {
     /// Class, K for background, -1 for padding; i32 `[M]`.
     pub classes: Tensor,
@@ -68,7 +68,7 @@ pub struct BoxOutput {
 }
 
 impl BoxHead {
-    /// On RoI features of `c_in` channels from levels of the given strides.
+    /// A head with initial weights, for RoI features of `c_in` channels from levels of the given strides.
     pub fn new(
         b: &mut Builder<'_>,
         cfg: &BoxHeadConfig,
@@ -106,13 +106,13 @@ impl BoxHead {
         })
     }
 
-    /// Classes, without background.
+    /// Number of classes, without background.
     pub fn classes(&self) -> usize {
         self.classes
     }
 
-    /// Matches boxes `[B,P,4]`, valid i32 `[B,P]` (-1 = no box), to the ground truth, puts the ground truth in front
-    /// and samples.
+    /// Matches `boxes` `[B,P,4]` to the ground truth (`valid`: i32 `[B,P]`, -1 = no box), puts the ground truth in front
+    /// of them (with `add_gt`) and samples.
     pub fn sample(&self, boxes: &Tensor, valid: &Tensor, inputs: &Inputs, how: Sampling) -> Result<RoiSamples> {
         let cfg = &self.cfg;
         let matcher = Matcher {
@@ -134,13 +134,14 @@ impl BoxHead {
         Ok(RoiSamples { rois, idx: s.idx, gt: s.gt, counts: s.counts })
     }
 
-    /// P2 to P5 and RoIs `[B,S,4]` in; classes and deltas out. Rows whose `idx` is -1 are not computed from features.
+    /// Computes classes and deltas from the levels P2 to P5 and RoIs `[B,S,4]`. RoIs whose `idx` is -1 are padding, and
+    /// nothing is pooled for them.
     pub fn forward(&self, tape: &mut Tape, features: &[Var], rois: &Tensor, idx: &Tensor) -> Result<BoxOutput> {
         let x = self.pool(tape, features, rois, idx)?;
         self.head(tape, x)
     }
 
-    /// RoI features `[R,P,P,C]`.
+    /// Pools RoI features `[R,P,P,C]`.
     pub fn pool(&self, tape: &mut Tape, features: &[Var], rois: &Tensor, idx: &Tensor) -> Result<Var> {
         let cfg = &self.cfg;
         let how = RoiAlign {
@@ -153,7 +154,7 @@ impl BoxHead {
         roi_align(tape, &levels, &self.strides_px, rois, idx, how)
     }
 
-    /// RoI features to classes and deltas.
+    /// Computes classes and deltas from RoI features.
     pub fn head(&self, tape: &mut Tape, mut x: Var) -> Result<BoxOutput> {
         for conv in &self.convs {
             x = conv.forward(tape, &x, Activation::Relu)?;
@@ -166,7 +167,7 @@ impl BoxHead {
         Ok(BoxOutput { logits: in_f32(tape, logits)?, deltas: in_f32(tape, deltas)? })
     }
 
-    /// What the sampled RoIs should become.
+    /// Computes the training targets of the sampled RoIs.
     pub fn targets(&self, samples: &RoiSamples, inputs: &Inputs) -> Result<RoiTargets> {
         let rows = samples.idx.numel();
         let classes = labels(&samples.gt, &samples.idx, &inputs.gt_labels, self.classes as i32)?;
@@ -185,21 +186,22 @@ impl BoxHead {
         Ok(vec![Loss { name: "roi_cls", value: cls }, Loss { name: "roi_box", value: reg }])
     }
 
-    /// What a cascade's next stage gets of this one's samples: all but the ground truth, moved by their deltas. Boxes
-    /// and which of them are there, as [`BoxHead::sample`] takes them.
+    /// Training input of a cascade's next stage: the samples of this stage without the ground truth, moved by their
+    /// predicted deltas. Returns boxes and `valid` as [`BoxHead::sample`] takes them.
     pub fn refine_samples(&self, out: &BoxOutput, samples: &RoiSamples, inputs: &Inputs) -> Result<(Tensor, Tensor)> {
         let truths = if self.cfg.add_gt { inputs.gt_boxes.dim(1) } else { 0 };
         let deltas = out.deltas.value();
         refine_boxes(&samples.rois, deltas, &samples.idx, truths, &inputs.sizes, self.cfg.stds)
     }
 
-    /// What a cascade's next stage gets of the boxes that this one saw in an evaluation pass.
+    /// Evaluation input of a cascade's next stage: this stage's boxes, moved by their predicted deltas.
     pub fn refine(&self, out: &BoxOutput, boxes: &Tensor, valid: &Tensor, inputs: &Inputs) -> Result<Tensor> {
         Ok(refine_boxes(boxes, out.deltas.value(), valid, 0, &inputs.sizes, self.cfg.stds)?.0)
     }
 
-    /// Scores above the threshold, NMS within classes, the best `max_detections`. With `rescale`, boxes are divided by
-    /// the image's scale before NMS (as mmdetection does where there is no mask head).
+    /// Keeps scores above the threshold, applies NMS within classes and returns the best `max_detections`. In
+    /// [`BoxFrame::Original`], boxes are divided by the image's scale before NMS (as mmdetection does without a mask
+    /// head).
     pub fn detections(
         &self,
         out: &BoxOutput,

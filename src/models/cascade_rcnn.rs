@@ -15,7 +15,7 @@ use crate::nn::Builder;
 use crate::tape::{Tape, Var};
 use crate::tensor::elementwise::mean;
 
-/// Its heads.
+/// The heads of Cascade R-CNN.
 pub struct CascadeRcnn {
     /// Proposals.
     pub rpn: Rpn,
@@ -24,11 +24,11 @@ pub struct CascadeRcnn {
 }
 
 impl CascadeRcnn {
-    /// Names of its losses.
+    /// Names of the losses, in their order.
     pub const LOSSES: [&str; 2 + 2 * CASCADE_STAGES] =
         ["rpn_cls", "rpn_box", "s0_cls", "s0_box", "s1_cls", "s1_box", "s2_cls", "s2_box"];
 
-    /// For `classes` classes.
+    /// Heads for `classes` classes, with initial weights.
     pub fn new(b: &mut Builder<'_>, cfg: &ModelConfig, classes: usize) -> Result<Self> {
         let c = cfg.fpn.channels;
         let rpn = Rpn::new(&mut b.sub("rpn_head"), &cfg.rpn, c)?;
@@ -46,7 +46,7 @@ impl CascadeRcnn {
         Ok(CascadeRcnn { rpn, stages })
     }
 
-    /// Losses of one training pass; on `proposals` from elsewhere if they are given.
+    /// Losses of one training pass. The first stage uses `proposals` instead of the RPN's if they are given.
     pub fn losses(
         &self,
         tape: &mut Tape,
@@ -73,8 +73,8 @@ impl CascadeRcnn {
         Ok(losses)
     }
 
-    /// Detections: boxes refined three times, classes by the mean of the heads' logits; boxes are divided by the
-    /// image's scale before NMS with `rescale`.
+    /// Detections of one evaluation pass: boxes are refined three times, class logits are the mean over the heads. In
+    /// [`BoxFrame::Original`], boxes are divided by the image's scale before NMS.
     pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, frame: BoxFrame) -> Result<Detections> {
         let Proposals { mut boxes, valid, .. } = self.rpn.test(tape, &p, inputs)?;
         let (mut logits, mut last) = (Vec::new(), None);

@@ -1,4 +1,4 @@
-//! What the heads of all detectors share: losses, detections, how training examples are drawn.
+//! Types that the heads of all detectors share: losses, detections, the sampling of training examples.
 
 use crate::error::Result;
 use crate::ops::cast::cast;
@@ -13,31 +13,31 @@ pub struct Detections {
     pub boxes: Tensor,
     /// `[B,D]`.
     pub scores: Tensor,
-    /// i32 `[B,D]`, -1 behind the last.
+    /// i32 `[B,D]`, -1 after the last detection of an image.
     pub classes: Tensor,
-    /// Logits of each box's mask `[B,D,S,S]`, of detectors that have masks.
+    /// Logits of each box's mask `[B,D,S,S]`, if the detector has masks.
     pub masks: Option<Tensor>,
-    /// What boxes are measured in.
+    /// The coordinate frame of the boxes.
     pub frame: BoxFrame,
 }
 
-/// The pixels that boxes are measured in.
+/// The coordinate frame of boxes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BoxFrame {
     /// Pixels of the network's input.
     Network,
-    /// Pixels of the picture: boxes were divided by the image's scale, before NMS.
+    /// Pixels of the original picture: boxes were divided by the image's scale before NMS.
     Original,
 }
 
 impl BoxFrame {
-    /// The scale to divide boxes by, if they are to be in original pixels.
+    /// The scale to divide boxes by, if the frame is the original picture.
     pub(super) fn scale(self, scale: &Tensor) -> Option<&Tensor> {
         (self == BoxFrame::Original).then_some(scale)
     }
 }
 
-/// One term of the training loss, weighted.
+/// One term of the training loss, already multiplied by its weight.
 pub struct Loss {
     /// Name in the log.
     pub name: &'static str,
@@ -45,7 +45,7 @@ pub struct Loss {
     pub value: Var,
 }
 
-/// [`Tape::branch`] of a head on the pyramid `p`.
+/// [`Tape::branch`] for a head on the pyramid `p`; keeps the names of the head's losses.
 pub(super) fn branch<R>(
     tape: &mut Tape,
     p: &[Var],
@@ -60,17 +60,17 @@ pub(super) fn branch<R>(
     Ok((names.into_iter().zip(values).map(|(name, value)| Loss { name, value }).collect(), rest))
 }
 
-/// What a head says, for losses and boxes, which are computed in f32 whatever the activations are stored in.
+/// Casts a head's output to f32: losses and boxes are computed in f32 whatever type activations are stored in.
 pub(super) fn in_f32(tape: &mut Tape, x: Var) -> Result<Var> {
     cast(tape, &x, DType::F32)
 }
 
-/// How training examples are drawn from the candidates.
+/// The way in which training examples are sampled from the candidates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sampling {
-    /// At random, by the pass's key.
+    /// At random, seeded by the key of the pass.
     Random,
-    /// Evenly spaced candidates: what the reference fixtures were computed with.
+    /// Evenly spaced candidates, as in the reference fixtures.
     Strided,
 }
 

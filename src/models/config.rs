@@ -1,8 +1,8 @@
-//! The `[model]` table of a recipe: what is built, with every number that the paper states.
+//! The `[model]` table of a recipe: the detector's parts and all their numbers.
 //!
-//! Defaults are the paper's, for each detector its own ([`ModelConfig::paper`]; mmdetection 2.x configurations of arXiv
-//! 2106.03112). Every key is documented, with its source, in `train::recipe_keys` and docs/recipes.md; here are only
-//! values.
+//! Defaults are the paper's numbers for each detector ([`ModelConfig::paper`]; mmdetection 2.x configurations of arXiv
+//! 2106.03112). This file only holds values: `src/recipe/keys.rs` and docs/recipes.md document every key with its
+//! source.
 
 mod backbone;
 mod box_head;
@@ -24,11 +24,11 @@ pub use rpn::RpnConfig;
 
 use crate::detection::anchors::AnchorShapes;
 
-/// A whole detector. Tables that its detector does not use ([`Detector::tables`]) have no effect.
+/// The numbers of a whole detector. Tables that the chosen detector does not use ([`Detector::tables`]) have no effect.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
-    /// Which detector.
+    /// The detector family.
     pub detector: Detector,
     /// The feature extractor.
     pub backbone: BackboneConfig,
@@ -36,9 +36,9 @@ pub struct ModelConfig {
     pub fpn: FpnConfig,
     /// The region proposal network.
     pub rpn: RpnConfig,
-    /// The second stage's box head; of Cascade R-CNN each of its three.
+    /// The second stage's box head; in Cascade R-CNN each of the three box heads.
     pub box_head: BoxHeadConfig,
-    /// What the three stages of Cascade R-CNN have of their own.
+    /// The numbers that differ between the three stages of Cascade R-CNN.
     pub cascade: CascadeConfig,
     /// The second stage's mask head.
     pub mask_head: MaskHeadConfig,
@@ -63,11 +63,11 @@ pub enum Detector {
 }
 
 impl Detector {
-    /// All of them.
+    /// All families.
     pub const ALL: [Detector; 4] =
         [Detector::FasterRcnn, Detector::CascadeRcnn, Detector::MaskRcnn, Detector::RetinaNet];
 
-    /// Its word in a recipe.
+    /// The value of `detector` in a recipe.
     pub fn name(self) -> &'static str {
         match self {
             Detector::FasterRcnn => "faster_rcnn",
@@ -77,7 +77,7 @@ impl Detector {
         }
     }
 
-    /// The tables of `[model]` that describe its heads.
+    /// The tables of `[model]` that describe the heads of this family.
     pub fn tables(self) -> &'static [&'static str] {
         match self {
             Detector::FasterRcnn => &["rpn", "box_head"],
@@ -89,7 +89,7 @@ impl Detector {
 }
 
 impl ModelConfig {
-    /// The paper's numbers for a detector.
+    /// The paper's numbers for this detector.
     pub fn paper(detector: Detector) -> ModelConfig {
         let mut cfg = ModelConfig { detector, ..ModelConfig::default() };
         match detector {
@@ -111,7 +111,7 @@ impl ModelConfig {
         cfg
     }
 
-    /// Sizes of its anchors.
+    /// The shapes of the detector's anchors.
     pub fn anchors(&self) -> AnchorShapes {
         match self.detector {
             Detector::RetinaNet => self.retina_head.anchors(),
@@ -124,7 +124,7 @@ impl ModelConfig {
         self.fpn.strides().iter().take(4).map(|&s| s as f32).collect()
     }
 
-    /// Detections that it gives for an image.
+    /// The largest number of detections in an image.
     pub fn max_detections(&self) -> usize {
         match self.detector {
             Detector::RetinaNet => self.retina_head.max_detections,
@@ -132,7 +132,7 @@ impl ModelConfig {
         }
     }
 
-    /// Boxes of a class that overlap more than this are one detection.
+    /// IoU threshold of the final NMS: of two boxes of a class that overlap more, only the better is kept.
     pub fn nms_iou(&self) -> f32 {
         match self.detector {
             Detector::RetinaNet => self.retina_head.nms_iou,
@@ -140,7 +140,7 @@ impl ModelConfig {
         }
     }
 
-    /// Side of its masks; none for detectors of boxes.
+    /// Side of the predicted masks; `None` for detectors without masks.
     pub fn mask_size(&self) -> Option<usize> {
         (self.detector == Detector::MaskRcnn).then_some(2 * self.mask_head.pool)
     }

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::nn::Builder;
 use crate::tape::{Tape, Var};
 
-/// Its heads.
+/// The heads of Faster R-CNN.
 pub struct FasterRcnn {
     /// Proposals.
     pub rpn: Rpn,
@@ -23,10 +23,10 @@ pub struct FasterRcnn {
 }
 
 impl FasterRcnn {
-    /// Names of its losses.
+    /// Names of the losses, in their order.
     pub const LOSSES: [&str; 4] = ["rpn_cls", "rpn_box", "roi_cls", "roi_box"];
 
-    /// For `classes` classes.
+    /// Heads for `classes` classes, with initial weights.
     pub fn new(b: &mut Builder<'_>, cfg: &ModelConfig, classes: usize) -> Result<Self> {
         let c = cfg.fpn.channels;
         Ok(FasterRcnn {
@@ -35,7 +35,7 @@ impl FasterRcnn {
         })
     }
 
-    /// Losses of one training pass; on `proposals` from elsewhere if they are given.
+    /// Losses of one training pass. The second stage uses `proposals` instead of the RPN's if they are given.
     pub fn losses(
         &self,
         tape: &mut Tape,
@@ -47,7 +47,7 @@ impl FasterRcnn {
         Ok(self.train(tape, p, inputs, how, proposals)?.0)
     }
 
-    /// As [`FasterRcnn::losses`], and the RoIs that were sampled: a mask head goes on with them.
+    /// Like [`FasterRcnn::losses`], but also returns the sampled RoIs, which a mask head is trained on.
     pub fn train(
         &self,
         tape: &mut Tape,
@@ -69,7 +69,7 @@ impl FasterRcnn {
         Ok((losses, samples))
     }
 
-    /// Detections; boxes are divided by the image's scale before NMS with `rescale`.
+    /// Detections of one evaluation pass. In [`BoxFrame::Original`], boxes are divided by the image's scale before NMS.
     pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, frame: BoxFrame) -> Result<Detections> {
         let proposals = self.rpn.test(tape, &p, inputs)?;
         tape.scope("box_head", |tape| {

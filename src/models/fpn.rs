@@ -1,5 +1,5 @@
-//! Feature pyramid network (Lin et al. 2017): a 1×1 on each C, top-down sums, a 3×3 on each sum; above P5, P6 is every
-//! second pixel of P5, or (RetinaNet) P6 and P7 come from convolutions of stride 2.
+//! Feature pyramid network (Lin et al. 2017): a 1×1 convolution on each of C2 to C5, top-down sums, a 3×3 convolution on
+//! each sum. Above P5, P6 is every second pixel of P5, or (RetinaNet) P6 and P7 come from convolutions of stride 2.
 
 use super::config::{FpnConfig, FpnExtra};
 use crate::error::Result;
@@ -10,7 +10,7 @@ use crate::ops::relu::relu;
 use crate::ops::upsample_add::upsample_add;
 use crate::tape::{Tape, Var};
 
-/// The network.
+/// The feature pyramid network.
 pub struct Fpn {
     lateral: Vec<Conv2d>,
     output: Vec<Conv2d>,
@@ -19,7 +19,7 @@ pub struct Fpn {
 }
 
 impl Fpn {
-    /// From the channels of C2 to C5.
+    /// A network with initial weights; `c_in` are the channels of C2 to C5.
     pub fn new(b: &mut Builder<'_>, cfg: &FpnConfig, c_in: &[usize; 4]) -> Result<Self> {
         let used = &c_in[cfg.start - 2..];
         let (mut lateral, mut output, mut extra) = (Vec::new(), Vec::new(), Vec::new());
@@ -45,7 +45,7 @@ impl Fpn {
         Ok(Fpn { lateral, output, extra, cfg: cfg.clone() })
     }
 
-    /// C2 to C5 in; P2 to P5 or P6, or P3 to P7, out.
+    /// Computes the levels of the pyramid (P2 to P5 or P6, or P3 to P7) from C2 to C5.
     pub fn forward(&self, tape: &mut Tape, c: &[Var; 4]) -> Result<Vec<Var>> {
         let used = &c[self.cfg.start - 2..];
         let mut sums: Vec<Var> = Vec::with_capacity(used.len());
@@ -88,7 +88,7 @@ mod tests {
     use crate::ops::conv2d::conv2d;
     use crate::tensor::Tensor;
 
-    /// torchvision's RetinaNet: P7 is made of P6 without its negatives, P6 itself keeps them.
+    /// As in torchvision's RetinaNet, P7 is computed from `relu(P6)`, while P6 itself keeps its negatives.
     #[test]
     fn a_relu_between_the_extra_levels() {
         let dev = Device::cpu();

@@ -1,4 +1,4 @@
-//! What a forward pass reads: tensors at fixed addresses that the host fills before each pass.
+//! The inputs of a forward pass: tensors at fixed addresses that the host fills before each pass.
 
 use crate::detection::anchors::Anchors;
 use crate::device::Device;
@@ -9,7 +9,7 @@ use crate::philox;
 use crate::tensor::DType;
 use crate::tensor::Tensor;
 
-/// Inputs of one shape bucket.
+/// The inputs of one shape bucket: B images of H×W pixels, with at most G ground-truth boxes each.
 pub struct Inputs {
     /// Pixels, RGB `[B,H,W,3]` u8.
     pub images: Tensor,
@@ -17,13 +17,13 @@ pub struct Inputs {
     pub sizes: Tensor,
     /// Network pixels per original pixel, `(w, h)`, `[B,2]` f32.
     pub scale: Tensor,
-    /// Ground truth `[B,G,4]` f32.
+    /// Ground-truth boxes `[B,G,4]` f32.
     pub gt_boxes: Tensor,
-    /// Classes `[B,G]` i32, -1 behind the last.
+    /// Classes `[B,G]` i32, -1 after an image's last box.
     pub gt_labels: Tensor,
-    /// Number of boxes `[B]` i32.
+    /// Number of boxes in each image, `[B]` i32.
     pub gt_count: Tensor,
-    /// Masks of the ground truth, where they are trained.
+    /// Masks of the ground truth, if masks are trained.
     pub masks: Option<MaskInputs>,
     /// Key of the pass's random numbers, i32 `[6]`: seed (low, high), stage, step (low, high), first image.
     pub key: Tensor,
@@ -31,8 +31,9 @@ pub struct Inputs {
     pub anchors: Anchors,
 }
 
-/// Masks of the ground truth, as runs: object g of an image is `runs[offsets[g]..offsets[g+1]]`, ascending positions
-/// `y * W + x` on the canvas of the batch; a pixel belongs to it if an odd number of them is at most its own.
+/// Run-length encoded masks of the ground truth. The runs of object g of an image are `runs[offsets[g]..offsets[g+1]]`,
+/// ascending positions `y * W + x` on the canvas of the batch where the mask toggles: a pixel belongs to the object if
+/// the number of entries that are at most its own position is odd.
 pub struct MaskInputs {
     /// i32 `[B,S]`.
     pub runs: Tensor,
@@ -55,14 +56,15 @@ pub struct HostBatch<'a> {
     pub gt_labels: &'a [i32],
     /// See [`Inputs::gt_count`].
     pub gt_count: &'a [i32],
-    /// See [`MaskInputs::runs`]; not looked at where no masks are trained.
+    /// See [`MaskInputs::runs`]; ignored if no masks are trained.
     pub mask_runs: &'a [i32],
     /// See [`MaskInputs::offsets`].
     pub mask_offsets: &'a [i32],
 }
 
 impl Inputs {
-    /// For `b` images of `h`×`w` with room for `g` boxes each, and for `mask_runs` runs of their masks if it is not 0.
+    /// Zeroed inputs for `b` images of `h`×`w` with room for `g` boxes each, and for `mask_runs` mask runs each. If
+    /// `mask_runs` is 0, there are no mask inputs.
     pub fn new(
         device: &Device,
         b: usize,
@@ -89,19 +91,19 @@ impl Inputs {
         })
     }
 
-    /// Images in a pass.
+    /// Number of images in a pass.
     pub fn batch(&self) -> usize {
         self.images.dim(0)
     }
 
-    /// Matches the anchors to the ground truth, but for those in the padding or beyond the border: as
-    /// [`match_boxes`] gives it, i32 `[B,N]`.
+    /// Matches the anchors to the ground truth, except anchors in the padding or more than `allowed_border` pixels
+    /// beyond the image. Returns i32 `[B,N]` as [`match_boxes`] does.
     pub fn match_anchors(&self, matcher: Matcher, allowed_border: f32) -> Result<Tensor> {
         let valid = anchors_valid(self.anchors.grid(), &self.sizes, allowed_border)?;
         match_boxes(&self.anchors.boxes, Some(&valid), &self.gt_boxes, &self.gt_count, matcher)
     }
 
-    /// Fills the tensors.
+    /// Copies host data into the tensors.
     pub fn load(&mut self, batch: &HostBatch<'_>) -> Result<()> {
         self.images.write(batch.images)?;
         self.sizes.write(batch.sizes.as_flattened())?;

@@ -1,4 +1,4 @@
-//! Mask head (He et al. 2017): RoI features to one small mask for the RoI's class.
+//! Mask head (He et al. 2017): predicts from RoI features one small mask for the RoI's class.
 //!
 //! ```text
 //! RoIAlign 14×14 → 4 × conv 3×3 → transposed conv 2×2 (28×28) → the class's logit of each pixel
@@ -25,10 +25,10 @@ use crate::tape::{Tape, Var};
 use crate::tensor::elementwise;
 use crate::tensor::{DType, Tensor};
 
-/// RoIs whose masks are trained at one time: as many as two images have by default. Enough to fill a GPU.
+/// Number of RoIs whose masks are trained at a time. Two images have as many by default; it is enough to fill a GPU.
 const SLICE_ROIS: usize = 256;
 
-/// The head.
+/// The mask head.
 pub struct MaskHead {
     convs: Vec<Conv2d>,
     upsample: Deconv2x2,
@@ -36,11 +36,11 @@ pub struct MaskHead {
     cfg: MaskHeadConfig,
     strides_px: Vec<f32>,
     finest_scale_px: f32,
-    /// Positives of an image at most.
+    /// Largest number of positives in an image.
     quota: usize,
 }
 
-/// RoIs whose masks are trained: the positives among the samples.
+/// The RoIs whose masks are trained: the positives among the samples.
 pub struct MaskRois {
     /// `[B,P,4]`.
     pub rois: Tensor,
@@ -51,8 +51,8 @@ pub struct MaskRois {
 }
 
 impl MaskHead {
-    /// On RoI features of `c_in` channels from levels of the given strides; RoIs come from levels by `finest_scale_px`,
-    /// at most `quota` positives of an image.
+    /// A head with initial weights, for RoI features of `c_in` channels from levels of the given strides. RoIs are
+    /// assigned to levels by `finest_scale_px`; an image has at most `quota` positives.
     pub fn new(
         b: &mut Builder<'_>,
         cfg: &MaskHeadConfig,
@@ -80,12 +80,12 @@ impl MaskHead {
         })
     }
 
-    /// Side of the masks.
+    /// Side of the predicted masks.
     pub fn size(&self) -> usize {
         2 * self.cfg.pool
     }
 
-    /// The positives among some columns of the samples.
+    /// Selects the positives among the given columns of the samples.
     pub fn rois(&self, samples: &RoiSamples, columns: Range<usize>, inputs: &Inputs) -> Result<MaskRois> {
         let columns = positives(&samples.gt, columns)?;
         let (rois, gt) = (gather_rows_of(&samples.rois, &columns)?, gather_i32(&samples.gt, &columns, -1)?);
@@ -93,8 +93,9 @@ impl MaskHead {
         Ok(MaskRois { rois, gt, classes })
     }
 
-    /// RoIs `[B,P,4]` and their classes i32 `[B,P]` in, of which the first `counts[b]` of each image count (i32 `[B]`
-    /// or `[B,2]`) and the others have class -1; the class's mask logits `[B·P,S,S]` out, 0 in rows that do not count.
+    /// Computes mask logits `[B·P,S,S]`, each for the RoI's class, from `rois` `[B,P,4]` and `classes` i32 `[B,P]`. Only
+    /// the first `counts[b]` RoIs of each image are valid (i32 `[B]` or `[B,2]`); the others must have class -1, and
+    /// their logits are 0.
     pub fn forward(&self, tape: &mut Tape, p: &[Var], rois: &Tensor, classes: &Tensor, counts: &Tensor) -> Result<Var> {
         let cfg = &self.cfg;
         let how = RoiAlign {
@@ -112,8 +113,9 @@ impl MaskHead {
         self.logits.forward(tape, &x, &classes.reshape(&[classes.numel()])?)
     }
 
-    /// The mean cross-entropy over the pixels of all positives. Where heads run backward at once, this one does so for
-    /// 256 RoIs after the other: its maps are the largest of a detector's.
+    /// The mean cross-entropy over the pixels of all positives. If the tape runs each head's backward pass directly
+    /// after its forward pass ([`Tape::branches`]), this head does so for slices of about 256 RoIs in turn, because its
+    /// maps are the largest of a detector's.
     pub fn losses(&self, tape: &mut Tape, p: &[Var], samples: &RoiSamples, inputs: &Inputs) -> Result<Vec<Loss>> {
         let avg = avg_factor(&samples.counts, AvgFactor::Positives)?;
         let rois = samples.gt.dim(0) * self.quota;
@@ -123,7 +125,7 @@ impl MaskHead {
         for slice in 0..slices {
             let columns = slice * columns..((slice + 1) * columns).min(self.quota);
             if slice > 0 && columns.is_empty() {
-                break; // the slices before hold all
+                break; // the previous slices hold all positives
             }
             let (terms, ()) = branch(tape, p, |tape, p| {
                 Ok((vec![Loss { name: "mask", value: self.loss(tape, p, samples, columns, inputs, &avg)? }], ()))
@@ -141,7 +143,7 @@ impl MaskHead {
         Ok(losses)
     }
 
-    /// What some columns of the samples add to the loss.
+    /// The part of the loss that comes from the given columns of the samples.
     fn loss(
         &self,
         tape: &mut Tape,
@@ -160,7 +162,7 @@ impl MaskHead {
         bce(tape, &logits, &target, avg, weight)
     }
 
-    /// The matched objects' masks in each RoI, 1 and 0; -1 in padding; i32 `[B,P,S,S]`.
+    /// The mask of the matched object in each RoI: 1 and 0, and -1 in padding; i32 `[B,P,S,S]`.
     pub fn targets(&self, rois: &Tensor, gt: &Tensor, inputs: &Inputs) -> Result<Tensor> {
         let masks = inputs.masks.as_ref().expect("mask_head: a stage that trains masks has them in its inputs");
         let width_px = inputs.images.dim(2);

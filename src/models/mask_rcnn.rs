@@ -17,7 +17,7 @@ use crate::nn::Builder;
 use crate::ops::count_rows::count_rows;
 use crate::tape::{Tape, Var};
 
-/// Its heads.
+/// The heads of Mask R-CNN.
 pub struct MaskRcnn {
     /// Proposals, classes and boxes.
     pub faster: FasterRcnn,
@@ -26,10 +26,10 @@ pub struct MaskRcnn {
 }
 
 impl MaskRcnn {
-    /// Names of its losses.
+    /// Names of the losses, in their order.
     pub const LOSSES: [&str; 5] = ["rpn_cls", "rpn_box", "roi_cls", "roi_box", "mask"];
 
-    /// For `classes` classes.
+    /// Heads for `classes` classes, with initial weights.
     pub fn new(b: &mut Builder<'_>, cfg: &ModelConfig, classes: usize) -> Result<Self> {
         let faster = FasterRcnn::new(b, cfg, classes)?;
         let mut b = b.sub("roi_head.mask_head");
@@ -39,7 +39,7 @@ impl MaskRcnn {
         Ok(MaskRcnn { faster, mask_head })
     }
 
-    /// Losses of one training pass; on `proposals` from elsewhere if they are given.
+    /// Losses of one training pass. The second stage uses `proposals` instead of the RPN's if they are given.
     pub fn losses(
         &self,
         tape: &mut Tape,
@@ -53,7 +53,7 @@ impl MaskRcnn {
         Ok(losses)
     }
 
-    /// Detections in network pixels, with the logits of their masks.
+    /// Detections of one evaluation pass in network pixels, with the logits of their masks.
     pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs) -> Result<Detections> {
         let FasterRcnn { rpn, box_head } = &self.faster;
         let proposals = rpn.test(tape, &p, inputs)?;

@@ -1,7 +1,7 @@
-//! Detectors: a backbone, a feature pyramid and the heads of a family, each readable like the figure of its paper.
+//! Detectors: a backbone, a feature pyramid and the heads of one family. Each file follows the figure of its paper.
 //!
-//! A detector gives losses or detections for one pass; it knows no optimizer and no data set. Main types: [`Model`],
-//! [`ModelConfig`], [`Inputs`]. Read `model.rs` first, then `faster_rcnn.rs`.
+//! A detector computes losses or detections for one pass. It knows no optimizer ([`crate::engine`]) and no data set
+//! ([`crate::data`]). Main types: [`Model`], [`ModelConfig`], [`Inputs`]. Read `model.rs` first, then `faster_rcnn.rs`.
 
 pub mod backbone;
 pub mod box_head;

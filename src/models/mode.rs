@@ -1,30 +1,32 @@
-//! How the backbone of a detector runs in a stage.
+//! The mode of a detector's backbone in a training stage or in evaluation.
 
 use crate::error::Result;
 use crate::nn::NormMode;
 use crate::tape::{Tape, Var};
 use crate::tensor::DType;
 
-/// How the backbone runs in a stage.
+/// The mode of the backbone: batch norm, frozen parts, rematerialisation, type of the activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackboneMode {
-    /// Batch norm of the trained part.
+    /// Mode of the batch norm layers in the part that is trained.
     pub norm: NormMode,
-    /// -1: everything is trained; 0: the stem is frozen; n: the stem and layers 1 to n are. Frozen parts use running
-    /// statistics.
+    /// -1: everything is trained; 0: the stem is frozen; n: the stem and layers 1 to n are frozen. Frozen parts use
+    /// running statistics.
     pub frozen_stages: i32,
-    /// Whether the stem and each block are rematerialised in the backward pass instead of being kept.
+    /// Whether activations inside the stem and each block are rematerialised in the backward pass instead of being
+    /// kept.
     pub recompute: bool,
-    /// What activations are stored in, those of pyramid and heads too. What heads give, losses and boxes are f32.
+    /// Type in which activations are stored, in the pyramid and the heads too. Outputs of heads, losses and boxes are
+    /// f32.
     pub dtype: DType,
 }
 
 impl BackboneMode {
-    /// Running statistics everywhere.
+    /// Evaluation: running statistics everywhere, f32, nothing rematerialised.
     pub const EVALUATION: BackboneMode =
         BackboneMode { norm: NormMode::Frozen, frozen_stages: -1, recompute: false, dtype: DType::F32 };
 
-    /// Runs a part of the backbone that may be rematerialised.
+    /// Executes a part of the backbone, and marks it for rematerialisation if this mode asks for it.
     pub(super) fn part(
         self,
         tape: &mut Tape,

@@ -1,4 +1,4 @@
-//! A detector: backbone, feature pyramid, heads.
+//! A whole detector: backbone, feature pyramid, heads.
 //!
 //! ```text
 //! image → backbone → C2..C5 → FPN → P2..P6 (RetinaNet: P3..P7) → heads → losses or detections
@@ -21,7 +21,7 @@ use crate::ops::image_normalize::image_normalize;
 use crate::tape::{Tape, Var};
 use crate::tensor::DType;
 
-/// Subtracted from and divided into the pixels.
+/// Mean and standard deviation that pixels are normalised with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PixelStats {
     /// RGB, 0 to 255.
@@ -36,12 +36,12 @@ pub struct Model {
     pub backbone: Backbone,
     /// Feature pyramid.
     pub neck: Fpn,
-    /// What looks at the pyramid.
+    /// The heads, whose input is the pyramid.
     pub heads: Heads,
     pixels: PixelStats,
 }
 
-/// The heads of a family.
+/// The heads of one family.
 pub enum Heads {
     /// Ren et al. 2015.
     Faster(FasterRcnn),
@@ -64,7 +64,8 @@ impl Model {
         })
     }
 
-    /// Normalised image to the levels of the pyramid. In training `inputs` draw what the backbone drops.
+    /// Computes the levels of the pyramid from a normalised image. In training, the key of `inputs` seeds the drop path
+    /// of the backbone.
     pub fn features(
         &self,
         tape: &mut Tape,
@@ -82,14 +83,15 @@ impl Model {
         image_normalize(tape, &inputs.images, &inputs.sizes, self.pixels.mean, self.pixels.std, dtype)
     }
 
-    /// Losses of one training pass, with activations stored as the mode says; named as [`Heads::loss_names`] says.
+    /// Losses of one training pass, named and ordered as in [`Heads::loss_names`]. Activations are stored as
+    /// [`BackboneMode::dtype`].
     pub fn losses(&self, tape: &mut Tape, inputs: &Inputs, mode: BackboneMode, how: Sampling) -> Result<Vec<Loss>> {
         let image = self.normalized(tape, inputs, mode.dtype)?;
         self.losses_from_image(tape, image, inputs, mode, how, None)
     }
 
-    /// As [`Model::losses`], from an image that is normalised already, and the second stage on proposals from elsewhere
-    /// if they are given: NMS is discontinuous, so that two implementations can be compared only on the same proposals.
+    /// Like [`Model::losses`], but from an image that is already normalised, and with the given `proposals`, if any, in
+    /// the second stage. NMS is discontinuous, so two implementations can be compared only on the same proposals.
     pub fn losses_from_image(
         &self,
         tape: &mut Tape,
@@ -103,7 +105,7 @@ impl Model {
         self.heads.losses(tape, p, inputs, how, proposals)
     }
 
-    /// Detections of one evaluation pass, in original pixels where [`Detections::rescaled`] says so, else in network
+    /// Detections of one evaluation pass, in original pixels where [`Detections::frame`] says so, else in network
     /// pixels.
     pub fn detect(&self, tape: &mut Tape, inputs: &Inputs) -> Result<Detections> {
         let image = self.normalized(tape, inputs, BackboneMode::EVALUATION.dtype)?;
@@ -112,7 +114,7 @@ impl Model {
 
     /// As [`Model::detect`], from an image that is normalised already; in network pixels without `rescale`. Mask
     /// R-CNN's boxes are in network pixels always, as mmdetection's are where it divides them after NMS: see
-    /// [`Detections::rescaled`].
+    /// [`Detections::frame`].
     pub fn detect_from_image(
         &self,
         tape: &mut Tape,
@@ -135,7 +137,7 @@ impl Heads {
         })
     }
 
-    /// Names of the losses, in their order.
+    /// Names of the losses, in the order of [`Model::losses`].
     pub fn loss_names(&self) -> &'static [&'static str] {
         match self {
             Heads::Faster(_) => &FasterRcnn::LOSSES,
@@ -145,7 +147,7 @@ impl Heads {
         }
     }
 
-    /// The region proposal network, of detectors that have one.
+    /// The region proposal network, if the detector has one.
     pub fn rpn(&self) -> Option<&Rpn> {
         match self {
             Heads::Faster(heads) => Some(&heads.rpn),

@@ -16,7 +16,7 @@ use crate::ops::conv2d::Activation;
 use crate::ops::max_pool::max_pool;
 use crate::tape::{Tape, Var};
 
-/// The network.
+/// The backbone.
 pub struct ResNet {
     stem: Rc<Stem>,
     layers: Vec<Vec<Rc<Block>>>,
@@ -32,13 +32,14 @@ fn norm_of(mode: BackboneMode, layer: i32) -> NormMode {
 }
 
 struct Block {
-    /// Two 3×3, or 1×1, 3×3, 1×1: each with its batch norm.
+    /// Basic block: two 3×3 convolutions; bottleneck: 1×1, 3×3, 1×1. Each has its batch norm.
     convs: Vec<(Conv2d, BatchNorm)>,
     downsample: Option<(Conv2d, BatchNorm)>,
 }
 
 impl ResNet {
-    /// Parameters under the builder's prefix, named as torchvision and mmdetection name them.
+    /// A network with initial weights. Parameters are under the builder's prefix and have the names of torchvision and
+    /// mmdetection.
     pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig) -> Result<Self> {
         let stem = cfg.channels(64);
         let conv1 = Conv2d::new(
@@ -62,7 +63,7 @@ impl ResNet {
         Ok(ResNet { stem: Rc::new(Stem { conv1, bn1 }), layers })
     }
 
-    /// Whether a parameter of the detector lies in the stem or one of the layers that are frozen.
+    /// Whether a parameter of the detector, by its full name, lies in a frozen stem or layer.
     pub fn is_frozen(name: &str, frozen_stages: i32) -> bool {
         let stem = name.starts_with("backbone.conv1.") || name.starts_with("backbone.bn1.");
         (frozen_stages >= 0 && stem) || (1..=frozen_stages).any(|i| name.starts_with(&format!("backbone.layer{i}.")))
@@ -92,8 +93,9 @@ impl ResNet {
 
 impl Stem {
     fn forward(&self, tape: &mut Tape, image: &Var, norm: NormMode) -> Result<Var> {
-        // Pooling keeps places and not its input, the largest map of the network: only the ReLU would, for as long as
-        // the step. In the second run of a part that is computed again it would not be for long.
+        // Max pooling saves positions, not its input, which is the largest map of the network; only the ReLU would
+        // keep that map until the backward pass. So the output of batch norm and ReLU is rematerialised, except while
+        // this part is itself being rematerialised: then the map is needed only for a short time.
         let bn = |tape: &mut Tape, x: Var| self.bn1.forward(tape, &x, None, true, norm);
         let x = self.conv1.forward(tape, image, Activation::None)?;
         let y = if tape.is_rematerialising() {

@@ -1,5 +1,5 @@
-//! RetinaNet (Lin et al. 2017): no proposals, every anchor is classified, with a loss that the many easy ones do not
-//! drown.
+//! RetinaNet (Lin et al. 2017): classifies every anchor without proposals. The focal loss keeps the many easy anchors
+//! from dominating.
 //!
 //! ```text
 //! P3..P7 ┬→ 4 × conv → K scores for each anchor
@@ -21,7 +21,7 @@ use crate::ops::sigmoid_focal::sigmoid_focal;
 use crate::ops::smooth_l1::smooth_l1;
 use crate::tape::{Tape, Var};
 
-/// Its head, shared by all levels.
+/// The head of RetinaNet, shared by all levels.
 pub struct RetinaNet {
     cls_convs: Vec<Conv2d>,
     reg_convs: Vec<Conv2d>,
@@ -40,10 +40,10 @@ pub struct RetinaOutput {
 }
 
 impl RetinaNet {
-    /// Names of its losses.
+    /// Names of the losses, in their order.
     pub const LOSSES: [&str; 2] = ["cls", "box"];
 
-    /// For `classes` classes.
+    /// A head for `classes` classes, with initial weights.
     pub fn new(b: &mut Builder<'_>, cfg: &ModelConfig, classes: usize) -> Result<Self> {
         let (c_in, cfg) = (cfg.fpn.channels, &cfg.retina_head);
         let (init, a, c) = (Init::Normal(0.01), cfg.anchors().per_cell(), cfg.channels);
@@ -66,7 +66,7 @@ impl RetinaNet {
         })
     }
 
-    /// P3 to P7 in; logits and deltas of every anchor out.
+    /// Computes logits and deltas of every anchor from P3 to P7.
     pub fn forward(&self, tape: &mut Tape, p: &[Var]) -> Result<RetinaOutput> {
         let (mut logits, mut deltas) = (Vec::new(), Vec::new());
         for x in p {
@@ -85,7 +85,7 @@ impl RetinaNet {
         Ok(RetinaOutput { logits: in_f32(tape, logits)?, deltas: in_f32(tape, deltas)? })
     }
 
-    /// What each anchor should become.
+    /// Computes the training targets of every anchor.
     pub fn targets(&self, inputs: &Inputs) -> Result<DenseTargets> {
         let cfg = &self.cfg;
         let (pos_iou, neg_iou, min_pos_iou) = (cfg.pos_iou, cfg.neg_iou, cfg.min_pos_iou);
@@ -104,7 +104,7 @@ impl RetinaNet {
         })
     }
 
-    /// Losses of raw outputs.
+    /// Computes the losses from raw outputs.
     pub fn losses_of(&self, tape: &mut Tape, out: &RetinaOutput, inputs: &Inputs) -> Result<Vec<Loss>> {
         let cfg = &self.cfg;
         let t = self.targets(inputs)?;
@@ -116,7 +116,7 @@ impl RetinaNet {
         Ok(vec![Loss { name: "cls", value: cls }, Loss { name: "box", value: reg }])
     }
 
-    /// Detections; boxes are divided by the image's scale before NMS with `rescale`.
+    /// Detections of one evaluation pass. In [`BoxFrame::Original`], boxes are divided by the image's scale before NMS.
     pub fn detect(&self, tape: &mut Tape, p: Vec<Var>, inputs: &Inputs, frame: BoxFrame) -> Result<Detections> {
         tape.scope("retina_head", |tape| {
             let out = self.forward(tape, &p)?;
@@ -125,7 +125,7 @@ impl RetinaNet {
         })
     }
 
-    /// Detections of raw outputs.
+    /// Computes detections from raw outputs.
     pub fn detections(&self, out: &RetinaOutput, inputs: &Inputs, frame: BoxFrame) -> Result<Detections> {
         let cfg = &self.cfg;
         let how = DenseConfig {

@@ -1,5 +1,5 @@
-//! Region proposal network (Ren et al. 2015) on a feature pyramid: objectness and box deltas for each anchor, proposals
-//! from the best of them, losses from a sample of them.
+//! Region proposal network (Ren et al. 2015) on a feature pyramid: predicts objectness and box deltas for each anchor,
+//! selects proposals from the best anchors, and computes losses on a sample of anchors.
 
 use super::common::{Loss, Sampling, branch, in_f32};
 use super::config::RpnConfig;
@@ -24,7 +24,7 @@ use crate::philox::Purpose;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
-/// The head, shared by all levels.
+/// The RPN head, shared by all levels.
 pub struct Rpn {
     conv: Conv2d,
     cls: Conv2d,
@@ -50,18 +50,18 @@ pub struct Proposals {
     pub valid: Tensor,
 }
 
-/// What sampled anchors should become, M = B·S of them.
+/// Training targets of the M = B·S sampled anchors.
 pub struct RpnTargets {
     /// 1 object, 0 background, -1 padding; i32 `[M]`.
     pub objects: Tensor,
-    /// 0 where there is a box to learn, else -1; i32 `[M]`.
+    /// 0 for positives, which have a box to learn, else -1; i32 `[M]`.
     pub box_labels: Tensor,
     /// Deltas `[M,4]`.
     pub boxes: Tensor,
 }
 
 impl Rpn {
-    /// On features of `c_in` channels.
+    /// A head with initial weights, for features of `c_in` channels.
     pub fn new(b: &mut Builder<'_>, cfg: &RpnConfig, c_in: usize) -> Result<Self> {
         let init = Init::Normal(0.01);
         let a = cfg.anchors().per_cell();
@@ -73,7 +73,7 @@ impl Rpn {
         })
     }
 
-    /// Losses of a training pass, and its proposals: those given, or its own.
+    /// Losses of a training pass, and its proposals: the given ones, or else those of this network.
     pub fn train(
         &self,
         tape: &mut Tape,
@@ -99,7 +99,7 @@ impl Rpn {
         })
     }
 
-    /// P2 to P6 in; logits and deltas of every anchor out.
+    /// Computes logits and deltas of every anchor from P2 to P6.
     pub fn forward(&self, tape: &mut Tape, features: &[Var]) -> Result<RpnOutput> {
         let (mut logits, mut deltas) = (Vec::new(), Vec::new());
         for x in features {
@@ -112,7 +112,8 @@ impl Rpn {
         Ok(RpnOutput { logits: in_f32(tape, logits)?, deltas: in_f32(tape, deltas)? })
     }
 
-    /// The `nms_pre` best anchors of each level, decoded, without empty boxes, after NMS within levels: the `max` best.
+    /// Selects proposals: decodes the `nms_pre` best anchors of each level, drops empty boxes, applies NMS within
+    /// levels and keeps the `max` best.
     pub fn proposals(&self, out: &RpnOutput, inputs: &Inputs, nms_pre: usize, max: usize) -> Result<Proposals> {
         let b = inputs.batch();
         let (logits, deltas) = (out.logits.value(), out.deltas.value());
@@ -161,7 +162,7 @@ impl Rpn {
         sample(&assigned, &sampler, &inputs.key)
     }
 
-    /// What the sampled anchors should become.
+    /// Computes the training targets of the sampled anchors.
     pub fn targets(&self, samples: &Sampled, inputs: &Inputs) -> Result<RpnTargets> {
         let chosen = gather_rows_of(&inputs.anchors.boxes, &samples.idx)?;
         let boxes = box_encode(&chosen, &inputs.gt_boxes, &samples.gt, self.cfg.stds)?;
@@ -169,8 +170,8 @@ impl Rpn {
         Ok(RpnTargets { objects, box_labels, boxes: boxes.reshape(&[samples.idx.numel(), 4])? })
     }
 
-    /// Objectness and box losses of the sampled anchors. Both are divided by the number of samples, counted as
-    /// mmdetection counts it: `sum over images of max(1, positives) + max(1, negatives)`.
+    /// Objectness and box losses of the sampled anchors. Both are divided by mmdetection's number of samples: `sum over
+    /// images of max(1, positives) + max(1, negatives)`.
     pub fn losses(&self, tape: &mut Tape, out: &RpnOutput, inputs: &Inputs, how: Sampling) -> Result<Vec<Loss>> {
         let cfg = &self.cfg;
         let samples = self.sample(inputs, how)?;

@@ -6,7 +6,7 @@
 //! merge:   2×2 tokens side by side → norm → linear to twice the channels
 //! ```
 //!
-//! Tokens stay an image `[N,H,W,C]` all the way; windows exist only inside `window_attention`.
+//! Tokens are always stored as an image `[N,H,W,C]`; windows exist only inside `window_attention`.
 
 use std::rc::Rc;
 
@@ -21,15 +21,16 @@ use crate::ops::window_attention::{WindowAttention, window_attention};
 use crate::tape::{Param, Role, Tape, Var};
 use crate::tensor::Tensor;
 
-/// Pixels of a patch's side.
+/// Side of a patch in pixels.
 const PATCH: usize = 4;
-/// Hidden channels of a block's second half, relative to its own.
+/// Hidden channels of a block's MLP, relative to the block's channels.
 const MLP_RATIO: usize = 4;
 const EPS: f32 = 1e-5;
-/// torch's `trunc_normal_`, as the paper has it: tables of positions always, linear layers by default.
+/// torch's `trunc_normal_`, as in the paper: always used for the tables of position biases, and by default for linear
+/// layers.
 const TRUNC_NORMAL: Init = Init::TruncNormal(0.02);
 
-/// The network.
+/// The backbone.
 pub struct Swin {
     patches: Linear,
     patch_norm: LayerNorm,
@@ -38,7 +39,7 @@ pub struct Swin {
 
 struct Stage {
     blocks: Vec<Rc<Block>>,
-    /// Norm of the stage's output, where the pyramid uses it; the next stage gets it without.
+    /// Norm of the stage's output, if the pyramid uses this output. The next stage gets the output without the norm.
     norm: Option<LayerNorm>,
     merge: Option<Merge>,
 }
@@ -52,9 +53,9 @@ struct Block {
     up: Linear,
     down: Linear,
     attention: WindowAttention,
-    /// Chance to drop each of its branches.
+    /// Probability of dropping each of the block's two residual branches.
     drop: f32,
-    /// Number among all blocks.
+    /// Index of the block among all blocks of the network.
     index: u32,
 }
 
@@ -64,8 +65,8 @@ struct Merge {
 }
 
 impl Swin {
-    /// Parameters under the builder's prefix, named as mmdetection names them. Of the outputs those from `first` on are
-    /// used (1: not C2).
+    /// A network with initial weights. Parameters are under the builder's prefix and have mmdetection's names. `first` is
+    /// the first of C2 to C5 that the pyramid uses (0: C2, 1: C3); earlier outputs have no norm.
     pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig, first: usize) -> Result<Self> {
         let channels = cfg.out_channels();
         let init = match cfg.init {
@@ -105,8 +106,8 @@ impl Swin {
         Ok(Swin { patches, patch_norm, stages })
     }
 
-    /// Whether a parameter lies in the patch embedding or one of the stages that are frozen (with the norm of its
-    /// output).
+    /// Whether a parameter of the detector, by its full name, lies in a frozen patch embedding or in a frozen stage or
+    /// the norm of its output.
     pub fn is_frozen(name: &str, frozen_stages: i32) -> bool {
         let inside = |i: i32| {
             let (stage, norm) = (format!("backbone.stages.{}.", i - 1), format!("backbone.norm{}.", i - 1));
@@ -115,8 +116,8 @@ impl Swin {
         (frozen_stages >= 0 && name.starts_with("backbone.patch_embed.")) || (1..=frozen_stages).any(inside)
     }
 
-    /// `[N,H,W,3]` to C2, C3, C4, C5 `[N,H/4,W/4,C]` … `[N,H/32,W/32,8C]`, sizes rounded up. `key` draws the branches
-    /// that a training pass drops; without it none is, nor are those of frozen stages.
+    /// `[N,H,W,3]` to C2, C3, C4, C5 `[N,H/4,W/4,C]` … `[N,H/32,W/32,8C]`, sizes rounded up. `key` seeds the drop path of
+    /// a training pass; without it no branch is dropped. Branches of frozen stages are never dropped.
     pub fn forward(&self, tape: &mut Tape, image: &Var, mode: BackboneMode, key: Option<&Tensor>) -> Result<[Var; 4]> {
         let mut x = tape.scope("stem", |tape| {
             let x = space_to_depth(tape, image, PATCH)?;
@@ -135,7 +136,7 @@ impl Swin {
 }
 
 impl Stage {
-    /// The output (normalised if it is used), and the input of the next stage.
+    /// Returns the stage's output (normalised if the pyramid uses it) and the input of the next stage.
     fn forward(&self, tape: &mut Tape, mut x: Var, mode: BackboneMode, key: Option<&Tensor>) -> Result<(Var, Var)> {
         for block in &self.blocks {
             let (block, key) = (block.clone(), key.cloned());
@@ -193,7 +194,7 @@ impl Block {
         self.add(tape, x, y, 1, key)
     }
 
-    /// `x + y`, where a training pass drops y for some images; `half` tells the block's two branches apart.
+    /// `x + y`; a training pass drops y for some images. `half` (0 or 1) tells the block's two branches apart.
     fn add(&self, tape: &mut Tape, x: Var, y: Var, half: u32, key: Option<&Tensor>) -> Result<Var> {
         let rate = if key.is_some() { self.drop } else { 0.0 };
         drop_path(tape, &x, &y, rate, 2 * self.index + half, key)

@@ -1,18 +1,19 @@
-//! Initial values, drawn from the parameter's name and the seed: adding a layer does not change the others.
+//! Initial values of parameters. Each parameter's random stream depends only on its name and the seed, so adding a
+//! layer does not change the values of the others.
 
 use rayon::prelude::*;
 
 use crate::philox::{Purpose, Stream};
 
-/// How a parameter starts.
+/// The distribution of a parameter's initial values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// All elements equal.
     Constant(f32),
     /// Normal with the given standard deviation.
     Normal(f32),
-    /// Normal with the given standard deviation, without what is beyond ±2 (torch's `trunc_normal_`, whose bounds are
-    /// numbers, not deviations): with the usual 0.02 nothing is.
+    /// Normal with the given standard deviation, truncated to ±2. As in torch's `trunc_normal_`, the bounds are absolute
+    /// values, not multiples of the deviation: with the usual 0.02 they cut nothing.
     TruncNormal(f32),
     /// Normal with variance 1 / fan_in (LeCun et al. 1998, section 4.6).
     LecunNormal,
@@ -57,7 +58,7 @@ fn four_normal(b: [u32; 4], std: f32) -> [f32; 4] {
     [a, b, c, d]
 }
 
-/// What lies beyond the bounds is drawn again, from the same place of the parameter's next stream.
+/// Numbers beyond the bounds are replaced by those at the same index of the parameter's next stream.
 fn truncated_normal(n: usize, std: f32, name: &str, seed: u64) -> Vec<f32> {
     const BOUND: f32 = 2.0;
     const ATTEMPTS: u32 = 1000; // enough for deviations up to 100; then the bound itself
@@ -85,7 +86,7 @@ fn blocks(n: usize, name: &str, seed: u64, f: impl Fn([u32; 4]) -> [f32; 4] + Sy
     fill(n, |index| f(stream.block(index)))
 }
 
-/// `n` numbers, four by four from `f(index)`.
+/// `n` numbers in groups of four; group `index` is `f(index)`.
 fn fill(n: usize, f: impl Fn(u32) -> [f32; 4] + Sync) -> Vec<f32> {
     let mut v = vec![0.0; n];
     v.par_chunks_mut(4096).enumerate().for_each(|(chunk, v)| {

@@ -1,5 +1,5 @@
-//! Convolution, linear, batch norm and layer norm layers. Parameters are f32; the weights of products are cast to the
-//! type of what they are multiplied with.
+//! Convolution, linear, batch norm and layer norm layers. Parameters are f32; the weights of convolutions and linear
+//! layers are cast to the type of the activations that they are multiplied with.
 
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +32,7 @@ pub struct Conv2d {
     pad: usize,
 }
 
-/// What a [`Conv2d`] is made of: 1×1 at stride 1 with a bias that starts at 0, unless it is told otherwise.
+/// The shape and initial values of a [`Conv2d`]. The default is 1×1 at stride 1 with a bias that starts at 0.
 #[derive(Clone, Copy, Debug)]
 pub struct ConvSpec {
     c_in: usize,
@@ -40,32 +40,32 @@ pub struct ConvSpec {
     init: Init,
     kernel: usize,
     stride_px: usize,
-    /// Initial value.
+    /// Initial value of the bias; `None`: the layer has no bias.
     bias: Option<f32>,
 }
 
 impl ConvSpec {
-    /// From `c_in` to `c_out` channels, with weights from `init`.
+    /// A 1×1 convolution from `c_in` to `c_out` channels, with weights from `init`.
     pub fn new(c_in: usize, c_out: usize, init: Init) -> ConvSpec {
         ConvSpec { c_in, c_out, init, kernel: 1, stride_px: 1, bias: Some(0.0) }
     }
 
-    /// With `side`×`side` weights, padded to keep the size at stride 1.
+    /// Sets the kernel to `side`×`side`, with the padding that keeps the map's size at stride 1.
     pub fn kernel(self, side: usize) -> ConvSpec {
         ConvSpec { kernel: side, ..self }
     }
 
-    /// With a stride.
+    /// Sets the stride.
     pub fn stride(self, stride_px: usize) -> ConvSpec {
         ConvSpec { stride_px, ..self }
     }
 
-    /// With a bias that starts at `value`.
+    /// Gives the layer a bias that starts at `value`.
     pub fn bias(self, value: f32) -> ConvSpec {
         ConvSpec { bias: Some(value), ..self }
     }
 
-    /// Without a bias.
+    /// Removes the bias.
     pub fn no_bias(self) -> ConvSpec {
         ConvSpec { bias: None, ..self }
     }
@@ -87,7 +87,8 @@ impl Conv2d {
         conv2d(tape, x, &w, b.as_ref(), self.stride_px, self.pad, activation)
     }
 
-    /// The same where only the first `counts[b]` images of each group count: see [`conv2d_live`].
+    /// Like [`Conv2d::forward`] for a padded batch: only the first `counts[b]` images of each group are valid, and the
+    /// others may be skipped (see [`conv2d_live`]).
     pub fn forward_live(&self, tape: &mut Tape, x: &Var, activation: Activation, counts: &Tensor) -> Result<Var> {
         let w = param_as(tape, &self.weight, x.value().dtype())?;
         let b = self.bias.as_ref().map(|b| tape.param(b));
@@ -114,7 +115,7 @@ impl Linear {
         Ok(Linear { weight: b.param("weight", Role::Weight, &[o, i], init)?, bias: None })
     }
 
-    /// The bias, of layers that have one.
+    /// The bias, if the layer has one.
     pub fn bias(&self, tape: &mut Tape) -> Option<Var> {
         self.bias.as_ref().map(|b| tape.param(b))
     }
@@ -132,7 +133,7 @@ impl Linear {
     }
 }
 
-/// A transposed convolution that doubles a map.
+/// A 2×2 transposed convolution of stride 2, which doubles height and width.
 pub struct Deconv2x2 {
     weight: Param,
     bias: Param,
@@ -147,14 +148,15 @@ impl Deconv2x2 {
         Ok(Deconv2x2 { weight, bias: b.param("bias", Role::Bias, &[o], Init::Constant(0.0))? })
     }
 
-    /// `[R,H,W,I]` to `[R,2H,2W,O]`; of each group only the first `counts[b]` maps count: see [`deconv2x2`].
+    /// `[R,H,W,I]` to `[R,2H,2W,O]`. Only the first `counts[b]` maps of each group are valid, and the others may be
+    /// skipped (see [`deconv2x2`]).
     pub fn forward_live(&self, tape: &mut Tape, x: &Var, activation: Activation, counts: &Tensor) -> Result<Var> {
         let (w, b) = (param_as(tape, &self.weight, x.value().dtype())?, tape.param(&self.bias));
         deconv2x2(tape, x, &w, Some(&b), activation, Some(counts))
     }
 }
 
-/// A layer of many outputs of which each row wants one.
+/// A linear layer with one output per class, of which each row computes only the output of its own label.
 pub struct SelectLinear {
     weight: Param,
     bias: Param,
@@ -167,27 +169,27 @@ impl SelectLinear {
         Ok(SelectLinear { weight, bias: b.param("bias", Role::Bias, &[o], Init::Constant(0.0))? })
     }
 
-    /// `[R,..,I]` and a label for each of R, to `[R,..]`: see [`select_linear`].
+    /// `[R,..,I]` and one label for each of the R rows, to `[R,..]`: see [`select_linear`].
     pub fn forward(&self, tape: &mut Tape, x: &Var, label: &Tensor) -> Result<Var> {
         let (w, b) = (tape.param(&self.weight), tape.param(&self.bias));
         select_linear(tape, x, &w, &b, label)
     }
 }
 
-/// Where batch norm takes its statistics from, and what of it is trained.
+/// The statistics that batch norm normalises with, and which of its parameters change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormMode {
-    /// Statistics of each micro-batch; scale, bias and running statistics move.
+    /// Normalises with the statistics of each micro-batch; scale and bias are trained, running statistics are updated.
     Train,
-    /// Running statistics, which stay; scale and bias are trained. mmdetection's `norm_eval`, with its usual
-    /// `requires_grad`.
+    /// Normalises with the running statistics and keeps them as they are; scale and bias are trained. mmdetection's
+    /// `norm_eval`, with its usual `requires_grad`.
     Eval,
-    /// Running statistics; nothing moves.
+    /// Normalises with the running statistics; nothing is trained or updated.
     Frozen,
 }
 
-/// Batch norm, with the residual sum and the ReLU that follow it.
+/// Batch norm, fused with the residual sum and the ReLU that follow it.
 pub struct BatchNorm {
     gamma: Param,
     beta: Param,
@@ -198,7 +200,7 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// Over `c` channels; `gamma` is the initial scale.
+    /// A layer over `c` channels; `gamma` is the initial scale.
     pub fn new(b: &mut Builder<'_>, c: usize, eps: f32, momentum: f32, gamma: f32) -> Result<Self> {
         Ok(BatchNorm {
             gamma: b.param("weight", Role::Norm, &[c], Init::Constant(gamma))?,
@@ -210,7 +212,7 @@ impl BatchNorm {
         })
     }
 
-    /// `relu(bn(x) + residual)`; both extras are optional.
+    /// `relu(bn(x) + residual)`; the residual and the ReLU are optional.
     pub fn forward(&self, tape: &mut Tape, x: &Var, residual: Option<&Var>, relu: bool, mode: NormMode) -> Result<Var> {
         let (gamma, beta) = (tape.param(&self.gamma), tape.param(&self.beta));
         let mode = match mode {
@@ -234,7 +236,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Over `c` channels, at first without a scale and a shift.
+    /// A layer over `c` channels, with scale 1 and shift 0 at first.
     pub fn new(b: &mut Builder<'_>, c: usize, eps: f32) -> Result<Self> {
         Ok(LayerNorm {
             gamma: b.param("weight", Role::Norm, &[c], Init::Constant(1.0))?,

@@ -1,6 +1,9 @@
-//! Layers: parameters with names, initial values and the op they feed. Each layer is a plain struct with a `forward`.
+//! Layers: plain structs that own named parameters and call one op in `forward`. Parameters have the names of
+//! mmdetection's state dict; convolution weights are laid out as `[O,KH,KW,I]`.
 //!
-//! Names and layouts: those of mmdetection's state dict, weights in `[O,KH,KW,I]`.
+//! The arithmetic and the gradients are in [`crate::ops`], the networks made of these layers in [`crate::models`]. Main
+//! types: [`ParamStore`], which owns all parameters of a model, and [`Builder`], which makes them. Read `store.rs`
+//! first, then `layers.rs`.
 
 mod init;
 mod layers;

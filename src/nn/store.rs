@@ -1,4 +1,4 @@
-//! All parameters of a model, in the order they were made.
+//! The list of all parameters of a model, in the order in which they were created.
 
 use super::init::Init;
 use crate::device::Device;
@@ -13,36 +13,36 @@ pub struct ParamStore {
 }
 
 impl ParamStore {
-    /// No parameters yet.
+    /// An empty store.
     pub fn new(device: &Device) -> Self {
         ParamStore { device: device.clone(), params: Vec::new() }
     }
 
-    /// Where they live.
+    /// The device that holds the parameters.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// All of them, running statistics included.
+    /// All parameters, running statistics included.
     pub fn all(&self) -> &[Param] {
         &self.params
     }
 
-    /// The one with this name.
+    /// The parameter with this name.
     pub fn get(&self, name: &str) -> Option<&Param> {
         self.params.iter().find(|p| p.name() == name)
     }
 
-    /// Those that have a gradient.
+    /// The parameters that have a gradient.
     pub fn trainable(&self) -> impl Iterator<Item = &Param> {
         self.params.iter().filter(|p| p.is_trainable())
     }
 
-    /// Gives a gradient to the parameters that `trained` picks, in one flat buffer, and takes it from the others.
-    /// Running statistics are never trained.
+    /// Gives a gradient to each parameter for which `trained` is true, all in one flat buffer, and removes it from the
+    /// others. Running statistics are never trained.
     pub fn set_trainable(&self, trained: impl Fn(&Param) -> bool) -> Result<()> {
         for p in &self.params {
-            p.set_grad(None)?; // first of all: the old and the new flat buffer never coexist
+            p.set_grad(None)?; // done before the allocation, so that the old and the new flat buffer never coexist
         }
         let chosen: Vec<&Param> = self.params.iter().filter(|p| p.role() != Role::Statistic && trained(p)).collect();
         let shapes: Vec<Vec<usize>> = chosen.iter().map(|p| p.shape()).collect();
@@ -52,13 +52,13 @@ impl ParamStore {
         Ok(())
     }
 
-    /// A maker of parameters under no prefix.
+    /// A builder with an empty prefix.
     pub fn builder(&mut self, seed: u64) -> Builder<'_> {
         Builder { store: self, prefix: String::new(), seed }
     }
 }
 
-/// Makes named parameters.
+/// Creates parameters in a [`ParamStore`], with names under a common prefix.
 pub struct Builder<'a> {
     store: &'a mut ParamStore,
     prefix: String,
@@ -66,13 +66,13 @@ pub struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// A maker under `prefix.name`.
+    /// A builder for parameters under `prefix.name`.
     pub fn sub(&mut self, name: impl std::fmt::Display) -> Builder<'_> {
         let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
         Builder { store: self.store, prefix, seed: self.seed }
     }
 
-    /// A new parameter `prefix.name`.
+    /// Creates the parameter `prefix.name`.
     pub fn param(&mut self, name: &str, role: Role, shape: &[usize], init: Init) -> Result<Param> {
         let full = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
         debug_assert!(self.store.get(&full).is_none(), "two parameters named {full}");

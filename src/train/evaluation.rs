@@ -70,8 +70,9 @@ pub(super) fn evaluate_final(run: &mut Run<'_>, stage: &StageRun<'_>) -> Result<
 /// better. The best one comes first: were the run killed in between, the last one would not know of it, and the
 /// evaluation would be repeated.
 fn keep_best(run: &mut Run<'_>, metrics: &Metrics) -> Result<bool> {
-    if run.meta.best_ap.is_some_and(|best| !(metrics.ap() > best)) {
-        return Ok(false); // also if the AP is not a number
+    let is_best = run.meta.best_ap.is_none_or(|best| metrics.ap() > best);
+    if !is_best {
+        return Ok(false);
     }
     run.meta.best_ap = Some(metrics.ap());
     run.save("best")?;

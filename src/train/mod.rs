@@ -4,7 +4,7 @@
 //! ([`crate::plan`]) or what stays on disk ([`crate::run`]). Main function: [`session::train`]; main types:
 //! [`options::TrainOptions`], [`outcome::Outcome`], `context::Run`.
 //!
-//! Read `stage.rs` first: it has the loop on one screen. What happens around a step is a [`hook`](hooks) with a file of
+//! Read `stage.rs` first: it has the loop on one screen. What happens around a step is a hook (`hooks`) with a file of
 //! its own.
 
 mod context;

@@ -1,6 +1,6 @@
 //! What a GPU's driver is to the rest: memory, copies, launches, recording. NVIDIA's and the simulated device implement it.
 //!
-//! Main type: [`Driver`]. [`Grid`] and [`Args`] describe one launch.
+//! Main type: `Driver`. [`Grid`] and [`Args`] describe one launch.
 
 use std::any::Any;
 use std::ptr::NonNull;

@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BackboneConfig {
-    /// Depth.
+    /// The family and depth.
     pub kind: BackboneKind,
     /// Multiplies every channel count (see [`BackboneConfig::channels`]).
     pub width: f32,
-    /// Batch norm: added to the variance.
+    /// Batch norm: epsilon added to the variance.
     pub norm_eps: f32,
-    /// Batch norm: share of the new batch in the running statistics.
+    /// Batch norm: weight of the new batch in the running statistics.
     pub norm_momentum: f32,
-    /// Start every residual branch at zero (the scale of its last batch norm).
+    /// ResNet: initialise the scale of the last batch norm of every residual branch to 0.
     pub zero_init_residual: bool,
-    /// Swin: side of an attention window in tokens of 4×4 pixels and more.
+    /// Swin: side of an attention window in tokens (a token is 4×4 pixels in the first stage, 32×32 in the last).
     pub window: usize,
     /// Swin: initial values of its linear layers.
     pub init: SwinInit,
-    /// Swin: chance to drop a residual branch of the last block; that of the others rises to it linearly from 0.
+    /// Swin: probability of dropping a residual branch of the last block; it rises linearly from 0 in the first block.
     pub drop_path: f32,
 }
 
@@ -29,10 +29,10 @@ pub struct BackboneConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SwinInit {
-    /// torch's `trunc_normal_` of deviation 0.02, whatever the number of channels. What enters a residual branch comes
-    /// out much smaller at first, the more so the narrower the network.
+    /// torch's `trunc_normal_` with deviation 0.02, whatever the number of channels. At first, the output of a residual
+    /// branch is much smaller than its input, the more so the narrower the network.
     TruncNormal,
-    /// Variance 1 / fan_in (LeCun et al. 1998): a layer keeps the size of what it gets.
+    /// Variance 1 / fan_in (LeCun et al. 1998): a layer keeps the magnitude of its input.
     LecunNormal,
 }
 
@@ -74,7 +74,7 @@ impl BackboneKind {
         }
     }
 
-    /// Whether it is a Swin Transformer.
+    /// Whether the backbone is a Swin Transformer.
     pub fn is_swin(self) -> bool {
         matches!(self, BackboneKind::SwinT | BackboneKind::SwinS | BackboneKind::SwinB)
     }
@@ -91,7 +91,7 @@ impl BackboneKind {
 }
 
 impl BackboneConfig {
-    /// Channels of an attention head.
+    /// Swin: channels of an attention head.
     pub const HEAD: usize = 32;
 
     /// ResNet: `base` channels (64, 128, 256, 512) times `width`, rounded to the nearest multiple of 8, at least 8.
@@ -99,7 +99,7 @@ impl BackboneConfig {
         ((base as f32 * self.width / 8.0).round() as usize * 8).max(8)
     }
 
-    /// Swin: channels after the patch embedding, 96 or 128 times `width` in whole attention heads.
+    /// Swin: channels after the patch embedding, 96 or 128 times `width`, rounded to whole attention heads.
     pub fn embed(&self) -> usize {
         let base = if self.kind == BackboneKind::SwinB { 128.0 } else { 96.0 };
         ((base * self.width / Self::HEAD as f32).round() as usize).max(1) * Self::HEAD

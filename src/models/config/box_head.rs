@@ -26,11 +26,11 @@ pub struct BoxHeadConfig {
     pub fc_channels: usize,
     /// Side of the pooled features.
     pub pool: usize,
-    /// RoIAlign samples per bin and axis; 0 adapts to the size of the RoI.
+    /// RoIAlign samples per bin and axis; 0 adapts their number to the size of the RoI.
     pub sampling_ratio: usize,
-    /// RoIAlign takes pixel centres (`aligned`).
+    /// Whether RoIAlign shifts coordinates by half a pixel to pixel centres (`aligned`).
     pub aligned: bool,
-    /// RoIs with a side below twice this come from P2, below four times from P3, and so on.
+    /// RoIs with a side below twice this are pooled from P2, below four times this from P3, and so on.
     pub finest_scale: f32,
     /// RoIs sampled from an image.
     pub samples: usize,
@@ -40,17 +40,17 @@ pub struct BoxHeadConfig {
     pub pos_iou: f32,
     /// IoU below which a RoI is negative.
     pub neg_iou: f32,
-    /// Least IoU with which a box may claim its best RoIs (with `match_low_quality`).
+    /// Least IoU with which a ground-truth box may claim its best RoIs (with `match_low_quality`).
     pub min_pos_iou: f32,
-    /// Let each box claim its best RoIs.
+    /// Let each ground-truth box claim its best RoIs.
     pub match_low_quality: bool,
     /// Add the ground truth to the proposals.
     pub add_gt: bool,
     /// Standard deviations that box deltas are divided by.
     pub stds: [f32; 4],
-    /// One set of deltas for all classes.
+    /// Predict one set of deltas for all classes instead of one per class.
     pub class_agnostic: bool,
-    /// Smooth L1 turns linear here; 0 is plain L1.
+    /// Error at which smooth L1 turns linear; 0 is plain L1.
     pub smooth_l1_beta: f32,
     /// Weight of the classification loss.
     pub cls_loss_weight: f32,
@@ -58,9 +58,9 @@ pub struct BoxHeadConfig {
     pub box_loss_weight: f32,
     /// Detections need a score above this.
     pub score_threshold: f32,
-    /// NMS threshold of each class.
+    /// IoU threshold of the NMS within classes.
     pub nms_iou: f32,
-    /// Detections per image.
+    /// Largest number of detections per image.
     pub max_detections: usize,
 }
 

@@ -1,11 +1,11 @@
-//! What the stages of Cascade R-CNN have of their own.
+//! The numbers that differ between the stages of Cascade R-CNN.
 
 use serde::{Deserialize, Serialize};
 
-/// Stages of the cascade.
+/// Number of stages of the cascade.
 pub const CASCADE_STAGES: usize = 3;
 
-/// Cascade R-CNN (Cai and Vasconcelos 2018): three box heads, each trained on the boxes that the last one refined.
+/// Cascade R-CNN (Cai and Vasconcelos 2018): three box heads, each trained on the boxes refined by the previous one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CascadeConfig {
@@ -18,7 +18,7 @@ pub struct CascadeConfig {
 }
 
 impl CascadeConfig {
-    /// Standard deviations of a stage.
+    /// Standard deviations of the box deltas of a stage.
     pub fn stds_of(&self, stage: usize) -> [f32; 4] {
         std::array::from_fn(|i| self.stds[4 * stage + i])
     }

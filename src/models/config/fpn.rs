@@ -8,17 +8,17 @@ use serde::{Deserialize, Serialize};
 pub struct FpnConfig {
     /// Channels of every level.
     pub channels: usize,
-    /// Number of levels, from `start` on: P2 to P6 are 5.
+    /// Number of levels, counted from `start`: P2 to P6 are 5.
     pub levels: usize,
     /// The finest level: 2 is P2, 3 is P3.
     pub start: usize,
-    /// How levels above P5 come about.
+    /// The operation that makes levels above P5.
     pub extra: FpnExtra,
-    /// A ReLU between the convolutions above P5.
+    /// Apply a ReLU between the convolutions above P5.
     pub extra_relu: bool,
 }
 
-/// Levels above P5.
+/// The operation that makes levels above P5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FpnExtra {

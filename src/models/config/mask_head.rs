@@ -2,23 +2,23 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Mask head (He et al. 2017): convolutions, a 2×2 transposed convolution, one mask for each class.
+/// Mask head (He et al. 2017): 3×3 convolutions, a 2×2 transposed convolution, one mask for each class.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MaskHeadConfig {
-    /// 3×3 convolutions.
+    /// Number of 3×3 convolutions.
     pub convs: usize,
     /// Channels of the convolutions.
     pub channels: usize,
-    /// Side of the pooled features; masks have twice that.
+    /// Side of the pooled features; masks have twice this side.
     pub pool: usize,
-    /// RoIAlign samples per bin and axis; 0 adapts to the size of the RoI.
+    /// RoIAlign samples per bin and axis; 0 adapts their number to the size of the RoI.
     pub sampling_ratio: usize,
-    /// RoIAlign takes pixel centres (`aligned`).
+    /// Whether RoIAlign shifts coordinates by half a pixel to pixel centres (`aligned`).
     pub aligned: bool,
     /// Weight of the loss.
     pub loss_weight: f32,
-    /// Pixels of a detection's mask have at least this probability.
+    /// Least probability of a pixel that belongs to a detection's mask.
     pub threshold: f32,
 }
 

@@ -8,17 +8,17 @@ use crate::detection::anchors::AnchorShapes;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetinaHeadConfig {
-    /// 3×3 convolutions of each of the two branches.
+    /// Number of 3×3 convolutions in each of the two branches.
     pub convs: usize,
     /// Channels of the convolutions.
     pub channels: usize,
-    /// Anchor side in strides, of the smallest of `scales_per_octave`.
+    /// Side of a level's smallest anchors in strides.
     pub octave_scale: f32,
-    /// Anchor sides between a power of two and the next.
+    /// Number of anchor sides from one power of two up to the next.
     pub scales_per_octave: usize,
-    /// Anchor height over width.
+    /// Ratios of anchor height to width.
     pub anchor_ratios: Vec<f32>,
-    /// Anchor corners are whole pixels.
+    /// Whether anchor corners are rounded to whole pixels.
     pub anchor_rounding: bool,
     /// Stride of each level in pixels.
     pub strides: Vec<usize>,
@@ -26,50 +26,51 @@ pub struct RetinaHeadConfig {
     pub pos_iou: f32,
     /// IoU below which an anchor is negative.
     pub neg_iou: f32,
-    /// Least IoU with which a box may claim its best anchors.
+    /// Least IoU with which a ground-truth box may claim its best anchors.
     pub min_pos_iou: f32,
-    /// Pixels that an anchor may leave the image; negative: no limit.
+    /// Number of pixels by which an anchor may reach beyond the image; negative: no limit.
     pub allowed_border: f32,
     /// Standard deviations that box deltas are divided by.
     pub stds: [f32; 4],
     /// Focal loss: weight of positives.
     pub focal_alpha: f32,
-    /// Focal loss: exponent of the error.
+    /// Focal loss: exponent of one minus the probability of the true class.
     pub focal_gamma: f32,
-    /// Probability that an anchor starts with, for each class.
+    /// Initial probability of each class at every anchor.
     pub prior: f32,
     /// Weight of the classification loss.
     pub cls_loss_weight: f32,
     /// Weight of the box loss.
     pub box_loss_weight: f32,
-    /// Smooth L1 turns linear here; 0 is plain L1.
+    /// Error at which smooth L1 turns linear; 0 is plain L1.
     pub smooth_l1_beta: f32,
-    /// What is kept of each level before NMS.
+    /// The candidates kept in each level before NMS: whole anchors or (anchor, class) pairs.
     pub selection: Selection,
-    /// How many of it.
+    /// Number of candidates kept in each level before NMS.
     pub nms_pre: usize,
-    /// `anchors`: the best (anchor, class) pairs of all levels that enter NMS; more than may pass the threshold.
+    /// With `anchors`: number of (anchor, class) pairs, the best of all levels, that enter NMS. It should exceed the
+    /// number of pairs that pass the score threshold.
     pub max_pairs: usize,
     /// Detections need a score above this.
     pub score_threshold: f32,
-    /// NMS threshold of each class.
+    /// IoU threshold of the NMS within classes.
     pub nms_iou: f32,
-    /// Detections per image.
+    /// Largest number of detections per image.
     pub max_detections: usize,
 }
 
-/// What is kept of each level before non-maximum suppression.
+/// The candidates kept in each level before non-maximum suppression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Selection {
-    /// The anchors with the best scores, all their classes (mmdetection 2, the paper's).
+    /// The anchors with the best scores, each with all its classes (mmdetection 2, the paper's).
     Anchors,
     /// The best (anchor, class) pairs (mmdetection 3, torchvision, detectron2).
     Pairs,
 }
 
 impl RetinaHeadConfig {
-    /// Sizes of its anchors.
+    /// The shapes of the head's anchors.
     pub fn anchors(&self) -> AnchorShapes {
         let n = self.scales_per_octave;
         let scale = |i: usize| (f64::from(self.octave_scale) * 2f64.powf(i as f64 / n as f64)) as f32;

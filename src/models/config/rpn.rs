@@ -10,11 +10,11 @@ use crate::detection::anchors::AnchorShapes;
 pub struct RpnConfig {
     /// Channels of the shared 3×3 convolution.
     pub channels: usize,
-    /// Anchor side in strides.
+    /// Anchor sides in strides.
     pub anchor_scales: Vec<f32>,
-    /// Anchor height over width.
+    /// Ratios of anchor height to width.
     pub anchor_ratios: Vec<f32>,
-    /// Anchor corners are whole pixels.
+    /// Whether anchor corners are rounded to whole pixels.
     pub anchor_rounding: bool,
     /// Stride of each level in pixels.
     pub strides: Vec<usize>,
@@ -22,36 +22,36 @@ pub struct RpnConfig {
     pub pos_iou: f32,
     /// IoU below which an anchor is negative.
     pub neg_iou: f32,
-    /// Least IoU with which a box may claim its best anchors.
+    /// Least IoU with which a ground-truth box may claim its best anchors.
     pub min_pos_iou: f32,
     /// Anchors sampled from an image.
     pub samples: usize,
     /// Share of the samples that may be positive.
     pub pos_fraction: f64,
-    /// Pixels that an anchor may leave the image; negative: no limit.
+    /// Number of pixels by which an anchor may reach beyond the image; negative: no limit.
     pub allowed_border: f32,
     /// Standard deviations that box deltas are divided by.
     pub stds: [f32; 4],
-    /// Smooth L1 turns linear here; 0 is plain L1.
+    /// Error at which smooth L1 turns linear; 0 is plain L1.
     pub smooth_l1_beta: f32,
     /// Weight of the objectness loss.
     pub cls_loss_weight: f32,
     /// Weight of the box loss.
     pub box_loss_weight: f32,
-    /// Boxes kept per level before NMS in training.
+    /// Number of boxes kept in each level before NMS in training.
     pub train_nms_pre: usize,
-    /// Proposals per image in training.
+    /// Largest number of proposals per image in training.
     pub train_max: usize,
-    /// Boxes kept per level before NMS in evaluation.
+    /// Number of boxes kept in each level before NMS in evaluation.
     pub test_nms_pre: usize,
-    /// Proposals per image in evaluation.
+    /// Largest number of proposals per image in evaluation.
     pub test_max: usize,
-    /// NMS threshold.
+    /// IoU threshold of the NMS.
     pub nms_iou: f32,
 }
 
 impl RpnConfig {
-    /// Sizes of its anchors.
+    /// The shapes of the head's anchors.
     pub fn anchors(&self) -> AnchorShapes {
         AnchorShapes {
             scales: self.anchor_scales.clone(),

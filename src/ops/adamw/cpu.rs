@@ -16,7 +16,7 @@ pub(super) struct Rates {
     pub weight_decay: f32,
 }
 
-/// What is the same for all elements.
+/// The constants of an update, the same for all elements.
 #[derive(Clone, Copy)]
 struct Update {
     grad_scale: f32,

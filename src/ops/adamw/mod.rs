@@ -25,35 +25,36 @@ pub struct AdamWParam<'a> {
     pub mean: &'a mut Tensor,
     /// Running mean of its squared gradient, zeros before the first step.
     pub square: &'a mut Tensor,
-    /// Decay of the value, times the learning rate; 0 for exempt parameters.
+    /// Weight decay (multiplied by the learning rate); 0 for exempt parameters.
     pub weight_decay: f32,
 }
 
-/// What all parameters share.
+/// The hyperparameters that all parameters share.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamWRule {
     /// Decay of the running means of the gradient and of its square.
     pub betas: [f64; 2],
-    /// Added to the root of the squares.
+    /// Added to the square root of the second moment.
     pub eps: f32,
 }
 
 /// `g = grad_scale * grad; m = β1 m + (1 - β1) g; s = β2 s + (1 - β2) g²; value = value (1 - lr * decay) - lr / c1 * m
-/// / (√(s / c2) + eps)`, with c of [`bias_correction`](super::common::bias_correction::bias_correction).
+/// / (√(s / c2) + eps)`, with c from [`bias_correction`](super::common::bias_correction::bias_correction).
 ///
-/// A `grad_scale` that is not finite (`clip_scale` of a norm that is not) skips the step: nothing changes.
+/// A `grad_scale` that is not finite (`clip_scale` returns one for a norm that is not finite) skips the step: nothing
+/// changes.
 ///
-/// State in bf16 is computed in f32, moves the value as such, and is then rounded stochastically. To the nearest, `s`
-/// would never fall: with β2 = 0.999 it does so by at most a thousandth of itself a step, less than half a unit of
-/// bf16. The random numbers are those of the key, of the parameter's place in the list and of the element; the largest
-/// of bf16 stands for what would round to infinity.
+/// State stored in bf16 is updated in f32, used in f32 to update the value, and then rounded stochastically. With
+/// rounding to nearest, `s` would never fall: with β2 = 0.999 it falls by at most a thousandth of itself a step, which
+/// is less than half a unit of bf16. The random numbers depend on the key, the parameter's place in the list and the
+/// element. A state that would round to infinity becomes the largest bf16.
 ///
 /// Shapes: value, grad, mean, square of a parameter alike, f32; all means and squares f32, or all bf16; lr, grad_scale
 /// `[1]`, correction `[2]` f32, and key i32 `[6]` ([`philox::key`](crate::philox::key)), needed for bf16 alone, read on
 /// the device.
 /// Saves: nothing.
-/// Gradient: none: it comes after the backward pass.
-/// Cost: reads four, writes three values a parameter; memory-bound.
+/// Gradient: none: the op follows the backward pass.
+/// Cost: reads four and writes three values a parameter; memory-bound.
 /// Errors: `Shape`, `Dtype`, naming the place in the list; `Value` for state in bf16 without a key.
 /// Reference: torch.optim.AdamW (Loshchilov and Hutter, arXiv 1711.05101).
 pub fn adamw(

@@ -40,8 +40,8 @@ pub enum Activation {
 /// `y[n,oy,ox,o] = act(b[o] + sum_{ky,kx,c} x[n, oy s + ky - p, ox s + kx - p, c] w[o,ky,kx,c])`, zeros outside the
 /// image.
 ///
-/// Shapes: x `[N,H,W,C]`, w `[O,KH,KW,C]`, bias `[O]`, y `[N,OH,OW,O]`, floats of one type, bias f32; `OH = (H + 2 pad
-/// - KH) / stride + 1`.
+/// Shapes: x `[N,H,W,C]`, w `[O,KH,KW,C]`, bias `[O]`, y `[N,OH,OW,O]`, floats of one type, bias f32;
+/// `OH = (H + 2 pad - KH) / stride + 1`.
 /// Saves: x (or how to make it again), w, and y if there is a ReLU.
 /// Gradient: x, w, bias.
 /// Cost: 2·N·OH·OW·O·KH·KW·C flops each for y, dx and dw; 3×3 stride 1 by Winograd's minimal filtering, the rest by

@@ -1,5 +1,5 @@
-//! CPU kernels of layer norm: a few rows at a time, so that their sums do not wait for each other; column sums in fixed
-//! chunks of rows, folded in f64.
+//! CPU kernels of layer norm. They take a few rows at a time, so that the rows' sums do not wait for each other.
+//! Column sums are taken over fixed chunks of rows and then folded in f64.
 
 use rayon::prelude::*;
 
@@ -7,15 +7,15 @@ use crate::cpu::simd::{F32x16, LANES};
 
 /// Rows worked on together.
 const ROWS: usize = 4;
-/// About how many chunks of rows there should be, and their bounds: large enough that the partial sums are few beside
-/// the elements, small enough to share out evenly.
+/// Target number of chunks of rows, and the bounds of a chunk: large enough that the partial sums are few compared with
+/// the elements, small enough to balance the threads.
 const CHUNKS: usize = 64;
 const CHUNK_MAX: usize = 32 * 1024;
 const CHUNK_MIN_ROWS: usize = 32;
 /// Channels folded at a time.
 const STRIP: usize = 32;
 
-/// Rows of a chunk: a function of the shape alone.
+/// Rows of a chunk. They depend on the shape alone.
 fn chunk_rows(m: usize, c: usize) -> usize {
     m.div_ceil(CHUNKS).min(CHUNK_MAX / c.max(1)).max(CHUNK_MIN_ROWS)
 }
@@ -33,8 +33,8 @@ fn sum(v: F32x16) -> f32 {
     (c[0] + c[2]) + (c[1] + c[3])
 }
 
-/// The block for each vector of a row of `c` elements: `n` of them from the `j`-th on. It is compiled for whole vectors
-/// and once more for the rest; as a closure it would be compiled once, for both.
+/// Executes the block for each vector of a row of `c` elements: `n` elements from the `j`-th on. The block is compiled
+/// twice, for whole vectors and for the rest; a closure would be compiled once for both.
 macro_rules! over_row {
     ($c:expr; $j:ident, $n:ident => $body:block) => {{
         let (c, whole) = ($c, $c - $c % LANES);
@@ -49,7 +49,7 @@ macro_rules! over_row {
     }};
 }
 
-/// `n` elements from the `j`-th on; lanes behind them are 0.
+/// Loads `n` elements from the `j`-th on; the lanes after them are 0.
 #[inline(always)]
 fn load(x: &[f32], j: usize, n: usize) -> F32x16 {
     if n == LANES { F32x16::load(&x[j..]) } else { F32x16::load_partial(&x[j..j + n]) }
@@ -60,7 +60,7 @@ fn store(v: F32x16, x: &mut [f32], j: usize, n: usize) {
     if n == LANES { v.store(&mut x[j..]) } else { v.store_partial(&mut x[j..j + n]) }
 }
 
-/// `v` in the first `n` lanes, 0 behind.
+/// `v` in the first `n` lanes, 0 in the others.
 #[inline(always)]
 fn splat(v: f32, n: usize) -> F32x16 {
     if n == LANES { F32x16::splat(v) } else { F32x16::load_partial(&[v; LANES][..n]) }
@@ -110,7 +110,8 @@ fn forward_rows<const R: usize>(
             total[r] = total[r] + load(x[r], j, n);
         }
     });
-    // Deviations from the mean as rounded: their own mean, which should be 0, makes up for what the first sum lost.
+    // The mean is rounded, so the deviations average `away`, not 0: adding `away` corrects the mean, and subtracting
+    // its square corrects the variance.
     let near = total.map(|t| sum(t) / c as f32);
     let (mut dev, mut dev2) = ([F32x16::zero(); R], [F32x16::zero(); R]);
     over_row!(c; j, n => {
@@ -138,8 +139,8 @@ fn forward_rows<const R: usize>(
     });
 }
 
-/// `dx`, holding `dy` or to be made from it, becomes the gradient of x; `partial` (if it is not empty) the sums over
-/// each chunk of rows of `dy * (x - mean) * rstd` and of `dy`.
+/// Writes the gradient of x to `dx`, which holds dy at first if `dy` is None. Writes to `partial` (if it is not empty)
+/// the sums of `dy * (x - mean) * rstd` and of `dy` over each chunk of rows.
 pub(super) fn backward(
     dx: Option<&mut [f32]>,
     partial: &mut [f32],
@@ -153,7 +154,7 @@ pub(super) fn backward(
         return;
     }
     let n = chunk_rows(m, c);
-    // Where something is not wanted, as many empty slices as there are chunks.
+    // An output that is not wanted is replaced by one empty slice per chunk.
     let mut no_partial = vec![[0.0f32; 0]; chunks(m, c)];
     let mut no_dx = no_partial.clone();
     let partial: Vec<&mut [f32]> = match partial {
@@ -203,7 +204,7 @@ fn chunk<const DX: bool, const PARTIAL: bool>(
     (whole..rows).for_each(|i| one(i, 1));
 }
 
-/// With `DX`, `dx` holds dy.
+/// If `DX`, `dx` holds dy at first, and `dy` is not read.
 fn backward_rows<const R: usize, const DX: bool, const PARTIAL: bool>(
     dx: &mut [f32],
     partial: &mut [f32],
@@ -226,7 +227,7 @@ fn backward_rows<const R: usize, const DX: bool, const PARTIAL: bool>(
             let g = load(gamma, j, n);
             let (mut a, mut b) = (F32x16::zero(), F32x16::zero());
             for r in 0..R {
-                // Behind a row's end dy is 0.
+                // After the end of a row dy is 0.
                 let (d, v) = (load(dy[r], j, n), normal(r, j, n));
                 if DX {
                     let dg = d * g;
@@ -256,7 +257,7 @@ fn backward_rows<const R: usize, const DX: bool, const PARTIAL: bool>(
     }
 }
 
-/// `target = sum of the chunks' [which,C]`, in order, in f64; or `+=`.
+/// Sums the `[which,C]` parts of all chunks, in order, in f64, and writes the sum to `target` (or adds it if `add`).
 pub(super) fn fold(target: &mut [f32], partial: &[f32], which: usize, add: bool) {
     let c = target.len();
     target.par_chunks_mut(STRIP).enumerate().for_each(|(i, target)| {

@@ -13,13 +13,13 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "layer_norm", gradient: Gradient::Yes };
 
-/// `y = (x - mean) * rstd * gamma + beta` over the last dimension, `rstd = 1 / sqrt(variance + eps)`, the variance that
-/// of all C.
+/// `y = (x - mean) * rstd * gamma + beta` over the last dimension, with `rstd = 1 / sqrt(variance + eps)`. The variance
+/// is the biased one (the sum is divided by C).
 ///
 /// Shapes: x, y `[..,C]` (M rows), floats of one type; gamma, beta `[C]` f32.
-/// Saves: x, mean and rstd, f32 `[2,M]`. On a tape that keeps less ([`Tape::rematerialise_outputs`]) y is made again
-/// for the next op.
-/// Gradient: x, gamma, beta; dx is written over the incoming gradient where nobody else holds it.
+/// Saves: x, and mean and rstd as f32 `[2,M]`. If outputs are rematerialised ([`Tape::rematerialise_outputs`]), y is
+/// rematerialised for the next op.
+/// Gradient: x, gamma, beta; dx is written over the incoming gradient if nothing else holds it.
 /// Cost: reads x and writes y; backward reads dy and x (a GPU twice, for dgamma and dbeta) and writes dx; memory-bound.
 /// Errors: `Shape` if gamma or beta is not `[C]`; `Dtype`; `Value` if eps is negative.
 /// Reference: Ba et al. 2016, eq. 4; torch.nn.LayerNorm.
@@ -54,7 +54,7 @@ pub fn layer_norm(tape: &mut Tape, x: &Var, gamma: &Var, beta: &Var, eps: f32) -
     Ok(tape.record([x, gamma, beta], y, rule))
 }
 
-/// y, and mean and rstd `[2,M]`.
+/// Returns y, and mean and rstd as `[2,M]`.
 fn forward(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f32, m: usize) -> Result<(Tensor, Tensor)> {
     let device = x.device();
     let mut y = Tensor::empty(device, x.shape(), x.dtype())?;

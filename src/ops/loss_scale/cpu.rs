@@ -3,12 +3,12 @@
 use super::LossScaleRule;
 use crate::ops::common::bias_correction::bias_correction;
 
-/// Of the step that comes after those applied.
+/// Returns the bias correction of the next step (the number of applied steps plus 1).
 pub(super) fn correction(betas: [f64; 2], state: &[f32]) -> [f32; 2] {
     bias_correction(betas, state[2] as u64 + 1)
 }
 
-/// Returns what the optimizer multiplies gradients by.
+/// Returns the factor by which the optimizer multiplies gradients.
 pub(super) fn step(norm: &mut f32, state: &mut [f32], max_norm: f32, rule: &LossScaleRule) -> f32 {
     let scale = state[0];
     if !norm.is_finite() {

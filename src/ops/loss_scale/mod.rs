@@ -1,5 +1,5 @@
-//! Dynamic loss scaling: a factor that follows overflows, on the device alone, keeps 16-bit gradients inside their
-//! range.
+//! Dynamic loss scaling: a factor that keeps 16-bit gradients inside their range. It reacts to overflows entirely on
+//! the device.
 
 mod cpu;
 mod cuda;
@@ -14,21 +14,21 @@ use crate::tensor::{DType, Tensor};
 pub const INFO: OpInfo =
     OpInfo { name: "loss_scale", gradient: Gradient::No("it follows gradients after the backward pass") };
 
-/// What a scale usually begins with: torch.amp.GradScaler's 2^16.
+/// The usual initial scale: torch.amp.GradScaler's 2^16.
 pub const INITIAL_SCALE: f32 = 65536.0;
 
-/// How the scale moves. With `growth` and `backoff` 1 it stays.
+/// How the scale moves. It is constant if `growth` and `backoff` are both 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossScaleRule {
-    /// Factor after `interval` good steps in a row.
+    /// Factor applied after `interval` good steps in a row.
     pub growth: f32,
-    /// Factor after an overflow.
+    /// Factor applied after an overflow.
     pub backoff: f32,
-    /// Good steps in a row after which the scale grows.
+    /// Number of good steps in a row after which the scale grows.
     pub interval: u32,
-    /// No overflow takes the scale below it.
+    /// Lower bound of the scale after overflows.
     pub min: f32,
-    /// No growth takes the scale above it.
+    /// Upper bound of the scale after growth.
     pub max: f32,
 }
 
@@ -86,7 +86,7 @@ pub fn loss_scale_state(device: &Device, initial: f32) -> Result<Tensor> {
 /// beta^(applied + 1)`, with applied before the move: AdamW's, which does not count steps that were skipped.
 ///
 /// While the scale is a power of two, a step of scaled gradients is that of
-/// [`clip_scale`](super::grad_norm::clip_scale) on unscaled ones to the bit, as long as nothing leaves the range of its
+/// [`clip_scale`](super::clip_scale::clip_scale) on unscaled ones to the bit, as long as nothing leaves the range of its
 /// type. A norm beyond f32 is an overflow, even of finite gradients. One that only division by a scale below 1 takes
 /// there becomes f32's largest number: a smaller scale would not help.
 ///

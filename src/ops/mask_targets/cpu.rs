@@ -147,24 +147,24 @@ impl Table {
         (self.first[b], &self.values[self.at[b]..self.at[b + 1]])
     }
 
-    /// Of prefix sums: the weight of pixels `from..to` in bin b, which has some of them.
+    /// Weight of the pixels `from..to` in bin b, from the prefix sums. The bin must overlap these pixels.
     fn between(&self, b: usize, from: usize, to: usize) -> f64 {
         let (first, prefix) = self.bin(b);
         prefix[to.min(self.end[b]) - first] - prefix[from.saturating_sub(first)]
     }
 }
 
-/// Tables of the box at hand.
+/// Tables of the current box.
 #[derive(Default)]
 struct Scratch {
     rows: Table,
     cols: Table,
-    /// The sums of an even and of an odd row of pixels, and which: neighbouring bins share two rows at most.
+    /// The sums of one even and one odd row of pixels, with the row's index: neighbouring bins share two rows at most.
     sums: [(Option<usize>, Vec<f64>); 2],
     bins: Vec<f64>,
 }
 
-/// A box and the object that it crops.
+/// A box and the object whose mask it crops.
 struct Crop<'a> {
     rows: Axis,
     cols: Axis,

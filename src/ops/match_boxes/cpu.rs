@@ -94,7 +94,7 @@ fn best_of_boxes(assigned: &mut [i32], best: &mut [f32], boxes: &[f32], gt: &[[f
         let bounds = block.bounds();
         let (mut max, mut who) = ([0.0f32; BLOCK], [0i32; BLOCK]);
         for (g, (truth, best)) in gt.iter().zip(best.iter_mut()).enumerate() {
-            // Off the block: all IoUs are 0, which changes no maximum.
+            // A ground truth outside the block's bounds: all IoUs are 0, which changes no maximum.
             if truth[0] >= bounds[2] || truth[1] >= bounds[3] || truth[2] <= bounds[0] || truth[3] <= bounds[1] {
                 continue;
             }

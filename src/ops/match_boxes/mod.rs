@@ -1,4 +1,4 @@
-//! Which ground truth each box stands for.
+//! Assigns a ground truth, or none, to each box.
 
 mod cpu;
 mod cuda;
@@ -14,34 +14,35 @@ use crate::tensor::{DType, Tensor};
 pub const INFO: OpInfo =
     OpInfo { name: "match_boxes", gradient: Gradient::No("assignments are constants of the losses") };
 
-/// Assigned to boxes that take no part.
+/// Assignment of boxes that are not valid.
 pub const INVALID: i32 = -2;
-/// Assigned to boxes that are neither positive nor negative.
+/// Assignment of boxes that are neither positive nor negative.
 pub const IGNORED: i32 = -1;
 
 /// Thresholds of mmdetection's MaxIoUAssigner.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Matcher {
-    /// Positive from this IoU on.
+    /// A box with at least this IoU is positive.
     pub pos_iou: f32,
-    /// Negative below this IoU.
+    /// A box below this IoU is negative.
     pub neg_iou: f32,
-    /// Least IoU of a low-quality match.
+    /// Smallest IoU of a low-quality match.
     pub min_pos_iou: f32,
-    /// Each ground truth also takes the boxes that have their largest IoU with it; later ones override earlier ones.
+    /// If true, each ground truth also takes the boxes with which it has its largest IoU; later ground truths override
+    /// earlier ones.
     pub low_quality: bool,
 }
 
-/// The assignment of each box: `g + 1` for ground truth `g`, 0 for negatives, -1 for what is between the thresholds, -2
-/// for what is not valid. IoU without "+1", the union at least 1e-6; of equal IoUs the first ground truth counts;
-/// without ground truth all is negative. NaN boxes are negative.
+/// Returns the assignment of each box: `g + 1` for ground truth `g`, 0 for negatives, -1 for boxes between the
+/// thresholds, -2 for boxes that are not valid. The IoU has no "+1" in the sides, and the union is at least 1e-6. The
+/// first ground truth wins among equal IoUs. Without ground truth all boxes are negative. NaN boxes are negative.
 ///
 /// Shapes: boxes `[N,4]` (shared by the images) or `[B,N,4]`, valid `[B,N]` u8 or i32 (above 0 = valid), gt_boxes
 /// `[B,G,4]` f32, gt_count `[B]` i32; result `[B,N]` i32.
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: B·N·G IoUs at most, less those of blocks that a ground truth does not touch, and on a GPU as many again for
-/// low-quality matches; never an IoU matrix in memory.
+/// Cost: B·N·G IoUs at most (blocks that a ground truth does not touch are skipped), and on a GPU the same number once
+/// more for low-quality matches; no IoU matrix in memory.
 /// Errors: `Shape`, `Dtype`.
 /// Reference: mmdetection's MaxIoUAssigner (Ren et al. 2015, section 3.1.2).
 pub fn match_boxes(

@@ -67,15 +67,15 @@ pub(super) fn forward(
         });
 }
 
-/// What tasks read of one image.
+/// The inputs of one image, shared by its tasks.
 struct Image<'a> {
     boxes: &'a [f32],
     scores: &'a [f32],
     group: &'a [i32],
     p: &'a Nms,
-    /// Added to the coordinates of group g: g · shift. 0: groups are kept apart without it.
+    /// `g · shift` is added to the coordinates of group g. If it is 0, groups are kept apart without a shift.
     shift: f32,
-    /// False: shifted groups may touch, all candidates are compared.
+    /// If false, shifted groups may touch, so all candidates are compared.
     separate: bool,
 }
 

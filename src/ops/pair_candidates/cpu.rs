@@ -8,7 +8,7 @@ use crate::ops::box_decode::cpu::{decode, image_size};
 /// Boxes, scores, classes.
 type Outputs<'a> = (&'a mut [f32], &'a mut [f32], &'a mut [i32]);
 
-/// What the pairs' kernel reads.
+/// The inputs of the op.
 pub(super) struct Inputs<'a> {
     pub(super) logits: &'a [f32],
     pub(super) pairs: &'a [i32],

@@ -22,7 +22,7 @@ struct Params {
     min_size_px: f32,
 }
 
-/// What the pairs' kernel reads.
+/// The inputs of the kernel.
 pub(super) struct Inputs<'a> {
     pub(super) logits: &'a Tensor,
     pub(super) pairs: &'a Tensor,

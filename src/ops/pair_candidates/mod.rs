@@ -1,4 +1,4 @@
-//! The candidates of the final suppression of a detector without a background class: (anchor, class) pairs.
+//! Candidates of the final NMS of a detector without a background class: (anchor, class) pairs.
 
 mod cpu;
 mod cuda;
@@ -13,14 +13,14 @@ use crate::tensor::{DType, Tensor};
 pub const INFO: OpInfo =
     OpInfo { name: "pair_candidates", gradient: Gradient::No("detections are read, not trained on") };
 
-/// Which pairs become candidates, and of what boxes.
+/// Rules for decoding the boxes and for selecting the pairs that become candidates.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PairRule {
-    /// Of the deltas.
+    /// Standard deviations of the deltas.
     pub stds: [f32; 4],
-    /// Scores are above it.
+    /// A candidate's score must be above this.
     pub score_threshold: f32,
-    /// Sides of boxes (after scaling) are above it; below 0: of any size.
+    /// Both sides of a candidate's box (after scaling) must be above this; below 0, any size passes.
     pub min_size_px: f32,
 }
 
@@ -34,22 +34,23 @@ pub(crate) struct PairShape {
     p: usize,
 }
 
-/// Candidates of a detector without a background class: those of the (row, class) pairs of `logits` named by `pairs`,
-/// in their order, whose `sigmoid(logit)` passes the threshold. Position `r K + k` is class k of row r, whose anchor is
-/// `rows[r]`, or r itself without rows; an index that names nothing (-1) is no candidate. Boxes are decoded as
-/// `box_decode` does, for all classes of an anchor from the same four deltas; with `scale` they are multiplied by `1 /
-/// scale`.
+/// Returns the candidates of a detector without a background class: the (row, class) pairs of `logits` listed in
+/// `pairs`, in that order, whose `sigmoid(logit)` is above the threshold. Index `r K + k` is class k of row r. The
+/// anchor of row r is `rows[r]`, or r itself without `rows`; an invalid index (-1) is no candidate. Boxes are decoded
+/// as in `box_decode`; all classes of an anchor share the same four deltas. With `scale`, boxes are multiplied by
+/// `1 / scale`.
 ///
-/// The probabilities of a row have no sum that would bound how many pass: `pairs` does, as the best of them (`top_k`).
-/// What does not pass leaves padding where it stood (class -1), which `nms` passes over.
+/// The probabilities of a row do not sum to 1, so the threshold does not bound the number of candidates. The length of
+/// `pairs`, the best pairs from `top_k`, does. A pair that does not pass leaves padding (class -1) in its place, which
+/// `nms` skips.
 ///
 /// Shapes: logits `[B,R,K]` f32; pairs `[B,P]`, rows `[B,R]` i32; anchors `[N,4]`, shared by the images, deltas
 /// `[B,N,4]`, sizes `[B,4]`, scale `[B,2]` (w, h) f32; without rows R = N; [`Candidates`] with P in place of N.
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: reads and writes some 20·B·P; an exponential a pair, two more a candidate.
+/// Cost: reads and writes about 20·B·P; an exponential a pair, two more a candidate.
 /// Errors: `Shape` if batches or rows differ; `Value` if the threshold is not a number.
-/// Reference: mmdetection's `filter_scores_and_topk` and `_bbox_post_process` up to the suppression.
+/// Reference: mmdetection's `filter_scores_and_topk` and `_bbox_post_process` up to the NMS.
 pub fn pair_candidates(
     logits: &Tensor,
     pairs: &Tensor,

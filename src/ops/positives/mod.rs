@@ -1,4 +1,4 @@
-//! The columns of samples that are positives.
+//! Finds the sample columns that are positives.
 
 mod cpu;
 mod cuda;
@@ -13,14 +13,14 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "positives", gradient: Gradient::No("indices have no gradient") };
 
-/// Which of some columns of samples are positives: the column, or -1. Positives are in front, so that the columns below
-/// the sampler's quota hold them all.
+/// For each of the given sample columns, the column if the sample is positive, else -1. Positives come first among the
+/// samples, so the columns below the sampler's quota of positives hold all of them.
 ///
-/// Shapes: gt `[B,S]` i32 (as [`Sampled::gt`]), result `[B,P]` i32 for P columns.
+/// Shapes: gt `[B,S]` i32 (like [`Sampled::gt`](super::sample::Sampled::gt)), result `[B,P]` i32 for P columns.
 /// Saves: nothing.
 /// Gradient: none.
 /// Cost: reads and writes B·P.
-/// Errors: `Dtype`; `Value` if there are no such columns.
+/// Errors: `Dtype`; `Value` if the columns are not within 0..S.
 /// Reference: none (bookkeeping).
 pub fn positives(gt: &Tensor, columns: Range<usize>) -> Result<Tensor> {
     let _op = gt.device().enter("positives");

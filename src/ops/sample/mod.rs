@@ -1,4 +1,4 @@
-//! Training examples from the candidates: at most a share of positives, the rest negatives.
+//! Draws training samples from the candidates: at most a given share of positives, the rest negatives.
 
 mod cpu;
 mod cuda;
@@ -12,21 +12,21 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "sample", gradient: Gradient::No("samples are constants of the losses") };
 
-/// What is drawn.
+/// How many samples are drawn of each image, and how.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {
-    /// Samples of an image.
+    /// Number of samples of an image.
     pub num: usize,
-    /// Largest share of positives; `floor(num * pos_fraction)` of them, in f64 as in mmdetection: 7 of 10 for 0.7.
+    /// Largest share of positives: at most `floor(num * pos_fraction)`, in f64 as in mmdetection (7 of 10 for 0.7).
     pub pos_fraction: f64,
-    /// Which of the candidates.
+    /// How candidates are chosen.
     pub mode: SampleMode,
 }
 
-/// Which candidates are taken where there are too many.
+/// How candidates are chosen if there are too many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SampleMode {
-    /// Those with the smallest Philox numbers: a uniform choice without replacement.
+    /// The candidates with the smallest Philox numbers: a uniform choice without replacement.
     Random(Purpose),
     /// `candidates[floor(k len / num)]`.
     Strided,
@@ -34,24 +34,25 @@ pub enum SampleMode {
 
 /// Samples of each image: positives in ascending order, then negatives in ascending order, then padding.
 pub struct Sampled {
-    /// Row of the candidate, i32 `[B,S]`; -1 is padding.
+    /// Row of the candidate, i32 `[B,S]`; -1 for padding.
     pub idx: Tensor,
-    /// Ground truth of positives, i32 `[B,S]`; -1 otherwise.
+    /// Ground truth index of positives, i32 `[B,S]`; -1 otherwise.
     pub gt: Tensor,
-    /// Positives and negatives, i32 `[B,2]`.
+    /// Numbers of positives and negatives, i32 `[B,2]`.
     pub counts: Tensor,
 }
 
-/// Draws from `assigned` (as `match_boxes` gives it): up to `num * pos_fraction` positives, negatives up to `num`.
+/// Draws samples from `assigned` (the result of `match_boxes`): up to `num * pos_fraction` positives, then negatives
+/// until there are `num` samples.
 ///
 /// Shapes: assigned `[B,N]` i32; key i32 `[6]` (seed low and high, stage, step low and high, first image); see
 /// [`Sampled`].
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: one pass, a Philox block for each four candidates, a selection; workspace 8 bytes a candidate, on a GPU 1/4
+/// Cost: one pass, a Philox block for every four candidates, a selection; workspace 8 bytes a candidate, on a GPU 1/4
 /// byte.
 /// Errors: `Shape`, `Dtype`.
-/// Reference: mmdetection's RandomSampler without an upper bound of negatives.
+/// Reference: mmdetection's RandomSampler without an upper bound on negatives.
 pub fn sample(assigned: &Tensor, sampler: &Sampler, key: &Tensor) -> Result<Sampled> {
     let device = assigned.device();
     let _op = device.enter("sample");

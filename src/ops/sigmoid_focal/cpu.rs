@@ -133,7 +133,7 @@ enum Run {
     Positive(usize, usize),
 }
 
-/// Neighbours that are treated alike become one run, so that most of a task is one slice.
+/// Joins neighbouring rows that are treated alike into one run, so that most of a task is one slice.
 fn runs(labels: &[i32], k: usize) -> impl Iterator<Item = Run> {
     let (kind, mut from) = (move |label: i32| (label as i64).cmp(&(k as i64)), 0);
     std::iter::from_fn(move || {
@@ -150,18 +150,19 @@ fn runs(labels: &[i32], k: usize) -> impl Iterator<Item = Run> {
     })
 }
 
-/// What loss and gradient are made of at one `s`.
+/// The terms of the loss and of its gradient at one `s`.
 struct Parts {
     s: f32,
     log1p: f32,
     softplus: f32,
     sigmoid: f32,
-    /// `1 - sigmoid`, without the cancellation.
+    /// `1 - sigmoid`, without cancellation.
     rest: f32,
 }
 
 impl Parts {
-    /// By `e = e^-|s|`, which neither overflows nor loses the small side, and one division for the three quotients.
+    /// Uses `e = e^-|s|`, which does not overflow and keeps the precision of the small side, and one division for all
+    /// three quotients.
     #[inline(always)]
     fn of(s: f32) -> Parts {
         let e = exp_neg(s.abs());
@@ -169,7 +170,7 @@ impl Parts {
         let inverse = 1.0 / (one * two);
         let large = two * inverse; // 1 / (1 + e)
         let small = e * large;
-        // ln(1 + e) = 2 artanh(z), z = e / (2 + e) at most 1/3; polynomial within 2e-8 of artanh(z).
+        // ln(1 + e) = 2 artanh(z) with z = e / (2 + e), at most 1/3; the polynomial is within 2e-8 of artanh(z).
         let z = e * (one * inverse);
         let w = z * z;
         let p = fma(w, 0.134_325_88, 0.141_172_08);

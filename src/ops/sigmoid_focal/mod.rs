@@ -1,4 +1,4 @@
-//! Focal loss from logits: the class loss of dense detectors, where almost every anchor is background.
+//! Focal loss on logits: the class loss of dense detectors, in which almost every anchor is background.
 
 mod cpu;
 mod cuda;
@@ -13,19 +13,19 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "sigmoid_focal", gradient: Gradient::Yes };
 
-/// `loss = weight / avg * sum over rows and classes of a softplus(s) sigmoid(s)^gamma`, where `s = -x` and `a = alpha`
-/// for the row's own class, `s = x` and `a = 1 - alpha` for every other: `softplus(s)` is the cross-entropy of
-/// `sigmoid(x)`, and `sigmoid(s)` is `1 - p_t`. Rows of label K (background) have no own class; rows of any other label
-/// outside `0..K` (-1) are ignored.
+/// `loss = weight / avg * sum over rows and classes of a softplus(s) sigmoid(s)^gamma`. For the row's own class
+/// `s = -x` and `a = alpha`; for every other class `s = x` and `a = 1 - alpha`. So `softplus(s)` is the cross-entropy of
+/// `sigmoid(x)`, and `sigmoid(s)` is `1 - p_t`. Rows with label K (background) have no own class; rows with any other
+/// label outside `0..K` (-1) are ignored.
 ///
 /// Shapes: logits `[..,K]` f32, M rows; labels i32, M elements; avg `[1]` f32; loss `[1]` f32, summed in f64.
 /// Saves: logits, labels, avg.
 /// Gradient: logits: `weight / avg * a sigmoid(s)^gamma (sigmoid(s) + gamma softplus(s) sigmoid(-s)) ds/dx`, 0 in
 /// ignored rows.
-/// Cost: reads M·K, backward reads and writes M·K; an exponential and a division an element, one exponential more
-/// unless gamma is 2.
-/// Errors: `Shape` if labels are not one a row or K is 0; `Value` if alpha is not in [0, 1] or gamma is negative or not
-/// finite.
+/// Cost: reads M·K, backward reads and writes M·K; one exponential and one division an element, and a second
+/// exponential unless gamma is 2.
+/// Errors: `Shape` if there is not one label a row or K is 0; `Value` if alpha is not in [0, 1] or gamma is negative or
+/// not finite.
 /// Reference: Lin et al. 2017, eq. 5; the divisor is `softmax_ce`'s `AvgFactor::Dense`.
 pub fn sigmoid_focal(
     tape: &mut Tape,
@@ -68,7 +68,7 @@ pub fn sigmoid_focal(
     Ok(tape.record([logits], loss, rule))
 }
 
-/// What a loss is made with.
+/// The parameters of a loss.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Focal {
     k: usize,

@@ -7,7 +7,7 @@ use crate::ops::common::partial::Partial;
 use crate::tensor::{DType, Tensor};
 
 const THREADS: u32 = 256;
-/// Of the forward pass, a row each.
+/// Threads of a block of the forward pass; each takes one row.
 const FORWARD_THREADS: u32 = 1024;
 
 /// Mirror of the kernels' SmoothL1Params.

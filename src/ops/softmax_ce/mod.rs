@@ -22,7 +22,7 @@ pub const INFO: OpInfo = OpInfo { name: "softmax_ce", gradient: Gradient::Yes };
 /// Gradient: logits: `weight / avg * (softmax(x) - onehot(label))`, 0 in ignored rows.
 /// Cost: reads M·C; one exponential an element, once more in the backward pass.
 /// Errors: `Shape` if labels are not one a row or C is 0.
-/// Reference: Girshick 2015, eq. 1; the divisor is [`AvgFactor::Roi`].
+/// Reference: Girshick 2015, eq. 1; the divisor is [`AvgFactor::Roi`](super::avg_factor::AvgFactor::Roi).
 pub fn softmax_ce(tape: &mut Tape, logits: &Var, labels: &Tensor, avg: &Tensor, weight: f32) -> Result<Var> {
     let _op = logits.device().enter("softmax_ce");
     logits.value().expect_dtype("softmax_ce: logits", DType::F32)?;

@@ -1,4 +1,4 @@
-//! Looks at data sets and makes the built-in one: `dataset check`, `stats`, `draw`, `shapes`.
+//! `dataset`: inspects data sets and creates the built-in one. Commands: `check`, `stats`, `draw`, `shapes`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use upres::data::check::{check, expect_folder};
 use upres::data::draw_set::{draw_dataset, pictures, read_picture};
-use upres::data::shapes::{Class, ShapesOptions, generate};
+use upres::data::shapes::{Class, ShapesOptions, SplitSummary, generate};
 use upres::data::stats::Stats;
 use upres::data::{Dataset, Masks, ReadOptions};
 use upres::format::counted;
 use upres::output::{ended, make_folder, print, refuse_existing};
 
-/// Looks at and checks data sets in COCO's format, and makes the built-in one.
+/// Inspects and checks data sets in COCO's format, and creates the built-in one.
 #[derive(Parser)]
 #[command(version, max_term_width = 110)]
 struct Cli {
@@ -22,13 +22,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Find everything that is wrong with a data set: the annotation file, and every image file
+    /// Check a data set for errors: the annotation file and every image file
     Check(CheckArgs),
-    /// Count images, sizes, classes, boxes; propose shape buckets
+    /// Count images, sizes, classes and boxes, and propose shape buckets
     Stats(StatsArgs),
-    /// Write copies of the pictures with boxes, masks and class names drawn, and a sheet of the first of them
+    /// Write copies of pictures with boxes, masks and class names drawn, and a sheet with the first of them
     Draw(DrawArgs),
-    /// Make the built-in data set: textured, overlapping shapes with boxes and polygon masks
+    /// Create the built-in data set: textured, overlapping shapes with boxes and polygon masks
     Shapes(ShapesArgs),
 }
 
@@ -39,7 +39,7 @@ struct CheckArgs {
     /// Folder of the images
     #[arg(long)]
     images: PathBuf,
-    /// Examples shown of each kind of finding
+    /// Maximum number of examples shown for each kind of finding
     #[arg(long, default_value_t = 5)]
     max: usize,
 }
@@ -48,13 +48,13 @@ struct CheckArgs {
 struct StatsArgs {
     /// Annotation file (COCO JSON)
     annotations: PathBuf,
-    /// Folder of the images; only read where the annotation file does not say how large they are
+    /// Folder of the images; only read if the annotation file lacks image sizes
     #[arg(long)]
     images: Option<PathBuf>,
-    /// Limit of the longer side for the proposed buckets
+    /// Maximum longer side of the proposed buckets, in pixels
     #[arg(long, default_value_t = 1333, value_parser = clap::value_parser!(u32).range(1..=16384))]
     long: u32,
-    /// Limit of the shorter side for the proposed buckets
+    /// Maximum shorter side of the proposed buckets, in pixels
     #[arg(long, default_value_t = 800, value_parser = clap::value_parser!(u32).range(1..=16384))]
     short: u32,
 }
@@ -66,37 +66,38 @@ struct DrawArgs {
     /// Folder of the images
     #[arg(long)]
     images: PathBuf,
-    /// Folder for the drawn copies and sheet.png. Those of an earlier call are replaced; another file of such a name is an error
+    /// Folder for the drawn copies and sheet.png. Copies of an earlier call are replaced; any other file with the name
+    /// of a copy is an error
     #[arg(long)]
     out: PathBuf,
-    /// Pictures drawn, evenly spread over the data set
+    /// Number of pictures to draw, evenly spread over the data set
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
 }
 
 #[derive(Args)]
 struct ShapesArgs {
-    /// Folder for `images/` and `annotations/`, which must not be there yet
+    /// Folder in which `images/` and `annotations/` are created; these must not exist yet
     #[arg(long)]
     out: PathBuf,
-    /// The same seed gives the same bytes
+    /// Random seed; the same seed gives the same bytes
     #[arg(long, default_value_t = ShapesOptions::default().seed)]
     seed: u64,
-    /// Pictures for training
+    /// Number of training pictures
     #[arg(long, default_value_t = ShapesOptions::default().train)]
     train: usize,
-    /// Pictures for validation
+    /// Number of validation pictures
     #[arg(long, default_value_t = ShapesOptions::default().val)]
     val: usize,
-    /// Pictures for a test set
+    /// Number of test pictures
     #[arg(long, default_value_t = ShapesOptions::default().test)]
     test: usize,
-    /// Largest width and height of a picture
+    /// Maximum width and height of a picture, in pixels
     #[arg(long, default_value = "240x180", value_parser = parse_size)]
     size: (u32, u32),
 }
 
-/// `240x180`.
+/// Parses width and height, as in `240x180`.
 fn parse_size(text: &str) -> Result<(u32, u32), String> {
     let (w, h) = text.split_once('x').ok_or("want WIDTHxHEIGHT, as 240x180")?;
     let side = |s: &str| s.parse::<u32>().map_err(|_| format!("{s:?} is not a number of pixels: want 240x180"));
@@ -130,11 +131,11 @@ fn run_draw(args: &DrawArgs) -> upres::Result<ExitCode> {
     expect_folder(&args.images)?;
     let options = ReadOptions { masks: Masks::Read, ..ReadOptions::default() };
     let dataset = Dataset::load_with(&args.annotations, &args.images, options)?;
-    let files =
-        draw_dataset(&pictures(&dataset, args.count as usize), &dataset.class_names(), &args.out, read_picture)?;
-    for file in files.iter().rev().take(1) {
-        let (drawn, out) = (counted(files.len() - 1, "picture"), args.out.display());
-        print("dataset draw", format_args!("{drawn} in {out}, the first of them in {}", file.display()))?;
+    let pictures = pictures(&dataset, args.count as usize);
+    let files = draw_dataset(&pictures, &dataset.class_names(), &args.out, read_picture)?;
+    if let Some((sheet, copies)) = files.split_last() {
+        let (drawn, out) = (counted(copies.len(), "picture"), args.out.display());
+        print("dataset draw", format_args!("{drawn} in {out}, the first of them in {}", sheet.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -147,11 +148,14 @@ fn run_shapes(args: &ShapesArgs) -> upres::Result<ExitCode> {
         refuse_existing("--out", &args.out.join(part))?;
     }
     make_folder("--out", &args.out)?;
-    let lines = generate(&args.out, &options)?.splits.into_iter().map(|part| {
-        let counts = Class::ALL.iter().zip(part.instances).map(|(c, n)| format!("{n} {}", c.name()));
-        let (images, counts) = (counted(part.images, "image"), counts.collect::<Vec<_>>().join(", "));
-        format!("{}: {images} in {}\n  {counts}", part.annotations.display(), part.images_dir.display())
-    });
-    print("dataset shapes", lines.collect::<Vec<_>>().join("\n"))?;
+    let splits: Vec<String> = generate(&args.out, &options)?.splits.iter().map(split_text).collect();
+    print("dataset shapes", splits.join("\n"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The files of a split, and its number of objects of each class.
+fn split_text(split: &SplitSummary) -> String {
+    let counts = Class::ALL.iter().zip(split.instances).map(|(c, n)| format!("{n} {}", c.name()));
+    let (images, counts) = (counted(split.images, "image"), counts.collect::<Vec<_>>().join(", "));
+    format!("{}: {images} in {}\n  {counts}", split.annotations.display(), split.images_dir.display())
 }

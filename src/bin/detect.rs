@@ -22,9 +22,9 @@ use upres::format::counted;
 use upres::output::{ended, image_bar, make_folder, print, tell, write_public};
 use upres::{Error, Result};
 
-/// Finds objects in pictures: writes DIR/detections.json, and a copy DIR/NAME.png of each picture with boxes, class names
-/// and scores drawn. Small pictures are enlarged, so that the names can be read. A detector with masks also draws the masks
-/// and writes them as COCO's RLE (`segmentation`).
+/// Finds objects in pictures: writes DIR/detections.json, and a copy DIR/NAME.png of each picture with boxes, class
+/// names and scores drawn. Small pictures are enlarged, so that the names can be read. A detector with masks also draws
+/// the masks and writes them as COCO's RLE (`segmentation`).
 #[derive(Parser)]
 #[command(version, max_term_width = 110, after_help = EXAMPLE)]
 struct Cli {
@@ -33,19 +33,19 @@ struct Cli {
     /// JPEG and PNG files, and folders of them
     #[arg(required = true, value_name = "IMAGE|DIR")]
     inputs: Vec<PathBuf>,
-    /// Folder for the results; created if it does not exist. Results of an earlier call are replaced, other files never:
-    /// if another file has the name of a copy, the copy is called NAME-2.png; a detections.json of another program is an
-    /// error
+    /// Folder for the results; created if it does not exist. Results of an earlier call are replaced, other files
+    /// never: if another file has the name of a copy, the copy is called NAME-2.png; a detections.json of another
+    /// program is an error
     #[arg(long, value_name = "DIR", default_value = "detections")]
     out: PathBuf,
     /// Leave out detections with a lower score; values below the recipe's score_threshold have no effect
     #[arg(long, default_value_t = 0.5, value_parser = parse_score)]
     score_threshold: f32,
-    /// Test-time augmentation: detect in several views of each picture and merge the detections. VIEWS is `flip` (plain and
-    /// mirrored), `scales=0.8,1.0,1.2` (factors of the evaluation size) or `scales=0.8,1.0,1.2,flip` (each size plain and
-    /// mirrored). The detections of all views are sorted by score and pass one more NMS per class, at the detector's
-    /// threshold. A box keeps the mask of its own view: masks of views are not averaged. The time grows with the number
-    /// of views
+    /// Test-time augmentation: detect in several views of each picture and merge the detections. VIEWS is `flip` (plain
+    /// and mirrored), `scales=0.8,1.0,1.2` (factors of the evaluation size) or `scales=0.8,1.0,1.2,flip` (each size
+    /// plain and mirrored). The detections of all views are sorted by score and pass one more NMS per class, at the
+    /// detector's threshold. A box keeps the mask of its own view: masks of views are not averaged. The time grows with
+    /// the number of views
     #[arg(long, value_name = "VIEWS")]
     tta: Option<Tta>,
     /// Device: auto (a GPU if there is one), cpu, cuda, cuda:N or sim (the simulated GPU)
@@ -142,8 +142,8 @@ fn summary(found: &[ImageDetections]) -> String {
     format!("{} in {}", counted(objects, "object"), counted(found.len(), "picture"))
 }
 
-/// Returns the picture files that the arguments name and whose headers can be read, and the number of arguments and files
-/// that cannot be read. Those are named on the error output.
+/// Returns the picture files that the arguments name and whose headers can be read, and the number of arguments and
+/// files that cannot be read. Those are named on the error output.
 fn readable(inputs: &[PathBuf]) -> (Vec<PathBuf>, usize) {
     let (mut files, mut failed) = (Vec::new(), 0);
     for input in inputs {
@@ -217,8 +217,8 @@ fn refuse_other_json(path: &Path) -> Result<()> {
     }
 }
 
-/// The paths of the annotated copies: NAME.png; or NAME-2.png and so on, if NAME.png is the copy of another picture, one of
-/// the input pictures, or a file that no earlier call drew.
+/// The paths of the annotated copies: NAME.png; or NAME-2.png and so on, if NAME.png is the copy of another picture,
+/// one of the input pictures, or a file that no earlier call drew.
 fn copy_names(out: &Path, files: &[PathBuf]) -> Vec<PathBuf> {
     let inputs: HashSet<PathBuf> = files.iter().filter_map(|f| f.canonicalize().ok()).collect();
     let mut taken = HashSet::new();

@@ -17,8 +17,8 @@ use upres::format::counted;
 use upres::output::{check_files, ended, image_bar, print, tell};
 use upres::{Error, Result};
 
-/// Measures a checkpoint on a data set in COCO's format: the twelve COCO metrics, and for each class AP, AP50 and the AP of
-/// small, medium and large objects. A detector with masks is measured on boxes and on masks.
+/// Measures a checkpoint on a data set in COCO's format: the twelve COCO metrics, and for each class AP, AP50 and the
+/// AP of small, medium and large objects. A detector with masks is measured on boxes and on masks.
 #[derive(Parser)]
 #[command(version, max_term_width = 110, after_help = EXAMPLE)]
 struct Cli {
@@ -39,18 +39,18 @@ struct Cli {
     /// Also show the kinds of errors after TIDE, and how much AP50 would rise without each kind
     #[arg(long)]
     tide: bool,
-    /// Also show which classes are confused, by boxes; with many classes only the pairs confused most often. With a file,
-    /// also write the whole matrix there as JSON
+    /// Also show which classes are confused, by boxes; with many classes only the pairs confused most often. With a
+    /// file, also write the whole matrix there as JSON
     #[arg(long, value_name = "FILE.json", num_args = 0..=1)]
     confusion: Option<Option<PathBuf>>,
     /// Lowest score of the detections that count in --confusion
     #[arg(long, value_name = "SCORE", default_value_t = 0.3, value_parser = parse_score, requires = "confusion")]
     confusion_score: f64,
-    /// Test-time augmentation: detect in several views of each picture and merge the detections. VIEWS is `flip` (plain and
-    /// mirrored), `scales=0.8,1.0,1.2` (factors of the evaluation size) or `scales=0.8,1.0,1.2,flip` (each size plain and
-    /// mirrored). The detections of all views are sorted by score and pass one more NMS per class, at the detector's
-    /// threshold. A box keeps the mask of its own view: masks of views are not averaged. The time grows with the number
-    /// of views
+    /// Test-time augmentation: detect in several views of each picture and merge the detections. VIEWS is `flip` (plain
+    /// and mirrored), `scales=0.8,1.0,1.2` (factors of the evaluation size) or `scales=0.8,1.0,1.2,flip` (each size
+    /// plain and mirrored). The detections of all views are sorted by score and pass one more NMS per class, at the
+    /// detector's threshold. A box keeps the mask of its own view: masks of views are not averaged. The time grows with
+    /// the number of views
     #[arg(long, value_name = "VIEWS")]
     tta: Option<Tta>,
     /// Images per forward pass; the result does not depend on it [default: as in training]

@@ -98,13 +98,13 @@ mod tests {
     use crate::ops::anchors_valid::anchors_valid;
     use crate::ops::common::testing::OpFixture;
 
-    /// The region proposal network's of mmdetection.
+    /// Anchor shapes of mmdetection's region proposal network.
     fn rpn() -> AnchorShapes {
         let ratios = vec![0.5, 1.0, 2.0];
         AnchorShapes { scales: vec![8.0], ratios, strides_px: vec![4, 8, 16, 32, 64], rounded: false }
     }
 
-    /// RetinaNet's of mmdetection: three scales an octave.
+    /// Anchor shapes of mmdetection's RetinaNet: three scales per octave.
     fn retina() -> AnchorShapes {
         let scales = (0..3).map(|i| (4.0 * 2f64.powf(f64::from(i) / 3.0)) as f32).collect();
         AnchorShapes { scales, strides_px: vec![8, 16, 32, 64, 128], ..rpn() }
@@ -119,7 +119,7 @@ mod tests {
         ]
     }
 
-    /// More levels than one launch takes, images of all sizes, and sizes that are none.
+    /// More levels than one launch takes, images of all sizes, and invalid sizes.
     #[test]
     fn is_the_same_everywhere() {
         let strides_px = (0..11).map(|i| 4 << (i / 2)).collect();

@@ -166,7 +166,7 @@ mod tests {
     use super::*;
     use crate::ops::common::testing::{OpFixture, uniform};
 
-    /// Row by row; what `paste` must agree with: every sampled pixel by the formula.
+    /// The reference for `paste`, row by row: evaluates the formula at every sampled pixel.
     fn naive(prob: &[f32], size: usize, bbox: [f32; 4], width: usize, height: usize, threshold: f32) -> Vec<u8> {
         let mut mask = vec![0; width * height];
         let inside = |p: usize, lo: f32, hi: f32| p as f32 >= lo.floor() - 1.0 && (p as f32) < hi.ceil() + 1.0;
@@ -195,7 +195,7 @@ mod tests {
         mask
     }
 
-    /// The inverse: row by row.
+    /// Decodes runs to a mask, row by row.
     fn pixels(rle: &Rle) -> Vec<u8> {
         assert_eq!(rle.counts.iter().sum::<u32>(), rle.h * rle.w, "{rle:?}");
         assert!(rle.counts.iter().skip(1).all(|&n| n > 0), "an empty run: {rle:?}");

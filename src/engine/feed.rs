@@ -1,4 +1,4 @@
-//! From a recipe's `[data]` and `resize` to image stores and pipelines.
+//! Opens the image stores and builds the image pipelines that a recipe's `[data]` and `resize` describe.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,32 +11,32 @@ use crate::error::{Error, Result};
 use crate::models::{HostBatch, PixelStats};
 use crate::recipe::{BuiltInData, DataConfig, Recipe, Resize, SplitConfig, StageConfig};
 
-/// The data of a run. Stages share what is decoded.
+/// The data of a run. Stages share the stores and their caches of decoded images.
 pub struct RunData {
     /// Images to train on.
     pub train: Arc<ImageStore>,
-    /// Images to evaluate on while training.
+    /// Images to evaluate on during training.
     pub val: Option<Arc<ImageStore>>,
-    /// Images to evaluate on at the end.
+    /// Images to evaluate on at the end of the run.
     pub test: Option<Arc<ImageStore>>,
-    /// Slots for ground truth.
+    /// Largest number of ground-truth boxes of a training image.
     pub max_gt: usize,
-    /// Which images are trained on.
+    /// The rule that selects the images to train on.
     pub filter: TrainFilter,
     /// Whether masks were read.
     pub masks: bool,
 }
 
 impl RunData {
-    /// Opens all splits; makes the built-in data set if it is not there.
+    /// Opens all splits; generates the built-in data set if the recipe names it and it does not exist.
     ///
     /// Errors: `Recipe` without a training split, `Data` if validation or test have other categories than training.
     pub fn open(recipe: &Recipe, file: &Path) -> Result<RunData> {
         Self::open_with(recipe, file, false)
     }
 
-    /// As [`RunData::open`], with masks if `masks`: then an object without a usable one is not trained on, and the
-    /// evaluation of masks ([`crate::eval::Evaluator::with_masks`]) has what it needs.
+    /// Like [`RunData::open`], but also reads masks if `masks` is true. Then objects without a usable mask are not
+    /// trained on, and the splits have the masks that [`crate::eval::Evaluator::with_masks`] needs.
     ///
     /// Errors: also `Data` if masks are wanted and the training file has none.
     pub fn open_with(recipe: &Recipe, file: &Path, masks: bool) -> Result<RunData> {
@@ -67,7 +67,7 @@ impl RunData {
         Ok(RunData { max_gt, val, test, train, filter, masks })
     }
 
-    /// A line for each split that is not used as its file has it, and none for clean data: what is left out, and why.
+    /// One line for each split of which some part is not used: what is left out, and why. Empty for clean data.
     pub fn notes(&self) -> Vec<String> {
         let of_train = self.train.dataset().training_note(self.filter).map(|note| format!("train: {note}"));
         let others = [("val", &self.val), ("test", &self.test)];
@@ -80,13 +80,13 @@ impl RunData {
         of_train.into_iter().chain(others).collect()
     }
 
-    /// Run ends of masks that an image of a batch has room for in a stage ([`run_capacity`]); 0 without masks.
+    /// Number of mask run ends that an image of a batch has room for in a stage ([`run_capacity`]); 0 without masks.
     pub fn mask_runs(&self, pipeline: &Pipeline) -> usize {
         if self.masks { run_capacity(self.train.dataset(), pipeline) } else { 0 }
     }
 }
 
-/// One split with its cache.
+/// Opens one split, with a cache of decoded images.
 pub fn open_split(split: &SplitConfig, cfg: &DataConfig, masks: Masks) -> Result<Arc<ImageStore>> {
     let options = ReadOptions { masks, ..ReadOptions::default() };
     let dataset = Arc::new(Dataset::load_with(&split.annotations, &split.images, options)?);
@@ -104,7 +104,7 @@ fn geometry(resize: &Resize) -> Geometry {
     }
 }
 
-/// What happens to training images of a stage.
+/// The pipeline of a stage's training images.
 pub fn train_pipeline(stage: &StageConfig) -> Pipeline {
     Pipeline {
         geometry: geometry(&stage.resize),
@@ -114,17 +114,18 @@ pub fn train_pipeline(stage: &StageConfig) -> Pipeline {
     }
 }
 
-/// What happens to evaluation images of a stage.
+/// The pipeline of a stage's evaluation images.
 pub fn eval_pipeline(stage: &StageConfig) -> Pipeline {
     Pipeline::test(geometry(&stage.eval_resize()))
 }
 
-/// Normalisation of a recipe.
+/// The pixel normalisation of a recipe.
 pub fn pixel_stats(cfg: &DataConfig) -> PixelStats {
     PixelStats { mean: cfg.mean, std: cfg.std }
 }
 
-/// A loader's batch as the engine wants it. An evaluation batch has no ground truth: one empty slot an image.
+/// Views a loader's batch in the engine's layout. An evaluation batch has no ground truth: its images get one empty
+/// slot each, from `no_boxes` and `no_labels`.
 pub fn host_batch<'a>(batch: &'a data::Batch, no_boxes: &'a [f32], no_labels: &'a [i32]) -> HostBatch<'a> {
     let (sizes, _) = batch.sizes.as_chunks();
     let empty = batch.max_gt() == 0;

@@ -1,4 +1,4 @@
-//! What an engine keeps between steps, by kind.
+//! Sizes of the memory that an engine keeps between steps, by kind. Main type: [`PersistentBytes`].
 
 use serde::Serialize;
 
@@ -7,14 +7,15 @@ use crate::device::ALIGN_BYTES;
 use crate::models::{Detections, Inputs, MaskInputs};
 use crate::tensor::Tensor;
 
-/// Bytes between steps by kind: together the device's [`persistent_bytes`](crate::device::Device::persistent_bytes).
+/// Bytes kept between steps, by kind. Their sum is the device's
+/// [`persistent_bytes`](crate::device::Device::persistent_bytes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PersistentBytes {
     /// Parameters and running statistics.
     pub parameters: usize,
     /// Gradients of the parameters that are trained.
     pub gradients: usize,
-    /// Momentum, or AdamW's means.
+    /// SGD's momentum, or AdamW's running means of gradients and of their squares.
     pub optimizer_state: usize,
     /// Running average of the weights.
     pub running_average: usize,
@@ -53,14 +54,14 @@ impl PersistentBytes {
         ]
     }
 
-    /// All kinds together.
+    /// The sum of all kinds.
     pub fn total(&self) -> usize {
         self.rows().iter().map(|(_, bytes)| bytes).sum()
     }
 }
 
 impl Engine {
-    /// What this engine keeps between steps of its stage.
+    /// The memory that this engine keeps between steps of its stage.
     pub fn persistent_parts(&self) -> PersistentBytes {
         let Engine { store, stage, lr, correction, ema_share, norm, losses, .. } = self;
         let mut parts = PersistentBytes {
@@ -78,7 +79,7 @@ impl Engine {
                 parts.inputs += batch;
                 parts.anchors += anchors;
             }
-            // Taken apart: a new field is asked for here.
+            // Destructured without `..`, so that a new field does not compile until it is counted here.
             let Detections { boxes, scores, classes, masks, frame: _ } = &stage.outputs;
             parts.scalars += key + stage.loss_scale.as_ref().map_or(0, Tensor::bytes);
             parts.outputs = sum([boxes, scores, classes].into_iter().chain(masks).map(Tensor::bytes));
@@ -87,7 +88,7 @@ impl Engine {
     }
 }
 
-/// What the host fills, and anchors.
+/// Bytes of the tensors that the host fills, and bytes of the anchors.
 fn input_bytes(inputs: &Inputs) -> (usize, usize) {
     let Inputs { images, sizes, scale, gt_boxes, gt_labels, gt_count, masks, key, anchors } = inputs;
     let masks = masks.iter().flat_map(|MaskInputs { runs, offsets }| [runs, offsets]);
@@ -95,7 +96,7 @@ fn input_bytes(inputs: &Inputs) -> (usize, usize) {
     (sum(batch.map(Tensor::bytes)), anchors.boxes.bytes())
 }
 
-/// As [`Tensor::flat`] lays them out.
+/// Sum of the sizes as [`Tensor::flat`] lays tensors out, each rounded up to the alignment.
 fn flat(bytes: impl Iterator<Item = usize>) -> usize {
     sum(bytes.map(|bytes| bytes.next_multiple_of(ALIGN_BYTES)))
 }

@@ -1,5 +1,9 @@
 //! A detector with everything that a training or evaluation step needs, on one device: parameters, optimizer state,
-//! inputs at fixed addresses. The same code on the plan device gives the memory plan of each step.
+//! inputs at fixed addresses. The same code on the plan device computes the memory plan of each step.
+//!
+//! An engine executes single steps. The training loop, checkpoints and evaluation metrics are in [`crate::train`] and
+//! [`crate::eval`]. Main type: [`Engine`]. Read [`Engine::train_pass`] and [`Engine::update`] first, then `optimizer.rs`
+//! and `recordings.rs`.
 
 pub mod feed;
 pub mod memory;
@@ -32,41 +36,42 @@ use crate::tensor::{DType, Tensor};
 /// Name of the loss scale's state in checkpoints.
 const LOSS_SCALE: &str = "loss_scale";
 
-/// What an engine prepares for a stage.
+/// The shapes and settings that an engine prepares for a stage.
 #[derive(Clone, Debug)]
 pub struct StageSetup {
-    /// Index of the stage, in the keys of its random numbers.
+    /// Index of the stage; part of the keys of its random numbers.
     pub index: u8,
-    /// Shapes of training passes.
+    /// Image shapes of training passes, one for each bucket.
     pub train: Vec<Shape>,
-    /// Shapes of evaluation passes.
+    /// Image shapes of evaluation passes, one for each bucket.
     pub eval: Vec<Shape>,
-    /// Images of a training pass.
+    /// Number of images in a training pass.
     pub micro_batch: usize,
-    /// Images of an evaluation pass.
+    /// Number of images in an evaluation pass.
     pub eval_batch: usize,
-    /// Slots for ground-truth boxes of an image.
+    /// Number of slots for the ground-truth boxes of an image.
     pub max_gt: usize,
-    /// Slots for the runs of an image's masks; 0 without masks.
+    /// Number of slots for the mask runs of an image; 0 without masks.
     pub mask_runs: usize,
-    /// Part of the backbone that is frozen.
+    /// The part of the backbone that is frozen: see [`BackboneMode::frozen_stages`].
     pub frozen_stages: i32,
-    /// Batch norm of the rest.
+    /// Mode of batch norm in the rest of the backbone.
     pub batch_norm: NormMode,
-    /// What of the backbone is computed again instead of being kept.
+    /// The activations of the backbone that are rematerialised instead of being kept.
     pub recompute: Recompute,
-    /// What activations are stored in, in training.
+    /// Type in which activations are stored in training.
     pub dtype: DType,
-    /// Optimizer.
+    /// Settings of the optimizer.
     pub optimizer: OptimizerConfig,
-    /// Gradient norm limit, 0 for none.
+    /// Largest gradient norm, beyond which gradients are clipped; 0 for no clipping.
     pub clip_grad_norm: f32,
-    /// Decay of the weight average, 0 for none.
+    /// Decay of the running average of the weights; 0 for no average.
     pub ema: f64,
 }
 
 impl StageSetup {
-    /// From a recipe's stage and the shapes found in the data, as the first stage; activations are f32.
+    /// A setup from a recipe's stage and the shapes found in the data. It is that of the first stage, without masks and
+    /// with f32 activations.
     pub fn new(stage: &StageConfig, train: Vec<Shape>, eval: Vec<Shape>, max_gt: usize) -> StageSetup {
         StageSetup {
             index: 0,
@@ -86,7 +91,7 @@ impl StageSetup {
         }
     }
 
-    /// How the backbone runs.
+    /// The mode of the backbone in training.
     pub fn mode(&self) -> BackboneMode {
         BackboneMode {
             norm: self.batch_norm,
@@ -97,7 +102,7 @@ impl StageSetup {
     }
 }
 
-/// A final box as a pass gives it.
+/// A final box of an evaluation pass.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RawDetection {
     /// x0 y0 x1 y1 in original pixels.
@@ -106,11 +111,11 @@ pub struct RawDetection {
     pub score: f32,
     /// Class index.
     pub class: usize,
-    /// Logits of its mask, row by row over the box; empty without masks.
+    /// Logits of the box's mask, row by row over the box; empty without masks.
     pub mask_logits: Vec<f32>,
 }
 
-/// The detector and its state.
+/// A detector and its training state.
 pub struct Engine {
     device: Device,
     /// All parameters.
@@ -121,9 +126,9 @@ pub struct Engine {
     seed: u64,
     stage: Option<Stage>,
     lr: Tensor,
-    /// AdamW's bias correction of the step.
+    /// AdamW's bias correction for the step.
     correction: Tensor,
-    /// 1 - the decay, rounded after the difference.
+    /// 1 - decay of the running average: subtracted in f64, then rounded to f32.
     ema_share: Tensor,
     norm: Tensor,
     losses: Vec<Tensor>,
@@ -136,15 +141,15 @@ struct Stage {
     train: Vec<Inputs>,
     eval: Vec<Inputs>,
     outputs: Detections,
-    /// State of the loss scale, where activations are f16.
+    /// State of the loss scale, if activations are f16.
     loss_scale: Option<Tensor>,
     recordings: Recordings,
-    /// Whether the weights are swapped with their average.
+    /// Whether the weights are currently swapped with their average.
     swapped: bool,
 }
 
 impl Engine {
-    /// Initial weights from `seed`, which is the optimizer's too.
+    /// An engine with initial weights drawn from `seed`, which also seeds the optimizer.
     pub fn new(device: &Device, model: &ModelConfig, classes: usize, pixels: PixelStats, seed: u64) -> Result<Engine> {
         let mut store = ParamStore::new(device);
         let net = Model::new(&mut store.builder(seed), model, classes, pixels)?;
@@ -165,17 +170,19 @@ impl Engine {
         })
     }
 
-    /// Where it runs.
+    /// The device that the engine uses.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Sets what is trained, makes optimizer state (zeros) and inputs. Weights stay.
+    /// Selects the trained parameters and allocates optimizer state (zeros) and inputs for the stage. Weights keep their
+    /// values.
     pub fn enter_stage(&mut self, setup: &StageSetup) -> Result<()> {
         self.enter(setup, true)
     }
 
-    /// Makes inputs for evaluation passes of `batch` images, and nothing that only training needs. Weights stay.
+    /// Allocates inputs for evaluation passes of `batch` images, and nothing that only training needs. Weights keep their
+    /// values.
     pub fn enter_eval(&mut self, buckets: Vec<Shape>, batch: usize) -> Result<()> {
         let stage = StageConfig { micro_batch: batch, ema: 0.0, ..StageConfig::default() };
         self.enter(&StageSetup::new(&stage, Vec::new(), buckets, 1), false)
@@ -185,7 +192,7 @@ impl Engine {
         if training && self.model_config.mask_size().is_some() && setup.mask_runs == 0 && !setup.train.is_empty() {
             return Err(Error::value("engine", "a stage that trains masks has no room for them: set mask_runs"));
         }
-        self.stage = None; // its memory goes first
+        self.stage = None; // frees the previous stage's memory before the new one is allocated
         let backbone = &self.model.backbone;
         self.store.set_trainable(|p| training && backbone.trains(p, setup.mode()))?;
         let shapes: Vec<Vec<usize>> = self.store.trainable().map(Param::shape).collect();
@@ -254,8 +261,8 @@ impl Engine {
         &mut self.stage_mut().eval[bucket]
     }
 
-    /// One forward and backward pass over the bucket's inputs. Gradients are multiplied by `weight` and overwrite if
-    /// `first`, else add.
+    /// Executes one forward and backward pass over the bucket's inputs. Gradients are multiplied by `weight`; they
+    /// overwrite the previous gradients if `first`, else they are added to them.
     pub fn train_pass(
         &mut self,
         plan: Option<&Rc<StepPlan>>,
@@ -303,18 +310,20 @@ impl Engine {
         self.model.heads.loss_names()
     }
 
-    /// The losses of the last pass, as [`Engine::loss_names`].
+    /// The losses of the last pass, in the order of [`Engine::loss_names`].
     pub fn losses(&self) -> Result<Vec<f32>> {
         self.losses.iter().map(|loss| Ok(loss.read::<f32>()?[0])).collect()
     }
 
-    /// The losses of the last pass, to be had later: on a GPU nobody waits for them until then.
+    /// Like [`Engine::losses`], but returns a function that reads the losses later. On a GPU, nothing waits for them
+    /// until that function is called.
     pub fn losses_later(&self) -> Result<impl FnOnce() -> Result<Vec<f32>> + use<>> {
         let later = self.losses.iter().map(Tensor::read_later::<f32>).collect::<Result<Vec<_>>>()?;
         Ok(move || later.into_iter().map(|loss| Ok(loss()?[0])).collect())
     }
 
-    /// One optimizer step from the gradients of the passes since the last: the `step`-th of the stage, from 1.
+    /// Executes one optimizer step on the gradients accumulated since the previous one. `step` counts the steps of the
+    /// stage from 1.
     pub fn update(&mut self, plan: Option<&Rc<StepPlan>>, lr: f64, step: u64) -> Result<Rc<StepPlan>> {
         self.lr.write(&[lr as f32])?;
         let device = self.device.clone();
@@ -351,19 +360,20 @@ impl Engine {
         })
     }
 
-    /// Norm of the gradient of the last update, before clipping; not finite if f16 overflowed, and the step was
+    /// Norm of the gradient of the last update, before clipping. It is not finite if f16 overflowed; that step was
     /// skipped.
     pub fn grad_norm(&self) -> Result<f32> {
         Ok(self.norm.read::<f32>()?[0])
     }
 
-    /// As [`Engine::grad_norm`], to be had later.
+    /// Like [`Engine::grad_norm`], but returns a function that reads the norm later.
     pub fn grad_norm_later(&self) -> Result<impl FnOnce() -> Result<f32> + use<>> {
         let later = self.norm.read_later::<f32>()?;
         Ok(move || Ok(later()?[0]))
     }
 
-    /// Swaps the weights with their running average, if the stage keeps one: before and after an evaluation.
+    /// Swaps the weights with their running average, if the stage keeps one. To be called before and after an
+    /// evaluation.
     pub fn swap_average(&mut self) {
         let Some(stage) = self.stage.as_mut() else { return };
         stage.swapped = !stage.swapped;
@@ -372,7 +382,7 @@ impl Engine {
         }
     }
 
-    /// One evaluation pass over the bucket's inputs.
+    /// Executes one evaluation pass over the bucket's inputs.
     pub fn eval_pass(&mut self, plan: Option<&Rc<StepPlan>>, bucket: usize) -> Result<Rc<StepPlan>> {
         let device = self.device.clone();
         let stage = self.stage.as_mut().expect("engine: a step before enter_stage");
@@ -390,7 +400,7 @@ impl Engine {
         })
     }
 
-    /// Detections of each image of the last evaluation pass, which was over this bucket's inputs.
+    /// Detections of each image of the last evaluation pass, which must have been over this bucket's inputs.
     pub fn detections(&self, bucket: usize) -> Result<Vec<Vec<RawDetection>>> {
         let stage = self.stage();
         let out = &stage.outputs;
@@ -417,14 +427,13 @@ impl Engine {
         Ok((0..out.scores.dim(0)).map(found).collect())
     }
 
-    /// Pixels of a mask have at least this probability.
+    /// Least probability of a pixel that belongs to a mask.
     pub fn mask_threshold(&self) -> f32 {
         self.model_config.mask_head.threshold
     }
 
-    /// Everything that a checkpoint of this stage holds: name and tensor. Parameters, optimizer state
-    /// (`momentum.<name>`; AdamW: `exp_avg.<name>`, `exp_avg_sq.<name>`), `ema.<name>`, `loss_scale` where activations
-    /// are f16.
+    /// All tensors of a checkpoint of this stage with their names: parameters, optimizer state (`momentum.<name>`;
+    /// AdamW: `exp_avg.<name>`, `exp_avg_sq.<name>`), `ema.<name>`, and `loss_scale` if activations are f16.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut v: Vec<_> = self.store.all().iter().map(|p| (p.name().to_string(), p.value())).collect();
         if let Some(stage) = &self.stage {
@@ -439,9 +448,10 @@ impl Engine {
         v
     }
 
-    /// Overwrites optimizer state and averages from a checkpoint: `find` gives the values of a name, whatever they are
-    /// stored as there. Err names the first that is missing; but a loss scale may be missing, of a checkpoint that was
-    /// trained in another precision: it begins anew, after the `steps` that the stage has taken.
+    /// Overwrites optimizer state and averages with those of a checkpoint. `find` returns the values of a tensor by its
+    /// name and number of elements, in f32 whatever its type in the checkpoint, and its error names a missing tensor.
+    /// Only the loss scale may be missing, if the checkpoint was trained in another precision: then it starts with its
+    /// initial value, after the `steps` that the stage has taken.
     pub fn load_optimizer(
         &mut self,
         has: impl Fn(&str) -> bool,
@@ -461,8 +471,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Name of the first number that must not be saved as it is: of a parameter, or of a gradient unless f16 may
-    /// overflow in it, when the optimizer has skipped the step.
+    /// Name of the first parameter or gradient that is not finite and must not be saved. With f16 activations gradients
+    /// are not checked: they may overflow, and then the optimizer has skipped the step.
     pub fn first_spoilt(&self) -> Result<Option<String>> {
         let may_overflow = self.stage.as_ref().is_some_and(|stage| stage.loss_scale.is_some());
         self.find_non_finite(!may_overflow)

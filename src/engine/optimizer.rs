@@ -11,36 +11,36 @@ use crate::tape::{Param, Role};
 use crate::tensor::DType;
 use crate::tensor::Tensor;
 
-/// What SGD keeps.
+/// Names of the state tensors of SGD.
 const SGD: &[&str] = &["momentum"];
-/// What AdamW keeps.
+/// Names of the state tensors of AdamW.
 const ADAMW: &[&str] = &["exp_avg", "exp_avg_sq"];
 
-/// Whether a tensor of a checkpoint is optimizer state, which may be bf16.
+/// Whether a tensor of a checkpoint is optimizer state, by its name. Optimizer state may be bf16.
 pub(crate) fn is_state(name: &str) -> bool {
     SGD.iter().chain(ADAMW).any(|kind| name.strip_prefix(kind).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// Numbers of one step, on the device.
+/// The numbers of one step, on the device.
 pub(super) struct StepFactors<'a> {
     /// Learning rate `[1]`.
     pub(super) lr: &'a Tensor,
     /// AdamW's bias correction of the two means, `[2]`.
     pub(super) correction: &'a Tensor,
-    /// What gradients are multiplied with, `[1]`: clipping, and one over the loss scale.
+    /// Factor of the gradients, `[1]`: the clipping factor divided by the loss scale.
     pub(super) scale: &'a Tensor,
 }
 
-/// What an optimizer keeps between steps.
+/// The state that an optimizer keeps between steps.
 pub(super) struct OptimizerState {
-    /// A name and a tensor for each trained parameter.
+    /// The lists of state tensors: each has a name, and one tensor for each trained parameter.
     lists: Vec<(&'static str, Vec<Tensor>)>,
-    /// Key of the step's random numbers, where state is rounded by them.
+    /// Key of the step's random numbers, if state is rounded stochastically (bf16).
     key: Option<Tensor>,
 }
 
 impl OptimizerState {
-    /// Zeros for parameters of these shapes.
+    /// State for parameters of these shapes, filled with zeros.
     pub(super) fn new(device: &Device, cfg: &OptimizerConfig, shapes: &[Vec<usize>]) -> Result<OptimizerState> {
         let dtype = cfg.state.dtype();
         let names = match cfg.kind {
@@ -53,14 +53,14 @@ impl OptimizerState {
         Ok(OptimizerState { lists, key })
     }
 
-    /// Its lists: a name, and a tensor for each trained parameter.
+    /// The lists of state tensors: each has a name, and one tensor for each trained parameter.
     pub(super) fn lists(&self) -> impl Iterator<Item = (&'static str, &[Tensor])> {
         self.lists.iter().map(|(name, tensors)| (*name, tensors.as_slice()))
     }
 
-    /// Overwrites a list's tensors, in order, with what `find` gives by the list's name and the tensor's place and
-    /// elements. What is stored in bf16 is rounded to the nearest, so that what was stored so before comes back as it
-    /// was.
+    /// Overwrites the tensors of all lists, in order. `find` returns the values by the list's name, the tensor's index
+    /// and its number of elements. bf16 tensors are written with rounding to nearest, so that values saved from bf16 are
+    /// restored exactly.
     pub(super) fn load(&mut self, find: impl Fn(&str, usize, usize) -> Result<Vec<f32>>) -> Result<()> {
         for (name, tensors) in &mut self.lists {
             for (i, t) in tensors.iter_mut().enumerate() {
@@ -74,7 +74,7 @@ impl OptimizerState {
         Ok(())
     }
 
-    /// Sets the key of the step that follows.
+    /// Sets the key of the next step's random numbers.
     pub(super) fn set_key(&mut self, seed: u64, stage: u8, step: u64) -> Result<()> {
         self.key.as_mut().map_or(Ok(()), |key| key.write(&philox::key(seed, stage, step, 0)))
     }
@@ -82,12 +82,12 @@ impl OptimizerState {
     /// Bytes of the state, and of the key.
     pub(super) fn bytes(&self) -> (usize, usize) {
         let tensors = self.lists.iter().flat_map(|(_, tensors)| tensors);
-        // As `Tensor::flat` lays them out.
+        // As `Tensor::flat` lays tensors out.
         let state = tensors.map(|t| t.bytes().next_multiple_of(ALIGN_BYTES)).sum();
         (state, self.key.as_ref().map_or(0, Tensor::bytes))
     }
 
-    /// One step on all trained parameters.
+    /// Updates all trained parameters and their state by one step.
     pub(super) fn step(
         &mut self,
         cfg: &OptimizerConfig,

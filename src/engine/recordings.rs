@@ -1,8 +1,9 @@
-//! The steps of a stage that a GPU runs from a recording, and what the host must know of each.
+//! The recordings from which a GPU replays the steps of a stage, and the host state that belongs to each recording.
+//! Main type: [`Recordings`].
 //!
-//! Whether a gradient is overwritten or added to is decided on the host, by flags that a step reads and sets; so the
-//! flags before a step are part of what is recorded, and a replayed step sets those that the recorded one has set. Main
-//! type: [`Recordings`].
+//! Each gradient has a flag on the host which decides whether the gradient is overwritten or added to. A step reads and
+//! sets these flags. So the flags before a step are part of the key of its recording, and a replay sets the flags that
+//! the recorded step has set.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -12,7 +13,7 @@ use crate::error::Result;
 use crate::nn::ParamStore;
 use crate::tape::Param;
 
-/// What a step is, but for the contents of its inputs.
+/// Everything that distinguishes one step from another, except the contents of its inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Step {
     /// A training pass: bucket, bits of the weight, whether samples are random.
@@ -25,16 +26,16 @@ pub(super) enum Step {
 
 struct Entry {
     recording: Recording,
-    /// The flags that it leaves behind.
+    /// The flags of the gradients after the step.
     after: Vec<bool>,
 }
 
-/// All recordings of a stage.
+/// All recordings of a stage, by step and by the gradients' flags before it.
 #[derive(Default)]
 pub(super) struct Recordings(HashMap<(Step, Vec<bool>), Entry>);
 
 impl Recordings {
-    /// Runs a step by its plan, from a recording where there is one.
+    /// Executes a step by its plan; replays its recording if there is one.
     pub(super) fn run(
         &mut self,
         device: &Device,

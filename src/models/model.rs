@@ -105,15 +105,14 @@ impl Model {
         self.heads.losses(tape, p, inputs, how, proposals)
     }
 
-    /// Detections of one evaluation pass, in original pixels where [`Detections::frame`] says so, else in network
-    /// pixels.
+    /// Detections of one evaluation pass, in the pixels that [`Detections::frame`] names.
     pub fn detect(&self, tape: &mut Tape, inputs: &Inputs) -> Result<Detections> {
         let image = self.normalized(tape, inputs, BackboneMode::EVALUATION.dtype)?;
         self.detect_from_image(tape, image, inputs, BoxFrame::Original)
     }
 
-    /// As [`Model::detect`], from an image that is normalised already; in network pixels without `rescale`. Mask
-    /// R-CNN's boxes are in network pixels always, as mmdetection's are where it divides them after NMS: see
+    /// Like [`Model::detect`], but from an image that is already normalised, and with boxes in `frame`. Boxes of Mask
+    /// R-CNN are always in network pixels, because mmdetection divides them by the scale only after NMS: see
     /// [`Detections::frame`].
     pub fn detect_from_image(
         &self,

@@ -139,7 +139,7 @@ fn full(root: &Path) -> PathBuf {
 fn a_report_holds_everything_and_needs_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let page = fs::read_to_string(full(dir.path())).unwrap();
-    // accuracy 2, comparison 2, four for each of two stages
+    // Accuracy has 2 charts, the comparison 2, each of the two stages 4.
     assert_eq!(page.matches("<svg ").count(), 2 + 2 + 4 * 2);
     assert_eq!(page.matches("data:image/png;base64,iVBOR").count(), 4);
     for text in [
@@ -165,7 +165,7 @@ fn a_report_holds_everything_and_needs_nothing() {
     assert!(ap50.starts_with(|c: char| c.is_ascii_digit()), "the metric is in its row: {}", &ap50[..20]);
     assert!(!page.contains("<td>bbox_ap50</td>"), "no row has a bare key");
     for word in ["http://", "https://", "src=\"/", "<link", "<script", "@import", "NaN", "inf"] {
-        let page = page.replace("http://www.w3.org/2000/svg", ""); // the name of the SVG language, nothing to fetch
+        let page = page.replace("http://www.w3.org/2000/svg", ""); // the SVG namespace, which is not fetched
         let outside_of_pictures: String = page.split("base64,").map(|p| p.split_once('"').map_or(p, |s| s.1)).collect();
         assert!(!outside_of_pictures.contains(word), "{word}");
     }
@@ -173,7 +173,7 @@ fn a_report_holds_everything_and_needs_nothing() {
     assert!(shares >= 4, "a band for each group in each chart: {shares}");
 }
 
-/// A run that measured masks, beside one that did not.
+/// A run with masks, compared with a run without.
 #[test]
 fn masks_have_curves_and_columns() {
     let dir = tempfile::tempdir().unwrap();

@@ -112,8 +112,7 @@ fn every_recipe_is_accounted_for() {
         let recipe = Recipe::read(&file, &[]).unwrap();
         let mut engine = Engine::new(&Device::plan(), &recipe.model, 6, PIXELS, 0).unwrap();
         for stage in &recipe.stages {
-            let shapes =
-                vec![Shape { height: 256, width: 256 }, Shape { height: 256, width: 320 }];
+            let shapes = vec![Shape { height: 256, width: 256 }, Shape { height: 256, width: 320 }];
             let mask_runs = if recipe.model.mask_size().is_some() { 1024 } else { 0 };
             let setup = StageSetup { mask_runs, ..StageSetup::new(stage, shapes.clone(), shapes, 8) };
             let plans = StagePlans::trace(&mut engine, &setup).unwrap();
@@ -147,8 +146,7 @@ fn a_stem_keeps_one_map() {
     let file = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/faster_rcnn_r50_fpn.toml"));
     let recipe = Recipe::read(file, &[]).unwrap();
     let mut engine = Engine::new(&Device::plan(), &recipe.model, 6, PIXELS, 0).unwrap();
-    let setup =
-        StageSetup::new(&recipe.stages[0], vec![Shape { height: 256, width: 320 }], Vec::new(), 8);
+    let setup = StageSetup::new(&recipe.stages[0], vec![Shape { height: 256, width: 320 }], Vec::new(), 8);
     let setup = StageSetup { dtype: DType::F32, ..setup };
     let plans = StagePlans::trace(&mut engine, &setup).unwrap();
     let map = setup.micro_batch * 128 * 160 * 64 * setup.dtype.bytes();

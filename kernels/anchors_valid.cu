@@ -1,18 +1,22 @@
-// Which anchors may be used. boxes [N,4], sizes [B,4] (img_h, img_w, pad_h, pad_w); valid [B,N] u8. One thread an anchor, for all
-// images. One pass. Deterministic.
+// Marks the anchors that may be used. boxes [N,4], sizes [B,4] (img_h, img_w, pad_h, pad_w); valid [B,N] u8. An anchor
+// is valid if its cell is in the padded image and its box is within `border` of the image (a negative border: any box).
+// One pass. Deterministic.
 #include "common/boxes.cuh"
 
-// Levels of one launch, one after the other from anchor `begin` to `end`.
+// Most levels of one launch. They follow each other and cover anchors `begin` to `end - 1`.
 constexpr int LEVELS = 8;
 struct AnchorsValidParams {
     uint32_t b, n, begin, end, levels, per_cell;
     float border;
-    uint32_t from[LEVELS];  // first anchor
-    uint32_t w[LEVELS];     // cells of a row
+    uint32_t from[LEVELS];  // first anchor of the level
+    uint32_t w[LEVELS];     // cells in a row of the level
     float stride_px[LEVELS];
 };
 static_assert(sizeof(AnchorsValidParams) == 124, "mirror of src/ops/anchors_valid/cuda.rs");
 
+// thread i   anchor begin + i, then i + grid threads; finds its level and cell once and loops over the images
+//            neighbouring threads read neighbouring boxes and, for each image, write neighbouring bytes
+//            the level's constants are selected in an unrolled loop: indices of p are known to the compiler
 KERNEL(256, anchors_valid_u8, (uint8_t * valid, const float* boxes, const float* sizes, AnchorsValidParams p)) {
     for (int64_t i = p.begin + global_thread(); i < int64_t(p.end); i += global_threads()) {
         uint32_t from = p.from[0], w = p.w[0];

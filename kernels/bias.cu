@@ -1,7 +1,6 @@
-// Bias and ReLU behind a convolution or a matrix product, and the bias's gradient. y, dy [M,O] T; bias, db [O] f32.
-// Forward, in place: one thread a 16-byte vector of a row (or one element, where O fills no vector), one pass over y. Gradient,
-// a sum over rows: blocks of 32 columns x 8 rows sum chunks of rows into `partial` [chunks,O] f32, then blocks of the same
-// shape add the chunks, in a fixed order. Deterministic.
+// Bias and ReLU after a convolution or a matrix product, and the bias's gradient. y, dy [M,O] T; bias [O] f32 or null;
+// db [O] f32. Forward: in place, one pass over y. Gradient, a sum over rows: the first kernel sums chunks of rows into
+// `partial` [chunks,O] f32, the second adds the chunks, in a fixed order. One pass over dy. Deterministic.
 #include "common/kernel.cuh"
 
 struct BiasParams {
@@ -10,6 +9,9 @@ struct BiasParams {
 };
 static_assert(sizeof(BiasParams) == 16, "mirror of src/ops/common/bias.rs");
 
+// thread i   vector i of y, then i + grid threads; columns from (i % (O / V)) V on
+//            16 bytes a vector, or one element if O is no multiple of it: neighbouring threads, neighbouring addresses
+//            one thread owns each vector, so y is updated in place
 template <typename T, int V> __device__ void bias_fwd(T* y, const float* bias, BiasParams p) {
     const uint32_t vectors = p.columns / V;
     const int64_t count = int64_t(p.rows) * vectors;
@@ -23,7 +25,7 @@ template <typename T, int V> __device__ void bias_fwd(T* y, const float* bias, B
         for (int k = 0; k < V; k++) {
             float sum = load(v.v[k]);
             if (bias) sum += b.v[k];
-            v.v[k] = store<T>(p.relu && sum < 0.0f ? 0.0f : sum);  // NaN stays
+            v.v[k] = store<T>(p.relu && sum < 0.0f ? 0.0f : sum);  // NaN stays NaN
         }
         store_pack(at, v);
     }
@@ -38,6 +40,9 @@ static_assert(sizeof(BiasGradParams) == 32, "mirror of src/ops/common/bias.rs");
 constexpr int BIAS_ROWS = 8;
 constexpr int UNROLL = 8;
 
+// block (x, y)   chunk x of rows, columns 32 y .. 32 y + 31
+// lane l         column 32 y + l: neighbouring addresses; warp w reads rows w, w + 8, ... of the chunk
+//                warp 0 adds the 8 warps' sums in order of w and writes 32 elements of partial: no atomics
 template <typename T> __device__ void bias_bwd(float* partial, const T* dy, BiasGradParams p) {
     SHARED(float, sums, BIAS_ROWS * WARP);
     const uint32_t column = blockIdx.y * WARP + lane_id();
@@ -46,7 +51,7 @@ template <typename T> __device__ void bias_bwd(float* partial, const T* dy, Bias
     if (column < p.columns) {
         uint64_t row = first + warp_id();
         for (; row + (UNROLL - 1) * BIAS_ROWS < end; row += UNROLL * BIAS_ROWS) {
-            float in[UNROLL];  // all under way at once
+            float in[UNROLL];  // all loads are in flight at once
 #pragma unroll
             for (int k = 0; k < UNROLL; k++) in[k] = load(dy[(row + k * BIAS_ROWS) * p.columns + column]);
 #pragma unroll
@@ -71,7 +76,9 @@ template <typename T> __device__ void bias_bwd(float* partial, const T* dy, Bias
     KERNEL(256, bias_bwd_##S, (float* partial, const T* dy, BiasGradParams p)) { bias_bwd<T>(partial, dy, p); }
 FOR_FLOATS(KERNELS)
 
-// One block of 32 x 8 threads for 32 columns: each warp adds every eighth chunk, then the warps' sums.
+// block x   columns 32 x .. 32 x + 31, all chunks
+// lane l    column 32 x + l; warp w adds chunks w, w + 8, ...
+//           warp 0 adds the 8 warps' sums in order of w and writes db, or adds to it
 KERNEL(256, bias_fold_f32, (float* db, const float* partial, BiasGradParams p)) {
     SHARED(float, sums, BIAS_ROWS * WARP);
     const uint32_t column = blockIdx.x * WARP + lane_id();

@@ -1,5 +1,5 @@
-// Boxes from deltas, and the groups of boxes. anchors [N,4] or [B,N,4], deltas [B,N,4], idx [B,K] or null, sizes [B,4], y [B,K,4];
-// groups: boxes [B,K,4], idx, y [B,K]. One thread a box, 16 bytes a load; one pass. Deterministic.
+// Decodes boxes from deltas. anchors [N,4] or [B,N,4], deltas [B,N,4], sizes [B,4], y [B,K,4] f32; idx [B,K] i32, or
+// null if box k belongs to anchor k. An index outside 0 .. N - 1 gives zeros. One pass. Deterministic.
 #include "common/boxes.cuh"
 
 struct BoxDecodeParams {
@@ -9,6 +9,9 @@ struct BoxDecodeParams {
 };
 static_assert(sizeof(BoxDecodeParams) == 32, "mirror of src/ops/box_decode/cuda.rs");
 
+// thread i   box i of B*K, then i + grid threads; image = i / K
+//            anchor, delta and box are 16-byte accesses; neighbouring threads write neighbouring boxes
+//            one thread owns each box: nothing is shared
 KERNEL(256, box_decode_f32,
        (float* y, const float* anchors, const float* deltas, const int32_t* idx, const float* sizes, BoxDecodeParams p)) {
     const float4 stds = make_float4(p.stds[0], p.stds[1], p.stds[2], p.stds[3]);

@@ -1,8 +1,5 @@
-// Regression targets and labels of samples. rois [B,S,4], gt_boxes [B,G,4], gt, idx [B,S], gt_labels [B,G]; y [B,S,4] or [B,S].
-// One thread a sample, one pass. Deterministic.
-// Of all anchors: anchors [N,4], assigned, classes, box_labels [B,N], boxes [B,N,4], counts [B,2] (zeros before). One thread an
-// anchor, blocks along y over images; a block adds its positives and negatives to the image's counts. Integer sums do not depend
-// on the order: deterministic.
+// Regression targets of samples. rois [B,S,4], gt_boxes [B,G,4] f32, gt [B,S] i32; y [B,S,4] f32. A sample whose gt is
+// outside 0 .. G - 1 gets zeros. One pass. Deterministic.
 #include "common/boxes.cuh"
 
 struct BoxEncodeParams {
@@ -11,6 +8,9 @@ struct BoxEncodeParams {
 };
 static_assert(sizeof(BoxEncodeParams) == 28, "mirror of src/ops/box_encode/cuda.rs");
 
+// thread i   sample i of B*S, then i + grid threads; image = i / S
+//            reads and writes its boxes as 16-byte vectors: neighbouring threads use neighbouring rois and rows of y
+//            one thread owns each output row: nothing is shared
 KERNEL(256, box_encode_f32, (float* y, const float* rois, const float* gt_boxes, const int32_t* gt, BoxEncodeParams p)) {
     const int64_t count = int64_t(p.b) * p.s;
     for (int64_t r = global_thread(); r < count; r += global_threads()) {

@@ -1,5 +1,6 @@
-// Between f32 and the 16-bit floats, to the nearest. y, x [n]. Four elements a thread and turn (16 bytes of f32, 8 of the other
-// type), then the rest one by one. One pass. Deterministic.
+// Converts between f32 and the 16-bit floats, rounding to the nearest value. y, x [n]. One pass. Deterministic.
+//   thread i   groups i, i + grid threads, ... of four elements    16 bytes of f32, 8 of the other type
+//              then elements i, i + grid threads, ... of the tail  n need not be a multiple of four
 #include "common/kernel.cuh"
 
 template <typename To, typename From> __device__ __forceinline__ void cast(To* y, const From* x, int64_t n) {

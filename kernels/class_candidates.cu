@@ -1,10 +1,8 @@
-// The candidates of the final suppression. probs [B,R,K+1], deltas [B,R,4 groups], rois [B,R,4], valid [B,R] i32, sizes [B,4], scale
-// [B,2] or null; boxes [B,N,4], scores, classes [B,N]; passing [B,R] i32.
-// One warp a RoI, 8 a block, blocks along y over images. First kernel: how many classes of each RoI pass. Second: a block adds up
-// those before its RoIs, its warps write theirs in ascending class, decoded; the padding is shared out among an image's blocks.
-// Reads probs twice. Deterministic.
-// Of pairs: logits [B,R,K], pairs [B,P] i32, rows [B,R] i32 or null, anchors [N,4], deltas [B,N,4]; boxes [B,P,4], scores, classes
-// [B,P]. One thread a pair, one pass. Deterministic.
+// Candidates of the final non-maximum suppression. probs [B,R,K+1], deltas [B,R,4 groups], rois [B,R,4], valid [B,R]
+// i32, sizes [B,4], scale [B,2] or null; boxes [B,N,4], scores, classes [B,N]; passing [B,R] i32.
+// First kernel: counts the classes of each RoI that pass the threshold. Second kernel: writes the candidates, decoded,
+// in order of RoI, then class. The first N of an image are kept; free slots get padding. Reads probs twice.
+// Deterministic.
 #include "common/boxes.cuh"
 #include "common/reduce.cuh"
 
@@ -18,9 +16,12 @@ static_assert(sizeof(ClassCandidatesParams) == 40, "mirror of src/ops/class_cand
 constexpr int BLOCK = 256;
 constexpr uint32_t ROIS = BLOCK / WARP;
 
+// block (x, y)   RoIs 8 x .. 8 x + 7 of image y, then of image y + gridDim.y, ...
+// warp w         owns RoI 8 x + w; lane l reads the probabilities of classes l, l + 32, ...: neighbouring addresses
+//                shuffles add the lanes' counts; lane 0 writes the RoI's count
 KERNEL(BLOCK, class_candidates_count_f32, (int32_t * passing, const float* probs, const int32_t* valid, ClassCandidatesParams p)) {
     const uint32_t roi = blockIdx.x * ROIS + warp_id();
-    for (uint32_t image = blockIdx.y; image < p.b && roi < p.r; image += gridDim.y) {  // whole warps go on or leave
+    for (uint32_t image = blockIdx.y; image < p.b && roi < p.r; image += gridDim.y) {  // uniform in a warp
         const int64_t row = int64_t(image) * p.r + roi;
         const float* own = probs + row * (p.k + 1);
         int32_t count = 0;
@@ -32,6 +33,9 @@ KERNEL(BLOCK, class_candidates_count_f32, (int32_t * passing, const float* probs
     }
 }
 
+// block (x, y)   RoIs 8 x .. 8 x + 7 of image y, as above; all its threads add up the counts of the RoIs before them
+// warp w         owns RoI 8 x + w; in turn t lane l tests class 32 t + l, and the ballot's lower bits give its slot
+//                slots follow from counts alone: no atomics, a fixed order; an image's blocks share the padding
 KERNEL(BLOCK, class_candidates_f32,
        (float* boxes, float* scores, int32_t* classes, const int32_t* passing, const float* probs, const float* deltas,
         const float* rois, const int32_t* valid, const float* sizes, const float* scale, ClassCandidatesParams p)) {

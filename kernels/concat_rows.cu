@@ -1,6 +1,8 @@
-// One input of a concatenation. y, dy [N, stride] T, x, dx [N, len] T; an image's elements lie at `at` of its row of y.
-// One thread a 16-byte vector (or one element, where the sizes fill no vectors); blocks along x over a row, along y over images.
-// One pass. Deterministic.
+// Copies one input of a concatenation. y, dy [N, stride] T, x, dx [N, len] T; an image's `len` elements begin at
+// element `at` of its row of y. One pass. Deterministic.
+//   block (x, y)   image y, then y + gridDim.y, ...
+//   thread i       vectors i, i + threads along x, ... of the image's len: neighbouring addresses
+//                  16 bytes a vector, or one element if stride, at or len is no multiple of it (alignment)
 #include "common/kernel.cuh"
 
 struct ConcatRowsParams {
@@ -8,7 +10,7 @@ struct ConcatRowsParams {
 };
 static_assert(sizeof(ConcatRowsParams) == 32, "mirror of src/ops/concat_rows/cuda.rs");
 
-// From rows of `from` elements to rows of `to` elements.
+// Copies `len` elements of each row of x to y. Rows of x are `from` elements apart, rows of y `to`.
 template <typename T, int V> __device__ void copy_rows(T* y, const T* x, int64_t to, int64_t from, ConcatRowsParams p) {
     for (int64_t image = blockIdx.y; image < p.n; image += gridDim.y) {
         for (int64_t i = global_thread(); i < p.len / V; i += global_threads()) {

@@ -1,16 +1,18 @@
-// Rows of the product of a transposed convolution (kernel 2, stride 2) to pixels, with bias and ReLU, and back. rows [R,H,W, 2,2,O],
-// y, dy [R,2H,2W,O] of one type, bias [O] f32. For one row of y the two pixels of a pixel of x lie side by side in both: a chunk of 2·O elements
-// moves at once. One thread a 16-byte vector (or one element, where O fills no vector) of y, in order of y; one pass, every element
-// read and written once. Deterministic.
+// Moves the rows of a transposed convolution's matrix product (kernel 2, stride 2) to pixels, adds bias and ReLU, and
+// moves gradients back. rows [R,H,W,2,2,O], y, dy [R,2H,2W,O] of one type, bias [O] f32 or null. One pass: every
+// element is read once and written once. Deterministic.
+//   thread i   vector i of y, then i + grid threads; 16 bytes, or one element (see KERNELS below)
+//              chunk = i / (2 O / V): the two pixels that one pixel of x gives to one row of y
+//              a chunk's 2 O elements are contiguous in y and in rows: both sides are coalesced
 #include "common/kernel.cuh"
 
 struct Deconv2x2Params {
-    uint64_t lines;  // R·2H
+    uint64_t lines;  // rows of y: R * 2H
     uint32_t w, o, relu, unused;
 };
 static_assert(sizeof(Deconv2x2Params) == 24, "mirror of src/ops/deconv2x2/cuda.rs");
 
-// Calls `f(element of y, element of rows, its channel)` for each vector of this thread.
+// Calls `f(index in y, index in rows, channel)` of the first element of each of this thread's vectors.
 template <int V, typename Index, typename F> __device__ __forceinline__ void each_vector(Deconv2x2Params p, F f) {
     const Index vectors = Index(2 * p.o / V), count = Index(p.lines) * Index(p.w) * vectors;
     for (Index i = Index(global_thread()); i < count; i += Index(global_threads())) {
@@ -29,7 +31,7 @@ __device__ void deconv2x2_fwd(T* y, const T* rows, const float* bias, Deconv2x2P
 #pragma unroll
         for (int k = 0; k < V; k++) {
             const float sum = bias ? load(v.v[k]) + b.v[k] : load(v.v[k]);
-            v.v[k] = store<T>(p.relu && sum < 0.0f ? 0.0f : sum);  // NaN stays
+            v.v[k] = store<T>(p.relu && sum < 0.0f ? 0.0f : sum);  // NaN stays NaN
         }
         store_pack(y + at, v);
     });
@@ -48,7 +50,7 @@ __device__ void deconv2x2_bwd(T* rows, const T* dy, const T* y, Deconv2x2Params 
     });
 }
 
-// Whether the elements can be counted in 32 bits (and one turn more): divisions of 64 bits cost more than the memory.
+// Whether 32 bits can count the elements and one grid step more: divisions of 64 bits cost more than the memory.
 __device__ __forceinline__ bool few(const Deconv2x2Params& p) { return p.lines * p.w < (uint64_t(1) << 30) / p.o; }
 
 #define KERNELS(T, S)                                                                                \

@@ -1,27 +1,29 @@
-// Residual sum with drop path. y, x, branch, dy, dbranch [N,P] T; key [6] i32, null for the plain sum. Blocks along x share the elements
-// of a sample out, those along y the samples; a block draws once a sample. One 16-byte vector a thread and turn (or one element,
-// where P fills no vector), one pass; a dropped branch is not read. Deterministic: the draw depends on key, sample and layer alone.
+// Residual sum with drop path. y, x, branch, dy, dbranch [N,P] T; key [6] i32, or null for the plain sum. One pass; a
+// dropped branch is not read. Deterministic: the draw depends only on key, sample, purpose and layer.
+//   block (x, y)   sample y, then y + gridDim.y, ...; thread 0 draws, and shared memory gives the factor to the block
+//   thread i       vectors i, i + threads along x, ... of the sample: neighbouring threads use neighbouring addresses
+//                  16 bytes a vector, or one element if P is no multiple of it
 #include "common/philox.cuh"
 
 struct DropPathParams {
     int64_t sample;  // P
     uint32_t n, purpose;
-    uint32_t drops;  // of 2^24 numbers the first so many drop
+    uint32_t drops;  // the branch is dropped if the draw, a number below 2^24, is below this
     float scale;
     uint32_t layer, unused;
 };
 static_assert(sizeof(DropPathParams) == 32, "mirror of src/ops/drop_path/cuda.rs");
 
-// The branch's factor in sample n. All threads of the block call it.
+// Returns the branch's factor in sample n: 0, `scale`, or 1 without a key. All threads of the block call it.
 __device__ __forceinline__ float factor(const int32_t* key, uint32_t n, const DropPathParams& p, float* shared) {
     if (!key) return 1.0f;
-    __syncthreads();  // the factor of the sample before has been read
+    __syncthreads();  // the previous sample's factor has been read
     if (threadIdx.x == 0) *shared = philox_block(key, n, p.purpose, p.layer).x >> 8 < p.drops ? 0.0f : p.scale;
     __syncthreads();
     return *shared;
 }
 
-// Calls `f(first element)` for this thread's vectors of a sample.
+// Calls `f(first element)` for each of this thread's vectors of a sample.
 template <int V, typename F> __device__ __forceinline__ void over_sample(const DropPathParams& p, F f) {
     for (int64_t i = global_thread() * V; i < p.sample; i += global_threads() * V) f(i);
 }

@@ -1,8 +1,10 @@
-// Add in place, copy, fill, scale, and the ReLU's mask. y, x [n] of one type. One 16-byte vector a thread and turn, then the rest one
-// by one. One pass over memory. Deterministic.
+// Add in place, copy, fill, scale, and ReLU's mask. y, x [n] of one type. One pass over memory. Deterministic.
+//   thread i   vectors i, i + grid threads, ... of 16 bytes        neighbouring threads use neighbouring addresses
+//              then elements i, i + grid threads, ... of the tail  n need not be a multiple of the vector
+//              one thread owns each element                        so y may be read and written in place
 #include "common/kernel.cuh"
 
-// Calls `each(element)` for every element of this thread, and `vector(first element)` for whole vectors.
+// Calls `vector(first element)` for each whole vector of this thread, and `each(element)` for its elements of the tail.
 template <typename T, typename Vector, typename Each> __device__ __forceinline__ void over(int64_t n, Vector vector, Each each) {
     const int64_t vectors = n / VEC<T>;
     for (int64_t i = global_thread(); i < vectors; i += global_threads()) vector(i * VEC<T>);
@@ -37,7 +39,7 @@ template <typename T> __device__ void scale(T* y, float factor, int64_t n) {
     }, [&](int64_t i) { y[i] = store<T>(load(y[i]) * factor); });
 }
 
-// dx holds dy and becomes 0 where y was clamped (y <= 0; NaN is not).
+// Sets dx, which holds dy on entry, to 0 where y was clamped (y <= 0; NaN was not clamped).
 template <typename T> __device__ void relu_mask(T* dx, const T* y, int64_t n) {
     const T zero = store<T>(0.0f);
     over<T>(n, [&](int64_t i) {

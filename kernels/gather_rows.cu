@@ -1,8 +1,8 @@
-// Rows by index. x [B,N,C] or [N,C], idx [B,S], y, dy [B,S,C], dx [B,N,C] f32; take: x [B,N], y [B,S] i32.
-// Forward: one thread a 16-byte vector of columns (or one column), one pass.
-// Backward: rows that name the same index meet, in order of S. The first kernel writes zeros to dx and links each row of idx to
-// the next equal one (S comparisons a row, from shared memory); in the second the first row of each chain adds up and writes.
-// Deterministic, no atomics.
+// Gathers rows by index. x [B,N,C] or [N,C], y, dy [B,S,C], dx [B,N,C] f32; idx [B,S], links [B,S] i32.
+// Forward: one pass. An index outside 0 .. N - 1 gives a row of zeros.
+// Backward: rows with the same index add up in order of S. The first kernel writes zeros to dx and links each row of
+// idx to the next row with an equal index (S comparisons a row, from shared memory). In the second kernel the first row
+// of each chain adds up the chain and writes the sum. Deterministic, no atomics.
 #include "common/kernel.cuh"
 
 struct GatherRowsParams {
@@ -13,6 +13,9 @@ static_assert(sizeof(GatherRowsParams) == 20, "mirror of src/ops/gather_rows/cud
 
 __device__ __forceinline__ bool names_row(int64_t i, uint32_t n) { return i >= 0 && i < int64_t(n); }
 
+// thread i   row = i / (C / V), V columns from (i % (C / V)) V on; then i + grid threads
+//            V = 4 (16 bytes) if C is a multiple of 4, else 1: neighbouring threads copy neighbouring columns
+//            one thread owns each output vector: nothing is shared
 template <int V> __device__ void gather_rows_fwd(float* y, const float* x, const int32_t* idx, GatherRowsParams p) {
     const uint32_t vectors = p.c / V;
     const int64_t count = int64_t(p.b) * p.s * vectors;
@@ -30,12 +33,15 @@ KERNEL(256, gather_rows_fwd_f32, (float* y, const float* x, const int32_t* idx, 
     else gather_rows_fwd<1>(y, x, idx, p);
 }
 
-// A link: 1 + the next row of the image with the same index, 0 if there is none; and whether the row is not the first of
-// its chain, or names nothing.
+// A link has two parts. NEXT: 1 + the image's next row with the same index, 0 if there is none. NOT_FIRST: set if the
+// row is not the first of its chain, or if its index is outside 0 .. N - 1.
 constexpr uint32_t NEXT = 0x7fffffffu, NOT_FIRST = 0x80000000u;
 constexpr int BLOCK = 256;
 constexpr int TILE = 1024;
 
+// first part    thread i writes zeros to vectors i, i + grid threads, ... of dx; the next launch fills used rows
+// second part   block = 256 rows of idx of one image, thread t owns one row and writes one link
+//               the block walks over the image's idx in tiles of 1024; each tile is loaded once for all 256 rows
 KERNEL(256, gather_rows_bwd_links_f32, (float* dx, uint32_t* links, const int32_t* idx, GatherRowsParams p)) {
     SHARED(int32_t, tile, TILE);
     const int64_t elements = int64_t(p.b) * p.n * p.c, vectors = elements / 4;
@@ -53,7 +59,7 @@ KERNEL(256, gather_rows_bwd_links_f32, (float* dx, uint32_t* links, const int32_
         uint32_t next = 0;
         for (uint32_t from = 0; from < p.s; from += TILE) {
             const uint32_t len = min(uint32_t(TILE), p.s - from);
-            __syncthreads();  // the tile before has been read
+            __syncthreads();  // the previous tile has been read
             for (uint32_t j = threadIdx.x; j < len; j += BLOCK) tile[j] = own[from + j];
             __syncthreads();
             for (uint32_t j = 0; j < len; j++) {
@@ -66,6 +72,9 @@ KERNEL(256, gather_rows_bwd_links_f32, (float* dx, uint32_t* links, const int32_
     }
 }
 
+// thread i   row = i / (C / V) of idx, V columns from (i % (C / V)) V on, as in the forward pass
+//            threads of a row that is not the first of its chain stop here; the others follow the links through dy
+//            one thread owns each vector of dx, and links ascend: no atomics, sums in order of S
 template <int V>
 __device__ void gather_rows_bwd(float* dx, const uint32_t* links, const float* dy, const int32_t* idx, GatherRowsParams p) {
     const uint32_t vectors = p.c / V;

@@ -1,9 +1,12 @@
-// GELU. x, y, dy, dx [n] T; without dy it is in dx. One 16-byte vector a thread and turn, then the rest one by one; one pass over memory.
-// The formulas are those of src/ops/gelu/cpu.rs, which says how good they are. Deterministic.
+// GELU. x, y, dy, dx [n] T; if dy is null, dx holds dy on entry. One pass over memory. Deterministic.
+// The formulas are those of src/ops/gelu/cpu.rs, which also gives their errors.
+//   thread i   vectors i, i + grid threads, ... of 16 bytes        neighbouring threads use neighbouring addresses
+//              then elements i, i + grid threads, ... of the tail  n need not be a multiple of the vector
+//              each element depends on its own index alone         so dx may hold dy
 #include "common/kernel.cuh"
 
 struct Tail {
-    float e, q;  // exp(-a^2/2), and the chance that a normal number is beyond a
+    float e, q;  // exp(-a^2/2), and the probability that a standard normal number is above a
 };
 
 __device__ __forceinline__ Tail tail(float a) {
@@ -18,7 +21,7 @@ __device__ __forceinline__ Tail tail(float a) {
 
 __device__ __forceinline__ float magnitude(float x) {
     const float a = fabsf(x);
-    return a > 12.0f ? 12.0f : a;  // NaN stays
+    return a > 12.0f ? 12.0f : a;  // NaN stays NaN
 }
 
 __device__ __forceinline__ float gelu(float x) {

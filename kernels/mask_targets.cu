@@ -1,6 +1,7 @@
-// Targets of the mask head. target [B,P,size,size] i32; rois [B,P,4] f32; gt [B,P], runs [B,S], offsets [B,G+1] i32; sizes [B,4] f32.
-// One block a box and 4 rows of bins, one warp a row, one lane a bin: its samples in mmcv's order, so that the sum is mmcv's to the
-// bit. A row of samples begins with a binary search of its two rows of pixels in the object's toggles and goes on step by step.
+// Targets of the mask head. target [B,P,size,size] i32; rois [B,P,4] f32; gt [B,P], runs [B,S], offsets [B,G+1] i32;
+// sizes [B,4] f32. An object's mask is a list of toggles, ascending positions: a pixel is set if an odd number of
+// toggles is at most its position. Samples are added in mmcv's order, so that the sum is mmcv's to the bit.
+// A row of samples begins with one binary search in each of its two rows of pixels; from there the search is linear.
 // Reads the toggles of the box's rows from cache, writes target once. Deterministic.
 #include "common/boxes.cuh"
 
@@ -12,13 +13,13 @@ struct MaskTargetsParams {
 };
 static_assert(sizeof(MaskTargetsParams) == 20, "mirror of src/ops/mask_targets/cuda.rs");
 
-// One axis of a box, in pixels: bins of `bin`, each with `grid` samples.
+// One axis of a box, in pixels: `bin` is the length of a bin, `grid` its number of samples.
 struct CropAxis {
     float start, bin;
     int grid, pixels;
 };
 
-// NaN makes an empty grid.
+// Clips lo .. hi to 0 .. limit and divides it into bins. NaN gives 0 samples.
 __device__ __forceinline__ CropAxis crop_axis(float lo, float hi, float limit, uint32_t bins) {
     CropAxis a;
     a.start = clamp(lo, 0.0f, limit) - 0.5f;
@@ -28,7 +29,7 @@ __device__ __forceinline__ CropAxis crop_axis(float lo, float hi, float limit, u
     return a;
 }
 
-// The two pixels of a sample and the share of the second. A clipped box has all samples inside.
+// The two pixels between which a sample lies, and the weight of the second. All samples of a clipped box are inside.
 struct CropSample {
     int low, high;
     float share;
@@ -42,7 +43,7 @@ __device__ __forceinline__ CropSample crop_sample(const CropAxis& a, uint32_t b,
     return {low, low + 1, v - float(low)};
 }
 
-// Toggles among `n` that are at most p.
+// Returns how many of the `n` toggles are at most p, by binary search.
 __device__ __forceinline__ int toggles_to(const int32_t* toggles, int n, int64_t p) {
     int low = 0, high = n;
     while (low < high) {
@@ -53,7 +54,7 @@ __device__ __forceinline__ int toggles_to(const int32_t* toggles, int n, int64_t
     return low;
 }
 
-// The same for a p near by, from those known on.
+// Like toggles_to, but searches linearly: the first `known` toggles are known to be at most p.
 __device__ __forceinline__ int toggles_from(const int32_t* toggles, int n, int known, int64_t p) {
     while (known < n && toggles[known] <= p) known++;
     return known;
@@ -61,6 +62,9 @@ __device__ __forceinline__ int toggles_from(const int32_t* toggles, int n, int k
 
 __device__ __forceinline__ float if_set(int toggles, float weight) { return toggles % 2 != 0 ? weight : 0.0f; }
 
+// block (x, y)   box x of the B*P boxes, rows of bins 4 y .. 4 y + 3
+// warp w         owns row of bins 4 y + w; lane l owns bins l, l + 32, ... and writes neighbouring elements of target
+//                a lane adds up all samples of its bin: no shuffles, and the order of sums is mmcv's
 KERNEL(128, mask_targets_i32, (int32_t* target, const float* rois, const int32_t* gt, const int32_t* runs, const int32_t* offsets,
                                const float* sizes, MaskTargetsParams p)) {
     const uint32_t r = blockIdx.x, i = blockIdx.y * 4 + warp_id(), image = r / p.per_image;

@@ -1,7 +1,8 @@
-// Max pooling. x, dx [N,H,W,C] T; y, dy [N,OH,OW,C] T; which u8 [N,OH,OW,C], the winner's cell of its window, ky K + kx.
-// Rows of the written map along y, its cells times 16-byte vectors of channels along x (one channel, where C fills no vector): one
-// thread a vector. Forward: one pass; windows that overlap meet in the cache. Backward gathers: a thread of dx reads the windows
-// that cover its cell, in the order of the CPU's loops, and sums in f32. Deterministic.
+// Max pooling. x, dx [N,H,W,C] T; y, dy [N,OH,OW,C] T; which u8 [N,OH,OW,C]: the winner's cell in its window,
+// ky K + kx.
+// Forward: one pass; overlapping windows find each other's cells in the cache.
+// Backward: gathers. Each cell of dx reads the windows that cover it, in the order of the CPU's loops, and sums in f32.
+// Deterministic.
 #include "common/kernel.cuh"
 
 struct MaxPoolParams {
@@ -9,7 +10,11 @@ struct MaxPoolParams {
 };
 static_assert(sizeof(MaxPoolParams) == 36, "mirror of src/ops/max_pool/cuda.rs");
 
-// K > 0 is the window's size, known to the compiler: all loads of a window are under way at once. K = 0: p.k.
+// K > 0 is the window's size as a constant: the loops unroll, and all loads of a window are in flight at once.
+// With K = 0 the size is p.k.
+// thread i of a row   cell ox = i / (C / V) of a row of y, V channels from (i % (C / V)) V on; V = 16 bytes, or 1
+//                     neighbouring threads read neighbouring channels, then neighbouring cells
+// block (x, y)        128 such threads of row y of the N*OH rows, then of row y + gridDim.y, ...
 template <typename T, int V, int K> __device__ __forceinline__ void max_pool_fwd(T* y, uint8_t* which, const T* x, MaxPoolParams p) {
     const int k = K > 0 ? K : int(p.k), h = int(p.h), w = int(p.w);
     const uint32_t vectors = p.c / V, i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -21,7 +26,7 @@ template <typename T, int V, int K> __device__ __forceinline__ void max_pool_fwd
         const int64_t n = row / p.oh;
         const int iy0 = int(uint32_t(row - n * p.oh) * p.stride) - int(p.pad);
         const T* image = x + n * p.h * p.w * p.c + c;
-        // A window of -inf has its winner inside the image too: its first cell there.
+        // If all cells of a window are -inf, the winner is the window's first cell inside the image.
         const int first = max(-iy0, 0) * k + max(-ix0, 0);
         float best[V];
         int tap[V];
@@ -31,7 +36,7 @@ template <typename T, int V, int K> __device__ __forceinline__ void max_pool_fwd
         }
 #pragma unroll
         for (int ky = 0; ky < k; ky++) {
-            // Cells outside are read at the nearest inside, so that loads need not wait for a branch, and do not count.
+            // A cell outside is read at the nearest cell inside and ignored, so that no load waits for a branch.
             const int iy = min(max(iy0 + ky, 0), h - 1);
             const T* line = image + int64_t(iy) * p.w * p.c;
 #pragma unroll
@@ -59,13 +64,16 @@ template <typename T, int V, int K> __device__ __forceinline__ void max_pool_fwd
     }
 }
 
-// First and last window along one side that cover cell `i`; the last is below the first if none does.
+// First and last window along one side that cover cell `i`. If none does, the last is smaller than the first.
 __device__ __forceinline__ int2 windows_over(uint32_t i, uint32_t windows, const MaxPoolParams& p) {
     const uint32_t end = i + p.pad;
     const uint32_t first = end < p.k ? 0 : (end - p.k) / p.stride + 1;
     return make_int2(int(first), min(int(end / p.stride), int(windows) - 1));
 }
 
+// thread i of a row   cell ix = i / (C / V) of a row of dx, V channels from (i % (C / V)) V on
+// block (x, y)        128 such threads of row y of the N*H rows, then of row y + gridDim.y, ...
+//                     one thread owns each vector of dx and adds dy where `which` names its cell: no atomics
 template <typename T, int V> __device__ __forceinline__ void max_pool_bwd(T* dx, const uint8_t* which, const T* dy, MaxPoolParams p) {
     const uint32_t vectors = p.c / V, i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= p.w * vectors) return;

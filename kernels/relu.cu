@@ -1,11 +1,12 @@
-// ReLU. x, y [n] T. One 16-byte vector a thread and turn, then the rest one by one; one pass over memory. Deterministic.
-// The backward pass is relu_mask of elementwise.cu.
+// ReLU. x, y [n] T. One pass over memory. Deterministic. The backward pass is relu_mask of elementwise.cu.
+//   thread i   vectors i, i + grid threads, ... of 16 bytes        neighbouring threads use neighbouring addresses
+//              then elements i, i + grid threads, ... of the tail  n need not be a multiple of the vector
 #include "common/kernel.cuh"
 
 template <typename T, int V> __device__ __forceinline__ void relu_fwd(T* y, const T* x, int64_t i) {
     Pack<T, V> v = load_pack<V>(x + i);
 #pragma unroll
-    for (int k = 0; k < V; k++) v.v[k] = load(v.v[k]) <= 0.0f ? store<T>(0.0f) : v.v[k];  // NaN stays
+    for (int k = 0; k < V; k++) v.v[k] = load(v.v[k]) <= 0.0f ? store<T>(0.0f) : v.v[k];  // NaN stays NaN
     store_pack(y + i, v);
 }
 

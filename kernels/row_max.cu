@@ -1,5 +1,4 @@
-// The largest of each row. x [M,K], y [M] f32. Eight threads a row, four rows a warp; 16 bytes a load where K is a multiple of four.
-// One pass. Deterministic; a NaN wins.
+// Maximum of each row. x [M,K], y [M] f32. One pass. Deterministic; NaN wins over numbers.
 #include "common/reduce.cuh"
 
 struct RowMaxParams {
@@ -14,6 +13,9 @@ struct Larger {
     __device__ __forceinline__ float operator()(float a, float b) const { return b > a || b != b ? b : a; }
 };
 
+// warp w of the grid   rows 4 w .. 4 w + 3, then 4 x (grid warps) further; lanes 8 r .. 8 r + 7 own row 4 w + r
+// lane l of a row      vectors l, l + 8, ...: 16 bytes if K is a multiple of four, else one element
+//                      three shuffles combine the eight lanes; rows past the last only take part in the shuffles
 template <int V> __device__ __forceinline__ void row_max(float* y, const float* x, RowMaxParams p) {
     const uint32_t lane = lane_id() % LANES;
     for (int64_t from = global_thread() / WARP * ROWS; from < int64_t(p.m); from += global_threads() / WARP * ROWS) {

@@ -1,7 +1,6 @@
-// Focal loss from logits. x, dx [M,K] f32; labels [M] i32; avg, dy, loss [1] f32; sums [blocks] f64. One thread four classes of a
-// row (one, if K is no multiple of four) and, a grid further on, the next: rows and classes are counted on, not divided again.
-// Terms in f32, from a thread's four on in f64; the blocks' sums are folded by one block, unless there is only one. One pass;
-// rows that are ignored are not read. Deterministic.
+// Focal loss from logits. x, dx [M,K] f32; labels [M] i32; avg, dy, loss [1] f32; sums [blocks] f64. One pass; logits
+// of ignored rows are not read. The terms of a thread's vector are added in f32, all further sums are in f64. One block
+// folds the blocks' sums, unless there is only one block. Deterministic.
 #include "common/loss.cuh"
 
 struct SigmoidFocalParams {
@@ -10,12 +9,14 @@ struct SigmoidFocalParams {
 };
 static_assert(sizeof(SigmoidFocalParams) == 20, "mirror of src/ops/sigmoid_focal/cuda.rs");
 
-// What loss and gradient are made of at one s. `rest` is 1 - sigmoid, without the cancellation.
+// The functions of one logit s that loss and gradient use. `log1p` is ln(1 + e^-|s|). `rest` is 1 - sigmoid, without
+// cancellation.
 struct Parts {
     float s, log1p, softplus, sigmoid, rest;
 };
 
-// By e^-|s|, which neither overflows nor loses the small side, and one division for the three quotients.
+// Starts from e^-|s|, which does not overflow and loses no digits of small results. One division serves all three
+// quotients.
 __device__ __forceinline__ Parts parts_of(float s) {
     const float e = expf(-fabsf(s));
     const float one = 1.0f + e, two = 2.0f + e, inverse = 1.0f / (one * two);
@@ -33,7 +34,10 @@ template <bool SQUARE> __device__ __forceinline__ float factor(const Parts& p, f
     return SQUARE ? p.sigmoid * p.sigmoid : expf(-gamma * (p.s < 0.0f ? p.log1p - p.s : p.log1p));
 }
 
-// Calls `each(row, class, label)` for the vectors of V classes that are this thread's.
+// Calls `each(row, first class, label)` for each of this thread's vectors of V classes.
+// thread i   vector i of x, then i + grid threads: neighbouring threads read neighbouring addresses
+//            V = 4 (16 bytes) if K is a multiple of 4, else 1; backward, one thread owns each vector of dx
+//            row and column advance by the grid's rows and columns: one division at the start, none in the loop
 template <int V, typename F> __device__ __forceinline__ void over(const int32_t* labels, const SigmoidFocalParams& p, F each) {
     const uint32_t vectors = p.k / V, first = uint32_t(global_thread()), step = uint32_t(global_threads());
     const uint32_t rows = step / vectors, columns = step - rows * vectors;

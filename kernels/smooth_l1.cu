@@ -1,6 +1,6 @@
-// Smooth L1. deltas, dx [M,4K] f32; targets [M,4] f32; labels [M] i32; avg, dy, loss [1] f32; sums [blocks] f64. Forward: one
-// thread a row, which reads the four columns of the row's group at once; in f32, from the block's sum on in f64. The blocks'
-// sums are folded by one block, unless there is only one. Backward: one thread a group of four columns. One pass. Deterministic.
+// Smooth L1 loss. deltas, dx [M,4K] f32; targets [M,4] f32; labels [M] i32; avg, dy, loss [1] f32; sums [blocks] f64.
+// Only the four columns of the row's label count; other labels than 0 .. K - 1 are ignored. A row's sum is in f32,
+// further sums are in f64. One block folds the blocks' sums, unless there is only one block. One pass. Deterministic.
 #include "common/loss.cuh"
 
 struct SmoothL1Params {
@@ -9,6 +9,9 @@ struct SmoothL1Params {
 };
 static_assert(sizeof(SmoothL1Params) == 16, "mirror of src/ops/smooth_l1/cuda.rs");
 
+// thread i of the grid   row i: the grid has at least M threads, so there is no loop
+//                        one 16-byte load each of deltas (the label's group) and targets; other columns are not read
+//                        then the block reduces its 1024 sums: no atomics, a fixed order
 KERNEL(1024, smooth_l1_fwd_f32, (float* loss, double* sums, const float* deltas, const float* targets, const int32_t* labels,
                                  const float* avg, SmoothL1Params p)) {
     SHARED(double, scratch, 32);
@@ -33,9 +36,12 @@ KERNEL(1024, smooth_l1_fold_f32, (float* loss, const double* sums, const float* 
 
 __device__ __forceinline__ float slope(float e, float beta) {
     if (fabsf(e) < beta) return e / beta;
-    return e > 0.0f ? 1.0f : e < 0.0f ? -1.0f : e;  // e: 0, or NaN
+    return e > 0.0f ? 1.0f : e < 0.0f ? -1.0f : e;  // e is 0 or NaN
 }
 
+// thread i   group i of the M*K groups of four columns, then i + grid threads; row = i / K
+//            writes 16 bytes, zeros unless the group is the label's: every element of dx is written once
+//            neighbouring threads write neighbouring addresses
 KERNEL(256, smooth_l1_bwd_f32, (float* dx, const float* dy, const float* deltas, const float* targets, const int32_t* labels,
                                 const float* avg, SmoothL1Params p)) {
     const float scale = dy[0] * p.weight / avg[0];

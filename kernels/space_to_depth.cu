@@ -1,20 +1,22 @@
-// Space to depth. x, dx [N,H,W,C] T; y, dy [N,OH,OW,k,k,C] T, OH = ceil(H / k), OW = ceil(W / k); y is 0 behind the map's border.
-// One thread a vector of the output (16 or 8 bytes, which lie in one row of a block and of the map; or one element), one pass. Reads and
-// writes are both runs of k C elements. Deterministic.
+// Space to depth. x, dx [N,H,W,C] T; y, dy [N,OH,OW,k,k,C] T, OH = ceil(H / k), OW = ceil(W / k). y is 0 outside the
+// map. One pass. Reads and writes are both contiguous over k C elements, one row of a k x k block. Deterministic.
 #include "common/kernel.cuh"
 
 struct SpaceToDepthParams {
     uint32_t n, h, w, c, k;
-    uint32_t vector;  // elements of one
+    uint32_t vector;  // elements of a vector: 16 or 8 bytes that no end of a block's or map's row cuts, or 1
 };
 static_assert(sizeof(SpaceToDepthParams) == 24, "mirror of src/ops/space_to_depth/cuda.rs");
 
+// thread i   vector i of y, then i + grid threads: neighbouring threads write neighbouring addresses
+//            line = i / (k C / V) is (n, oh, ow, kh); the same line of k C elements is contiguous in x too
+//            one thread owns each output vector: nothing is shared
 template <typename T, int V, typename Index> __device__ __forceinline__ void fwd(T* y, const T* x, const SpaceToDepthParams& p) {
     const uint32_t oh = (p.h + p.k - 1) / p.k, ow = (p.w + p.k - 1) / p.k, run = p.k * p.c, row = p.w * p.c, vectors = run / V;
     const Index count = Index(int64_t(p.n) * oh * ow * p.k * vectors);
     for (Index i = Index(global_thread()); i < count; i += Index(global_threads())) {
         const uint32_t at = uint32_t(i % vectors) * V;
-        const Index line = i / vectors;  // a row of a block
+        const Index line = i / vectors;  // one row of a k x k block
         const uint32_t kh = uint32_t(line % p.k);
         const Index block = line / p.k;
         const uint32_t j = uint32_t(block % ow), h = uint32_t(block / ow % oh) * p.k + kh;
@@ -31,6 +33,9 @@ template <typename T, int V, typename Index> __device__ __forceinline__ void fwd
     }
 }
 
+// thread i   vector i of dx, then i + grid threads: neighbouring threads write neighbouring addresses
+//            line = i / (W C / V) is (n, h); dy is read in contiguous pieces of at most k C elements
+//            each cell of x is in one block: nothing is added, and dy outside the map is not read
 template <typename T, int V, typename Index> __device__ __forceinline__ void bwd(T* dx, const T* dy, const SpaceToDepthParams& p) {
     const uint32_t oh = (p.h + p.k - 1) / p.k, ow = (p.w + p.k - 1) / p.k, run = p.k * p.c, vectors = p.w * p.c / V;
     const Index count = Index(int64_t(p.n) * p.h * vectors);
@@ -43,7 +48,7 @@ template <typename T, int V, typename Index> __device__ __forceinline__ void bwd
     }
 }
 
-// Whether y's elements can be counted in 32 bits (and one turn more): divisions of 64 bits cost more than the memory.
+// Whether 32 bits can count y's elements and one grid step more: divisions of 64 bits cost more than the memory.
 __device__ __forceinline__ bool few(const SpaceToDepthParams& p) {
     return uint64_t(p.n) * (p.h + p.k) * (p.w + p.k) * p.c < (1u << 31);
 }

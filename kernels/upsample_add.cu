@@ -1,6 +1,6 @@
-// FPN's top-down step. y, lateral [N,H,W,C] T; top [N,HT,WT,C] T; nearest: the source of pixel h is h HT / H, rounded down.
-// Forward: one thread a 16-byte vector of channels (or one channel, where C fills no vector), one pass. Backward, a sum over the
-// pixels that a top pixel went to: one thread a vector of dtop, in order of the pixels, in f32. Deterministic.
+// FPN's top-down step: y = lateral + upsampled top. y, lateral [N,H,W,C] T; top [N,HT,WT,C] T. Nearest neighbour: the
+// source of pixel h is h HT / H, rounded down. Forward: one pass. Backward: each pixel of dtop is the sum over the
+// pixels of dy whose source it is, in order of the pixels, in f32. Deterministic.
 #include "common/kernel.cuh"
 
 struct UpsampleAddParams {
@@ -8,6 +8,9 @@ struct UpsampleAddParams {
 };
 static_assert(sizeof(UpsampleAddParams) == 24, "mirror of src/ops/upsample_add/cuda.rs");
 
+// thread i   vector i of y, then i + grid threads; pixel = i / (C / V), channels from (i % (C / V)) V on
+//            16 bytes a vector, or one channel (see KERNELS below): neighbouring threads use neighbouring channels
+//            one thread owns each vector of y; a pixel of top is read once for each pixel that it goes to
 template <typename T, int V, typename Index>
 __device__ void upsample_add_fwd(T* y, const T* top, const T* lateral, UpsampleAddParams p) {
     const uint32_t vectors = p.c / V;
@@ -27,14 +30,17 @@ __device__ void upsample_add_fwd(T* y, const T* top, const T* lateral, UpsampleA
     }
 }
 
-// Whether the elements can be counted in 32 bits (and one turn more): divisions of 64 bits cost more than the memory.
+// Whether 32 bits can count the elements and one grid step more: divisions of 64 bits cost more than the memory.
 __device__ __forceinline__ bool few(uint32_t n, uint32_t h, uint32_t w, uint32_t c) { return uint64_t(n) * h * w * c < (1u << 31); }
 
-// First of `to` cells whose source among `from` is `i` or later.
+// Returns the first of `to` cells whose source, one of `from` cells, is `i` or later.
 __device__ __forceinline__ uint32_t first_cell(uint32_t i, uint32_t from, uint32_t to) {
     return uint32_t((uint64_t(i) * to + from - 1) / from);
 }
 
+// thread i   vector i of dtop, then i + grid threads; pixel and channels as in the forward pass
+//            sums rows h0 .. h1 - 1 x columns w0 .. w1 - 1 of dy in registers, row by row
+//            one thread owns each vector of dtop: no atomics, a fixed order of sums
 template <typename T, int V, typename Index> __device__ void upsample_add_bwd(T* dtop, const T* dy, UpsampleAddParams p) {
     const uint32_t vectors = p.c / V;
     const Index count = Index(int64_t(p.n) * p.ht * p.wt * vectors);

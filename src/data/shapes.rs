@@ -138,7 +138,7 @@ pub struct Picture {
 /// One part of a data set, as it lies on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SplitSummary {
-    /// Which part.
+    /// The part of the data set.
     pub split: Split,
     /// Path of its annotation file.
     pub annotations: PathBuf,

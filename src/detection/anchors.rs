@@ -34,8 +34,8 @@ pub struct Anchors {
 }
 
 impl Anchors {
-    /// The anchors for an input of `h`×`w` pixels. Anchors are centred at multiples of the stride, not at pixel centres,
-    /// and are rounded only with [`AnchorShapes::rounded`]. Within a cell, ratios vary slowest, then scales.
+    /// The anchors for an input of `h`×`w` pixels. Anchors are centred at multiples of the stride, not at pixel
+    /// centres, and are rounded only with [`AnchorShapes::rounded`]. Within a cell, ratios vary slowest, then scales.
     pub fn new(device: &Device, shapes: &AnchorShapes, h: usize, w: usize) -> Result<Anchors> {
         let levels: Vec<AnchorLevel> = shapes
             .strides_px

@@ -2,8 +2,8 @@
 //! inputs at fixed addresses. The same code on the plan device computes the memory plan of each step.
 //!
 //! An engine executes single steps. The training loop, checkpoints and evaluation metrics are in [`crate::train`] and
-//! [`crate::eval`]. Main type: [`Engine`]. Read [`Engine::train_pass`] and [`Engine::update`] first, then `optimizer.rs`
-//! and `recordings.rs`.
+//! [`crate::eval`]. Main type: [`Engine`]. Read [`Engine::train_pass`] and [`Engine::update`] first, then
+//! `optimizer.rs` and `recordings.rs`.
 
 pub mod feed;
 pub mod memory;
@@ -118,9 +118,9 @@ pub struct RawDetection {
 /// A detector and its training state.
 pub struct Engine {
     device: Device,
-    /// All parameters.
+    /// All parameters of the detector.
     pub store: ParamStore,
-    /// The network.
+    /// The detector.
     pub model: Model,
     model_config: ModelConfig,
     seed: u64,
@@ -175,14 +175,14 @@ impl Engine {
         &self.device
     }
 
-    /// Selects the trained parameters and allocates optimizer state (zeros) and inputs for the stage. Weights keep their
-    /// values.
+    /// Selects the trained parameters and allocates optimizer state (zeros) and inputs for the stage. Weights keep
+    /// their values.
     pub fn enter_stage(&mut self, setup: &StageSetup) -> Result<()> {
         self.enter(setup, true)
     }
 
-    /// Allocates inputs for evaluation passes of `batch` images, and nothing that only training needs. Weights keep their
-    /// values.
+    /// Allocates inputs for evaluation passes of `batch` images, and nothing that only training needs. Weights keep
+    /// their values.
     pub fn enter_eval(&mut self, buckets: Vec<Shape>, batch: usize) -> Result<()> {
         let stage = StageConfig { micro_batch: batch, ema: 0.0, ..StageConfig::default() };
         self.enter(&StageSetup::new(&stage, Vec::new(), buckets, 1), false)
@@ -251,12 +251,12 @@ impl Engine {
         self.stage.as_mut().expect("engine: a step before enter_stage")
     }
 
-    /// Inputs of a training bucket, to be filled.
+    /// The inputs of a training bucket, to be filled by the caller.
     pub fn train_inputs(&mut self, bucket: usize) -> &mut Inputs {
         &mut self.stage_mut().train[bucket]
     }
 
-    /// Inputs of an evaluation bucket, to be filled.
+    /// The inputs of an evaluation bucket, to be filled by the caller.
     pub fn eval_inputs(&mut self, bucket: usize) -> &mut Inputs {
         &mut self.stage_mut().eval[bucket]
     }

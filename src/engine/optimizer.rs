@@ -59,8 +59,8 @@ impl OptimizerState {
     }
 
     /// Overwrites the tensors of all lists, in order. `find` returns the values by the list's name, the tensor's index
-    /// and its number of elements. bf16 tensors are written with rounding to nearest, so that values saved from bf16 are
-    /// restored exactly.
+    /// and its number of elements. bf16 tensors are written with rounding to nearest, so that values saved from bf16
+    /// are restored exactly.
     pub(super) fn load(&mut self, find: impl Fn(&str, usize, usize) -> Result<Vec<f32>>) -> Result<()> {
         for (name, tensors) in &mut self.lists {
             for (i, t) in tensors.iter_mut().enumerate() {

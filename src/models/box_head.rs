@@ -111,8 +111,8 @@ impl BoxHead {
         self.classes
     }
 
-    /// Matches `boxes` `[B,P,4]` to the ground truth (`valid`: i32 `[B,P]`, -1 = no box), puts the ground truth in front
-    /// of them (with `add_gt`) and samples.
+    /// Matches `boxes` `[B,P,4]` to the ground truth (`valid`: i32 `[B,P]`, -1 = no box), puts the ground truth in
+    /// front of them (with `add_gt`) and samples.
     pub fn sample(&self, boxes: &Tensor, valid: &Tensor, inputs: &Inputs, how: Sampling) -> Result<RoiSamples> {
         let cfg = &self.cfg;
         let matcher = Matcher {

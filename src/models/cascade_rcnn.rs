@@ -17,9 +17,9 @@ use crate::tensor::elementwise::mean;
 
 /// The heads of Cascade R-CNN.
 pub struct CascadeRcnn {
-    /// Proposals.
+    /// The region proposal network.
     pub rpn: Rpn,
-    /// Classes and boxes, stage by stage.
+    /// The heads that predict classes and boxes, stage by stage.
     pub stages: Vec<BoxHead>,
 }
 

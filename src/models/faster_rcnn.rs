@@ -16,9 +16,9 @@ use crate::tape::{Tape, Var};
 
 /// The heads of Faster R-CNN.
 pub struct FasterRcnn {
-    /// Proposals.
+    /// The region proposal network.
     pub rpn: Rpn,
-    /// Classes and boxes.
+    /// The head that predicts classes and boxes.
     pub box_head: BoxHead,
 }
 

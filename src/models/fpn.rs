@@ -1,5 +1,5 @@
-//! Feature pyramid network (Lin et al. 2017): a 1×1 convolution on each of C2 to C5, top-down sums, a 3×3 convolution on
-//! each sum. Above P5, P6 is every second pixel of P5, or (RetinaNet) P6 and P7 come from convolutions of stride 2.
+//! Feature pyramid network (Lin et al. 2017): a 1×1 convolution on each of C2 to C5, top-down sums, a 3×3 convolution
+//! on each sum. Above P5, P6 is every second pixel of P5, or (RetinaNet) P6 and P7 come from convolutions of stride 2.
 
 use super::config::{FpnConfig, FpnExtra};
 use crate::error::Result;

@@ -93,9 +93,9 @@ impl MaskHead {
         Ok(MaskRois { rois, gt, classes })
     }
 
-    /// Computes mask logits `[B·P,S,S]`, each for the RoI's class, from `rois` `[B,P,4]` and `classes` i32 `[B,P]`. Only
-    /// the first `counts[b]` RoIs of each image are valid (i32 `[B]` or `[B,2]`); the others must have class -1, and
-    /// their logits are 0.
+    /// Computes mask logits `[B·P,S,S]`, each for the RoI's class, from `rois` `[B,P,4]` and `classes` i32 `[B,P]`.
+    /// Only the first `counts[b]` RoIs of each image are valid (i32 `[B]` or `[B,2]`); the others must have class -1,
+    /// and their logits are 0.
     pub fn forward(&self, tape: &mut Tape, p: &[Var], rois: &Tensor, classes: &Tensor, counts: &Tensor) -> Result<Var> {
         let cfg = &self.cfg;
         let how = RoiAlign {

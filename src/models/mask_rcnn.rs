@@ -19,9 +19,9 @@ use crate::tape::{Tape, Var};
 
 /// The heads of Mask R-CNN.
 pub struct MaskRcnn {
-    /// Proposals, classes and boxes.
+    /// The heads for proposals, classes and boxes.
     pub faster: FasterRcnn,
-    /// Masks.
+    /// The head that predicts masks.
     pub mask_head: MaskHead,
 }
 

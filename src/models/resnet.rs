@@ -1,7 +1,8 @@
 //! ResNet (He et al. 2016), "pytorch style": the stride of a bottleneck is in its 3×3 convolution.
 //!
 //! ```text
-//! image [N,H,W,3] → 7×7/2 → BN ReLU → 3×3/2 max → layer1 (C2, /4) → layer2 (C3, /8) → layer3 (C4, /16) → layer4 (C5, /32)
+//! image [N,H,W,3] → 7×7/2 → BN ReLU → 3×3/2 max → layer1 (C2, /4) → layer2 (C3, /8)
+//!                 → layer3 (C4, /16) → layer4 (C5, /32)
 //! basic:       x → 3×3/s → BN ReLU → 3×3 → BN → + x → ReLU
 //! bottleneck:  x → 1×1 → BN ReLU → 3×3/s → BN ReLU → 1×1 (×4) → BN → + x → ReLU
 //! ```

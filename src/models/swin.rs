@@ -1,7 +1,8 @@
 //! Swin Transformer (Liu et al. 2021).
 //!
 //! ```text
-//! image [N,H,W,3] → 4×4 patches → linear → norm → stage1 (C2, /4) → merge → stage2 (C3, /8) → merge → stage3 (C4) → merge → stage4
+//! image [N,H,W,3] → 4×4 patches → linear → norm → stage1 (C2, /4) → merge → stage2 (C3, /8)
+//!                 → merge → stage3 (C4, /16) → merge → stage4 (C5, /32)
 //! block:   x → norm → qkv → windows, every other block shifted by half of one → proj → + x → norm → ×4 GELU → + x
 //! merge:   2×2 tokens side by side → norm → linear to twice the channels
 //! ```
@@ -65,8 +66,8 @@ struct Merge {
 }
 
 impl Swin {
-    /// A network with initial weights. Parameters are under the builder's prefix and have mmdetection's names. `first` is
-    /// the first of C2 to C5 that the pyramid uses (0: C2, 1: C3); earlier outputs have no norm.
+    /// A network with initial weights. Parameters are under the builder's prefix and have mmdetection's names. `first`
+    /// is the first of C2 to C5 that the pyramid uses (0: C2, 1: C3); earlier outputs have no norm.
     pub fn new(b: &mut Builder<'_>, cfg: &BackboneConfig, first: usize) -> Result<Self> {
         let channels = cfg.out_channels();
         let init = match cfg.init {
@@ -116,8 +117,8 @@ impl Swin {
         (frozen_stages >= 0 && name.starts_with("backbone.patch_embed.")) || (1..=frozen_stages).any(inside)
     }
 
-    /// `[N,H,W,3]` to C2, C3, C4, C5 `[N,H/4,W/4,C]` … `[N,H/32,W/32,8C]`, sizes rounded up. `key` seeds the drop path of
-    /// a training pass; without it no branch is dropped. Branches of frozen stages are never dropped.
+    /// `[N,H,W,3]` to C2, C3, C4, C5 `[N,H/4,W/4,C]` … `[N,H/32,W/32,8C]`, sizes rounded up. `key` seeds the drop path
+    /// of a training pass; without it no branch is dropped. Branches of frozen stages are never dropped.
     pub fn forward(&self, tape: &mut Tape, image: &Var, mode: BackboneMode, key: Option<&Tensor>) -> Result<[Var; 4]> {
         let mut x = tape.scope("stem", |tape| {
             let x = space_to_depth(tape, image, PATCH)?;

@@ -12,8 +12,8 @@ pub enum Init {
     Constant(f32),
     /// Normal with the given standard deviation.
     Normal(f32),
-    /// Normal with the given standard deviation, truncated to ±2. As in torch's `trunc_normal_`, the bounds are absolute
-    /// values, not multiples of the deviation: with the usual 0.02 they cut nothing.
+    /// Normal with the given standard deviation, truncated to ±2. As in torch's `trunc_normal_`, the bounds are
+    /// absolute values, not multiples of the deviation: with the usual 0.02 they cut nothing.
     TruncNormal(f32),
     /// Normal with variance 1 / fan_in (LeCun et al. 1998, section 4.6).
     LecunNormal,

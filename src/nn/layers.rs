@@ -156,7 +156,7 @@ impl Deconv2x2 {
     }
 }
 
-/// A linear layer with one output per class, of which each row computes only the output of its own label.
+/// A linear layer with one output per class; each row computes only the output of its own label.
 pub struct SelectLinear {
     weight: Param,
     bias: Param,

@@ -1,4 +1,4 @@
-//! What a recipe must make sense of beyond the type of each key; and what is worth telling before it runs.
+//! Checks of a recipe as a whole, beyond the type of each key, and notes to print before the run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::models::config::{Detector, ModelConfig};
 use crate::{Error, Result};
 
 impl Recipe {
-    /// Checks the recipe as a whole. `file` is for messages.
+    /// Checks the recipe as a whole. `file` is used only in messages.
     pub fn check(&self, file: &Path) -> Result<()> {
         let error = |key: String, message: String| Err(Error::recipe(file, key, message));
         if !is_file_name(&self.name) {
@@ -112,12 +112,12 @@ impl Recipe {
         Ok(())
     }
 
-    /// Whether it states what masks must reach.
+    /// Whether `[expect]` states a result for masks.
     pub fn expects_masks(&self) -> bool {
         self.expect.iter().any(|e| e.metrics().any(|(name, _)| name.starts_with("segm")))
     }
 
-    /// Sentences to print before the run: scaled learning rates, and settings that will have no effect.
+    /// Notes to print before the run: scaled learning rates, and settings without an effect.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.stages.iter().filter_map(StageConfig::lr_sentence).collect::<Vec<_>>();
         for stage in &self.stages {
@@ -194,11 +194,12 @@ impl StageConfig {
 }
 
 impl ExpectConfig {
-    /// What falls short, one line for each metric; empty if all is reached. `found` has fractions (0 to 1) by name.
+    /// One line for each metric that falls short; empty if all are reached. `found` holds fractions (0 to 1) by metric
+    /// name.
     pub fn shortfalls(&self, found: &BTreeMap<String, f64>) -> Vec<String> {
         let short = self.metrics().filter_map(|(name, want)| {
             let got = found.get(name).copied().unwrap_or(f64::NAN) * 100.0;
-            // Written so that NaN falls short.
+            // NaN compares false, so it falls short.
             let reached = got >= want - self.window;
             (!reached).then(|| format!("{name}: {got:.1}, expected {want:.1} (window {:.1})", self.window))
         });
@@ -206,7 +207,7 @@ impl ExpectConfig {
     }
 }
 
-/// Run and stage names become file names.
+/// Whether a run or stage name is usable as a file name.
 fn is_file_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     !name.is_empty() && name.len() <= 100 && !name.starts_with('.') && name.chars().all(plain)

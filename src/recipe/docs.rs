@@ -1,4 +1,4 @@
-//! docs/recipes.md, from the table of keys and the defaults of the code: neither can go stale.
+//! Generates docs/recipes.md from the table of keys and the defaults of the code, so that it cannot go stale.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -17,7 +17,8 @@ use crate::models::config::{BackboneKind, Detector, ModelConfig};
 
 const HEAD: &str = include_str!("docs_head.md");
 
-/// Recipes of nothing but defaults in which, together, every key has a value; the last one's are shown.
+/// Recipes of defaults only. Each key has a value in at least one of them; for a key in several recipes, the value in
+/// the last of them is shown.
 fn references() -> [Recipe; 5] {
     let split = || Some(SplitConfig { annotations: PathBuf::from("-"), images: PathBuf::from("-") });
     let recipe = |model: ModelConfig, resize: &Resize, kind, epochs, steps| {
@@ -63,7 +64,7 @@ fn references() -> [Recipe; 5] {
     ]
 }
 
-/// Every key with its default in TOML.
+/// The default of every key in TOML, by the key's path.
 fn defaults() -> HashMap<String, String> {
     let mut leaves = Vec::new();
     for recipe in references() {
@@ -108,7 +109,7 @@ pub fn markdown() -> String {
 mod tests {
     use super::*;
 
-    /// The table of keys and the structs that hold the values have the same keys.
+    /// The table of keys and the structs of the values have the same keys.
     #[test]
     fn keys_are_those_of_the_structs() {
         let defaults = defaults();

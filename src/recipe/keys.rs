@@ -1,7 +1,7 @@
-//! Every key of a recipe: what it takes, what it means, where its default comes from. One table serves the checks
-//! (unknown keys, wrong types and ranges), the nearest-key hints and docs/recipes.md.
+//! The table of all keys of a recipe, each with its type and range, its meaning and the source of its default. The same
+//! table serves the checks (unknown keys, wrong types and ranges), the nearest-key hints and docs/recipes.md.
 
-/// What a key takes.
+/// The type and range of a key's value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Want {
     /// Any text.
@@ -14,45 +14,45 @@ pub enum Want {
     Whole(i64, i64),
     /// A number in a range.
     Real(f64, f64),
-    /// So many numbers in a range (`None`: at least one; an empty list is no value).
+    /// A list of numbers in a range, with the given length (`None`: at least one number; an empty list is refused).
     Reals(Option<usize>, f64, f64),
-    /// At least one whole number in a range.
+    /// A list of at least one whole number in a range.
     Wholes(i64, i64),
-    /// Numbers in a range, or none at all.
+    /// A list of numbers in a range; it may be empty.
     List(f64, f64),
     /// One of a few words.
     OneOf(&'static [&'static str]),
-    /// A table whose keys are those of another table, named here.
+    /// A table with the same keys as another table, whose path is given.
     Like(&'static str),
 }
 
 /// Whether a key may be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// Has a default.
+    /// The key has a default.
     Default,
-    /// Means something else where it is left out.
+    /// The key has no default; leaving it out has a meaning of its own.
     Optional,
-    /// Must be there, together with its table.
+    /// The key and its table must be given.
     Required,
-    /// Must be there if its table is.
+    /// The key must be given if its table is.
     RequiredInTable,
 }
 
-/// One key. `*` stands for any stage.
+/// One key of a recipe.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// Dotted path.
+    /// Dotted path; `*` stands for any stage.
     pub path: &'static str,
-    /// What it takes.
+    /// The type and range of its value.
     pub want: Want,
     /// Whether it may be left out.
     pub need: Need,
-    /// Beginning of the `kind`s of its table that it belongs to; `None`: all.
+    /// The key belongs to those `kind`s of its table that start with this; `None`: to all.
     pub only: Option<&'static str>,
-    /// One sentence.
+    /// The meaning of the key in one sentence.
     pub meaning: &'static str,
-    /// Where the default comes from.
+    /// The source of the default.
     pub source: &'static str,
 }
 
@@ -74,7 +74,7 @@ impl Key {
         self
     }
 
-    /// Whether it has a meaning in a table of this kind.
+    /// Whether the key has a meaning in a table of this kind.
     pub fn belongs(&self, kind: &str) -> bool {
         self.only.is_none_or(|only| kind.starts_with(only))
     }
@@ -98,7 +98,7 @@ use Want::{Flag, Like, List, OneOf, Path, Real, Reals, Text, Whole, Wholes};
 
 const MAX: i64 = u32::MAX as i64;
 const INF: f64 = f64::INFINITY;
-/// Smallest number that counts as more than zero in a range.
+/// Lower bound of ranges that exclude 0.
 const TINY: f64 = f64::MIN_POSITIVE;
 
 const PAPER: &str = "the paper";

@@ -1,7 +1,7 @@
-//! A recipe: one TOML file that holds every number of a training run, `[model]`, `[data]` and one `[[stage]]` after
-//! another.
+//! Recipes: one TOML file holds every number of a training run, in `[model]`, `[data]` and a list of `[[stage]]`.
 //!
-//! This file only holds the values; `recipe_read` reads and checks files, `recipe_keys` documents every key.
+//! This file only defines the values; it neither reads nor applies them. Main type: [`Recipe`]. Read next: [`read`]
+//! (reads and checks files), [`keys`] (documents every key), [`schedule`] (the learning rate over time).
 
 mod check;
 pub mod docs;
@@ -21,26 +21,26 @@ use crate::models::config::ModelConfig;
 pub use crate::nn::NormMode;
 pub use precision::{Precision, StatePrecision};
 
-/// One training run, resolved: what is not in the file has its default.
+/// A resolved recipe of one training run: keys that the file lacks have their defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
-    /// Names the run directory.
+    /// Name of the run directory.
     pub name: String,
     /// Seed of every random number.
     pub seed: u64,
-    /// Threads of the CPU back end; 0 takes every core.
+    /// Number of threads of the CPU back end; 0 takes every core.
     pub threads: usize,
-    /// What is trained.
+    /// The detector.
     pub model: ModelConfig,
-    /// What the first stage starts from.
+    /// The initial weights.
     pub init: InitConfig,
-    /// What it is trained on.
+    /// The data set.
     pub data: DataConfig,
-    /// How: one stage after another, each from the weights of the last.
+    /// The stages, in order. Each stage starts from the weights of the previous one.
     #[serde(rename = "stage")]
     pub stages: Vec<StageConfig>,
-    /// What the run must reach.
+    /// The results that the run must reach.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expect: Option<ExpectConfig>,
 }
@@ -49,7 +49,7 @@ pub struct Recipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct InitConfig {
-    /// Checkpoint, or weights of another program, to start from; none trains from scratch.
+    /// Checkpoint, or weights of another program, to start from; `None` trains from scratch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<PathBuf>,
 }
@@ -58,24 +58,24 @@ pub struct InitConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// A data set that upres makes itself.
+    /// A data set that upres generates itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub built_in: Option<BuiltInData>,
-    /// Subtracted from each channel (RGB, 0 to 255).
+    /// Mean that is subtracted from each channel (RGB, 0 to 255).
     pub mean: [f32; 3],
-    /// Each channel is then divided by this.
+    /// Standard deviation that each channel is then divided by.
     pub std: [f32; 3],
-    /// What to do with an image that is missing or cannot be decoded.
+    /// Action for an image that is missing or cannot be decoded.
     pub bad_images: BadImages,
-    /// Keep training images without a box.
+    /// Whether to keep training images without a box.
     pub keep_empty: bool,
-    /// Training images with a shorter side are left out.
+    /// Training images with a side shorter than this many pixels are left out.
     pub min_image_size: u32,
-    /// Loader threads; 0 takes one for each core.
+    /// Number of loader threads; 0 takes one for each core.
     pub workers: usize,
-    /// Batches prepared ahead.
+    /// Number of batches prepared ahead.
     pub prefetch: usize,
-    /// Memory for decoded images, MiB; 0 decodes anew each time.
+    /// Size of the cache of decoded images in MiB; 0 decodes an image at each use.
     pub cache_mib: u64,
     /// Options of the built-in data set.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,10 +83,10 @@ pub struct DataConfig {
     /// Images to train on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<SplitConfig>,
-    /// Images to evaluate on while training.
+    /// Images to evaluate on during training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub val: Option<SplitConfig>,
-    /// Images to evaluate on at the end.
+    /// Images to evaluate on at the end of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test: Option<SplitConfig>,
 }
@@ -111,7 +111,7 @@ impl Default for DataConfig {
     }
 }
 
-/// Data sets that upres makes itself, in the folder of the annotation files, when those are not there.
+/// Data sets that upres generates itself if their folder does not hold them yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BuiltInData {
@@ -119,20 +119,20 @@ pub enum BuiltInData {
     Shapes,
 }
 
-/// The built-in data set of shapes. Another folder must be named for other options: an existing folder is not made
-/// again.
+/// Options of the built-in data set of shapes. Other options need another folder: an existing data set is not
+/// overwritten.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShapesConfig {
-    /// Where it is made.
+    /// Folder of the data set.
     pub folder: PathBuf,
-    /// Same seed, same bytes.
+    /// Seed of the pictures; the same seed gives the same bytes.
     pub seed: u64,
-    /// Training images.
+    /// Number of training images.
     pub train: usize,
-    /// Validation images.
+    /// Number of validation images.
     pub val: usize,
-    /// Longer side of an image in pixels.
+    /// Longer side of the largest images in pixels.
     pub size: u32,
 }
 
@@ -152,69 +152,70 @@ pub struct SplitConfig {
     pub images: PathBuf,
 }
 
-/// One stage.
+/// One stage of a training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StageConfig {
     /// Name in the log, in checkpoints and in `--set stage.<name>.key=value`.
     pub name: String,
-    /// Passes over the (repeated) training set. This or `steps`.
+    /// Length in passes over the (repeated) training set; either this or `steps` is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<u32>,
-    /// Optimizer steps. This or `epochs`.
+    /// Length in optimizer steps; either this or `epochs` is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
-    /// One epoch is this many passes.
+    /// Number of passes over the training set in one epoch.
     pub repeat: u32,
-    /// Images of one optimizer step.
+    /// Number of images in one optimizer step.
     pub images_per_step: usize,
-    /// Images of one forward and backward pass; gradients of `images_per_step / micro_batch` passes are averaged.
+    /// Number of images in one forward and backward pass; gradients of `images_per_step / micro_batch` passes are
+    /// averaged.
     pub micro_batch: usize,
-    /// Images of an evaluation pass; see [`StageConfig::eval_batch`].
+    /// Number of images in an evaluation pass; see [`StageConfig::eval_batch`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_batch: Option<usize>,
-    /// Chance to mirror an image.
+    /// Probability of mirroring an image left to right.
     pub flip: f32,
-    /// Chance to mirror an image top to bottom.
+    /// Probability of mirroring an image top to bottom.
     pub vertical_flip: f32,
-    /// Batch norm: batch statistics, or running statistics with nothing trained.
+    /// Mode of batch norm: its statistics, and whether its scale and bias are trained.
     pub batch_norm: NormMode,
-    /// Frozen parts of the backbone: -1 none, 0 the stem, n the stem and the first n layers.
+    /// Frozen part of the backbone: -1 nothing, 0 the stem, n the stem and the first n layers.
     pub frozen_stages: i32,
-    /// Storage of activations.
+    /// Type in which activations are stored.
     pub precision: Precision,
-    /// What of the backbone is computed again in the backward pass instead of being kept.
+    /// Activations that are rematerialised in the backward pass instead of being kept.
     pub recompute: Recompute,
-    /// Gradients are scaled down to this norm; 0 is off.
+    /// Gradients with a larger norm are scaled down to this norm; 0 turns clipping off.
     pub clip_grad_norm: f32,
-    /// Decay of the averaged weights; 0 is off.
+    /// Decay of the running average of the weights; 0 keeps no average.
     pub ema: f64,
-    /// Evaluate after so many epochs; 0 only at the end of the stage.
+    /// Number of epochs from one evaluation to the next; 0 evaluates only at the end of the stage.
     pub eval_every_epochs: f64,
-    /// Write the last checkpoint after so many steps; 0 only after evaluations and at the end.
+    /// Number of steps from one checkpoint to the next; 0 writes only after evaluations and at the end.
     pub checkpoint_every_steps: u64,
-    /// Older checkpoints kept next to last and best.
+    /// Number of older checkpoints kept besides the last and the best.
     pub keep_checkpoints: usize,
-    /// Training images to network input.
+    /// Resizing of training images to the network's input.
     pub resize: Resize,
-    /// Evaluation images to network input; see [`StageConfig::eval_resize`].
+    /// Resizing of evaluation images to the network's input; see [`StageConfig::eval_resize`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_resize: Option<Resize>,
     /// Random changes of colour.
     pub colour_jitter: ColourJitter,
-    /// What moves the weights.
+    /// The optimizer.
     pub optimizer: OptimizerConfig,
     /// Learning rate over time.
     pub schedule: ScheduleConfig,
 }
 
 impl StageConfig {
-    /// Images of an evaluation pass: `eval_batch`, or as in training. No result depends on it.
+    /// Number of images in an evaluation pass: `eval_batch`, or else `micro_batch`. Results do not depend on it.
     pub fn eval_batch(&self) -> usize {
         self.eval_batch.unwrap_or(self.micro_batch)
     }
 
-    /// How evaluation images are resized: `eval_resize`, or as in training without its randomness.
+    /// Resizing of evaluation images: `eval_resize`, or else that of training without its randomness.
     pub fn eval_resize(&self) -> Resize {
         match (&self.eval_resize, &self.resize) {
             (Some(resize), _) => resize.clone(),
@@ -231,7 +232,7 @@ impl StageConfig {
         }
     }
 
-    /// What to tell the user where [`StageConfig::effective_lr`] differs from `optimizer.lr`.
+    /// The note for the user if [`StageConfig::effective_lr`] differs from `optimizer.lr`.
     pub fn lr_sentence(&self) -> Option<String> {
         let (lr, batch, images) = (self.optimizer.lr, self.optimizer.lr_batch, self.images_per_step);
         (batch != 0 && batch != images).then(|| {
@@ -244,7 +245,7 @@ impl StageConfig {
         })
     }
 
-    /// Forward and backward passes of one optimizer step.
+    /// Number of forward and backward passes in one optimizer step.
     pub fn accumulate(&self) -> usize {
         self.images_per_step / self.micro_batch
     }
@@ -280,28 +281,29 @@ impl Default for StageConfig {
     }
 }
 
-/// From an image of any size to the network's input.
+/// Resizing of an image of any size to the network's input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Resize {
-    /// Scale the longer side to `size` × jitter, crop `size` × `size` at random, pad to that: one shape for all images.
+    /// Scales the longer side to `size` × jitter, crops at random to at most `size` × `size` and pads to `size` ×
+    /// `size`, so that all images have one shape.
     FitCrop {
         /// Side of the square input.
         size: u32,
-        /// Range of the random scale.
+        /// Range of the random jitter of the scale.
         #[serde(default = "Resize::default_jitter")]
         jitter: [f32; 2],
     },
-    /// Scale to fit (`long`, `short`), keeping the ratio; pad to one of a few shapes.
+    /// Scales to fit (`long`, `short`), keeping the aspect ratio, and pads to one of a few shapes.
     KeepRatio {
-        /// Limit of the longer side.
+        /// Largest length of the longer side.
         long: u32,
-        /// Limit of the shorter side.
+        /// Largest length of the shorter side.
         short: u32,
-        /// Shapes are multiples of this.
+        /// Sides of padded shapes are multiples of this.
         #[serde(default = "Resize::default_pad_to")]
         pad_to: u32,
-        /// At most so many padded shapes in all.
+        /// Largest number of padded shapes.
         #[serde(default = "Resize::default_buckets")]
         buckets: usize,
     },
@@ -325,23 +327,25 @@ impl Default for Resize {
     }
 }
 
-/// Activations of the backbone that are not kept for the backward pass.
+/// Activations that are rematerialised in the backward pass instead of being kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
-    /// All are kept.
+    /// All activations are kept.
     None,
-    /// Outputs of batch norm, layer norm and GELU that only the next product needs are made again from their inputs.
+    /// Outputs of batch norm, layer norm and GELU that only the next convolution or linear layer needs are
+    /// rematerialised from the inputs of those ops.
     Norms,
-    /// Of each block, and of ResNet's stem, only the input is kept; the backward pass runs it again.
+    /// Only the input of each block of the backbone, and of ResNet's stem, is kept; the backward pass repeats the
+    /// forward pass of the block.
     Blocks,
 }
 
 impl Recompute {
-    /// By what they cost, cheapest first.
+    /// All choices, in the order of their cost, cheapest first.
     pub const ALL: [Recompute; 3] = [Recompute::None, Recompute::Norms, Recompute::Blocks];
 
-    /// As in a recipe.
+    /// The value of `recompute` in a recipe.
     pub fn name(self) -> &'static str {
         match self {
             Recompute::None => "none",
@@ -361,31 +365,32 @@ pub enum OptimizerKind {
     Adamw,
 }
 
-/// What moves the weights.
+/// Settings of the optimizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
-    /// Which one.
+    /// The algorithm.
     pub kind: OptimizerKind,
     /// Learning rate for steps of `lr_batch` images.
     pub lr: f64,
-    /// Images a step that `lr` is stated for; 0: never scaled. A file without it states `lr` for its `images_per_step`.
+    /// Number of images per step that `lr` is stated for; 0: `lr` is never scaled. In a file without this key, `lr` is
+    /// stated for the file's `images_per_step`.
     pub lr_batch: usize,
     /// `sgd`: momentum.
     pub momentum: f32,
-    /// `sgd`: Nesterov's momentum.
+    /// `sgd`: whether to use Nesterov's momentum.
     pub nesterov: bool,
     /// `adamw`: decay of the running means of the gradient and of its square.
     pub betas: [f64; 2],
-    /// `adamw`: added to the root of the squares.
+    /// `adamw`: epsilon added to the root of the running mean of squares.
     pub eps: f32,
     /// Weight decay.
     pub weight_decay: f32,
-    /// Decay the scale and bias of norms.
+    /// Whether weight decay applies to the scale and bias of norms.
     pub norm_decay: bool,
-    /// Decay the biases of convolutions and linear layers.
+    /// Whether weight decay applies to the biases of convolutions and linear layers.
     pub bias_decay: bool,
-    /// Storage of momentum, or of the running means.
+    /// Type in which momentum, or the running means, are stored.
     pub state: StatePrecision,
 }
 
@@ -407,15 +412,15 @@ impl Default for OptimizerConfig {
     }
 }
 
-/// Shapes of the learning rate after warm-up.
+/// Courses of the learning rate after warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
-    /// One value.
+    /// Constant.
     Constant,
-    /// Multiplied by `drop_factor` at each of `drop_epochs`.
+    /// Multiplied by `drop_factor` at the start of each of `drop_epochs`.
     Step,
-    /// Half a cosine from the whole rate to `final_ratio` of it.
+    /// Half a cosine from the full rate to `final_ratio` of it.
     Cosine,
 }
 
@@ -423,17 +428,17 @@ pub enum ScheduleKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScheduleConfig {
-    /// Shape after warm-up.
+    /// Course after warm-up.
     pub kind: ScheduleKind,
-    /// Linear warm-up over so many steps; 0 is none.
+    /// Number of steps of the linear warm-up; 0: no warm-up.
     pub warmup_steps: u64,
-    /// Share of the rate at step 0.
+    /// Factor of the rate at step 0.
     pub warmup_ratio: f64,
-    /// `step`: epochs that start with a drop.
+    /// `step`: epochs at whose start the rate drops.
     pub drop_epochs: Vec<f64>,
-    /// `step`: factor of a drop.
+    /// `step`: factor of each drop.
     pub drop_factor: f64,
-    /// `cosine`: share of the rate at the end.
+    /// `cosine`: factor of the rate at the end.
     pub final_ratio: f64,
 }
 
@@ -450,11 +455,11 @@ impl Default for ScheduleConfig {
     }
 }
 
-/// What the finished run must reach.
+/// The results that the finished run must reach.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpectConfig {
-    /// Split that the numbers are of.
+    /// Split on which the results are measured.
     #[serde(default = "ExpectConfig::default_split")]
     pub split: ExpectSplit,
     /// COCO AP of boxes, in per cent.
@@ -469,12 +474,12 @@ pub struct ExpectConfig {
     /// COCO AP of masks at IoU 0.5, in per cent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segm_ap50: Option<f64>,
-    /// Accepted shortfall, in per cent points.
+    /// Accepted shortfall, in percentage points.
     pub window: f64,
 }
 
 impl ExpectConfig {
-    /// What must be reached: name and per cent.
+    /// The results to reach: name of the metric, and value in per cent.
     pub fn metrics(&self) -> impl Iterator<Item = (&'static str, f64)> {
         let all = [
             ("bbox_ap", self.bbox_ap),
@@ -490,7 +495,7 @@ impl ExpectConfig {
     }
 }
 
-/// Splits that a run can be judged by.
+/// Splits on which the results of a run can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExpectSplit {

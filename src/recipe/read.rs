@@ -1,4 +1,4 @@
-//! Reads recipes: TOML, `--set` overrides, defaults; and writes them back, resolved.
+//! Reads recipes (TOML, `--set` overrides, defaults) and writes them back in resolved form.
 
 use std::path::Path;
 
@@ -11,12 +11,12 @@ use super::schema::{Places, check, is_known, join, key_at, line};
 use crate::models::config::{Detector, ModelConfig};
 use crate::{Error, Result};
 
-/// One `--set key=value`.
+/// One `--set key=value` of the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Override {
-    /// Dotted key; stages by index or name.
+    /// Dotted key; a stage is given by its index or name.
     pub key: String,
-    /// TOML, or plain text.
+    /// The value as TOML, or plain text.
     pub value: String,
 }
 
@@ -33,11 +33,11 @@ impl std::str::FromStr for Override {
     }
 }
 
-/// The recipe that `train` runs without an argument.
+/// The recipe that `train` uses without an argument.
 const BUILT_IN: &str = include_str!("../../recipes/shapes.toml");
 
 impl Recipe {
-    /// Reads a recipe file.
+    /// Reads a recipe file and applies overrides.
     pub fn read(path: impl AsRef<Path>, overrides: &[Override]) -> Result<Recipe> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
@@ -57,7 +57,7 @@ impl Recipe {
         Recipe::parse(BUILT_IN, "recipes/shapes.toml", overrides)
     }
 
-    /// Reads the text of a recipe; `file` is for messages, and its name for the run where the recipe has none.
+    /// Reads the text of a recipe. `file` is used in messages, and its name becomes the name of a run without one.
     pub fn parse(text: &str, file: impl AsRef<Path>, overrides: &[Override]) -> Result<Recipe> {
         let file = file.as_ref();
         let mut root = text.parse::<Table>().map_err(|error| {
@@ -82,17 +82,17 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// The resolved recipe as TOML: every key with its value. Reading it again gives the same recipe.
+    /// The resolved recipe as TOML: every key with its value. Parsing this text returns the same recipe.
     pub fn to_toml(&self) -> String {
         self.resolved(table_of(self))
     }
 
-    /// CRC-32C of what the recipe says, however it is written: which recipe a part of a log is of.
+    /// CRC-32C of the recipe's values, whatever the form of the file. Parts of a log are matched to their recipe by it.
     pub fn crc32c(&self) -> u32 {
         crc32c::crc32c(self.resolved(exact_table(self)).as_bytes())
     }
 
-    /// The recipe's table, without the keys that it has no use for, as text.
+    /// The recipe's table as text, without keys of unused tables and of other kinds.
     fn resolved(&self, mut table: Table) -> String {
         let stages = table.get_mut("stage").and_then(Value::as_array_mut).into_iter().flatten();
         for optimizer in stages.filter_map(|stage| stage.get_mut("optimizer")?.as_table_mut()) {
@@ -108,7 +108,8 @@ impl Recipe {
         toml::to_string(&table).expect("a table is TOML")
     }
 
-    /// Keys whose values differ, as `stage.finetune.epochs: 3, was 2`. For a run that is continued with another recipe.
+    /// The keys whose values differ, as `stage.finetune.epochs: 3, was 2`. Used if a run is resumed with another
+    /// recipe.
     pub fn differences(&self, was: &Recipe) -> Vec<String> {
         let leaves = |recipe: &Recipe| {
             let mut all = Vec::new();
@@ -137,12 +138,13 @@ impl Recipe {
     }
 }
 
-/// What a recipe or a part of it says, an f32 as the f64 that it is: 0.699999988079071.
+/// A recipe or a part of it as a table in which an f32 is converted exactly to f64: 0.699999988079071.
 fn exact_table(part: &impl Serialize) -> Table {
     Table::try_from(part).expect("a recipe holds only what TOML can say")
 }
 
-/// The same with the shortest decimals that read as the f32, 0.7: those of JSON's writer, which knows what it is given.
+/// Like [`exact_table`], but with the shortest decimals that parse to the same f32: 0.7. The JSON writer finds them,
+/// because it knows which values are f32.
 fn table_of(part: &impl Serialize) -> Table {
     fn shorten(value: &mut Value, json: &serde_json::Value) {
         match value {
@@ -173,12 +175,12 @@ pub(super) fn flatten(path: &str, value: &Value, leaves: &mut Vec<(String, Strin
     }
 }
 
-/// Whether a table of `[model]` describes heads, and so belongs to some detectors only.
+/// Whether a table of `[model]` describes heads and so belongs only to some detectors.
 fn is_head(table: &str) -> bool {
     Detector::ALL.iter().any(|detector| detector.tables().contains(&table))
 }
 
-/// Gives `[model]` the defaults of its detector; refuses tables of other detectors.
+/// Completes `[model]` with the defaults of its detector; refuses tables of other detectors.
 fn complete_model(file: &Path, root: &mut Table) -> Result<()> {
     let model = root.entry("model").or_insert_with(|| Value::Table(Table::new()));
     let Some(model) = model.as_table_mut() else { return Ok(()) }; // refused by the check
@@ -196,7 +198,7 @@ fn complete_model(file: &Path, root: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Adds what is missing.
+/// Adds missing keys of `defaults` to `table`.
 fn fill(table: &mut Table, defaults: &Table) {
     for (name, default) in defaults {
         match (table.get_mut(name), default) {
@@ -207,14 +209,15 @@ fn fill(table: &mut Table, defaults: &Table) {
     }
 }
 
-/// Takes out of a table at `path` what belongs to another kind than its own: such keys would be refused.
+/// Removes from the table at `path` the keys that belong to another kind than its own, because they would be refused.
 fn remove_other_kinds(path: &str, table: &mut Table) {
     let Some(Value::String(kind)) = table.get("kind").cloned() else { return };
     let other = |key: &Key| !key.belongs(&kind);
     table.retain(|name, _| !key_at(&join(path, name)).is_some_and(other));
 }
 
-/// A rate without `lr_batch` is stated for the batch of the file, so that overriding the batch scales it.
+/// Adds a missing `lr_batch`: the learning rate is stated for the file's batch, so that overriding the batch scales
+/// the rate.
 fn state_lr_batches(root: &mut Table) {
     let Some(Value::Array(stages)) = root.get_mut("stage") else { return };
     for stage in stages.iter_mut().filter_map(Value::as_table_mut) {
@@ -225,7 +228,7 @@ fn state_lr_batches(root: &mut Table) {
     }
 }
 
-/// Puts one `--set` into the tree; unknown keys are found by the check that follows.
+/// Applies one `--set` to the tree. Unknown keys are left to the check that follows.
 fn apply(file: &Path, root: &mut Table, places: &mut Places, given: &Override) -> Result<()> {
     let error = |message: String| {
         let argument = format!("--set {}={}", given.key, given.value);
@@ -281,19 +284,19 @@ fn apply(file: &Path, root: &mut Table, places: &mut Places, given: &Override) -
         };
         table = next;
     }
-    // A stage has one length: giving the other kind replaces it.
+    // A stage has one length: setting `epochs` removes `steps`, and the reverse.
     if path.starts_with("stage.") && tables.len() == 2 && (last == "epochs" || last == "steps") {
         table.remove(if last == "epochs" { "steps" } else { "epochs" });
     }
     table.insert(last.clone(), value);
     if last == "kind" {
-        remove_other_kinds(&tables.join("."), table); // what the file says for its own kind
+        remove_other_kinds(&tables.join("."), table); // the file's keys for the previous kind
     }
     places.set(&path, &format!("{}={}", given.key, given.value));
     Ok(())
 }
 
-/// The table that a key is in, if that is there, and the key's name in it.
+/// The table that contains a key, if it exists, and the key's name in it.
 fn table_around<'a, 'b>(root: &'a mut Table, parts: &'b [String]) -> Option<(&'a mut Table, &'b String)> {
     let (name, tables) = parts.split_last()?;
     let (mut table, mut rest) = (root, tables);
@@ -322,7 +325,7 @@ fn stage_index(root: &Table, named: &str) -> Option<usize> {
     }
 }
 
-/// The value as TOML; plain text where it is none, or where the key takes text.
+/// Parses the value as TOML. It is taken as plain text if it is not TOML, or if the key takes text and it is no string.
 fn parse_value(text: &str, want: Option<Want>) -> Value {
     let parsed = format!("value = {text}").parse::<Table>().ok().and_then(|mut table| {
         let value = table.remove("value")?;

@@ -1,12 +1,13 @@
-//! The learning rate of every step, as a pure function: a run that is resumed needs no state for it.
+//! The learning rate of every step, as a pure function of the step: a resumed run needs no state for it. Main type:
+//! [`Schedule`].
 
 use super::{ScheduleConfig, ScheduleKind, StageConfig};
 
 /// The learning rate of one stage over its steps.
 ///
-/// Warm-up is mmcv 1's: `regular · (1 - (1 - step/warmup_steps) · (1 - warmup_ratio))` for `step < warmup_steps`,
-/// counted from 0, so that step `warmup_steps` is the first with the whole rate. `regular` is what the schedule would
-/// give there.
+/// Warm-up is that of mmcv 1: `regular · (1 - (1 - step/warmup_steps) · (1 - warmup_ratio))` for `step < warmup_steps`.
+/// Steps are counted from 0, so step `warmup_steps` is the first with the full rate. `regular` is the rate of the
+/// schedule without warm-up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     config: ScheduleConfig,
@@ -16,8 +17,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule of `stage`, whose rate is already scaled to its batch ([`StageConfig::effective_lr`]).
-    /// `steps_per_epoch` counts optimizer steps and is at least 1.
+    /// The schedule of `stage`, for its rate scaled to its batch ([`StageConfig::effective_lr`]). `steps_per_epoch`
+    /// counts optimizer steps and is at least 1.
     pub fn new(stage: &StageConfig, steps_per_epoch: u64) -> Self {
         let steps_per_epoch = steps_per_epoch.max(1);
         let total_steps = match (stage.steps, stage.epochs) {
@@ -27,17 +28,17 @@ impl Schedule {
         Schedule { config: stage.schedule.clone(), lr: stage.effective_lr(), steps_per_epoch, total_steps }
     }
 
-    /// Steps of the stage.
+    /// Number of steps of the stage.
     pub fn total_steps(&self) -> u64 {
         self.total_steps
     }
 
-    /// Steps of one (repeated) pass.
+    /// Number of steps of one epoch, i.e. of one pass over the (repeated) training set.
     pub fn steps_per_epoch(&self) -> u64 {
         self.steps_per_epoch
     }
 
-    /// Epochs done before `step`.
+    /// Number of epochs completed before `step`.
     pub fn epoch(&self, step: u64) -> f64 {
         step as f64 / self.steps_per_epoch as f64
     }
@@ -70,7 +71,7 @@ impl Schedule {
             return true;
         }
         let every = eval_every_epochs * self.steps_per_epoch as f64;
-        // Compare how many evaluations are due now and one step ago: exact also where `every` is no whole number.
+        // Compares the numbers of evaluations due now and one step ago. This is exact even if `every` is not whole.
         every > 0.0 && done > 0 && (done as f64 / every).floor() > ((done - 1) as f64 / every).floor()
     }
 }
@@ -94,7 +95,7 @@ mod tests {
         schedule(lr, ScheduleConfig { warmup_steps, warmup_ratio, ..ScheduleConfig::default() }, 12, 7330)
     }
 
-    /// Values that mmcv 1's formula gives for the paper's configurations (its authors' five schedules).
+    /// Values of mmcv 1's formula for the paper's configurations (its authors' five schedules).
     #[test]
     fn warmup_is_mmcv_1() {
         let cases: &[(Schedule, &[(u64, f64)])] = &[

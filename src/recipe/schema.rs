@@ -1,5 +1,5 @@
-//! Holds a parsed recipe against the table of keys: unknown keys (with the nearest known one), wrong types, numbers out
-//! of range, missing keys. Every complaint names the key in full and the line.
+//! Checks a parsed recipe against the table of keys: unknown keys (with the nearest known one), wrong types, numbers
+//! out of range, missing keys. Every error names the key in full and the line.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,12 +10,12 @@ use toml::{Table, Value};
 use super::keys::{KEYS, Key, Need, Want};
 use crate::{Error, Result};
 
-/// Where each key of a file was written: a line, or an override of the command line.
+/// The place where each key of a recipe was given: a line of the file, or an override of the command line.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Places(HashMap<String, String>);
 
 impl Places {
-    /// Places of all keys of a file; of stages by index (`stage.0.flip`).
+    /// The places of all keys of a file, by path. Stages are given by their index (`stage.0.flip`).
     pub(super) fn of(text: &str) -> Places {
         let mut places = Places::default();
         if let Ok(table) = DeTable::parse(text) {
@@ -24,7 +24,7 @@ impl Places {
         places
     }
 
-    /// A key that the command line gave.
+    /// Records that the command line gave a key.
     pub(super) fn set(&mut self, path: &str, argument: &str) {
         self.0.insert(path.to_string(), format!("--set {argument}"));
     }
@@ -49,7 +49,7 @@ impl Places {
         }
     }
 
-    /// `line 12: ` of a key or of the nearest table around it.
+    /// The place (`line 12: `) of a key or of the nearest table around it.
     fn prefix(&self, mut path: &str) -> String {
         loop {
             if let Some(place) = self.0.get(path) {
@@ -63,7 +63,7 @@ impl Places {
     }
 }
 
-/// `line 12` of a byte offset.
+/// The line (`line 12`) of a byte offset.
 pub(super) fn line(text: &str, offset: usize) -> String {
     let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
     format!("line {}", 1 + before.iter().filter(|&&byte| byte == b'\n').count())
@@ -80,7 +80,7 @@ pub(super) struct Spot {
     pattern: String,
     /// As in the tree: `stage.0.flip`.
     index: String,
-    /// As users say it: `stage.pretrain.flip`.
+    /// As shown to users: `stage.pretrain.flip`.
     shown: String,
 }
 
@@ -199,7 +199,7 @@ impl Checker<'_> {
         Err(self.error(spot, format!("want {}, found {}{hint}", expected(key.want), found(value))))
     }
 
-    /// A required key must be in every stage, whether or not its table is there.
+    /// Checks that a required key is in every stage, even if its table is missing.
     fn required(&self, key: &Key, root: &Table) -> Result<()> {
         let Some(inside) = key.path.strip_prefix("stage.*.") else {
             return Ok(());
@@ -222,7 +222,7 @@ fn is_inside(path: &str, table: &str) -> bool {
     path.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// What is known at a path of the tree: a key, or `None` for a table or nothing.
+/// The key at a path of the tree; `None` for tables and unknown paths.
 pub(super) fn key_at(path: &str) -> Option<&'static Key> {
     let spot = spot_at(path);
     KEYS.iter().find(|key| key.path == spot.pattern)
@@ -236,7 +236,7 @@ fn spot_at(path: &str) -> Spot {
     parts.iter().fold(Spot::default(), |spot, part| spot.child(part))
 }
 
-/// Whether a path of the tree is that of a key or a table; stages are lists.
+/// Whether a path of the tree is that of a key or a table. `stage` and `stage.0` are not: they are a list and an entry.
 pub(super) fn is_known(path: &str) -> bool {
     let pattern = spot_at(path).pattern;
     let is_list = matches!(pattern.as_str(), "stage" | "stage.*");
@@ -249,7 +249,7 @@ fn real(value: &Value) -> Option<f64> {
 
 fn fits(want: Want, value: &Value) -> bool {
     let real_in = |value: &Value, low: f64, high: f64| {
-        // Infinity is only a bound of the table, never a value; NaN is in no range.
+        // Infinity is only a bound in the table of keys, never a value; NaN is in no range.
         real(value).is_some_and(|number| number.is_finite() && (low..=high).contains(&number)) && !is_beyond_f32(value)
     };
     let whole_in =
@@ -284,7 +284,8 @@ fn range(low: f64, high: f64) -> String {
     }
 }
 
-/// Whether a number, or one of a list, is infinite or 0 in the 32 bits that numbers are used in, and is neither.
+/// Whether a finite number other than 0, or one in a list, becomes infinite or 0 when it is rounded to f32, the type
+/// that numbers are used in.
 fn is_beyond_f32(value: &Value) -> bool {
     match value {
         Value::Array(list) => list.iter().any(is_beyond_f32),
@@ -300,7 +301,7 @@ fn exceeds(value: &Value, high: i64) -> bool {
     }
 }
 
-/// Whether `whole_range` says the upper limit: not one that only a slip of the finger reaches.
+/// Whether `whole_range` states the upper limit. Very large limits, which only a typing error exceeds, are not stated.
 fn says_limit(high: i64) -> bool {
     high < i64::from(u32::MAX)
 }
@@ -309,7 +310,7 @@ fn whole_range(low: i64, high: i64) -> String {
     if says_limit(high) { format!(" from {low} to {high}") } else { format!(" (at least {low})") }
 }
 
-/// What a key takes, in words.
+/// The type and range of a key's value in words.
 pub(super) fn expected(want: Want) -> String {
     match want {
         Want::Text => "a text in quotes".to_string(),
@@ -330,7 +331,7 @@ pub(super) fn expected(want: Want) -> String {
     }
 }
 
-/// A value as the complaint shows it.
+/// A value as shown in an error.
 fn found(value: &Value) -> String {
     let name = match value {
         Value::String(_) => "a text",
@@ -349,13 +350,13 @@ fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
     scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score >= 0.4).map(|(_, candidate)| candidate)
 }
 
-/// The known key (or table) nearest to an unknown one, as users say it: the same table first, then the same name
-/// elsewhere.
+/// The known key (or table) nearest to an unknown one, as shown to users. Keys of the same table are preferred to keys
+/// with a similar name elsewhere.
 fn nearest(spot: &Spot) -> String {
     let (table, name) = spot.pattern.rsplit_once('.').unwrap_or(("", &spot.pattern));
     let mut best = (f64::MIN, String::new());
     for key in KEYS {
-        // The key itself, and each table on its way, is a candidate.
+        // The key itself and each table that contains it are candidates.
         for (end, _) in key.path.match_indices('.').chain([(key.path.len(), "")]) {
             let candidate = &key.path[..end];
             let (home, last) = candidate.rsplit_once('.').unwrap_or(("", candidate));
@@ -375,7 +376,7 @@ fn nearest(spot: &Spot) -> String {
             }
         }
     }
-    // Say `stage.pretrain.flip`, not `stage.*.flip`.
+    // Show `stage.pretrain.flip`, not `stage.*.flip`.
     match (best.1.strip_prefix("stage.*."), spot.shown.strip_prefix("stage.")) {
         (Some(rest), Some(inside)) => format!("stage.{}.{rest}", inside.split('.').next().unwrap_or("*")),
         _ => best.1,

@@ -1,4 +1,4 @@
-//! What a run starts from, where its recipe says so.
+//! Loads the initial weights of a run (`init.weights` of its recipe).
 
 use crate::error::Result;
 use crate::nn::ParamStore;
@@ -6,11 +6,11 @@ use crate::recipe::Recipe;
 use crate::run::checkpoint::{Checkpoint, Weights};
 use crate::weights::{self, Origin, is_foreign};
 
-/// Fills a detector of `classes` with `init.weights`, if the recipe has it: weights of another program, or a
-/// checkpoint, whose predictors are taken where its classes are these. Returns what the user should know. On the plan
-/// device the file is only looked at.
+/// Fills a detector of `classes` from `init.weights`, if the recipe has it. The file holds weights of another program,
+/// or is a checkpoint; the class predictors of a checkpoint are loaded only if its classes equal `classes`. Returns
+/// notes for the user. On the plan device, the file is only checked.
 ///
-/// Errors: `Io`; `Checkpoint` if the file is not of the recipe's model, or holds values that are not finite.
+/// Errors: `Io`; `Checkpoint` if the file does not fit the recipe's model, or holds a value that is not finite.
 pub fn load_initial_weights(recipe: &Recipe, classes: &[String], store: &ParamStore) -> Result<Vec<String>> {
     let Some(file) = &recipe.init.weights else { return Ok(Vec::new()) };
     let notes = if is_foreign(file).unwrap_or(false) {

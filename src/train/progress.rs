@@ -1,4 +1,4 @@
-//! What a user sees of a run while it runs: a bar on a terminal, plain lines elsewhere, both on stderr.
+//! The progress display of a run: a bar on a terminal, plain lines elsewhere, both on stderr. Main type: [`Progress`].
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
@@ -13,12 +13,12 @@ use crate::output::tell;
 use crate::recipe::{Recipe, Resize};
 use crate::run::event::{Eval, Event, Observer, Stage, Train};
 
-/// Plain lines of training steps come no faster than this.
+/// Least time between two plain lines of training steps.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
-/// Shows a run.
+/// Shows the events of a run to the user.
 pub struct Progress {
-    /// Images of a step, and its guessed cost, of each stage.
+    /// Number of images and estimated cost (in pixels) of a step, for each stage.
     stages: Vec<(f64, f64)>,
     now: Option<Stage>,
     eta: Eta,
@@ -27,12 +27,12 @@ pub struct Progress {
 
 enum Out {
     Bar(ProgressBar),
-    /// When the last line of training steps was written, and to where.
+    /// Time of the last line of training steps, and the destination.
     Plain(Option<Instant>, Box<dyn Write + Send>),
 }
 
 impl Progress {
-    /// For a terminal if stderr is one.
+    /// A display on stderr: a bar if it is a terminal, else plain lines.
     pub fn new(recipe: &Recipe) -> Progress {
         if std::io::stderr().is_terminal() {
             let bar = ProgressBar::no_length();
@@ -43,7 +43,7 @@ impl Progress {
         }
     }
 
-    /// Plain lines to somewhere else.
+    /// A display of plain lines, written to `out`.
     pub fn plain(recipe: &Recipe, out: Box<dyn Write + Send>) -> Progress {
         Progress::with(recipe, Out::Plain(None, out))
     }
@@ -60,11 +60,11 @@ impl Progress {
         Progress { stages: recipe.stages.iter().map(cost).collect(), now: None, eta: Eta::default(), out }
     }
 
-    /// One line above the bar.
+    /// Prints one line, above the bar if there is one.
     fn say(&mut self, text: &str) {
         match &mut self.out {
             Out::Bar(bar) => bar.suspend(|| tell(text)),
-            // A run does not end because nobody listens.
+            // Write errors are ignored: a closed pipe must not end the run.
             Out::Plain(_, out) => drop(writeln!(out, "{text}").and_then(|()| out.flush())),
         }
     }
@@ -165,14 +165,14 @@ fn style() -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━─")
 }
 
-/// Time left, from seconds per unit of cost.
+/// Estimates the time left from measured seconds per unit of cost.
 #[derive(Debug, Default)]
 struct Eta {
     seconds_per_cost: Option<f64>,
 }
 
 impl Eta {
-    /// Share of the newest measurement.
+    /// Weight of the newest measurement in the running mean.
     const NEWEST: f64 = 0.1;
 
     fn observe(&mut self, seconds_per_step: f64, cost: f64) {
@@ -196,7 +196,8 @@ fn losses_text(train: &Train) -> String {
     format!("loss {total:.3} ({})", parts.join(", "))
 }
 
-/// `epoch 1.20, lr 0.01, 31.5 images/s, 2.3 GiB, 1h02m left`, and the wait for data where it matters.
+/// `epoch 1.20, lr 0.01, 31.5 images/s, 2.3 GiB, 1h02m left`, with the share of time spent waiting for data if it is at
+/// least 5 %.
 fn speed_text(train: &Train, left: Option<f64>) -> String {
     let mut text = format!(
         "epoch {:.2}, lr {}, {:.1} images/s, {}",

@@ -1,4 +1,5 @@
-//! Everything that listens to a run: its log, TensorBoard, the progress display, and the checkpoints kept by step.
+//! The observer of a run: passes its events on to the log, TensorBoard and the progress display, and keeps older
+//! checkpoints. Main type: [`Recorder`].
 
 use super::progress::Progress;
 use crate::error::Result;
@@ -9,21 +10,21 @@ use crate::run::dir::RunDir;
 use crate::run::event::{Event, Observer};
 use crate::run::log::LogFile;
 
-/// Writes what a run tells into its folder and to the user.
+/// Writes the events of a run into its folder and shows them to the user.
 pub struct Recorder {
     run: RunDir,
-    /// Stage and step of the checkpoint that the run goes on from.
+    /// Stage and global step of the checkpoint that the run resumes from.
     resumed: Option<(usize, u64)>,
-    /// Open from the first event on: a run that is refused before leaves the files as they are.
+    /// Opened at the first event, so that a run that is refused before its first event does not change the files.
     files: Option<(LogFile, EventWriter)>,
     progress: Progress,
-    /// Checkpoints to keep by step, of each stage.
+    /// Number of older checkpoints to keep, for each stage.
     keep: Vec<usize>,
     stage: usize,
 }
 
 impl Recorder {
-    /// For a new run, or one that goes on from a checkpoint with `resumed` as its metadata.
+    /// A recorder for a new run, or for one that resumes from a checkpoint with the metadata `resumed`.
     pub fn new(run: &RunDir, recipe: &Recipe, resumed: Option<&Meta>, progress: Progress) -> Recorder {
         let keep = recipe.stages.iter().map(|stage| stage.keep_checkpoints).collect();
         let resumed = resumed.map(|meta| (meta.stage, meta.global_step));

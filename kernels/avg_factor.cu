@@ -1,7 +1,7 @@
 // Divisor of the losses: counts [B,2] i32, y [1] f32. One block: its threads add up the images in a fixed order. Deterministic.
 #include "common/reduce.cuh"
 
-// Of AvgFactor.
+// Values of AvgFactor in src/ops/avg_factor/mod.rs.
 enum : uint32_t { AVG_RPN = 0, AVG_ROI = 1, AVG_DENSE = 2, AVG_POSITIVES = 3 };
 
 struct AvgFactorParams {

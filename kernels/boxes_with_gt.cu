@@ -1,13 +1,13 @@
-// Ground truth in front of proposals. One thread a box, one pass. Deterministic.
+// Ground truth in front of proposals: out [B,G+P,4] holds gt_boxes [B,G,4], then proposals [B,P,4]. One thread a box, one pass.
+// Deterministic.
 #include "common/kernel.cuh"
 
-struct WithGtParams {
+struct BoxesWithGtParams {
     uint32_t b, g, p;
 };
-static_assert(sizeof(WithGtParams) == 12, "mirror of src/ops/boxes_with_gt/cuda.rs");
+static_assert(sizeof(BoxesWithGtParams) == 12, "mirror of src/ops/boxes_with_gt/cuda.rs");
 
-// out [B,G+P,4]: gt_boxes [B,G,4], then proposals [B,P,4]. One thread a box, one pass.
-KERNEL(256, boxes_with_gt_f32, (float* out, const float* proposals, const float* gt_boxes, WithGtParams p)) {
+KERNEL(256, boxes_with_gt_f32, (float* out, const float* proposals, const float* gt_boxes, BoxesWithGtParams p)) {
     const int64_t width = int64_t(p.g) + p.p, count = p.b * width;
     for (int64_t i = global_thread(); i < count; i += global_threads()) {
         const int64_t image = i / width, column = i - image * width;

@@ -1,7 +1,6 @@
-// Rows that are there: idx [B,S], out [B]. Deterministic.
+// Rows of each image whose index is not negative: idx [B,S], out [B]. One block an image, one pass. Deterministic.
 #include "common/kernel.cuh"
 
-// One block a row.
 KERNEL(256, count_rows_i32, (int32_t * out, const int32_t* idx, uint32_t s)) {
     const int32_t* row = idx + int64_t(blockIdx.x) * s;
     int count = 0;

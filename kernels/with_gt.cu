@@ -1,4 +1,5 @@
-// Assignment with ground truth in front. One thread an element, one pass. Deterministic.
+// Assignment with ground truth in front: out [B,G+P] holds the numbers of the ground truths that are there, then assigned [B,P]. One
+// thread an element, one pass. Deterministic.
 #include "common/kernel.cuh"
 
 struct WithGtParams {
@@ -6,7 +7,6 @@ struct WithGtParams {
 };
 static_assert(sizeof(WithGtParams) == 12, "mirror of src/ops/with_gt/cuda.rs");
 
-// out [B,G+P]: the numbers of the ground truths that are there, then assigned [B,P]. One thread an element, one pass.
 KERNEL(256, with_gt_i32, (int32_t * out, const int32_t* assigned, const int32_t* gt_count, WithGtParams p)) {
     constexpr int32_t INVALID = -2;
     const int64_t width = int64_t(p.g) + p.p, count = p.b * width;

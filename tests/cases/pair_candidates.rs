@@ -1,12 +1,37 @@
 //! Candidates of (anchor, class) pairs, against the definition.
 
-use super::box_decode::naive;
+use super::box_decode;
 use super::class_candidates::STDS;
 use super::{Case, case};
 use crate::support::tensors::*;
 use upres::device::Device;
 use upres::ops::pair_candidates::{PairRule, pair_candidates};
 use upres::tensor::{DType, Tensor};
+
+/// One image: its logits `[R,K]`, the anchors of its rows, the anchors' deltas, its height and its scale.
+struct Image<'a> {
+    logits: &'a [f32],
+    rows: Option<&'a [i32]>,
+    deltas: &'a [f32],
+    height: f32,
+    scale: Option<&'a [f32]>,
+}
+
+/// Box, score and class of one pair of an image 120 pixels wide; zeros and -1 if the pair is no candidate.
+fn naive(image: &Image<'_>, anchors: &[f32], k: usize, pair: i32, rule: PairRule) -> ([f64; 4], f64, i32) {
+    let none = ([0.0; 4], 0.0, -1);
+    let Some(&logit) = usize::try_from(pair).ok().and_then(|pair| image.logits.get(pair)) else { return none };
+    let (row, class) = (pair as usize / k, pair as usize % k);
+    let anchor = image.rows.map_or(row as i32, |rows| rows[row]);
+    let prob = 1.0 / (1.0 + (-f64::from(logit)).exp());
+    if !(0..anchors.len() as i32 / 4).contains(&anchor) || prob <= f64::from(rule.score_threshold) {
+        return none;
+    }
+    let own = |of: &'_ [f32]| -> [f32; 4] { std::array::from_fn(|i| of[4 * anchor as usize + i]) };
+    let y = box_decode::naive(&own(anchors), &own(image.deltas), rule.stds, (120.0, image.height));
+    let y: [f64; 4] = std::array::from_fn(|i| y[i] / image.scale.map_or(1.0, |s| f64::from(s[i % 2])));
+    if rule.min_size_px < 0.0 || (y[2] > y[0] && y[3] > y[1]) { (y, prob, class as i32) } else { none }
+}
 
 /// B, R, K, N, P; N = R: without rows.
 const CASES: &[Case] = &[
@@ -47,23 +72,15 @@ fn pairs_equal_the_definition() {
             });
             let (mut want_boxes, mut want_scores, mut want_classes) = (Vec::new(), Vec::new(), Vec::new());
             for (i, &pair) in pairs.iter().enumerate() {
-                let image = i / p;
-                let mut found = ([0.0; 4], 0.0, -1);
-                if (0..(r * k) as i32).contains(&pair) {
-                    let (row, class) = (pair as usize / k, pair as usize % k);
-                    let anchor = rows.as_ref().map_or(row as i32, |rows| rows[image * r + row]);
-                    let prob = 1.0 / (1.0 + (-f64::from(logits[image * r * k + pair as usize])).exp());
-                    if (0..n as i32).contains(&anchor) && prob > f64::from(score_threshold) {
-                        let a = anchor as usize;
-                        let (own, size) = (&deltas[4 * (image * n + a)..][..4], (120.0, sizes[4 * image]));
-                        let y = naive(&anchors[4 * a..][..4], own, STDS, size);
-                        let s = scale.as_ref().map_or([1.0; 2], |s| [s[2 * image], s[2 * image + 1]]);
-                        let y: [f64; 4] = std::array::from_fn(|i| y[i] / f64::from(s[i % 2]));
-                        if min_size_px < 0.0 || (y[2] > y[0] && y[3] > y[1]) {
-                            found = (y, prob, class as i32);
-                        }
-                    }
-                }
+                let at = i / p;
+                let image = Image {
+                    logits: &logits[at * r * k..][..r * k],
+                    rows: rows.as_ref().map(|rows| &rows[at * r..][..r]),
+                    deltas: &deltas[4 * at * n..][..4 * n],
+                    height: sizes[4 * at],
+                    scale: scale.as_ref().map(|s| &s[2 * at..][..2]),
+                };
+                let found = naive(&image, &anchors, k, pair, rule);
                 want_boxes.extend(found.0);
                 want_scores.push(found.1);
                 want_classes.push(found.2);

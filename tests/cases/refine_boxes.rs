@@ -10,6 +10,11 @@ use upres::ops::box_decode::box_decode;
 use upres::ops::refine_boxes::refine_boxes;
 use upres::tensor::Tensor;
 
+/// Whether a sample is a proposal (1), or ground truth or padding (-1). The boxes are those of `box_decode`.
+fn naive(idx: i32, truths: usize) -> i32 {
+    if idx >= truths as i32 { 1 } else { -1 }
+}
+
 /// B, S, slots of ground truth in front.
 const CASES: &[Case] = &[
     case("no_image", &[0, 3, 1]),
@@ -33,7 +38,7 @@ fn equals_the_definition() {
             Ok(vec![boxes, valid, box_decode(&rois, &deltas, None, &sizes, stds)?])
         });
         assert_eq!(out[0].f32s(), out[2].f32s(), "{}", c.name);
-        let valid = idx.iter().map(|&i| if i >= truths as i32 { 1 } else { -1 });
+        let valid = idx.iter().map(|&i| naive(i, truths));
         assert_eq!(out[1].i32s(), valid.collect::<Vec<_>>(), "{}", c.name);
     }
 }

@@ -28,7 +28,7 @@ fn words<'a>(source: &'a str, before: &'a str, after: &'a str) -> impl Iterator<
 }
 
 /// Faults in the names an op shows to plans, profiles and errors. Each public function of its folder must enter its own
-/// name or the op's (`softmax_ce` has `avg_factor`, say), and each error begins with the name that was entered.
+/// name or the op's (`conv2d_live` enters `conv2d`, say), and each error begins with the name that was entered.
 fn naming_faults(name: &str, source: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let entered: BTreeSet<&str> = words(source, "enter(\"", "\")").collect();

@@ -46,12 +46,13 @@ pub struct Output {
 }
 
 impl Output {
-    /// Copies a tensor of f32, bf16 or i32.
+    /// Copies a tensor of f32, bf16, i32 or u8.
     pub fn of(t: &Tensor) -> Output {
         let bytes = match t.dtype() {
             DType::F32 => bytemuck::cast_slice(&t.read::<f32>().expect("f32")).to_vec(),
             DType::BF16 => bytemuck::cast_slice(&t.read::<bf16>().expect("bf16")).to_vec(),
             DType::I32 => bytemuck::cast_slice(&t.read::<i32>().expect("i32")).to_vec(),
+            DType::U8 => t.read::<u8>().expect("u8").to_vec(),
             other => panic!("no test reads {other:?}"),
         };
         Output { dtype: t.dtype(), shape: t.shape().to_vec(), bytes }
@@ -78,6 +79,11 @@ impl Output {
     /// As i32.
     pub fn i32s(&self) -> Vec<i32> {
         bytemuck::pod_collect_to_vec(&self.bytes)
+    }
+
+    /// As u8.
+    pub fn u8s(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

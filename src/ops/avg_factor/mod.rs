@@ -1,4 +1,4 @@
-//! What the losses of a batch are divided by, from the numbers of positives and negatives.
+//! The divisor of the losses of a batch, from the numbers of positives and negatives.
 
 mod cpu;
 mod cuda;
@@ -11,8 +11,8 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "avg_factor", gradient: Gradient::No("a divisor is a constant of the losses") };
 
-/// Whose normaliser. One number divides both the class loss and the box loss (never the positives alone, but where
-/// every anchor takes part).
+/// Which samples the divisor counts. One number divides both the class loss and the box loss. It counts the positives
+/// alone only where every anchor takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AvgFactor {
     /// Region proposal network: `sum over images of max(pos, 1) + max(neg, 1)`, so 513 when one of two images with 256
@@ -26,12 +26,12 @@ pub enum AvgFactor {
     Positives,
 }
 
-/// What the batch's losses are divided by.
+/// Computes the number that the losses of a batch are divided by.
 ///
 /// Shapes: counts `[B,2]` i32 (positives, negatives); y `[1]` f32, at least 1.
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: none to speak of.
+/// Cost: reads 2·B numbers, one launch.
 /// Errors: `Shape` if counts is not `[B,2]`.
 /// Reference: mmdetection's `avg_factor` (its epsilon, at most one ulp, left out).
 pub fn avg_factor(counts: &Tensor, kind: AvgFactor) -> Result<Tensor> {

@@ -6,7 +6,7 @@ use crate::tensor::{DType, Tensor};
 
 const THREADS: u32 = 256;
 
-/// Mirror of the kernel's WithGtParams.
+/// Mirror of the kernel's BoxesWithGtParams.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Params {

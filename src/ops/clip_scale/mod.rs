@@ -12,13 +12,13 @@ use crate::tensor::{DType, Tensor};
 pub const INFO: OpInfo = OpInfo { name: "clip_scale", gradient: Gradient::No("it comes after the backward pass") };
 
 /// `scale = min(1, max_norm / (norm + 1e-6))`, to be given to the optimizer: gradients are clipped without a host read.
-/// Of a norm that is not finite it is NaN, at which the optimizer skips the step. Without a limit (`max_norm` infinite)
-/// it is 1 or NaN.
+/// If the norm is not finite, the scale is NaN, and the optimizer skips the step. Without a limit (`max_norm` infinite)
+/// the scale is 1 or NaN.
 ///
 /// Shapes: norm, scale `[1]` f32.
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: one pass over inputs and outputs; memory-bound.
+/// Cost: one number, one launch; nothing is read by the host.
 /// Errors: `Shape` if norm is not `[1]`, `Dtype`.
 /// Reference: torch.nn.utils.clip_grad_norm_.
 pub fn clip_scale(norm: &Tensor, max_norm: f32) -> Result<Tensor> {

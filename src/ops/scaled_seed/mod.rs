@@ -16,7 +16,7 @@ pub const INFO: OpInfo = OpInfo { name: "scaled_seed", gradient: Gradient::No("i
 /// Shapes: state `[3]`, dy `[1]` f32.
 /// Saves: nothing.
 /// Gradient: none.
-/// Cost: one pass over inputs and outputs; memory-bound.
+/// Cost: one number, one launch; nothing is read by the host.
 /// Errors: `Shape`, `Dtype`.
 /// Reference: Micikevicius et al. 2018, section 3.2.
 pub fn scaled_seed(state: &Tensor, weight: f32) -> Result<Tensor> {

@@ -1,8 +1,7 @@
 //! CPU kernels of window attention: a task is a few windows, and goes head by head through packed copies of one
 //! window's q, k and v that stay in its cache, on the micro-kernel of the matrix products.
 //!
-//! Padded tokens are ordinary ones whose q, k and v are the bias; what comes out for them is not written, or goes to
-//! the bias.
+//! Padded tokens have the bias as their q, k and v; their results are not written, or go to the bias.
 
 use rayon::prelude::*;
 
@@ -312,8 +311,7 @@ fn pixel(window: Option<&Window>, t: usize) -> Option<usize> {
     window.and_then(|w| w.pixel(t / w.side(), t % w.side()))
 }
 
-/// A head's q, k and v of a pixel: its elements are far from those of the next pixel, and waiting for them would be
-/// half of the time.
+/// Prefetches a head's q, k and v of a pixel, which lie far from the next pixel's: waiting would be half of the time.
 #[inline(always)]
 fn prefetch(pixel: &[f32], head: usize, s: &AttentionShape, z: Sizes) {
     for what in 0..3 {

@@ -1,9 +1,10 @@
-//! Ops: what a network computes, one folder an op. `mod.rs` has doc, checks, output shapes, dispatch and the rule for
-//! the gradient, `cpu.rs` the loops, `cuda.rs` the launches of `kernels/<op>.cu`. All are listed in [`OPS`].
+//! Ops: the computations of a network and its training, one folder per op. In each folder, `mod.rs` has the docs,
+//! checks, output shapes, dispatch and gradient rule, `cpu.rs` the loops, and `cuda.rs` the launches of
+//! `kernels/<op>.cu`. [`OPS`] lists all ops.
 //!
 //! An op allocates its outputs and workspaces in `mod.rs` and then dispatches. So the plan device, which computes
-//! nothing, sees the same allocations as the CPU. Layers with parameters are in [`crate::nn`], what only detectors need
-//! in [`crate::detection`]. Read `gelu` first; docs/adding_an_op.md walks through an op.
+//! nothing, sees the same allocations as the CPU. Layers with parameters are in [`crate::nn`], and code that only
+//! detectors need is in [`crate::detection`]. Read `gelu` first; docs/adding_an_op.md explains how to write an op.
 
 pub mod adamw;
 pub mod anchors_valid;
@@ -59,21 +60,21 @@ pub mod valid_groups;
 pub mod window_attention;
 pub mod with_gt;
 
-/// What the registry knows of an op; tests/house/registry.rs checks each entry against the source tree.
+/// The registry entry of an op; tests/house/registry.rs checks each entry against the source tree.
 #[derive(Clone, Copy, Debug)]
 pub struct OpInfo {
-    /// Name of the folder, of the function and of the range in profiles.
+    /// The name of the folder, of the function and of the range in profiles.
     pub name: &'static str,
-    /// Whether gradients flow through it.
+    /// Whether gradients flow through the op.
     pub gradient: Gradient,
 }
 
 /// Whether gradients flow through an op.
 #[derive(Clone, Copy, Debug)]
 pub enum Gradient {
-    /// It has a rule.
+    /// The op has a gradient rule.
     Yes,
-    /// It has none, for this reason.
+    /// The op has no gradient, for the given reason.
     No(&'static str),
 }
 

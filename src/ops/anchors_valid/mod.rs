@@ -1,4 +1,4 @@
-//! Which anchors of each image may be used.
+//! Flags the anchors of each image that may be used.
 
 mod cpu;
 mod cuda;
@@ -33,8 +33,9 @@ pub struct AnchorGrid<'a> {
     pub per_cell: usize,
 }
 
-/// Which anchors of each image may be used: cells inside the image's own padded size (`sizes` is img_h, img_w, pad_h,
-/// pad_w), and, with `allowed_border >= 0`, boxes that leave the image by less than that.
+/// Flags the anchors of each image that may be used. The anchor's cell must lie inside the image's own padded size
+/// (`sizes` is img_h, img_w, pad_h, pad_w). If `allowed_border >= 0`, its box must also not extend beyond the image by
+/// more than that on the left and top, and by less than that on the right and bottom.
 ///
 /// Shapes: sizes `[B,4]` f32; result `[B,N]` u8.
 /// Saves: nothing.

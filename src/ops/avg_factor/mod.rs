@@ -15,8 +15,8 @@ pub const INFO: OpInfo = OpInfo { name: "avg_factor", gradient: Gradient::No("a 
 /// alone only where every anchor takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AvgFactor {
-    /// Region proposal network: `sum over images of max(pos, 1) + max(neg, 1)`, so 513 when one of two images with 256
-    /// samples each has no positive.
+    /// Region proposal network: `sum over images of max(pos, 1) + max(neg, 1)`. For example 513 for two images with 256
+    /// samples each, one of which has no positive.
     Rpn,
     /// RoI heads: `max(1, sum over images of pos + neg)`.
     Roi,

@@ -1,21 +1,22 @@
-//! CPU kernels of batch normalisation: loops over whole rows of lanes, sums in fixed chunks folded in f64.
+//! CPU kernels of batch norm. Loops go over whole rows of lanes; sums are taken over fixed chunks and folded in f64.
 
 use rayon::prelude::*;
 
-/// A row of lanes holds at least this many elements, and whole vectors where that is possible within a limit, so that
-/// loops over few channels, or an odd number of them, fill the vector unit too.
+/// A row of lanes holds at least `MIN_WIDE` elements, and whole vectors if that is possible within `MAX_WIDE`. So loops
+/// over few channels, or an odd number of them, fill the vector unit too.
 const MIN_WIDE: usize = 128;
 const MAX_WIDE: usize = 2048;
 const VECTOR: usize = 32;
-/// How many chunks there should be, and their bounds: small enough that a second reading comes from the cache (32 Ki
-/// elements, 128 KiB), large enough in rows of lanes that the partial sums are few beside the elements.
+/// Target number of chunks, and the bounds of a chunk: small enough that a second read hits the cache (32 Ki elements,
+/// 128 KiB), and with enough rows of lanes that the partial sums are few compared with the elements.
 const CHUNKS: usize = 64;
 const CHUNK_MAX: usize = 32 * 1024;
 const CHUNK_MIN_ROWS: usize = 32;
 /// Channels folded at a time.
 const STRIP: usize = 32;
 
-/// How the elements are walked. It depends on the shape alone, so results do not depend on the number of threads.
+/// The division of the elements into chunks and rows. It depends on the shape alone, so results do not depend on the
+/// number of threads.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Split {
     /// Values a channel.
@@ -51,8 +52,8 @@ impl Split {
     }
 }
 
-/// `for i in 0..n` over slices first cut to `n`: with a bound check left in, the vectoriser sends whole vectors to its
-/// scalar remainder (a third of the time, as measured).
+/// `for i in 0..n` over slices that are first cut to `n`. If a bounds check remained, the vectoriser would leave whole
+/// vectors to its scalar remainder loop (measured: a third of the time).
 macro_rules! each_lane {
     ($n:expr, mut $($m:ident),+; $($r:ident),+; $i:ident => $body:block) => {{
         let n = $n;
@@ -68,10 +69,10 @@ fn rows_of<const K: usize>(x: &[f32], wide: usize) -> [&[f32]; K] {
     std::array::from_fn(|k| &x[k * wide..][..wide])
 }
 
-/// Mean and `1 / sqrt(var + eps)` of the batch into `stats`, and the running statistics' move.
+/// Writes the mean and `1 / sqrt(var + eps)` of the batch to `stats`, and updates the running statistics.
 ///
-/// Each chunk takes its mean, then (from the cache) the sums of deviations and of their squares from it; the chunks
-/// meet in f64. So a large mean does not cancel, and x is read from memory once.
+/// Each chunk computes its mean, then (from the cache) the sum of the deviations from it and of their squares. The
+/// chunks are combined in f64. So a large mean causes no cancellation, and x is read from memory once.
 pub(super) fn batch_stats(
     stats: &mut [f32],
     running_mean: &mut [f32],
@@ -97,7 +98,8 @@ pub(super) fn batch_stats(
         .for_each(|(i, (((mean, rstd), running_mean), running_var))| {
             let (sum, m2) = fold_stats(partial, i * STRIP, mean.len(), s);
             let m = s.m as f64;
-            // A batch that overflowed (16 bits; its step is skipped) must not stay in the statistics for ever.
+            // A batch that overflowed (16-bit activations; its step is skipped) must not spoil the running
+            // statistics for ever.
             let move_to = |old: f32, new: f64| {
                 let moved = (f64::from(old) + f64::from(momentum) * (new - f64::from(old))) as f32;
                 if moved.is_finite() { moved } else { old }
@@ -151,12 +153,12 @@ fn chunk_stats(p: &mut [f32], x: &[f32], wide: usize) {
     }
 }
 
-/// Elements of lane `j` in a chunk of `len`.
+/// Number of elements of lane `j` in a chunk of `len` elements.
 fn count(len: usize, j: usize, wide: usize) -> usize {
     len.saturating_sub(j).div_ceil(wide)
 }
 
-/// Sum and squared deviations from the mean, of `n` channels from `c0`.
+/// Returns the sum and the sum of squared deviations from the mean, for `n` channels from `c0` on.
 fn fold_stats(partial: &[f32], c0: usize, n: usize, s: &Split) -> ([f64; STRIP], [f64; STRIP]) {
     let (mut sum, mut m2) = ([0.0; STRIP], [0.0; STRIP]);
     each_partial(partial, c0, n, s, |j, count, [mean, dev, _]| sum[j] += count * mean + dev);
@@ -169,7 +171,7 @@ fn fold_stats(partial: &[f32], c0: usize, n: usize, s: &Split) -> ([f64; STRIP],
     (sum, m2.map(|v: f64| if v < 0.0 { 0.0 } else { v })) // NaN stays
 }
 
-/// Calls `f(j, elements, partial sums)` for the `n` channels from `c0` of each chunk and pixel, in order.
+/// Calls `f(j, elements, partial sums)` for the `n` channels from `c0` on, for each chunk and pixel, in order.
 #[inline(always)]
 fn each_partial(partial: &[f32], c0: usize, n: usize, s: &Split, mut f: impl FnMut(usize, f64, [f64; 3])) {
     for (i, p) in partial.chunks(3 * s.wide).enumerate() {
@@ -184,7 +186,7 @@ fn each_partial(partial: &[f32], c0: usize, n: usize, s: &Split, mut f: impl FnM
     }
 }
 
-/// The running statistics as mean and `1 / sqrt(var + eps)`.
+/// Writes the running statistics to `stats` as mean and `1 / sqrt(var + eps)`.
 pub(super) fn running_stats(stats: &mut [f32], mean: &[f32], var: &[f32], eps: f32) {
     let (out_mean, rstd) = stats.split_at_mut(mean.len());
     out_mean.copy_from_slice(mean);
@@ -193,7 +195,8 @@ pub(super) fn running_stats(stats: &mut [f32], mean: &[f32], var: &[f32], eps: f
     }
 }
 
-/// Lanes of mean, scale, shift: `y = (x - mean) * scale + shift`. Subtracting first keeps the digits of a large mean.
+/// Writes the lanes of mean, scale and shift: `y = (x - mean) * scale + shift`. Subtracting the mean first avoids
+/// cancellation if the mean is large.
 pub(super) fn forward_coef(coef: &mut [f32], stats: &[f32], gamma: &[f32], beta: &[f32], s: &Split) {
     let (mean, rstd) = stats.split_at(s.c);
     fill_lanes(coef, s, |c| [mean[c], rstd[c] * gamma[c], beta[c]]);
@@ -227,7 +230,7 @@ fn rectify<const RELU: bool>(v: f32) -> f32 {
     if RELU && v < 0.0 { 0.0 } else { v }
 }
 
-/// The gradient behind the ReLU: `dy` where `y` is not clamped.
+/// The gradient before the ReLU: `dy` where `y` is not clamped, else 0.
 #[inline(always)]
 fn mask<const RELU: bool>(dy: f32, y: f32) -> f32 {
     if RELU && y <= 0.0 { 0.0 } else { dy }
@@ -249,8 +252,8 @@ fn forward_chunk<const RESIDUAL: bool, const RELU: bool>(
     }
 }
 
-/// Partial sums over each chunk of `g * (x - mean) * rstd` and of `g`, where `g` is `dy` behind the ReLU.
-/// `coef` is scratch for lanes of the mean and of rstd.
+/// Writes the partial sums of `g * (x - mean) * rstd` and of `g` over each chunk, where `g` is the gradient before the
+/// ReLU. `coef` is scratch for the lanes of mean and rstd.
 pub(super) fn reduce(
     partial: &mut [f32],
     dy: &[f32],
@@ -283,7 +286,7 @@ fn reduce_chunk<const RELU: bool>(p: &mut [f32], dy: &[f32], x: &[f32], y: &[f32
     }
 }
 
-/// Sums of the chunks' two partial sums, in order, in f64.
+/// Adds up the two partial sums of all chunks, in order, in f64.
 pub(super) fn fold(sums: &mut [f32], partial: &[f32], s: &Split) {
     let (dgamma, dbeta) = sums.split_at_mut(s.c);
     dgamma.par_chunks_mut(STRIP).zip(dbeta.par_chunks_mut(STRIP)).enumerate().for_each(|(i, (dgamma, dbeta))| {
@@ -303,14 +306,14 @@ pub(super) fn fold(sums: &mut [f32], partial: &[f32], s: &Split) {
     });
 }
 
-/// `target = sum`, or `+=`.
+/// `target = sum`, or `target += sum` if `add`.
 pub(super) fn put(target: &mut [f32], sum: &[f32], add: bool) {
     for (t, s) in target.iter_mut().zip(sum) {
         *t = if add { *t + s } else { *s };
     }
 }
 
-/// Lanes of mean, a, b, d: `dx = a g + (b (x - mean) + d)`; without `sums` (frozen) b and d are 0.
+/// Writes the lanes of mean, a, b and d: `dx = a g + (b (x - mean) + d)`. Without `sums` (frozen) b and d are 0.
 pub(super) fn backward_coef(coef: &mut [f32], stats: &[f32], gamma: &[f32], sums: Option<&[f32]>, s: &Split) {
     let (mean, rstd) = stats.split_at(s.c);
     fill_lanes(coef, s, |c| {
@@ -325,7 +328,7 @@ pub(super) fn backward_coef(coef: &mut [f32], stats: &[f32], gamma: &[f32], sums
     });
 }
 
-/// `dx`, holding `dy` or to be filled from it, becomes the gradient of x.
+/// Writes the gradient of x to `dx`, which holds dy at first if `dy` is None.
 pub(super) fn backward_train(
     dx: &mut [f32],
     dy: Option<&[f32]>,
@@ -358,8 +361,8 @@ fn train_chunk<const RELU: bool>(dx: &mut [f32], x: &[f32], y: &[f32], coef: &[f
     }
 }
 
-/// `dresidual`, holding `dy` or to be filled from it, becomes the gradient behind the ReLU; `dx`, holding x or to be
-/// filled from it, the gradient of x.
+/// Writes the gradient before the ReLU to `dresidual`, which holds dy at first if `dy` is None, and the gradient of x
+/// to `dx`, which holds x at first if `x` is None.
 pub(super) fn backward_train_residual(
     dresidual: &mut [f32],
     dy: Option<&[f32]>,
@@ -394,7 +397,7 @@ fn mask_row(g: &mut [f32], y: &[f32]) {
     each_lane!(g.len(), mut g; y; i => { g[i] = mask::<true>(g[i], y[i]); });
 }
 
-/// As [`backward_train`] where the statistics do not depend on x.
+/// Like [`backward_train`], but for statistics that do not depend on x.
 pub(super) fn backward_frozen(dx: &mut [f32], dy: Option<&[f32]>, y: Option<&[f32]>, coef: &[f32], s: &Split) {
     dx.par_chunks_mut(s.chunk).enumerate().for_each(|(i, dx)| {
         let at = i * s.chunk;
@@ -412,7 +415,8 @@ pub(super) fn backward_frozen(dx: &mut [f32], dy: Option<&[f32]>, y: Option<&[f3
     });
 }
 
-/// As [`backward_train_residual`] where the statistics do not depend on x; `dx` is fresh, or not wanted.
+/// Like [`backward_train_residual`], but for statistics that do not depend on x. `dx` holds no input; None if it is not
+/// wanted.
 pub(super) fn backward_frozen_residual(
     dresidual: &mut [f32],
     dy: Option<&[f32]>,

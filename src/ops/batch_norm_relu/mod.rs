@@ -1,4 +1,4 @@
-//! Batch normalisation with the residual sum and the ReLU that follow it, in one op.
+//! Batch norm, the residual sum and the ReLU after it, in one op.
 
 mod cpu;
 mod cuda;
@@ -17,17 +17,17 @@ pub const INFO: OpInfo = OpInfo { name: "batch_norm_relu", gradient: Gradient::Y
 /// Where mean and variance come from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum BnMode {
-    /// From the batch; the running statistics move by `momentum` towards it (the variance unbiased).
+    /// From the batch. The running statistics move towards the batch's by `momentum` (the variance is unbiased there).
     Train {
-        /// Share of the new batch, 0.1 in torch.
+        /// Weight of the new batch, 0.1 in torch.
         momentum: f32,
     },
-    /// From the running statistics, which stay as they are: fine-tuning (scale and bias may be trained), and
-    /// evaluation.
+    /// From the running statistics, which do not change: for evaluation and for fine-tuning (scale and bias may be
+    /// trained).
     Frozen,
 }
 
-/// What [`batch_norm_relu`] is given beside x.
+/// The arguments of [`batch_norm_relu`] other than x.
 #[derive(Clone, Copy)]
 pub struct BatchNormRelu<'a> {
     /// Scale `[C]`.
@@ -42,7 +42,7 @@ pub struct BatchNormRelu<'a> {
     pub mode: BnMode,
     /// Added to the variance.
     pub eps: f32,
-    /// Added before the ReLU, of x's shape.
+    /// Added before the ReLU; has the shape of x.
     pub residual: Option<&'a Var>,
     /// Whether a ReLU follows.
     pub relu: bool,
@@ -51,14 +51,15 @@ pub struct BatchNormRelu<'a> {
 /// `y = relu((x - mean) * rstd * gamma + beta + residual)` over N, H, W; residual and ReLU are optional.
 ///
 /// Shapes: x, residual, y `[N,H,W,C]`, floats of one type; gamma, beta, running mean and variance `[C]` f32.
-/// Saves: x, y (for the ReLU's mask; the next op keeps it anyway), mean and rstd `[C]`. Frozen without a gradient for
-/// gamma and beta: y and `[C]` only. Where outputs are rematerialised ([`Tape::rematerialise_outputs`]) and without a
-/// residual, x and `[C]` only: y is recomputed once, for this rule and for those of later ops.
-/// Gradient: x, gamma, beta, residual; written over the incoming gradient and over x where nobody else holds them.
-/// Cost: training reads x twice and writes y, backward reads dy, x, y twice and writes dx; frozen one pass each;
+/// Saves: x, y (for the ReLU's mask; the next op keeps it anyway), mean and rstd `[C]`. If frozen and without a
+/// gradient for gamma and beta: only y and the `[C]` vectors. If outputs are rematerialised
+/// ([`Tape::rematerialise_outputs`]) and there is no residual: only x and the `[C]` vectors; y is rematerialised once,
+/// for this rule and for those of later ops.
+/// Gradient: x, gamma, beta, residual; written over the incoming gradient and over x if nothing else holds them.
+/// Cost: training reads x twice and writes y, backward reads dy, x, y twice and writes dx; if frozen, one pass each;
 /// memory-bound.
 /// Errors: `Shape`, `Dtype`; `Value` for training on one value a channel, whose variance is 0.
-/// Reference: Ioffe and Szegedy 2015, algorithm 1; running statistics as torch.nn.BatchNorm2d.
+/// Reference: Ioffe and Szegedy 2015, algorithm 1; running statistics as in torch.nn.BatchNorm2d.
 pub fn batch_norm_relu(tape: &mut Tape, x: &Var, op: BatchNormRelu<'_>) -> Result<Var> {
     let device = x.device();
     let _op = device.enter("batch_norm_relu");
@@ -100,7 +101,7 @@ pub fn batch_norm_relu(tape: &mut Tape, x: &Var, op: BatchNormRelu<'_>) -> Resul
     Ok(tape.record_all(inputs, y, rule))
 }
 
-/// The op on the CPU where activations have 16 bits: in f32, rounded once.
+/// The op on the CPU for 16-bit activations: computed in f32 and rounded once.
 fn in_16_bits(tape: &mut Tape, x: &Var, op: BatchNormRelu<'_>) -> Result<Var> {
     let BatchNormRelu { gamma, beta, mean, var, mode, eps, residual, relu } = op;
     let (mean, var) = (mean.clone(), var.clone());
@@ -130,7 +131,8 @@ impl BatchNormRelu<'_> {
         Ok(())
     }
 
-    /// Mean and reciprocal deviation of each channel, `[2,C]`; in training the running statistics move.
+    /// Returns the mean and the reciprocal standard deviation of each channel, `[2,C]`. In training, also updates the
+    /// running statistics.
     fn statistics(&self, x: &Tensor, split: &cpu::Split, is_rematerialising: bool) -> Result<Tensor> {
         let (device, eps) = (x.device(), self.eps);
         let mut stats = Tensor::empty(device, &[2, split.c], DType::F32)?;
@@ -193,12 +195,12 @@ fn normalize(
     Ok(y)
 }
 
-/// Shape of the partial sums: `k` numbers a chunk and lane on the CPU; kernels have their own chunks.
+/// Shape of the partial sums: `k` numbers per chunk and lane on the CPU; GPU kernels have their own chunks.
 fn partial_shape(device: &Device, k: usize, split: &cpu::Split, dtype: DType) -> [usize; 3] {
     if device.runs_kernels() { cuda::partial_shape(split.size(), dtype) } else { [split.chunks(), k, split.wide] }
 }
 
-/// Lanes of the CPU's coefficients. Kernels make theirs in registers.
+/// Lanes of the CPU's coefficients. GPU kernels compute theirs in registers.
 fn coef_lanes(device: &Device, split: &cpu::Split) -> usize {
     if device.runs_kernels() { 0 } else { split.wide }
 }
@@ -275,7 +277,7 @@ impl BatchNormReluBwd {
         Ok(train.then_some(both))
     }
 
-    /// Gradients of x and of the residual, each written over dy or x where nobody else holds them.
+    /// Writes the gradients of x and of the residual, each over dy or x if nothing else holds them.
     fn backward_inputs(
         self,
         dy: Tensor,

@@ -6,9 +6,9 @@ use crate::ops::common::partial::Partial;
 use crate::tensor::{DType, Tensor};
 
 const THREADS: u32 = 256;
-/// Of the forward pass: a recipe's loss is one block.
+/// Threads of a block of the forward pass. One block is enough for the loss of a recipe.
 const FORWARD_THREADS: u32 = 1024;
-/// Elements of a thread of the forward pass.
+/// Elements per thread of the forward pass.
 const PER_THREAD: usize = 4;
 
 /// Mirror of the kernels' BceParams.

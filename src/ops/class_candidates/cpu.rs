@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::CandidateShape;
 use crate::ops::box_decode::cpu::{decode, image_size};
 
-/// What the kernel reads.
+/// The inputs of the op.
 pub(super) struct Inputs<'a> {
     pub(super) probs: &'a [f32],
     pub(super) deltas: &'a [f32],

@@ -24,7 +24,7 @@ struct Params {
     threshold: f32,
 }
 
-/// What the kernels read.
+/// The inputs of the kernels.
 pub(super) struct Inputs<'a> {
     pub(super) probs: &'a Tensor,
     pub(super) deltas: &'a Tensor,
@@ -34,7 +34,7 @@ pub(super) struct Inputs<'a> {
     pub(super) scale: Option<&'a Tensor>,
 }
 
-/// `passing [B R]` i32: how many classes of each RoI pass.
+/// `passing` is a workspace, i32 `[B R]`: the number of classes of each RoI that pass the threshold.
 pub(super) fn forward(
     out: &mut Candidates,
     passing: &mut Tensor,

@@ -1,4 +1,5 @@
-//! Convolution on a GPU: cuDNN's on NVIDIA's, the CPU's on the simulated device; bias and ReLU are kernels/bias.cu.
+//! Convolution on a GPU. NVIDIA GPUs use cuDNN, the simulated device uses the CPU's loops, and bias and ReLU are
+//! kernels/bias.cu.
 
 use super::ConvShape;
 use crate::device::Target;
@@ -7,12 +8,12 @@ use crate::error::Result;
 use crate::ops::common::bias;
 use crate::tensor::Tensor;
 
-/// What an algorithm may use, so that the plan knows it before cuDNN is asked: the fastest algorithm within it is
-/// taken. 64 MiB hold the transforms of every layer of the shipped recipes; the arena gives the bytes to others between
-/// two convolutions.
+/// The workspace limit of a cuDNN algorithm. It is fixed, so that the memory plan knows it without asking cuDNN; the
+/// fastest algorithm within it is taken. 64 MiB hold the transforms of every layer of the shipped recipes. Between
+/// two convolutions the arena gives these bytes to other tensors.
 const CUDNN_WORKSPACE_BYTES: usize = 64 << 20;
 
-/// Elements (f32) of the workspace of one pass, if the CPU's pass takes `cpu`.
+/// Elements (f32) of the workspace of one pass; `cpu` returns those of the CPU's pass.
 pub(super) fn workspace(target: Target, cpu: impl FnOnce() -> usize) -> usize {
     match target {
         Target::Cpu | Target::Sim => cpu(),

@@ -1,41 +1,42 @@
 //! Products whose left factor is a gathered matrix: convolution as implicit GEMM, and linear layers (1x1 windows).
 //!
-//! Two schedules. *By rows*: all of B is packed once, then tasks take blocks of output rows. *By columns*: tasks take
-//! blocks of output columns and pack their part of B as they go; for a B that is too large to pack as a whole.
+//! There are two schedules. *By rows*: all of B is packed once, then tasks take blocks of output rows. *By columns*:
+//! tasks take blocks of output columns and each packs its part of B. This one is for a B that is too large to be packed
+//! as a whole.
 
 use super::gather::{Place, Window};
 use crate::cpu::microkernel::{Factors, Finish, Isa, MR, NR, tile};
 use crate::cpu::view::{self, MatMut};
 
-/// Sums are made in chunks of this many products, whose part of A and B stays in the caches.
+/// Sums are taken in chunks of this many products, so that a chunk's part of A and B stays in the caches.
 pub(crate) const KC: usize = 256;
-/// Row length of the gathered A: an odd number of cache lines, so that rows do not fall on the same cache sets.
+/// Row length of the gathered A: an odd number of cache lines, so that rows do not map to the same cache sets.
 const ROW: usize = KC + 16;
-/// Columns that one pass over a block of rows takes: 8 panels, 256 KiB of B.
+/// Columns of one pass over a block of rows: 8 panels, 256 KiB of B.
 const NC: usize = 256;
 
-/// Workspace of one running task for `rows` rows.
+/// Elements of the workspace of one task in flight, for `rows` rows.
 pub(crate) fn rows_lane(rows: usize) -> usize {
     rows * ROW
 }
 
-/// What the left factor is made of.
+/// The map from which the left factor A is gathered.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     pub map: &'a [f32],
     pub window: Window,
-    /// Row i of A is row i of `map` (windows of one pixel, stride 1): no gathering.
+    /// If true, row i of A is row i of `map` (windows of one pixel, stride 1), so nothing is gathered.
     pub plain: bool,
 }
 
 impl Source<'_> {
-    /// Whether A is read where it is: not if its rows would fall on the same few cache sets.
+    /// Whether A is read in place. It is copied if its rows would map to the same few cache sets.
     fn direct(&self) -> bool {
         self.plain && !self.window.c.is_multiple_of(512)
     }
 }
 
-/// The right factor, packed in panels over its whole depth, and what happens to the product.
+/// The right factor, packed in panels over its whole depth, and the epilogue of the product (bias and ReLU).
 #[derive(Clone, Copy)]
 pub(crate) struct Product<'a> {
     pub panels: &'a [f32],

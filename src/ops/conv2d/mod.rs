@@ -1,4 +1,4 @@
-//! Convolution, with the bias and the ReLU that usually follow it.
+//! Convolution, with an optional bias and ReLU.
 
 pub mod cpu;
 mod cuda;
@@ -28,7 +28,7 @@ pub use cpu::ConvShape;
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "conv2d", gradient: Gradient::Yes };
 
-/// What is applied to a convolution's or linear layer's output in the same pass.
+/// The activation applied to the output of a convolution or linear layer in the same pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// Nothing.
@@ -42,12 +42,12 @@ pub enum Activation {
 ///
 /// Shapes: x `[N,H,W,C]`, w `[O,KH,KW,C]`, bias `[O]`, y `[N,OH,OW,O]`, floats of one type, bias f32;
 /// `OH = (H + 2 pad - KH) / stride + 1`.
-/// Saves: x (or how to make it again), w, and y if there is a ReLU.
+/// Saves: x (or its recipe, if it is rematerialised), w, and y if there is a ReLU.
 /// Gradient: x, w, bias.
-/// Cost: 2·N·OH·OW·O·KH·KW·C flops each for y, dx and dw; 3×3 stride 1 by Winograd's minimal filtering, the rest by
-/// GEMM.
-/// Errors: `Shape` if the channels of x and w or the length of the bias differ; `Dtype`; `Value` if the stride is 0 or
-/// the kernel larger than the padded map.
+/// Cost: 2·N·OH·OW·O·KH·KW·C flops each for y, dx and dw; Winograd's minimal filtering for 3×3 with stride 1, GEMM for
+/// the rest.
+/// Errors: `Shape` if the channels of x and w differ or the length of the bias is not O; `Dtype`; `Value` if the stride
+/// is 0 or the kernel is larger than the padded map.
 /// Reference: Lavin and Gray 2016 (arXiv 1509.09308) for the Winograd form.
 pub fn conv2d(
     tape: &mut Tape,
@@ -62,14 +62,14 @@ pub fn conv2d(
     of_live(tape, x, w, bias, (stride_px, pad), activation, live, true)
 }
 
-/// [`conv2d`] of a padded batch: of the `N = B·P` images only the first `counts[b,0]` of each group of `P` count
-/// (clamped to 0..P). On the CPU the others cost nothing but the writing of zeros: y and dx are 0 there, x and dy are
-/// not read. On a GPU they are computed like all others, and their dy must be 0 (as a masked loss gives it).
+/// [`conv2d`] on a padded batch of `N = B·P` images: in each group of `P` images, only the first `counts[b,0]` (clamped
+/// to 0..P) are live. On the CPU the other images cost only the writing of zeros: their y and dx are 0, and their x and
+/// dy are not read. On a GPU they are computed like the live ones, and their dy must be 0 (a masked loss ensures that).
 ///
-/// Shapes: as [`conv2d`]; counts i32 `[B]`, or `[B,2]` as `sample` counts positives and negatives: only the first
-/// column is read.
-/// Saves: as [`conv2d`], and counts.
-/// Errors: as [`conv2d`]; `Shape` if B does not divide N.
+/// Shapes: like [`conv2d`]; counts i32 `[B]`, or `[B,2]` (positives and negatives, from `sample`), of which only the
+/// first column is read.
+/// Saves: like [`conv2d`], and counts.
+/// Errors: like [`conv2d`]; `Shape` if B does not divide N.
 pub fn conv2d_live(
     tape: &mut Tape,
     x: &Var,
@@ -181,7 +181,7 @@ impl Backward for Conv2dBwd {
             );
             Ok(())
         })?;
-        // x is gone, or was not wanted: its memory can serve dx.
+        // x is released by now (or was not needed), so dx can take its memory.
         sink.write(0, &device, &[s.n, s.h, s.w, s.c], w.dtype(), |dx, _| {
             let mut ws = Tensor::empty(
                 &device,

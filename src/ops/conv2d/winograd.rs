@@ -100,7 +100,7 @@ impl Geometry {
 }
 
 /// Elements of one point of a panel of kernels. The points of all buffers here are [`spread`]: the transforms write or
-/// read one line of each, and with distances that are powers of two these would fall on the same cache set.
+/// read one line of each point, and lines at distances of powers of two would map to the same cache set.
 fn panel_point(depth: usize) -> usize {
     spread(depth * NR)
 }
@@ -110,9 +110,9 @@ fn panel_len(depth: usize) -> usize {
     POINTS * panel_point(depth)
 }
 
-/// A tile of the map that is read: transforms 16 channels at a time.
+/// A tile of the input map. It is transformed 16 channels at a time.
 pub(crate) struct InputTile {
-    /// Offset of the pixel at its top left, which may lie outside the map.
+    /// Offset of the top left pixel, which may lie outside the map.
     base: isize,
     rows: std::ops::Range<usize>,
     cols: std::ops::Range<usize>,
@@ -214,15 +214,15 @@ fn transform_kernels(
     }
 }
 
-/// What happens to the outputs.
+/// The operations applied to the outputs: bias and ReLU.
 #[derive(Clone, Copy)]
 pub(crate) struct Epilogue<'a> {
     pub bias: Option<&'a [f32]>,
     pub relu: bool,
 }
 
-/// Writes the outputs of one tile: channels `o0 ..` from `m[point * point_stride + ..]`, into `y` whose row 0 is pixel
-/// `first` of the map and whose column 0 is output channel `o0`.
+/// Writes the outputs of one tile: channels `o0 ..` from `m[point * point_stride + ..]` to `y`. Row 0 of `y` is pixel
+/// `first` of the map, and column 0 is output channel `o0`.
 fn write_tile(
     g: &Geometry,
     t: usize,

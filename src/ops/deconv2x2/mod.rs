@@ -47,8 +47,8 @@ impl Shape {
 /// `y[r, 2h + a, 2w + b, o] = act(bias[o] + sum_i x[r,h,w,i] wt[i,a,b,o])`: kernel 2, stride 2, no padding, so that
 /// each pixel becomes 2×2 by the product of its channels and wt as `[I,4·O]`.
 ///
-/// Of the `R = B·P` maps only the first `counts[b,0]` of each group of `P` count, if there are counts: as in
-/// [`conv2d_live`](conv2d::conv2d_live), the CPU skips the others (y and dx are 0), a GPU computes them.
+/// With `counts`, only the first `counts[b,0]` maps of each group of `P` are live (`R = B·P`). Like in
+/// [`conv2d_live`](conv2d::conv2d_live), the CPU skips the others (y and dx are 0), and a GPU computes them.
 ///
 /// Shapes: x `[R,H,W,I]`, wt `[I,2,2,O]` (of torch's `[I,O,2,2]` the axes 0 2 3 1), bias `[O]`, y `[R,2H,2W,O]`, floats
 /// of one type, bias f32; counts i32 `[B]`, or `[B,2]` as `sample` has them.

@@ -7,7 +7,7 @@ use crate::ops::box_encode::cpu::{encode, ground_truth};
 /// Anchors of one parallel task.
 const CHUNK: usize = 1024;
 
-/// What dense targets are made of.
+/// The inputs of the op.
 pub(super) struct Inputs<'a> {
     pub(super) anchors: &'a [f32],
     pub(super) assigned: &'a [i32],

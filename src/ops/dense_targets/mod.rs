@@ -12,7 +12,7 @@ use crate::tensor::{DType, Tensor};
 pub const INFO: OpInfo =
     OpInfo { name: "dense_targets", gradient: Gradient::No("targets are constants of the losses") };
 
-/// What every anchor should become, where none is sampled.
+/// The targets of all anchors, without sampling.
 #[derive(Clone, Debug)]
 pub struct DenseTargets {
     /// Class, K for background, -1 for anchors that take no part; i32 `[B,N]`.

@@ -1,4 +1,4 @@
-//! A residual sum whose branch is left out for some samples (stochastic depth).
+//! Residual sum that drops its branch for some samples (stochastic depth).
 
 mod cpu;
 mod cuda;
@@ -13,27 +13,28 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "drop_path", gradient: Gradient::Yes };
 
-/// Which samples keep their branch, and how strong it is there.
+/// Decides which samples keep their branch, and the factor of a branch that is kept.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Draw {
-    /// Of 2^24 numbers the first so many drop.
+    /// A draw is one of 2^24 numbers; the branch is dropped if it is below this.
     drops: u32,
     /// `1 / (1 - rate)`.
     scale: f32,
     layer: u32,
 }
 
-/// `y = x + s_n branch`, where `s_n` is 0 with probability `rate` and `1 / (1 - rate)` otherwise, drawn for each sample
-/// n. With rate 0 it is the residual sum, and needs no key. A dropped branch is not read.
+/// `y = x + s_n branch`. For each sample n, `s_n` is 0 with probability `rate`, else `1 / (1 - rate)`. With rate 0 the
+/// op is the residual sum and needs no key. A dropped branch is not read.
 ///
-/// The draw is word 0 of block `layer` of the sample's stream: every place where a model drops has its own `layer`
-/// (both branches of a transformer's block too). `s_n` is drawn again in the backward pass, from the key as it is then.
+/// The draw is word 0 of block `layer` of the sample's stream. Every use in a model needs its own `layer` (so do the
+/// two branches of a transformer block). The backward pass repeats the draw of `s_n` from the saved key, so the key
+/// must not change between the two passes.
 ///
 /// Shapes: x, branch, y `[N,..]`, floats of one type; key i32 `[6]` (seed low and high, stage, step low and high, first
 /// image).
 /// Saves: the key, if rate is not 0.
-/// Gradient: x (dy itself, without a copy), branch (with rate 0 dy itself too).
-/// Cost: reads x and the branches kept, writes y; backward reads dy and writes dbranch; memory-bound.
+/// Gradient: x (dy itself, without a copy), branch (also dy itself if rate is 0).
+/// Cost: reads x and the kept branches, writes y; backward reads dy and writes dbranch; memory-bound.
 /// Errors: `Shape`, `Dtype`; `Value` if the rate is not in [0, 1), or not 0 without a key.
 /// Reference: Huang et al. 2016, section 3; mmcv's DropPath.
 pub fn drop_path(tape: &mut Tape, x: &Var, branch: &Var, rate: f32, layer: u32, key: Option<&Tensor>) -> Result<Var> {

@@ -17,7 +17,7 @@ pub const INFO: OpInfo = OpInfo { name: "gelu", gradient: Gradient::Yes };
 /// 1e-31.
 ///
 /// Shapes: x, y of any one shape, floats of one type.
-/// Saves: x. On a tape that keeps less ([`Tape::rematerialise_outputs`]) y is rematerialised for the next op.
+/// Saves: x. If outputs are rematerialised ([`Tape::rematerialise_outputs`]), y is rematerialised for the next op.
 /// Gradient: x; written over the incoming gradient where nobody else holds it.
 /// Cost: one pass each way, about 20 operations an element; memory-bound.
 /// Errors: `Dtype`.

@@ -1,5 +1,5 @@
 //! Fully connected layers on the CPU, f32: `y[M,N] = x[M,K] w[N,K]^T + bias`. The products are those of
-//! [`crate::ops::conv2d`] with windows of one pixel; workspace and determinism as there.
+//! [`crate::ops::conv2d`] with windows of one pixel, and so are workspace and determinism.
 
 use crate::cpu::view::{self, ALIGN_SLACK};
 use crate::ops::conv2d::cpu::{Right, Schedule, product};
@@ -12,9 +12,9 @@ use crate::ops::conv2d::weights;
 pub struct LinearShape {
     /// Rows.
     pub m: usize,
-    /// Features out.
+    /// Output features.
     pub n: usize,
-    /// Features in.
+    /// Input features.
     pub k: usize,
 }
 

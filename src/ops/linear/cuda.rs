@@ -1,5 +1,5 @@
-//! Fully connected layers on a GPU: cuBLASLt's products on NVIDIA's, with the bias in their epilogue; the CPU's
-//! products on the simulated device; kernels/bias.cu for the rest.
+//! Fully connected layers on a GPU. NVIDIA GPUs use cuBLASLt with the bias in its epilogue, the simulated device uses
+//! the CPU's products, and kernels/bias.cu does the rest.
 
 use super::cpu::LinearShape;
 use crate::device::Target;
@@ -8,10 +8,10 @@ use crate::error::Result;
 use crate::ops::common::bias;
 use crate::tensor::Tensor;
 
-/// What cuBLASLt recommends as workspace on Hopper (32 MiB) is enough on older devices.
+/// The workspace that cuBLASLt recommends on Hopper (32 MiB), which is enough on older devices.
 const CUBLASLT_WORKSPACE_BYTES: usize = (32 << 20) + 256; // and room to begin at a multiple of 256
 
-/// Elements (f32) of the workspace of one pass, if the CPU's pass takes `cpu`.
+/// Elements (f32) of the workspace of one pass; `cpu` returns those of the CPU's pass.
 pub(in crate::ops) fn workspace(target: Target, cpu: impl FnOnce() -> usize) -> usize {
     match target {
         Target::Cpu | Target::Sim => cpu(),

@@ -24,17 +24,16 @@ pub const INFO: OpInfo = OpInfo { name: "linear", gradient: Gradient::Yes };
 /// `y = act(x wᵀ + b)`.
 ///
 /// Shapes: x `[M, ...]` with `C` elements a row, w `[O,C]`, bias `[O]`, y `[M,O]`, floats of one type, bias f32.
-/// Saves: x (or how to make it again), w, and y if there is a ReLU.
+/// Saves: x (or its recipe, if it is rematerialised), w, and y if there is a ReLU.
 /// Gradient: x, w, bias.
 /// Cost: 2·M·O·C flops each for y, dx and dw, as one GEMM each.
-/// Errors: `Shape` if a row of x has not as many elements as a row of w, or the bias another length than w has rows;
-/// `Dtype`.
+/// Errors: `Shape` if the rows of x and w differ in length, or the length of the bias is not O; `Dtype`.
 /// Reference: none needed.
 pub fn linear(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation: Activation) -> Result<Var> {
     rows(tape, x, w, bias, activation, &x.shape()[..x.shape().len().min(1)], true)
 }
 
-/// As [`linear`], over the last dimension: a token of every pixel.
+/// Like [`linear`], but over the last dimension, so that every pixel is a row (a token).
 ///
 /// Shapes: x `[..,C]`, w `[O,C]`, bias `[O]`, y `[..,O]`, floats of one type, bias f32.
 pub fn linear_last(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activation: Activation) -> Result<Var> {
@@ -42,7 +41,7 @@ pub fn linear_last(tape: &mut Tape, x: &Var, w: &Var, bias: Option<&Var>, activa
     rows(tape, x, w, bias, activation, &x.shape()[..rank.saturating_sub(1)], true)
 }
 
-/// Everything behind the leading dimensions is a row.
+/// A row of x consists of all dimensions after the leading ones.
 fn rows(
     tape: &mut Tape,
     x: &Var,
@@ -96,7 +95,7 @@ fn rows(
 
 struct LinearBwd {
     x: Saved,
-    /// Of x.
+    /// Shape of x.
     shape: Vec<usize>,
     w: Tensor,
     y: Option<Tensor>,
@@ -130,7 +129,7 @@ impl Backward for LinearBwd {
             );
             Ok(())
         })?;
-        // x is gone, or was not wanted: its memory can serve dx.
+        // x is released by now (or was not needed), so dx can take its memory.
         sink.write(0, &device, &shape, w.dtype(), |dx, _| {
             let mut ws = Tensor::empty(
                 &device,

@@ -118,8 +118,8 @@ fn best_of_boxes(assigned: &mut [i32], best: &mut [f32], boxes: &[f32], gt: &[[f
     }
 }
 
-/// The boxes whose IoU with a ground truth is its largest one are its own. Ground truths come in order: later ones
-/// override.
+/// Assigns `own` to the boxes whose IoU with `truth` is its largest IoU, `top`. The caller goes through the ground
+/// truths in order, so later ones override earlier ones.
 fn low_quality(assigned: &mut [i32], boxes: &[f32], truth: &[f32; 4], own: i32, top: f32) {
     for (assigned, boxes) in assigned.chunks_mut(BLOCK).zip(boxes.chunks(4 * BLOCK)) {
         let iou = Block::load(boxes).iou(truth);
@@ -129,7 +129,7 @@ fn low_quality(assigned: &mut [i32], boxes: &[f32], truth: &[f32; 4], own: i32, 
     }
 }
 
-/// Boxes by coordinate.
+/// A block of boxes, one array per coordinate.
 struct Block {
     x0: [f32; BLOCK],
     y0: [f32; BLOCK],
@@ -152,7 +152,7 @@ impl Block {
         s
     }
 
-    /// Makes box `i` one that meets nothing.
+    /// Replaces box `i` by one that overlaps nothing.
     fn clear(&mut self, i: usize) {
         (self.x0[i], self.y0[i], self.area[i]) = (f32::INFINITY, f32::INFINITY, 0.0);
         (self.x1[i], self.y1[i]) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
@@ -164,7 +164,7 @@ impl Block {
         [min(&self.x0), min(&self.y0), max(&self.x1), max(&self.y1)]
     }
 
-    /// mmdetection's IoU: no +1, the union at least 1e-6.
+    /// mmdetection's IoU: no +1 in the sides, and the union is at least 1e-6.
     #[inline]
     fn iou(&self, g: &[f32; 4]) -> [f32; BLOCK] {
         let g_area = (g[2] - g[0]) * (g[3] - g[1]);

@@ -52,7 +52,7 @@ fn pair(x: &Inputs<'_>, rule: &PairRule, s: &PairShape, b: usize, pair: i32) -> 
     large.then_some((found, p, class as i32))
 }
 
-/// By `e^-|x|`, which neither overflows nor loses the small side.
+/// Uses `e^-|x|`, which does not overflow and keeps the precision of the small side.
 fn sigmoid(x: f32) -> f32 {
     let e = (-x.abs()).exp();
     if x < 0.0 { e / (1.0 + e) } else { 1.0 / (1.0 + e) }

@@ -191,7 +191,7 @@ impl Scratch {
     }
 }
 
-/// What each bin of one axis averages: a range of pixels and their weights.
+/// The pixels that each bin of one axis averages: a range of pixels and their weights.
 #[derive(Default)]
 struct Axis {
     /// Per bin: first pixel, and where its weights begin. One entry more than bins closes the last.

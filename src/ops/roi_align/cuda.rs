@@ -46,14 +46,14 @@ struct Params {
     first_tile: [u32; MAX_LEVELS],
 }
 
-/// The parameters, and bytes of shared memory.
+/// The kernel parameters and the launch sizes.
 struct Setup {
     params: Params,
-    /// Of the forward kernel.
+    /// Bytes of shared memory of the forward kernel.
     bin_tables: usize,
-    /// Of the gathering backward kernel.
+    /// Bytes of shared memory of the gathering backward kernel.
     gather: usize,
-    /// Of all levels and images.
+    /// Number of tiles of all levels and images.
     tiles: usize,
 }
 

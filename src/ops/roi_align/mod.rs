@@ -15,28 +15,29 @@ use crate::tensor::{DType, Tensor};
 /// Registry entry.
 pub const INFO: OpInfo = OpInfo { name: "roi_align", gradient: Gradient::Yes };
 
-/// Most levels of a pyramid: a kernel takes the address of each.
+/// Largest number of pyramid levels: a kernel takes the address of each level.
 const MAX_LEVELS: usize = 8;
 
-/// What RoIAlign does with a box.
+/// The parameters of RoIAlign.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RoiAlign {
     /// Output rows.
     pub ph: usize,
     /// Output columns.
     pub pw: usize,
-    /// Samples per bin and axis; 0: one per feature pixel, `ceil(size / bins)`.
+    /// Samples per bin and axis; 0 means one per feature pixel, `ceil(size / bins)`.
     pub sampling_ratio: usize,
-    /// True: pixel centres are at half coordinates (He et al. 2017 as corrected in Detectron2). False: the original,
-    /// with boxes at least one feature pixel wide.
+    /// If true, pixel centres are at half coordinates (He et al. 2017 as corrected in Detectron2). If false, the
+    /// original version, in which boxes are at least one feature pixel wide.
     pub aligned: bool,
-    /// Side in input pixels of the boxes that start level 1; those below it are level 0's, twice as large level 1's.
+    /// Scale of the level rule in input pixels: boxes with `sqrt(w h)` below twice this use level 0, and each doubling
+    /// after that is one level more.
     pub finest_scale_px: f32,
     /// How a GPU computes the gradient.
     pub gradient: RoiGradient,
 }
 
-/// How a GPU computes the gradient of RoIAlign; the CPU gathers always.
+/// How a GPU computes the gradient of RoIAlign; the CPU always gathers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoiGradient {
     /// Each element is summed in the order of the boxes: the same on every run.
@@ -46,7 +47,7 @@ pub enum RoiGradient {
 }
 
 impl RoiAlign {
-    /// mmdetection's: adaptive sampling, aligned, finest scale 56; a gradient that is the same on every run.
+    /// mmdetection's parameters: adaptive sampling, aligned, finest scale 56. The gradient is the same on every run.
     pub fn new(ph: usize, pw: usize) -> Self {
         let gradient = RoiGradient::Gather;
         Self { ph, pw, sampling_ratio: 0, aligned: true, finest_scale_px: 56.0, gradient }
@@ -56,7 +57,8 @@ impl RoiAlign {
     pub fn level(&self, roi: [f32; 4], levels: usize) -> usize {
         let side = ((roi[2] - roi[0]) * (roi[3] - roi[1])).sqrt();
         let ratio = side / self.finest_scale_px + 1e-6;
-        // Compared with powers of two: a logarithm just below an integer rounds, and not alike on every device.
+        // The ratio is compared with powers of two: a logarithm just below an integer may round up, and not alike on
+        // every device.
         (1..levels).filter(|&l| ratio >= 2f32.powi(l as i32)).count()
     }
 

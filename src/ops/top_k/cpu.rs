@@ -48,10 +48,12 @@ fn segment(out: &mut [i32], keys: &mut [u64], scores: &[f32], start: usize) {
     out[k..].fill(-1);
 }
 
-/// Lists keys among which are the `k` smallest of all, `0 < k <= scores.len()`; how many comes back.
+/// Writes to `keys` a list that contains the `k` smallest keys of all scores (`0 < k <= scores.len()`), and returns its
+/// length.
 fn candidates(keys: &mut [u64], scores: &[f32], k: usize) -> usize {
     let mut found = 0;
-    // Of the k-th best so far. Later scores that equal it come after it; nothing is at most NaN.
+    // Score of the k-th best so far. Later scores that equal it rank after it. It is NaN at first, and no score is
+    // at most NaN.
     let mut floor = f32::NAN;
     for (block, scores) in scores.chunks(BLOCK).enumerate() {
         if scores.iter().fold(true, |all, &s| all & (s <= floor)) {

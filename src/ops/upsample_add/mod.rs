@@ -1,4 +1,5 @@
-//! The top-down step of a feature pyramid: nearest upsampling to the lateral's size, and the sum.
+//! The top-down step of a feature pyramid: nearest-neighbour upsampling of the top to the lateral's size, plus the
+//! lateral.
 
 mod cpu;
 mod cuda;
@@ -17,10 +18,10 @@ pub const INFO: OpInfo = OpInfo { name: "upsample_add", gradient: Gradient::Yes 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UpsampleShape {
     n: usize,
-    /// Of the top.
+    /// Height and width of the top.
     ht: usize,
     wt: usize,
-    /// Of the lateral and the sum.
+    /// Height and width of the lateral and the sum.
     h: usize,
     w: usize,
     c: usize,

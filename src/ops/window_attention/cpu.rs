@@ -133,7 +133,7 @@ pub(super) fn forward(
     });
 }
 
-/// What [`backward`] reads.
+/// The saved tensors that [`backward`] reads.
 pub(super) struct Saved<'a> {
     /// None: dqkv holds it, and is overwritten.
     pub qkv: Option<&'a [f32]>,
@@ -300,7 +300,7 @@ impl Place {
         place
     }
 
-    /// What is added to the scores of token `t`.
+    /// The mask added to the scores of token `t`; None in windows that do not wrap.
     fn mask(&self, t: usize, tp: usize) -> Option<&[f32]> {
         (self.window.wraps != [false; 2]).then(|| &self.masks[usize::from(self.regions[t])][..tp])
     }

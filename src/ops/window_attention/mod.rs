@@ -44,7 +44,7 @@ impl AttentionShape {
         self.c / self.heads
     }
 
-    /// What q is multiplied by.
+    /// The factor of q, `1 / sqrt(head_dim)`.
     fn scale(&self) -> f32 {
         1.0 / (self.head_dim() as f32).sqrt()
     }
